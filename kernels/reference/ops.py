@@ -1,0 +1,156 @@
+"""The ops of `sgl_sparsekv.ops.Ops`, one function body per op, float32 throughout."""
+
+import torch
+
+from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection
+
+
+class ReferenceOps:
+    """Plain torch; any method runs here, from the formula in its own file."""
+
+    name = "reference"
+
+    def summaries(self) -> frozenset[str] | None:
+        """None: every summary, through its torch formula."""
+        return None
+
+    def summarise(
+        self, summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor, units: torch.Tensor
+    ) -> None:
+        """See `Ops.summarise`."""
+        if units.numel() == 0:
+            return
+        fields[units] = summary.summarise(unit_rows(keys, units, keys.shape[0] // fields.shape[0]))
+
+    def score(
+        self,
+        summary: PageSummary,
+        q: torch.Tensor,
+        fields: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+    ) -> torch.Tensor:
+        """See `Ops.score`."""
+        rows, heads, _, _ = q.shape
+        scores = q.new_full((rows, heads, candidates.unit_table.shape[1]), -torch.inf).float()
+        for row, begin, end in candidate_spans(candidates):
+            units = candidates.unit_table[row, begin:end].long()
+            planes = fields[units].movedim(1, 0).float()  # [H, u, planes, D]
+            estimate = summary.score(q[row].float(), planes) * scale
+            scores[row, :, begin:end] = reduce_group(estimate, reduction)
+        return scores
+
+    def score_exact(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.score_exact`."""
+        rows, heads, _, _ = q.shape
+        scores = q.new_full((rows, heads, candidates.unit_table.shape[1]), -torch.inf).float()
+        for row, begin, end in candidate_spans(candidates):
+            k = unit_rows(keys, candidates.unit_table[row, begin:end].long(), unit_size).float()
+            logits = torch.einsum("hgd,uthd->hgut", q[row].float(), k) * scale
+            scores[row, :, begin:end] = reduce_group(logits.logsumexp(-1), reduction)
+        return scores
+
+    def select(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> Selection:
+        """See `Ops.select`: +inf for sinks and window, then a stable descending sort."""
+        rows, heads, width = scores.shape
+        widest = int(counts.max()) if rows else 0
+        logical = torch.full((rows, heads, widest), -1, dtype=torch.int32, device=scores.device)
+        unit = torch.arange(width, device=scores.device)
+        for row, (begin, end) in enumerate(
+            zip(candidates.begin.tolist(), candidates.end.tolist(), strict=True)
+        ):
+            total, count = int(num_units[row]), int(counts[row])
+            always = (unit < begin) | ((unit >= end) & (unit < total))
+            rank = scores[row].masked_fill(always, torch.inf)[:, :total]
+            best = torch.sort(rank, dim=-1, descending=True, stable=True).indices[:, :count]
+            logical[row, :, :count] = best.sort(-1).values.int()
+        table = candidates.unit_table[:, None, :].expand(rows, heads, width)
+        physical = table.gather(-1, logical.clamp(min=0).long())
+        return Selection(logical, physical.masked_fill(logical < 0, 0).int(), counts)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        table: torch.Tensor,
+        counts: torch.Tensor,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.attend`: one softmax per row and KV head."""
+        rows, heads, group, _ = q.shape
+        out = q.new_empty(rows, heads, group, values.shape[-1])
+        lse = q.new_empty(rows, heads, group, dtype=torch.float32)
+        offsets = torch.arange(unit_size, device=q.device)
+        for row in range(rows):
+            count, tail = int(counts[row]), int(tail_lengths[row])
+            for head in range(heads):
+                units = table[row, head, :count].long()
+                slots = (units[:, None] * unit_size + offsets).reshape(-1)
+                slots = slots[: (count - 1) * unit_size + tail]
+                logits = q[row, head].float() @ keys[slots, head].float().T * scale
+                lse[row, head] = logits.logsumexp(-1)
+                out[row, head] = (logits.softmax(-1) @ values[slots, head].float()).to(q.dtype)
+        return out, lse
+
+    def merge(
+        self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.merge`."""
+        lse = torch.logaddexp(lse_a, lse_b)
+        weight_a, weight_b = (lse_a - lse).exp()[..., None], (lse_b - lse).exp()[..., None]
+        return (out_a.float() * weight_a + out_b.float() * weight_b).to(out_a.dtype), lse
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        slots: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """See `Ops.prefill`."""
+        new, length, heads = q.shape[0], slots.shape[0], keys.shape[1]
+        grouped = q.view(new, heads, -1, q.shape[-1]).float()
+        logits = torch.einsum("thgd,lhd->hgtl", grouped, keys[slots].float()) * scale
+        position = torch.arange(length, device=q.device)
+        future = position[None, :] > position[length - new :, None]
+        weights = logits.masked_fill(future, -torch.inf).softmax(-1)
+        out = torch.einsum("hgtl,lhd->thgd", weights, values[slots].float())
+        return out.reshape(new, -1, values.shape[-1]).to(q.dtype)
+
+
+def unit_rows(keys: torch.Tensor, units: torch.Tensor, unit_size: int) -> torch.Tensor:
+    """Rows of whole units: keys `[slots, H, D]`, units `[m]` -> `[m, unit_size, H, D]`."""
+    return keys.unflatten(0, (-1, unit_size))[units]
+
+
+def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:
+    """(row, begin, end) of every row that has candidates."""
+    spans = zip(candidates.begin.tolist(), candidates.end.tolist(), strict=True)
+    return [(row, begin, end) for row, (begin, end) in enumerate(spans) if begin < end]
+
+
+def reduce_group(scores: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+    """Scaled scores `[H, G, u]` -> `[H, u]`: log of the max or mean softmax over the group."""
+    log_share = scores - scores.logsumexp(-1, keepdim=True)
+    if reduction is Reduction.MAX_SOFTMAX:
+        return log_share.amax(1)
+    return log_share.logsumexp(1) - torch.tensor(float(scores.shape[1])).log()

@@ -1,0 +1,161 @@
+"""The device protocol: what a `kernels/<device>` folder provides, and how it is found."""
+
+from importlib import import_module
+from typing import Protocol
+
+import torch
+
+from .types import Candidates, PageSummary, Reduction, Selection
+
+DEVICES = {
+    "reference": "sgl_sparsekv.kernels.reference",
+    "cpu": "sgl_sparsekv.kernels.cpu",
+}
+"""Device name -> module with a `load() -> Ops`, imported on use."""
+
+
+class Ops(Protocol):
+    """Work of one decode layer, in order; shapes are defined in `sgl_sparsekv.types`.
+
+    Results depend on the row alone: the same row gives the same bits in any batch and with any
+    number of threads.
+    """
+
+    name: str
+
+    def summaries(self) -> frozenset[str] | None:
+        """Names of the page summaries this device has kernels for; None means any."""
+        ...
+
+    def summarise(
+        self, summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor, units: torch.Tensor
+    ) -> None:
+        """Write `fields[units]` from the pool's keys.
+
+        Args:
+            summary: what to compute.
+            keys: `[slots, H, D]`, the pool's K.
+            fields: `[pool units, H, planes, D]`, written at `units`.
+            units: int64 `[m]`, full physical units.
+        """
+        ...
+
+    def score(
+        self,
+        summary: PageSummary,
+        q: torch.Tensor,
+        fields: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+    ) -> torch.Tensor:
+        """Score candidate units from their metadata.
+
+        Returns:
+            float32 `[rows, H, U]`: log of the reduced softmax over each row's candidates; -inf
+            outside `[begin, end)`. Metadata outside the candidates is never read.
+        """
+        ...
+
+    def score_exact(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """Score candidate units by their true share of attention (reads every key).
+
+        Returns:
+            As `score`, with the unit's log-sum-exp of scaled q·k in place of an estimate.
+        """
+        ...
+
+    def select(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> Selection:
+        """Keep sinks, window and the best candidates; equal scores go to the lower unit.
+
+        Args:
+            scores: float32 `[rows, H, U]`.
+            candidates: units before `begin` and from `end` on are always kept.
+            num_units: int32 `[rows]`, units of the sequence, the partial tail included.
+            counts: int32 `[rows]`, units to keep: sinks + window + ranked, at most `num_units`.
+        """
+        ...
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        table: torch.Tensor,
+        counts: torch.Tensor,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode attention over listed units; each K and V row is read once for its G queries.
+
+        Args:
+            q: `[rows, H, G, D]`.
+            keys: `[slots, H, D]`, the pool's K.
+            values: `[slots, H, Dv]`, the pool's V.
+            table: int32 `[rows, H, n]`, physical units; a head stride of 0 (one list for all
+                heads) is allowed.
+            counts: int32 `[rows]`, listed units of each row, at least 1.
+            tail_lengths: int32 `[rows]`, tokens of the last listed unit that exist (1..unit_size).
+            scale: softmax scale.
+            unit_size: tokens per unit.
+
+        Returns:
+            out `[rows, H, G, Dv]` in q's dtype and lse float32 `[rows, H, G]` (natural log).
+        """
+        ...
+
+    def merge(
+        self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Join two attention states `[..., Dv]`, `[...]` over disjoint keys."""
+        ...
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        slots: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """Causal attention of the newest T tokens of one request; cost T x L.
+
+        Args:
+            q: `[T, H * G, D]`, queries of positions L - T .. L - 1.
+            keys: `[slots, H, D]`, the pool's K, the T new rows included.
+            values: `[slots, H, Dv]`.
+            slots: int64 `[L]`, slot of each position.
+            scale: softmax scale.
+
+        Returns:
+            `[T, H * G, Dv]` in q's dtype.
+        """
+        ...
+
+
+def load_ops(device: str) -> Ops:
+    """Load the ops of a device.
+
+    Raises:
+        ValueError: the device is unknown.
+        UnsupportedSetup: its kernels were not built, or cannot run on this machine.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {sorted(DEVICES)}, got {device!r}")
+    ops: Ops = import_module(DEVICES[device]).load()
+    return ops

@@ -1,0 +1,31 @@
+"""`quest`: rank units by an upper bound of q·k from per-channel minimum and maximum keys.
+
+Quest, arXiv 2406.10774, section 3.3: bound = sum over channels of max(q_d * min_d, q_d * max_d).
+Differences from the paper: the selection is shared by the query heads of a KV head (the paper's
+kernels know no GQA), sinks and a recent window are always kept, and generated tokens are ranked
+like any others.
+"""
+
+import torch
+
+from ..types import PageSummary
+from .base import SummaryMethod
+
+
+def min_max(keys: torch.Tensor) -> torch.Tensor:
+    """Keys `[m, unit, H, D]` -> per-channel minimum and maximum `[m, H, 2, D]`, exact."""
+    return torch.stack((keys.amin(1), keys.amax(1)), dim=-2)
+
+
+def upper_bound(q: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    """q `[..., G, D]`, planes `[..., u, 2, D]` -> `[..., G, u]`, at least q·k for every key."""
+    low, high = planes[..., 0, :], planes[..., 1, :]
+    return q.clamp(min=0) @ high.mT + q.clamp(max=0) @ low.mT
+
+
+class Quest(SummaryMethod):
+    """Upper-bound page ranking."""
+
+    name = "quest"
+    citation = "Quest, arXiv 2406.10774"
+    summary = PageSummary("min_max", ("min", "max"), min_max, upper_bound)

@@ -1,0 +1,33 @@
+"""Method names and where they live; a method is imported when it is first used."""
+
+from functools import cache
+from importlib import import_module
+
+from .base import SelectionMethod
+
+METHODS = {
+    "full": "full:Full",
+    "mean_std": "mean_std:MeanStd",
+    "oracle": "oracle:Oracle",
+    "quest": "quest:Quest",
+    "streaming": "streaming:Streaming",
+}
+
+
+def method_names() -> list[str]:
+    """Known method names, sorted."""
+    return sorted(METHODS)
+
+
+@cache
+def load_method(name: str) -> SelectionMethod:
+    """The method of that name (one shared, stateless instance).
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(method_names())}, got {name!r}")
+    module, _, cls = METHODS[name].partition(":")
+    method: SelectionMethod = getattr(import_module(f".{module}", __package__), cls)()
+    return method
