@@ -1,11 +1,11 @@
 """Exceptions a caller may see.
 
-    SparseKVError
-    ├── ConfigError(ValueError)        a server option is wrong: exit 2, before the model loads
-    ├── RequestOptionError(ValueError) a request option is wrong: HTTP 400
-    ├── UnsupportedSetup               this model, flag or SGLang cannot be served: says why and what to do
-    ├── UnsupportedOnDevice            a method needs an op that the device lacks
-    └── StaleMetadata                  the checker found metadata that does not match K
+SparseKVError
+├── ConfigError(ValueError)        a server option is wrong: exit 2, before the model loads
+├── RequestOptionError(ValueError) a request option is wrong: HTTP 400
+├── UnsupportedSetup               this model, flag or SGLang cannot be served; says what to do
+├── UnsupportedOnDevice            a method needs an op that the device lacks
+└── StaleMetadata                  the checker found metadata that does not match K
 """
 
 

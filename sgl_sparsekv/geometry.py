@@ -72,7 +72,7 @@ class Geometry:
         return slots // self.unit_size
 
     def unit_table(self, slots: torch.Tensor) -> torch.Tensor:
-        """Physical units of rows of slots in position order: `[..., L]` -> `[..., ceil(L / unit)]`."""
+        """Physical units of slots in position order: `[..., L]` -> `[..., ceil(L / unit)]`."""
         return slots[..., :: self.unit_size] // self.unit_size
 
     def units_of_pages(self, pages: torch.Tensor) -> torch.Tensor:

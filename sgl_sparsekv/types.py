@@ -13,7 +13,7 @@ import torch
 
 
 class Reduction(StrEnum):
-    """How scores of the G query heads of a KV head become one. Softmax runs over candidate units."""
+    """How G query heads share one score; the softmax runs over the candidate units."""
 
     MAX_SOFTMAX = "max_softmax"
     MEAN_SOFTMAX = "mean_softmax"
@@ -29,12 +29,15 @@ class PageSummary:
         summarise: keys `[m, unit_size, H, D]` -> planes `[m, H, planes, D]` in the keys' dtype.
         score: float32 q `[..., G, D]`, float32 planes `[..., u, planes, D]` -> `[..., G, u]`,
             an estimate of (or bound on) max q·k over the unit, without the softmax scale.
+        ulps: how far two correct implementations may lie apart, in units in the last place of the
+            vector's largest channel; 0 when planes are copies of keys.
     """
 
     name: str
     planes: tuple[str, ...]
     summarise: Callable[[torch.Tensor], torch.Tensor]
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ulps: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Readable torch: the specification that every other device is judged by. Runs on any torch device."""
+"""Readable torch, on any torch device: the specification that other devices are judged by."""
 
 from .ops import ReferenceOps
 

@@ -38,4 +38,6 @@ class MeanStd(SummaryMethod):
 
     name = "mean_std"
     citation = "arXiv 2605.27740 (mean and spread per page)"
-    summary = PageSummary("mean_std", ("mean", "std"), mean_and_std, expected_maximum)
+    summary = PageSummary(
+        "mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4
+    )

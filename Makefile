@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two thread pools on few cores cost far more than they give.
+export OMP_NUM_THREADS ?= $(shell nproc)
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help setup demo test check bench clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## make .venv with everything the other targets need (idempotent)
+
+$(VENV)/.ready: pyproject.toml constraints.txt tools/setup.sh $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.py)
+	@PYTHON=$(PYTHON) bash tools/setup.sh $(VENV)
+	@touch $@
+
+demo: setup ## one long document, many questions: dense, full, quest and streaming side by side
+	@$(BIN)/sparsekv demo --out demo-out
+
+test: setup ## every test that this machine can run
+	@$(BIN)/python -m pytest
+
+check: setup ## ruff and mypy
+	@$(BIN)/ruff check --output-format concise .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup ## kernels and a whole server, against SGLang's torch_native in the same run
+	@mkdir -p bench/results
+	@$(BIN)/python -m bench.kernels --device cpu --json bench/results/kernels-cpu-$$(date +%Y%m%d-%H%M%S).json
+	@$(BIN)/python -m bench.serve --device cpu --json bench/results/serve-cpu-$$(date +%Y%m%d-%H%M%S).json
+
+clean: ## remove the virtual environment and build products
+	rm -rf $(VENV) .uv build *.egg-info kernels/cpu/*.so

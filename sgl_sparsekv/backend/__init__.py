@@ -1,0 +1,1 @@
+"""The SGLang side: flags, KV pool, request options, step plan and the attention backend."""

@@ -1,0 +1,122 @@
+"""Server options on SGLang's command line, in a file, and in the environment.
+
+Precedence: flag, then `--sparsekv-config FILE`, then `SGL_SPARSEKV_CONFIG`, then the default. The
+parsed options travel to the other processes as a plain attribute of SGLang's `ServerArgs`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ..config import (
+    REQUEST_FIELDS,
+    SERVER_FIELDS,
+    ServerOptions,
+    parse_server_options,
+    read_config_file,
+    read_env_config,
+)
+from ..errors import ConfigError, SparseKVError
+from ..plugin import BACKEND_NAME
+
+ATTRIBUTE = "_sparsekv"
+_HELP = {
+    "method": "selection method of requests that name none",
+    "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
+    "sink": "first tokens that are always kept",
+    "window": "newest tokens that are always kept",
+    "dense_layers": "first layers that read the whole cache",
+    "reselect_every": "decode steps for which a selection is used",
+    "methods": "comma-separated methods that requests may choose",
+    "reduction": "how query heads of a KV head share a selection: max_softmax or mean_softmax",
+    "device": "kernels: auto, cpu or reference",
+    "check": "compare sampled page metadata with the keys: off, log or raise",
+    "check_interval": "decode steps between two checks",
+    "validate_input_ids": "answer 400 to token ids outside the vocabulary: true or false",
+    "trace": "ZMQ endpoint to publish selections on, e.g. tcp://127.0.0.1:5560",
+}
+
+
+def add_flags(result: object, parser: argparse.ArgumentParser) -> None:
+    """After `ServerArgs.add_cli_args`: add `--sparsekv-*`."""
+    group = parser.add_argument_group("sparsekv (with --attention-backend sparsekv)")
+    for name in (*REQUEST_FIELDS, *SERVER_FIELDS):
+        group.add_argument(_flag(name), dest=_dest(name), default=None, help=_HELP[name])
+    group.add_argument(
+        "--sparsekv-config", default=None, metavar="FILE", help="JSON or YAML file of the same"
+    )
+
+
+def read_flags(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Around `ServerArgs.from_cli_args`: a wrong option ends the process with one line, exit 2."""
+    namespace: argparse.Namespace = args[-1] if args else kwargs["args"]
+    try:
+        values = _flag_values(namespace)
+        options = _merge(values, getattr(namespace, "sparsekv_config", None))
+        server_args = original(*args, **kwargs)
+        if not is_chosen(server_args):
+            if values:
+                first = _flag(next(iter(values)))
+                raise ConfigError(f"{first} needs --attention-backend {BACKEND_NAME}")
+            return server_args
+    except SparseKVError as error:
+        _exit_with(error)
+    setattr(server_args, ATTRIBUTE, options.as_dict())
+    return server_args
+
+
+def options_of(server_args: Any) -> ServerOptions | None:
+    """Options of a server, or None when the sparsekv backend was not chosen.
+
+    Raises:
+        ConfigError: `SGL_SPARSEKV_CONFIG` is wrong.
+    """
+    if not is_chosen(server_args):
+        return None
+    carried = getattr(server_args, ATTRIBUTE, None)
+    return parse_server_options(carried if carried is not None else read_env_config())
+
+
+def is_chosen(server_args: Any) -> bool:
+    """Whether any attention phase of the server runs on our backend."""
+    names = ("attention_backend", "decode_attention_backend", "prefill_attention_backend")
+    return BACKEND_NAME in (getattr(server_args, name, None) for name in names)
+
+
+def _merge(flags: dict[str, Any], path: str | None) -> ServerOptions:
+    values = read_env_config()
+    if path:
+        values |= read_config_file(path)
+    return parse_server_options(values | flags)
+
+
+def _flag_values(namespace: argparse.Namespace) -> dict[str, Any]:
+    named = {name: getattr(namespace, _dest(name), None) for name in _HELP}
+    return {name: _typed(name, text) for name, text in named.items() if text is not None}
+
+
+def _typed(name: str, text: str) -> Any:
+    """A flag's text as JSON would hold it; what does not parse is left for the rules to refuse."""
+    if name in ("budget", "sink", "window", "dense_layers", "reselect_every", "check_interval"):
+        for parse in (int, float):
+            try:
+                return parse(text)
+            except ValueError:
+                continue
+    if name == "validate_input_ids" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return text
+
+
+def _flag(name: str) -> str:
+    return "--sparsekv-" + name.replace("_", "-")
+
+
+def _dest(name: str) -> str:
+    return "sparsekv_" + name
+
+
+def _exit_with(error: SparseKVError) -> NoReturn:
+    print(f"sparsekv: error: {error}", file=sys.stderr)
+    raise SystemExit(2)

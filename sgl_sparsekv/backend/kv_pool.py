@@ -1,0 +1,110 @@
+"""The KV pool with page metadata, inside SGLang's own memory budget."""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from ..config import ServerOptions, summaries_of
+from ..errors import UnsupportedSetup
+from ..geometry import UNIT_SIZE, Geometry, ceil_div
+from ..page_metadata import PageMetadata
+from ..page_metadata.pool import KeyLayout, bytes_per_unit
+from ..selection import load_method
+from ..types import PageSummary
+from .flags import options_of
+
+logger = logging.getLogger(__name__)
+
+KEY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_handed_out: list[Callable[[torch.Tensor], None]] = []
+"""Listener of the allocator in a scheduler process; set by the attention backend."""
+
+
+def cell_size_with_metadata(
+    original: Callable[..., int], configurator: Any, kvc: Any, num_layers: int
+) -> int:
+    """Around `DefaultPoolConfigurator._compute_cell_size`: bytes per token, metadata included."""
+    size = original(configurator, kvc, num_layers)
+    options = options_of(kvc.server_args)
+    if options is None or kvc.is_draft_worker or kvc.use_mla_backend:
+        return size
+    per_unit = bytes_per_unit(_layout(kvc, num_layers), summaries(options))
+    return size + ceil_div(per_unit, UNIT_SIZE)
+
+
+def build_pool_with_metadata(
+    original: Callable[..., Any], configurator: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Around `KVCacheConfigurator._build_mha_kv_pool`: build a pool class that carries metadata."""
+    options = options_of(configurator.server_args)
+    if options is None or configurator.is_draft_worker:
+        return original(configurator, *args, **kwargs)
+    if configurator.kv_cache_dtype not in KEY_DTYPES:
+        raise UnsupportedSetup(
+            f"KV cache dtype {configurator.kv_cache_dtype} cannot be used with the sparsekv "
+            "backend: page bounds need 16- or 32-bit floating keys; use --kv-cache-dtype auto"
+        )
+    kwargs["mha_pool_class"] = pool_class(kwargs["mha_pool_class"], summaries(options))
+    return original(configurator, *args, **kwargs)
+
+
+def note_handed_out(slots: torch.Tensor | None, *args: Any, **kwargs: Any) -> None:
+    """After `PagedTokenToKVPoolAllocator.alloc`: whole pages for a writer we may not see."""
+    if slots is not None:
+        for listener in _handed_out:
+            listener(slots)
+
+
+def listen_to_allocator(listener: Callable[[torch.Tensor], None]) -> None:
+    """Make `listener` the receiver of slots that `alloc` hands out in this process."""
+    _handed_out[:] = [listener]
+
+
+def summaries(options: ServerOptions) -> tuple[PageSummary, ...]:
+    """Page summaries that the server's methods read."""
+    by_name = {s.name: s for name in options.methods if (s := load_method(name).summary)}
+    return tuple(by_name[name] for name in summaries_of(options.methods))
+
+
+@cache
+def pool_class(base: type, page_summaries: tuple[PageSummary, ...]) -> type:
+    """A subclass of SGLang's pool `base` that allocates `page_metadata` beside K and V."""
+
+    class SparseKVPool(base):  # type: ignore[misc, valid-type]
+        page_metadata: PageMetadata
+
+        def _create_buffers(self) -> None:
+            super()._create_buffers()
+            rows, heads, head_dim = self.k_buffer[0].shape
+            self.page_metadata = PageMetadata(
+                Geometry(self.page_size, min(UNIT_SIZE, self.page_size)),
+                page_summaries,
+                KeyLayout(self.layer_num, heads, head_dim, self.dtype),
+                rows,
+                self.device,
+            )
+            logger.info(
+                "sparsekv: %.1f MiB of page metadata (%.2f %% of K and V) for %s",
+                self.page_metadata.nbytes / 2**20,
+                100 * self.page_metadata.nbytes / max(1, sum(super().get_kv_size_bytes())),
+                ", ".join(s.name for s in page_summaries) or "no summary",
+            )
+
+        def get_kv_size_bytes(self) -> tuple[int, int]:
+            """K bytes with the metadata that summarises them, and V bytes."""
+            k_bytes, v_bytes = super().get_kv_size_bytes()
+            return k_bytes + self.page_metadata.nbytes, v_bytes
+
+    SparseKVPool.__name__ = SparseKVPool.__qualname__ = f"SparseKV{base.__name__}"
+    return SparseKVPool
+
+
+def _layout(kvc: Any, num_layers: int) -> KeyLayout:
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    heads = kvc.model_config.get_num_kv_heads(parallel.attn_tp_size, parallel.attn_dcp_size)
+    return KeyLayout(num_layers, heads, kvc.model_config.head_dim, kvc.kv_cache_dtype)

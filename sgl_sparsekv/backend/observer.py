@@ -1,0 +1,141 @@
+"""Watches steps without steering them: statistics, metrics, the checker and the trace."""
+
+import logging
+from typing import Any
+
+import torch
+
+from ..config import ServerOptions
+from ..errors import StaleMetadata
+from ..page_metadata import PageMetadata, find_mismatches
+from ..serving.metrics import ServingMetrics
+from ..serving.trace import SelectionRecord, TracePublisher
+from ..types import Selection
+from .planner import RowGroup, StepPlan
+from .request_table import RequestTable
+
+logger = logging.getLogger(__name__)
+CHECKED_UNITS = 512
+"""Units of a batch that one check recomputes, at most."""
+
+
+class StepObserver:
+    """What a step did, told to whoever asked."""
+
+    def __init__(
+        self, options: ServerOptions, metadata: PageMetadata, table: RequestTable, runner: Any
+    ) -> None:
+        self.options = options
+        self.metadata = metadata
+        self.table = table
+        self.tp_rank = int(runner.tp_rank)
+        self.num_layers = metadata.layout.num_layers
+        self.metrics = ServingMetrics(enabled=bool(runner.server_args.enable_metrics))
+        self.metrics.metadata_bytes(metadata.nbytes)
+        self.trace = TracePublisher(options.trace) if options.trace and not self.tp_rank else None
+        self.step = 0
+        self._plan: StepPlan | None = None
+        self._checked: torch.Tensor | None = None
+
+    def log_start(self, device: str, on_cpu: bool) -> None:
+        """The start-up banner: one line with everything that decides behaviour."""
+        request = self.options.request
+        logger.info(
+            "sparsekv: method %s, budget %s, sink %d, window %d, first %d layers dense, "
+            "reselect every %d; serves %s; page size %d, unit %d; %.1f MiB of page metadata; "
+            "kernels %s on %s; check %s",
+            request.method,
+            request.budget,
+            request.sink,
+            request.window,
+            request.dense_layers,
+            request.reselect_every,
+            ", ".join(self.options.methods),
+            self.metadata.geometry.page_size,
+            self.metadata.geometry.unit_size,
+            self.metadata.nbytes / 2**20,
+            device,
+            "cpu" if on_cpu else "cuda",
+            self.options.check,
+        )
+
+    def prefix_hit(self, slots: torch.Tensor) -> None:
+        """A request starts with `slots` `[prefix]` already in the cache."""
+        units = self.metadata.geometry.unit_table(slots)
+        self.metrics.shared(int(self.metadata.sealed[units].sum()) if units.numel() else 0)
+
+    def begin_step(self, plan: StepPlan | None, pending: torch.Tensor) -> None:
+        """A step is planned; `plan` is None when no row decodes."""
+        self.step += 1
+        self._plan = plan
+        self.metrics.summarised(pending.numel())
+        self._checked = None
+        if plan is None:
+            return
+        attended, in_context = plan.attended(self.num_layers)
+        for row, read, there in zip(
+            plan.rows.tolist(), attended.tolist(), in_context.tolist(), strict=True
+        ):
+            self.table.record(row, read, there)
+        self.metrics.read(int(attended.sum()), int(in_context.sum()))
+        methods = [option.method for option in plan.options]
+        for method in set(methods):
+            self.metrics.steps(method, methods.count(method))
+        if self.options.check != "off" and self.step % self.options.check_interval == 0:
+            self._checked = self._sample(plan.unit_table)
+
+    def end_layer(self, layer: int, keys: torch.Tensor) -> None:
+        """A layer's K is final for this step: compare sampled metadata with it.
+
+        Raises:
+            StaleMetadata: metadata differs and the check mode is `raise`.
+        """
+        if self._checked is None:
+            return
+        found = find_mismatches(self.metadata, layer, keys, self._checked)
+        self.metrics.checked(self._checked.numel(), len(found))
+        if not found:
+            return
+        message = f"sparsekv: {len(found)} stale fields, the first: {found[0]}"
+        if self.options.check == "raise":
+            raise StaleMetadata(message)
+        logger.error(message)
+
+    def dense(self, layer: int, group: RowGroup) -> None:
+        """Rows read everything in a layer."""
+        if self.trace is not None:
+            for i, count in enumerate(group.counts.tolist()):
+                everything = list(range(count))
+                self._publish(layer, group, i, [everything] * self.metadata.layout.num_kv_heads)
+
+    def selected(self, layer: int, group: RowGroup, selection: Selection) -> None:
+        """Rows read a selection in a layer."""
+        if self.trace is not None:
+            for i, count in enumerate(group.counts.tolist()):
+                self._publish(layer, group, i, selection.logical[i, :, :count].tolist())
+
+    def _publish(self, layer: int, group: RowGroup, i: int, units: list[list[int]]) -> None:
+        assert self.trace is not None and self._plan is not None
+        place = int(group.index[i])
+        row = int(self._plan.rows[place])
+        record = SelectionRecord(
+            step=self.step,
+            layer=layer,
+            rid=self.table.entry(row).rid,
+            method=group.method.name if group.method else "full",
+            length=int(self._plan.lengths[place]),
+            units=units,
+            unit_size=self.metadata.geometry.unit_size,
+            tp_rank=self.tp_rank,
+        )
+        if not self.trace.publish(record):
+            self.metrics.trace_dropped(1)
+
+    def _sample(self, unit_table: torch.Tensor) -> torch.Tensor:
+        """Up to `CHECKED_UNITS` units of the batch, another part of them in every check."""
+        units = torch.unique(unit_table.long().flatten())
+        units = units[units >= self.metadata.geometry.units_per_page]
+        if units.numel() <= CHECKED_UNITS:
+            return units
+        start = (self.step * CHECKED_UNITS) % units.numel()
+        return units.roll(-start)[:CHECKED_UNITS]

@@ -1,0 +1,135 @@
+"""The plan of one decode step: host work, once per step, from lengths and options alone."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ..config import RequestOptions
+from ..geometry import Geometry
+from ..selection import SelectionMethod, load_method
+from ..selection.policy import IntArray, RowOptions, RowPlan, plan_rows
+from ..types import Candidates
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of a step that read their cache the same way in a layer.
+
+    Attributes:
+        method: how units are ranked, or None to read every unit.
+        index: int64 `[rows]`, positions of the rows in the step.
+        candidates: what the method may rank.
+        num_units: int32 `[rows]`.
+        counts: int32 `[rows]`, units kept.
+        tails: int32 `[rows]`, tokens in the last unit.
+        whole: the group is the whole step, in order.
+    """
+
+    method: SelectionMethod | None
+    index: torch.Tensor
+    candidates: Candidates
+    num_units: torch.Tensor
+    counts: torch.Tensor
+    tails: torch.Tensor
+    whole: bool
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `[step rows, ...]` of this group."""
+        return rows if self.whole else rows[self.index]
+
+
+class StepPlan:
+    """Who reads what in one decode step.
+
+    Args:
+        rows: `[n]`, rows of `req_to_token`.
+        lengths: `[n]`, tokens of each, the current one included.
+        options: one per row.
+        req_to_token: int32 `[max rows, max context]`, slot of each position.
+        geometry: unit size.
+    """
+
+    def __init__(
+        self,
+        rows: IntArray,
+        lengths: IntArray,
+        options: list[RequestOptions],
+        req_to_token: torch.Tensor,
+        geometry: Geometry,
+    ) -> None:
+        self.rows = rows
+        self.lengths = lengths
+        self.options = options
+        self.geometry = geometry
+        self.plan: RowPlan = plan_rows(lengths, RowOptions.resolve(options, lengths), geometry)
+        self._device = req_to_token.device
+        span = int(self.plan.num_units.max()) * geometry.unit_size
+        slots = req_to_token[:, :span][:, :: geometry.unit_size]
+        index = torch.from_numpy(rows).to(self._device)
+        self.unit_table = geometry.unit_of(slots.index_select(0, index))
+        self._dense_layers = np.array([o.dense_layers for o in options])
+        self._always_dense = self.plan.dense | np.array(
+            [load_method(o.method).dense for o in options]
+        )
+        self._groups: dict[bytes, list[RowGroup]] = {}
+
+    @cached_property
+    def max_dense_layers(self) -> int:
+        """From this layer on the groups stay the same."""
+        return int(self._dense_layers.max())
+
+    def dense_rows(self, layer: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
+        """Which rows read everything in a layer."""
+        return self._always_dense | (self._dense_layers > layer)
+
+    def groups(self, layer: int) -> list[RowGroup]:
+        """The rows of the step, split by how they read their cache in this layer."""
+        dense = self.dense_rows(layer)
+        key = dense.tobytes()
+        if key not in self._groups:
+            self._groups[key] = self._split(dense)
+        return self._groups[key]
+
+    def needed_units(self) -> torch.Tensor:
+        """Full physical units that some row's method may score, `[m]`, repeats allowed."""
+        scored = [
+            self.unit_table[i, int(self.plan.begin[i]) : int(self.plan.end[i])]
+            for i, option in enumerate(self.options)
+            if not self._always_dense[i] and load_method(option.method).summary is not None
+        ]
+        if not scored:
+            return torch.empty(0, dtype=torch.int64, device=self._device)
+        return torch.cat(scored).long()
+
+    def attended(self, num_layers: int) -> tuple[IntArray, IntArray]:
+        """Tokens read and tokens in context per row, summed over `num_layers` layers."""
+        dense = np.where(self._always_dense, num_layers, np.minimum(self._dense_layers, num_layers))
+        read = dense * self.lengths + (num_layers - dense) * self.plan.attended
+        return read, num_layers * self.lengths
+
+    def _split(self, dense: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> list[RowGroup]:
+        by_method: dict[str | None, list[int]] = {}
+        for i, option in enumerate(self.options):
+            by_method.setdefault(None if dense[i] else option.method, []).append(i)
+        return [self._group(name, np.array(index)) for name, index in by_method.items()]
+
+    def _group(self, name: str | None, index: IntArray) -> RowGroup:
+        plan, whole = self.plan, len(index) == len(self.rows)
+        where = torch.from_numpy(index).to(self._device)
+        widest = int(plan.num_units[index].max())
+        table = self.unit_table if whole else self.unit_table[where, :widest]
+
+        def tensor(values: IntArray) -> torch.Tensor:
+            return torch.from_numpy(values[index].astype(np.int32)).to(self._device)
+
+        return RowGroup(
+            method=None if name is None else load_method(name),
+            index=where,
+            candidates=Candidates(table, tensor(plan.begin), tensor(plan.end)),
+            num_units=tensor(plan.num_units),
+            counts=tensor(plan.num_units if name is None else plan.counts),
+            tails=tensor(plan.tail),
+            whole=whole,
+        )

@@ -1,0 +1,180 @@
+"""While SGLang resolves its flags: our page size, no graphs yet, and what we refuse."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import DEFAULT_PAGE_SIZE, check_page_size
+from ..errors import UnsupportedSetup
+from ..plugin import version_problem
+from .flags import is_chosen, options_of
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A server flag that would make answers wrong or the server fail later.
+
+    Attributes:
+        name: the flag, as the user writes it.
+        applies: takes SGLang's resolved arguments.
+        why: what stands in the way.
+        remedy: what to do.
+    """
+
+    name: str
+    applies: Callable[[Any], bool]
+    why: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be used with the sparsekv backend: {self.why}; {self.remedy}"
+
+
+def _set(name: str) -> Callable[[Any], bool]:
+    """Whether a flag is set; a flag that this SGLang does not know is not."""
+    return lambda cfg: bool(_get(cfg, name))
+
+
+def _above_one(name: str) -> Callable[[Any], bool]:
+    return lambda cfg: (_get(cfg, name) or 1) > 1
+
+
+def _env(name: str) -> Callable[[Any], bool]:
+    return lambda cfg: os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def _get(cfg: Any, name: str) -> Any:
+    try:
+        return getattr(cfg, name)
+    except AttributeError:
+        return None
+
+
+KV_DTYPES = ("auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", None)
+
+REFUSALS = (
+    Refusal(
+        "--speculative-algorithm",
+        _set("speculative_algorithm"),
+        "draft tokens would need a selection each",
+        "leave it out",
+    ),
+    Refusal(
+        "--kv-cache-dtype",
+        lambda cfg: _get(cfg, "kv_cache_dtype") not in KV_DTYPES,
+        "page bounds are kept in the keys' own 16- or 32-bit type",
+        "use auto or bfloat16",
+    ),
+    Refusal(
+        "--enable-hisparse",
+        _set("enable_hisparse"),
+        "it manages the KV cache itself",
+        "leave it out",
+    ),
+    Refusal(
+        "--dcp-size", _above_one("dcp_size"), "a page would lie on several ranks", "leave it out"
+    ),
+    Refusal(
+        "--enable-pdmux", _set("enable_pdmux"), "forwards would not run in order", "leave it out"
+    ),
+    Refusal(
+        "--enable-two-batch-overlap",
+        _set("enable_two_batch_overlap"),
+        "forwards would not run in order",
+        "leave it out",
+    ),
+    Refusal(
+        "--enable-unified-memory",
+        _set("enable_unified_memory"),
+        "slots are virtual there and metadata lives with physical pages",
+        "leave it out",
+    ),
+    Refusal(
+        "--enable-kv-cache-sharding",
+        _set("enable_kv_cache_sharding"),
+        "it replaces the KV pool that carries the page metadata",
+        "leave it out",
+    ),
+    Refusal(
+        "--enable-page-major-kv-layout",
+        _set("enable_page_major_kv_layout"),
+        "keys are read slot by slot",
+        "leave it out",
+    ),
+    Refusal(
+        "--disaggregation-mode",
+        lambda cfg: _get(cfg, "disaggregation_mode") not in (None, "null"),
+        "transferred pages were not tested",
+        "serve prefill and decode in one process",
+    ),
+    Refusal("--dllm-algorithm", _set("dllm_algorithm"), "blocks are rewritten", "leave it out"),
+    Refusal(
+        "--prefill-only-disable-kv-cache",
+        _set("prefill_only_disable_kv_cache"),
+        "there is no KV cache to read",
+        "leave one of the two out",
+    ),
+    Refusal(
+        "SGLANG_USE_HND_KVCACHE",
+        _env("SGLANG_USE_HND_KVCACHE"),
+        "keys are read slot by slot",
+        "unset it",
+    ),
+    Refusal(
+        "SGLANG_ENABLE_METADATA_GLUE_GRAPH",
+        _env("SGLANG_ENABLE_METADATA_GLUE_GRAPH"),
+        "the step plan is host work",
+        "unset it",
+    ),
+    Refusal(
+        "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+        _env("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
+        "metadata is allocated with the pool",
+        "unset it",
+    ),
+)
+
+
+def register_resolution() -> None:
+    """Wrap the resolution step that settles attention backends."""
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+    register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
+
+
+def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
+    previous(server_args)
+    if not is_chosen(server_args):
+        return
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    problem = version_problem()
+    if problem:
+        raise UnsupportedSetup(problem)
+    options_of(server_args)  # a wrong SGL_SPARSEKV_CONFIG stops Engine here, before any process
+    config = resolving_view(server_args)
+    for refusal in REFUSALS:
+        if refusal.applies(config):
+            raise UnsupportedSetup(str(refusal))
+    if config.page_size is None:
+        declare_resolution(server_args, BACKEND_SOURCE, page_size=DEFAULT_PAGE_SIZE)
+    else:
+        check_page_size(config.page_size)
+    _disable_graphs(server_args, config)
+
+
+BACKEND_SOURCE = "sgl_sparsekv"
+
+
+def _disable_graphs(server_args: Any, config: Any) -> None:
+    """The reference kernels synchronise with the host, so no step can be captured yet."""
+    from sglang.srt.arg_groups.overrides import declare_resolution
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+
+    graphs = config.cuda_graph_config
+    if graphs is None:
+        return
+    for phase in (Phase.DECODE, Phase.PREFILL):
+        graphs = with_phase(graphs, phase, backend=Backend.DISABLED)
+    declare_resolution(server_args, BACKEND_SOURCE, cuda_graph_config=graphs)

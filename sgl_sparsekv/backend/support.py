@@ -1,0 +1,76 @@
+"""What a model needs that our backend does not have: refused at start, or served dense."""
+
+import logging
+from typing import Any
+
+from ..errors import UnsupportedOnDevice, UnsupportedSetup
+from ..ops import Ops
+from ..plugin import missing_hooks, version_problem
+from ..selection import load_method
+
+logger = logging.getLogger(__name__)
+
+
+def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
+    """Refuse what would give wrong answers, in one sentence each.
+
+    Raises:
+        UnsupportedSetup: says what, why and what to do.
+        UnsupportedOnDevice: a method needs an op that the device lacks.
+    """
+    problem = version_problem()
+    if problem:
+        raise UnsupportedSetup(problem)
+    missing = missing_hooks()
+    if missing:
+        raise UnsupportedSetup(
+            f"these hooks into SGLang are not in place: {', '.join(missing)}; run "
+            "`sparsekv doctor`, and look for 'sparsekv' in SGLANG_PLUGINS and in the log above"
+        )
+    if runner.use_mla_backend:
+        _refuse("MLA models", "their cache holds latents and not keys", "another backend")
+    if runner.model_config.is_encoder_decoder:
+        _refuse("encoder-decoder models", "cross-attention keeps no pages", "another backend")
+    if not hasattr(runner.token_to_kv_pool, "page_metadata"):
+        _refuse(
+            f"the KV pool {type(runner.token_to_kv_pool).__name__} of this model",
+            "it keeps several kinds of cache (sliding-window or linear layers)",
+            "another backend",
+        )
+    for name in methods:
+        op = load_method(name).missing_op(ops)
+        if op:
+            raise UnsupportedOnDevice(name, op, ops.name)
+    for module in _attention_layers(runner.model):
+        reason = dense_reason(module)
+        if module.logit_cap and runner.device == "cpu":
+            _refuse("models with logit caps", "no CPU kernel applies them", "a GPU")
+        if reason:
+            logger.warning(
+                "sparsekv: layer %d is served dense by SGLang: %s", module.layer_id, reason
+            )
+
+
+def dense_reason(layer: Any) -> str | None:
+    """Why SGLang's own dense backend must serve a layer, or None when ours can."""
+    if layer.sliding_window_size > -1:
+        return "it has a sliding window of its own"
+    if layer.is_cross_attention:
+        return "it attends to an encoder"
+    if str(getattr(layer.attn_type, "value", layer.attn_type)) != "decoder":
+        return "it is not causal"
+    if layer.logit_cap:
+        return "it caps its logits"
+    if layer.xai_temperature_len > 0:
+        return "it scales queries by position"
+    return None
+
+
+def _attention_layers(model: Any) -> list[Any]:
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    return [module for module in model.modules() if isinstance(module, RadixAttention)]
+
+
+def _refuse(what: str, why: str, remedy: str) -> None:
+    raise UnsupportedSetup(f"{what} cannot be served by the sparsekv backend: {why}; use {remedy}")

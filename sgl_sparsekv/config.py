@@ -1,0 +1,283 @@
+"""Options: what a server is started with and what a request may change. Parsed and checked once.
+
+Every default stands here and nowhere else; `docs/options.md` is checked against this file.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, RequestOptionError
+from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div
+from .ops import DEVICES
+from .selection import METHODS, load_method, method_names
+from .types import Reduction
+
+ENV_CONFIG = "SGL_SPARSEKV_CONFIG"
+"""Environment variable with inline JSON, or `@path` of a JSON or YAML file."""
+DEFAULT_PAGE_SIZE = 64
+"""Page size of a server whose user names none."""
+REQUEST_KEY = "sparsekv"
+"""Key of our options inside SGLang's `custom_params`."""
+CHECK_MODES = ("off", "log", "raise")
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """How one request reads its KV cache in decode.
+
+    Attributes:
+        method: selection method.
+        budget: kept per KV head and step: tokens (int), or a share of the context (float, 0..1].
+            Sinks and window are counted in it; whole units of 16 tokens are kept.
+        sink: first tokens, always kept.
+        window: newest tokens, always kept.
+        dense_layers: first layers that read everything.
+        reselect_every: steps for which a selection is used; 1 selects anew in every step.
+    """
+
+    method: str = "quest"
+    budget: int | float = 2048
+    sink: int = 16
+    window: int = 64
+    dense_layers: int = 2
+    reselect_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(
+                f"method must be one of {_listed(method_names())}, got {self.method!r}"
+            )
+        _check_int("sink", self.sink, 0)
+        _check_int("window", self.window, 0)
+        _check_int("dense_layers", self.dense_layers, 0, 10_000)
+        _check_int("reselect_every", self.reselect_every, 1, 1024)
+        _check_budget(self.budget)
+        if isinstance(self.budget, int) and self.budget < self.minimum_budget:
+            raise ValueError(
+                f"budget must be at least {self.minimum_budget} tokens (sink {self.sink} + window "
+                f"{self.window} in whole units of {UNIT_SIZE}, and one for the partial tail), "
+                f"got {self.budget}"
+            )
+
+    @property
+    def minimum_budget(self) -> int:
+        """Tokens that sinks, window and the partial tail take, in whole units."""
+        units = ceil_div(self.sink, UNIT_SIZE) + ceil_div(self.window, UNIT_SIZE) + 1
+        return units * UNIT_SIZE
+
+    def budget_tokens(self, length: int) -> int:
+        """Budget in tokens for a context of `length` tokens."""
+        if isinstance(self.budget, int):
+            return self.budget
+        return max(self.minimum_budget, math.floor(self.budget * length))
+
+
+REQUEST_FIELDS = tuple(f.name for f in fields(RequestOptions))
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server is started with.
+
+    Attributes:
+        request: options of a request that names none.
+        methods: methods a request may choose; each with a page summary costs metadata memory.
+        reduction: how the query heads of a KV head share one selection.
+        device: kernels to use; "auto" takes the ones of the model's device.
+        check: compare sampled metadata with the keys it summarises: off, log or raise.
+        check_interval: steps between two checks.
+        validate_input_ids: refuse token ids outside the vocabulary (they kill a stock server).
+        trace: ZMQ endpoint to publish selections on, or "" for none.
+    """
+
+    request: RequestOptions = field(default_factory=RequestOptions)
+    methods: tuple[str, ...] = ("full", "oracle", "quest", "streaming")
+    reduction: Reduction = Reduction.MAX_SOFTMAX
+    device: str = "auto"
+    check: str = "off"
+    check_interval: int = 50
+    validate_input_ids: bool = True
+    trace: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(f"methods must be among {_listed(method_names())}, got {name!r}")
+        if self.request.method not in self.methods:
+            object.__setattr__(self, "methods", tuple(sorted({*self.methods, self.request.method})))
+        _check_choice("device", self.device, ("auto", *sorted(DEVICES)))
+        _check_choice("check", self.check, CHECK_MODES)
+        _check_int("check_interval", self.check_interval, 1)
+        _check_bool("validate_input_ids", self.validate_input_ids)
+        if self.trace and "://" not in self.trace:
+            raise ValueError(
+                f"trace must be a ZMQ endpoint such as tcp://*:5560, got {self.trace!r}"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat JSON form, as a configuration file would hold it."""
+        flat = asdict(self)
+        request = flat.pop("request")
+        return {**request, **flat, "methods": list(self.methods), "reduction": str(self.reduction)}
+
+
+SERVER_FIELDS = tuple(f.name for f in fields(ServerOptions) if f.name != "request")
+
+
+def parse_server_options(values: Mapping[str, Any]) -> ServerOptions:
+    """Server options from flat values; what is absent keeps its default.
+
+    Raises:
+        ConfigError: an unknown name, or a wrong type or value.
+    """
+    unknown = sorted(set(values) - set(REQUEST_FIELDS) - set(SERVER_FIELDS))
+    if unknown:
+        known = _listed((*REQUEST_FIELDS, *SERVER_FIELDS))
+        raise ConfigError(f"unknown option {_shown(unknown[0])}; known options are {known}")
+    try:
+        request = RequestOptions(**{k: v for k, v in values.items() if k in REQUEST_FIELDS})
+        server = {k: v for k, v in values.items() if k in SERVER_FIELDS}
+        if "methods" in server:
+            server["methods"] = _method_list(server["methods"])
+        if "reduction" in server:
+            _check_choice("reduction", server["reduction"], tuple(Reduction))
+            server["reduction"] = Reduction(server["reduction"])
+        return ServerOptions(request=request, **server)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
+    """Options of one request, on top of the server's.
+
+    Args:
+        raw: the value of `custom_params["sparsekv"]`.
+        server: supplies what the request does not name, and which methods are served.
+
+    Raises:
+        RequestOptionError: names the field, the rule and the value.
+    """
+    if not isinstance(raw, Mapping):
+        raise RequestOptionError(f"sparsekv must be an object of options, got {_shown(raw)}")
+    for name in raw:
+        if name not in REQUEST_FIELDS:
+            raise RequestOptionError(
+                f"sparsekv.{_shown(name, quote=False)} is not an option; "
+                f"options are {_listed(REQUEST_FIELDS)}"
+            )
+    method = raw.get("method", server.request.method)
+    if not isinstance(method, str) or method not in server.methods:
+        raise RequestOptionError(
+            f"sparsekv.method must be one of {_listed(server.methods)} on this server, "
+            f"got {_shown(method)}"
+        )
+    try:
+        return replace(server.request, **raw)
+    except ValueError as error:
+        raise RequestOptionError(f"sparsekv.{error}") from None
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """Flat values of a JSON or YAML file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, or not a mapping.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror}") from None
+    return _mapping(text, f"config file {path}")
+
+
+def read_env_config() -> dict[str, Any]:
+    """Flat values of `SGL_SPARSEKV_CONFIG`; empty when it is not set."""
+    text = os.environ.get(ENV_CONFIG, "").strip()
+    if not text:
+        return {}
+    return read_config_file(text[1:]) if text.startswith("@") else _mapping(text, ENV_CONFIG)
+
+
+def check_page_size(page_size: int) -> None:
+    """Refuse page sizes the package does not serve.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if page_size not in PAGE_SIZES:
+        raise ConfigError(
+            f"--page-size must be one of {_listed(PAGE_SIZES)} for the sparsekv backend, got "
+            f"{page_size}; leave the flag out to get {DEFAULT_PAGE_SIZE}"
+        )
+
+
+def summaries_of(methods: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the page summaries that the methods read, without repeats."""
+    named = (load_method(name).summary for name in methods)
+    return tuple(dict.fromkeys(summary.name for summary in named if summary))
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        import yaml
+
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{source} must be JSON or YAML") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{source} must be a mapping of option names to values")
+    return values
+
+
+def _method_list(value: object) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"methods must be a list of method names, got {_shown(value)}")
+    return tuple(name.strip() for name in names)
+
+
+def _check_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}], got {_shown(value)}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {_shown(value)}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {_listed(choices)}, got {_shown(value)}")
+
+
+def _check_budget(value: object) -> None:
+    tokens = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+    ratio = isinstance(value, float) and 0.0 < value <= 1.0
+    if not (tokens or ratio):
+        raise ValueError(
+            "budget must be a number of tokens (integer > 0) or a share of the context "
+            f"(fraction in (0, 1], written with a point), got {_shown(value)}"
+        )
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(str(name) for name in names)
+
+
+def _shown(value: object, limit: int = 60, quote: bool = True) -> str:
+    """A value as it may stand in an error message: short, on one line."""
+    # A huge string or list is cut before it is formatted.
+    if isinstance(value, (str, list, dict)) and len(value) > limit:
+        head = value[:limit] if isinstance(value, str) else type(value).__name__
+        return f"{head!r}... ({len(value)} long)"
+    text = repr(value) if quote or not isinstance(value, str) else value
+    return text if len(text) <= 2 * limit else text[: 2 * limit] + "..."

@@ -1,0 +1,128 @@
+"""Entry point `sglang.srt.plugins`: every place where SGLang is touched, in one table.
+
+SGLang logs a plugin that fails and goes on, so nothing here may fail late: `register` only writes
+the table into SGLang's hook registry, and the attention backend's constructor calls
+`missing_hooks` and refuses to serve when one is not in place. Each hook is inert unless the
+sparsekv backend was chosen. Why each is needed: `patches/README.md`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from . import TESTED_SGLANG
+
+BACKEND_NAME = "sparsekv"
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One function of SGLang that we follow or wrap.
+
+    Attributes:
+        target: dotted path in SGLang.
+        kind: "after" (sees the result) or "around" (calls the original).
+        function: `module:function` below this package, imported on first call.
+    """
+
+    target: str
+    kind: str
+    function: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function behind the hook."""
+        return self.resolve()(*args, **kwargs)
+
+    def resolve(self) -> Callable[..., Any]:
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        function: Callable[..., Any] = getattr(import_module(f".{module}", __package__), name)
+        return function
+
+
+HOOKS = (
+    Hook("sglang.srt.server_args.ServerArgs.add_cli_args", "after", "backend.flags:add_flags"),
+    Hook("sglang.srt.server_args.ServerArgs.from_cli_args", "around", "backend.flags:read_flags"),
+    Hook(
+        "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
+        "around",
+        "backend.kv_pool:cell_size_with_metadata",
+    ),
+    Hook(
+        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._build_mha_kv_pool",
+        "around",
+        "backend.kv_pool:build_pool_with_metadata",
+    ),
+    Hook(
+        "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator.alloc",
+        "after",
+        "backend.kv_pool:note_handed_out",
+    ),
+    Hook(
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+        "after",
+        "backend.request_table:note_batch",
+    ),
+    Hook(
+        "sglang.srt.sampling.sampling_params.SamplingParams.verify",
+        "after",
+        "serving.requests:verify_sampling_params",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.get_internal_state",
+        "after",
+        "serving.state:add_internal_state",
+    ),
+)
+
+
+def register() -> None:
+    """Announce the backend and write the hooks; called once in every SGLang process."""
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.server_args import add_attention_backend_choices
+
+    add_attention_backend_choices([BACKEND_NAME])
+    register_attention_backend(BACKEND_NAME)(_create_backend)
+    for hook in HOOKS:
+        HookRegistry.register(hook.target, _named(hook), HookType(hook.kind))
+    from .backend.resolution import register_resolution
+
+    register_resolution()
+
+
+def missing_hooks() -> list[str]:
+    """Targets of hooks that are not in place in this process."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    return [hook.target for hook in HOOKS if hook.target not in HookRegistry._patched]
+
+
+def version_problem() -> str | None:
+    """Why the installed SGLang cannot be served, or None when it is a tested one."""
+    try:
+        installed = version("sglang")
+    except PackageNotFoundError:
+        return "SGLang is not installed; pip install sglang==" + TESTED_SGLANG[-1]
+    if installed in TESTED_SGLANG:
+        return None
+    return (
+        f"SGLang {installed} was not tested with this sgl_sparsekv (tested: "
+        f"{', '.join(TESTED_SGLANG)}); install a tested one"
+    )
+
+
+def _create_backend(runner: Any) -> Any:
+    from .backend.attention import create_backend
+
+    return create_backend(runner)
+
+
+def _named(hook: Hook) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs)
+
+    call.__qualname__ = hook.function
+    return call
