@@ -1,0 +1,1 @@
+"""What users of a server meet: request options, refusals, the echo, counters and the trace."""
