@@ -15,8 +15,8 @@ help: ## show this list
 
 setup: $(VENV)/.ready ## make .venv with everything the other targets need (idempotent)
 
-$(VENV)/.ready: pyproject.toml constraints.txt tools/setup.sh $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.py)
-	@PYTHON=$(PYTHON) bash tools/setup.sh $(VENV)
+$(VENV)/.ready: pyproject.toml constraints.txt .ci/setup $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.py)
+	@PYTHON=$(PYTHON) bash .ci/setup $(VENV)
 	@touch $@
 
 demo: setup ## one long document, many questions: dense, full, quest and streaming side by side

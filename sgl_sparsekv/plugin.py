@@ -71,6 +71,49 @@ HOOKS = (
         "serving.requests:verify_sampling_params",
     ),
     Hook(
+        "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
+        "after",
+        "serving.requests:check_generate_request",
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__",
+        "after",
+        "serving.front_end:note_tokenizer_manager",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.output_streamer"
+        "._GenerationStreamAccumulator.to_payload",
+        "around",
+        "serving.echo:attach_reports",
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
+        "around",
+        "serving.echo:take_report",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._build_chat_response",
+        "after",
+        "serving.echo:add_to_response",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._generate_chat_stream",
+        "around",
+        "serving.echo:add_to_stream",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_completions"
+        ".OpenAIServingCompletion._build_completion_response",
+        "after",
+        "serving.echo:add_to_response",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_completions"
+        ".OpenAIServingCompletion._generate_completion_stream",
+        "around",
+        "serving.echo:add_to_stream",
+    ),
+    Hook(
         "sglang.srt.managers.scheduler.Scheduler.get_internal_state",
         "after",
         "serving.state:add_internal_state",

@@ -8,7 +8,7 @@ import torch
 from ..config import ServerOptions
 from ..errors import StaleMetadata
 from ..page_metadata import PageMetadata, find_mismatches
-from ..serving.metrics import ServingMetrics
+from ..serving.metrics import process_metrics
 from ..serving.trace import SelectionRecord, TracePublisher
 from ..types import Selection
 from .planner import RowGroup, StepPlan
@@ -28,9 +28,9 @@ class StepObserver:
         self.options = options
         self.metadata = metadata
         self.table = table
-        self.tp_rank = int(runner.tp_rank)
+        self.tp_rank = _tp_rank()
         self.num_layers = metadata.layout.num_layers
-        self.metrics = ServingMetrics(enabled=bool(runner.server_args.enable_metrics))
+        self.metrics = process_metrics(prometheus=bool(runner.server_args.enable_metrics))
         self.metrics.metadata_bytes(metadata.nbytes)
         self.trace = TracePublisher(options.trace) if options.trace and not self.tp_rank else None
         self.step = 0
@@ -139,3 +139,9 @@ class StepObserver:
             return units
         start = (self.step * CHECKED_UNITS) % units.numel()
         return units.roll(-start)[:CHECKED_UNITS]
+
+
+def _tp_rank() -> int:
+    from sglang.srt.runtime_context import get_parallel
+
+    return int(get_parallel().attn_tp_rank)
