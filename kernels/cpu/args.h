@@ -1,0 +1,46 @@
+// Arguments of the kernels: one struct each, mirrored field by field in library.py.
+// Every field is eight bytes. Strides count elements; the last dimension is contiguous.
+#pragma once
+
+#include <stdint.h>
+
+struct AttendArgs {
+  const void *q, *keys, *values;  // [rows, H, G, D], [slots, H, D], [slots, H, Dv]
+  const int32_t *table, *counts, *tails;
+  void* out;       // [rows, H, G, Dv] contiguous, q's dtype
+  float* lse;      // [rows, H, G] contiguous
+  float* scratch;  // attend_scratch() floats
+  int64_t rows, heads, group, dim, vdim, width, unit, dtype, threads;
+  int64_t q_row, q_head, q_group, k_slot, k_head, v_slot, v_head, t_row, t_head;
+  double scale;
+};
+
+struct ScoreArgs {
+  const void *q, *data;  // [rows, H, G, D]; fields [units, H, 2, D], or keys [slots, H, D]
+  const int32_t *table, *begin, *end;
+  float* out;      // [rows, H, U] contiguous
+  float* scratch;  // score_scratch() floats
+  int64_t rows, heads, group, dim, width, unit, dtype, threads;
+  int64_t formula;  // Formula
+  int64_t mean;     // 0: maximum of the group's softmaxes, 1: their mean
+  int64_t q_row, q_head, q_group, d_item, d_head, d_plane, t_row;
+  double scale, spread;
+};
+
+enum Formula : int64_t { kUpperBound = 0, kExpectedMaximum = 1, kExact = 2 };
+
+struct SelectArgs {
+  const float* scores;  // [rows, H, U] contiguous
+  const int32_t *table, *begin, *end, *num_units, *counts;
+  int32_t *logical, *physical;  // [rows, H, n] contiguous
+  int64_t rows, heads, width, n, threads, t_row;
+};
+
+struct SummariseArgs {
+  const void* keys;      // [slots, H, D]
+  void* fields;          // [units, H, 2, D]
+  const int64_t* units;  // [m]
+  int64_t count, heads, dim, unit, dtype, threads;
+  int64_t mean_std;  // 0: planes min, max; 1: planes mean, std
+  int64_t k_slot, k_head, f_unit, f_head, f_plane;
+};

@@ -1,0 +1,267 @@
+// Decode attention over listed units: flash decoding, split by token count alone.
+//
+// A row's tokens are cut into chunks of kChunk; each chunk is walked in tiles of kTile with an
+// online softmax in base 2, and the chunks of a (row, KV head) are merged at the end. Nothing of
+// this depends on the batch, the threads, or on whether the KV heads share one list; sharing only
+// changes the order of the walk (all heads of a tile, then the next tile), which then follows
+// memory: slots hold the rows of all heads side by side.
+
+#include "args.h"
+#include "dot.h"
+#include "parallel.h"
+
+namespace {
+
+constexpr int64_t kChunk = 512;  // tokens per task
+constexpr int kTile = 64;        // tokens per softmax step: K and V of one head fit the L1 cache
+
+#if LANES == 16 || defined(__aarch64__)
+constexpr int kOutBlock = 4;  // 4 queries x 4 vectors of output stay in registers
+#else
+constexpr int kOutBlock = 2;
+#endif
+
+int64_t units_per_chunk(const AttendArgs& a) { return a.unit < kChunk ? kChunk / a.unit : 1; }
+
+int64_t chunks_of(const AttendArgs& a, int64_t units) {
+  return (units + units_per_chunk(a) - 1) / units_per_chunk(a);
+}
+
+// One chunk's state for one KV head: unnormalised out [G, padded(Dv)], then maxima and sums [G].
+int64_t state_size(const AttendArgs& a) { return a.group * (padded(a.vdim) + 2); }
+
+float* state_of(const AttendArgs& a, int64_t row, int64_t chunk, int64_t head) {
+  int64_t chunks = chunks_of(a, a.width);
+  return a.scratch + ((row * chunks + chunk) * a.heads + head) * state_size(a);
+}
+
+// Queries as float32 [rows, H, G, padded(D)] behind the states.
+float* queries_of(const AttendArgs& a, int64_t row, int64_t head) {
+  int64_t states = a.rows * chunks_of(a, a.width) * a.heads * state_size(a);
+  return a.scratch + states + (row * a.heads + head) * a.group * padded(a.dim);
+}
+
+// Slots of a tile; from `count` on the last one repeats, so that whole vectors can be computed.
+struct Tile {
+  int64_t slot[kTile];
+  int count;
+};
+
+// Tile of the tokens [first, first + kTile) of a list of `tokens`.
+Tile make_tile(const AttendArgs& a, const int32_t* units, int64_t first, int64_t tokens) {
+  Tile tile;
+  int64_t left = tokens - first;
+  tile.count = static_cast<int>(left < kTile ? left : kTile);
+  int64_t unit = first / a.unit, offset = first % a.unit;
+  for (int t = 0; t < tile.count; ++t) {
+    tile.slot[t] = static_cast<int64_t>(units[unit]) * a.unit + offset;
+    if (++offset == a.unit) {
+      offset = 0;
+      ++unit;
+    }
+  }
+  for (int t = tile.count; t < kTile; ++t) tile.slot[t] = tile.slot[tile.count - 1];
+  return tile;
+}
+
+// scores[g][t] = q[g] . k[t]
+template <typename T, int G>
+INLINE void score_tile(float (*scores)[kTile], const float* q, const T* keys, const AttendArgs& a,
+                       const Tile& tile, const Tile* ahead) {
+  constexpr int kRows = LANES / G;
+  for (int t = 0; t < tile.count; t += kRows) {
+    const T* row[kRows];
+    for (int j = 0; j < kRows; ++j) row[j] = keys + tile.slot[t + j] * a.k_slot;
+    if (ahead) {
+      for (int j = 0; j < kRows; ++j) prefetch_row(keys + ahead->slot[t + j] * a.k_slot, a.dim);
+    }
+    VecF acc[LANES] = {};
+    dot_rows<T, G>(acc, q, padded(a.dim), row, a.dim);
+    float sums[LANES];
+    store(sums, sum_each(acc));
+    for (int g = 0; g < G; ++g) {
+      __builtin_memcpy(scores[g] + t, sums + g * kRows, kRows * sizeof(float));
+    }
+  }
+}
+
+// Turns scores into weights 2^(s - max) and updates the running maximum and sum; returns the
+// factor that rescales what was summed before.
+INLINE float weigh_tile(float* scores, int count, float scale, float* max, float* sum) {
+  for (int t = count; t < kTile; ++t) scores[t] = -kInf;
+  int end = static_cast<int>(padded(count));
+  VecF best = splat(*max);
+  for (int t = 0; t < end; t += LANES) {
+    VecF s = load(scores + t) * scale;
+    store(scores + t, s);
+    best = vmax(best, s);
+  }
+  float new_max = max_lanes(best);
+  VecF total = {};
+  for (int t = 0; t < end; t += LANES) {
+    VecF weight = exp2_vec(load(scores + t) - new_max);
+    store(scores + t, weight);
+    total += weight;
+  }
+  float factor = exp2_one(*max - new_max);
+  *sum = *sum * factor + sum_lanes(total);
+  *max = new_max;
+  return factor;
+}
+
+// out[g][d .. d + N vectors) = out * factor[g] + sum over t of weights[g][t] * v[t]
+template <typename T, int G, int N>
+INLINE void add_values(float* out, int64_t out_stride, const float (*weights)[kTile],
+                       const float* factor, const T* values, const AttendArgs& a,
+                       const Tile& tile, const Tile* ahead, int64_t d) {
+  VecF acc[G][N];
+  UNROLL for (int g = 0; g < G; ++g) {
+    UNROLL for (int n = 0; n < N; ++n) {
+      acc[g][n] = load(out + g * out_stride + d + n * LANES) * factor[g];
+    }
+  }
+  for (int t = 0; t < tile.count; ++t) {
+    const T* row = values + tile.slot[t] * a.v_slot + d;
+    if (ahead) prefetch_row(values + ahead->slot[t] * a.v_slot + d, N * LANES);
+    VecF v[N];
+    UNROLL for (int n = 0; n < N; ++n) {
+      int64_t left = a.vdim - d - n * LANES;
+      v[n] = left >= LANES ? load(row + n * LANES)
+                           : load_first(row + n * LANES, static_cast<int>(left));
+    }
+    UNROLL for (int g = 0; g < G; ++g) {
+      UNROLL for (int n = 0; n < N; ++n) acc[g][n] += weights[g][t] * v[n];
+    }
+  }
+  UNROLL for (int g = 0; g < G; ++g) {
+    UNROLL for (int n = 0; n < N; ++n) store(out + g * out_stride + d + n * LANES, acc[g][n]);
+  }
+}
+
+template <typename T, int G>
+INLINE void attend_tile(float* state, int64_t g, const float* q, const T* keys, const T* values,
+                        const AttendArgs& a, const Tile& tile, const Tile* ahead) {
+  float scores[G][kTile], factor[G];
+  int64_t stride = padded(a.vdim);
+  float* max = state + a.group * stride + g;
+  float* sum = max + a.group;
+  if (g > 0) ahead = nullptr;  // the first block of queries has asked for it
+  score_tile<T, G>(scores, q + g * padded(a.dim), keys, a, tile, ahead);
+  for (int i = 0; i < G; ++i) {
+    factor[i] = weigh_tile(scores[i], tile.count, static_cast<float>(a.scale) * kLog2E, max + i,
+                           sum + i);
+  }
+  float* out = state + g * stride;
+  int64_t d = 0;
+  for (; d + kOutBlock * LANES <= a.vdim; d += kOutBlock * LANES) {
+    add_values<T, G, kOutBlock>(out, stride, scores, factor, values, a, tile, ahead, d);
+  }
+  for (; d < a.vdim; d += LANES) {
+    add_values<T, G, 1>(out, stride, scores, factor, values, a, tile, ahead, d);
+  }
+}
+
+// The tokens of one chunk for the KV heads [head, last): all heads of a tile before the next tile.
+template <typename T>
+void attend_chunk(const AttendArgs& a, int64_t row, int64_t chunk, int64_t head, int64_t last) {
+  const int32_t* units = a.table + row * a.t_row + head * a.t_head;
+  int64_t tokens = (static_cast<int64_t>(a.counts[row]) - 1) * a.unit + a.tails[row];
+  int64_t span = units_per_chunk(a) * a.unit;
+  int64_t first = chunk * span;
+  int64_t end = first + span < tokens ? first + span : tokens;
+  for (int64_t h = head; h < last; ++h) {
+    float* state = state_of(a, row, chunk, h);
+    for (int64_t i = 0; i < a.group * padded(a.vdim); ++i) state[i] = 0;
+    float* stats = state + a.group * padded(a.vdim);
+    for (int64_t g = 0; g < a.group; ++g) {
+      stats[g] = -kInf;
+      stats[a.group + g] = 0;
+    }
+  }
+  Tile tiles[2];
+  tiles[0] = make_tile(a, units, first, end);
+  for (int64_t t = first, i = 0; t < end; t += kTile, ++i) {
+    const Tile& tile = tiles[i & 1];
+    Tile* ahead = nullptr;
+    if (t + kTile < end) {
+      ahead = &tiles[(i + 1) & 1];
+      *ahead = make_tile(a, units, t + kTile, end);
+    }
+    for (int64_t h = head; h < last; ++h) {
+      const T* keys = static_cast<const T*>(a.keys) + h * a.k_head;
+      const T* values = static_cast<const T*>(a.values) + h * a.v_head;
+      for_query_blocks(a.group, [&]<int G>(int64_t g) {
+        attend_tile<T, G>(state_of(a, row, chunk, h), g, queries_of(a, row, h), keys, values, a,
+                          tile, ahead);
+      });
+    }
+  }
+}
+
+// Joins the chunks of one (row, KV head) and writes out and lse.
+template <typename T>
+void merge_chunks(const AttendArgs& a, int64_t row, int64_t head) {
+  int64_t chunks = chunks_of(a, a.counts[row]), stride = padded(a.vdim);
+  for (int64_t g = 0; g < a.group; ++g) {
+    float best = -kInf, total = 0;
+    for (int64_t c = 0; c < chunks; ++c) {
+      float max = state_of(a, row, c, head)[a.group * stride + g];
+      best = max > best ? max : best;
+    }
+    for (int64_t c = 0; c < chunks; ++c) {
+      const float* stats = state_of(a, row, c, head) + a.group * stride + g;
+      total += stats[a.group] * exp2_one(stats[0] - best);
+    }
+    int64_t at = (row * a.heads + head) * a.group + g;
+    a.lse[at] = (best + log2_one(total)) * kLn2;
+    for (int64_t d = 0; d < a.vdim; d += LANES) {
+      VecF out = {};
+      for (int64_t c = 0; c < chunks; ++c) {
+        const float* state = state_of(a, row, c, head);
+        float weight = exp2_one(state[a.group * stride + g] - best);
+        out += load(state + g * stride + d) * weight;
+      }
+      out /= total;
+      T* to = static_cast<T*>(a.out) + at * a.vdim + d;
+      if (a.vdim - d >= LANES) {
+        store(to, out);
+      } else {
+        store_first(to, out, static_cast<int>(a.vdim - d));
+      }
+    }
+  }
+}
+
+template <typename T>
+void attend(const AttendArgs& a) {
+  int64_t chunks = chunks_of(a, a.width);
+  bool shared = a.t_head == 0;
+  int64_t lists = shared ? 1 : a.heads, heads = shared ? a.heads : 1;
+  parallel_for(a.rows * a.heads, 1, [&](int64_t i) {
+    int64_t row = i / a.heads, head = i % a.heads;
+    const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
+    widen_queries(queries_of(a, row, head), q, a.group, a.q_group, a.dim);
+  });
+  parallel_for(a.rows * lists * chunks, a.threads, [&](int64_t i) {
+    int64_t row = i / (lists * chunks), list = i / chunks % lists, chunk = i % chunks;
+    if (chunk < chunks_of(a, a.counts[row])) {
+      attend_chunk<T>(a, row, chunk, list * heads, (list + 1) * heads);
+    }
+  });
+  parallel_for(a.rows * a.heads, a.threads,
+               [&](int64_t i) { merge_chunks<T>(a, i / a.heads, i % a.heads); });
+}
+
+}  // namespace
+
+extern "C" int64_t attend_scratch(const AttendArgs* a) {
+  return a->rows * a->heads * (chunks_of(*a, a->width) * state_size(*a) + a->group * padded(a->dim));
+}
+
+extern "C" void attend(const AttendArgs* a) {
+  switch (a->dtype) {
+    case kBFloat16: return attend<BF16>(*a);
+    case kFloat16: return attend<F16>(*a);
+    default: return attend<float>(*a);
+  }
+}

@@ -1,0 +1,60 @@
+// Dot products of a few query heads with a few rows: each row is loaded once for all of them.
+#pragma once
+
+#include "simd.h"
+
+// Queries are taken four at a time, so that four times LANES / 4 sums fill one vector.
+constexpr int kGroup = 4;
+
+INLINE int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// acc[g * rows + j] += q[g] . row[j], lane by lane, for G queries and LANES / G rows.
+// q: float32 [G, q_stride], zero from dim to padded(dim). Square: row elements are squared.
+template <typename T, int G, bool Square = false>
+INLINE void dot_rows(VecF (&acc)[LANES], const float* q, int64_t q_stride,
+                     const T* const (&row)[LANES / G], int64_t dim) {
+  constexpr int kRows = LANES / G;
+  int64_t d = 0;
+  for (; d + LANES <= dim; d += LANES) {
+    VecF x[kRows];
+    UNROLL for (int j = 0; j < kRows; ++j) {
+      x[j] = load(row[j] + d);
+      if (Square) x[j] *= x[j];
+    }
+    UNROLL for (int g = 0; g < G; ++g) {
+      VecF qg = load(q + g * q_stride + d);
+      UNROLL for (int j = 0; j < kRows; ++j) acc[g * kRows + j] += qg * x[j];
+    }
+  }
+  if (d < dim) {
+    UNROLL for (int j = 0; j < kRows; ++j) {
+      VecF x = load_first(row[j] + d, static_cast<int>(dim - d));
+      if (Square) x *= x;
+      UNROLL for (int g = 0; g < G; ++g) acc[g * kRows + j] += load(q + g * q_stride + d) * x;
+    }
+  }
+}
+
+// Copies the query heads of one KV head to float32 [group, padded(dim)], zeros at the end.
+template <typename T>
+INLINE void widen_queries(float* to, const T* from, int64_t group, int64_t stride, int64_t dim) {
+  for (int64_t g = 0; g < group; ++g) {
+    for (int64_t d = 0; d < dim; d += LANES) {
+      int64_t n = dim - d;
+      const T* p = from + g * stride + d;
+      store(to + g * padded(dim) + d, n >= LANES ? load(p) : load_first(p, static_cast<int>(n)));
+    }
+  }
+}
+
+// Calls visit.template operator()<n>(g) for g = 0, 4, ...: n heads at a time, 4 then 2 then 1.
+template <typename Visit>
+INLINE void for_query_blocks(int64_t group, const Visit& visit) {
+  int64_t g = 0;
+  for (; g + 4 <= group; g += 4) visit.template operator()<4>(g);
+  if (g + 2 <= group) {
+    visit.template operator()<2>(g);
+    g += 2;
+  }
+  if (g < group) visit.template operator()<1>(g);
+}

@@ -1,0 +1,216 @@
+"""The ops of `sgl_sparsekv.ops.Ops` on the CPU kernels."""
+
+import ctypes
+import math
+import threading
+
+import torch
+
+from sgl_sparsekv.errors import UnsupportedOnDevice
+from sgl_sparsekv.geometry import UNIT_SIZE
+from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection
+
+from .library import DTYPES, AttendArgs, ScoreArgs, SelectArgs, SummariseArgs, load_library
+from .prefill import merge, prefill
+
+UPPER_BOUND, EXPECTED_MAXIMUM, EXACT = 0, 1, 2
+"""`Formula` of args.h."""
+FORMULAS = {"min_max": UPPER_BOUND, "mean_std": EXPECTED_MAXIMUM}
+SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
+
+
+class Scratch(threading.local):
+    """Float32 working memory of one thread, kept between calls: fresh pages cost a fault each."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.empty(0)
+
+    def pointer(self, floats: int) -> int:
+        """Address of at least `floats` float32 elements, valid until the next call."""
+        if self.buffer.numel() < floats:
+            self.buffer = torch.empty(floats + floats // 4)
+        return self.buffer.data_ptr()
+
+
+class CpuOps:
+    """Fused kernels of one instruction set."""
+
+    name = "cpu"
+
+    def __init__(self, level: str | None = None) -> None:
+        self._library = load_library(level)
+        self._scratch = Scratch()
+
+    def summaries(self) -> frozenset[str] | None:
+        """See `Ops.summaries`."""
+        return frozenset(FORMULAS)
+
+    def summarise(
+        self, summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor, units: torch.Tensor
+    ) -> None:
+        """See `Ops.summarise`."""
+        if summary.name not in FORMULAS:
+            raise UnsupportedOnDevice(summary.name, "summarise", self.name)
+        _check_rows(keys=keys, fields=fields)
+        units = units.contiguous()
+        assert units.dtype is torch.int64 and fields.dtype is keys.dtype
+        _, heads, dim = keys.shape
+        args = SummariseArgs(
+            *(keys.data_ptr(), fields.data_ptr(), units.data_ptr()),
+            *(units.numel(), heads, dim, keys.shape[0] // fields.shape[0]),
+            *(DTYPES[keys.dtype], torch.get_num_threads(), summary.name == "mean_std"),
+            *(*keys.stride()[:2], *fields.stride()[:3]),
+        )
+        self._library.summarise(ctypes.byref(args))
+
+    def score(
+        self,
+        summary: PageSummary,
+        q: torch.Tensor,
+        fields: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+    ) -> torch.Tensor:
+        """See `Ops.score`."""
+        if summary.name not in FORMULAS:
+            raise UnsupportedOnDevice(summary.name, "score", self.name)
+        strides = fields.stride()
+        formula = FORMULAS[summary.name]
+        return self._score(q, fields, candidates, scale, reduction, (*strides[:3],), formula, 0)
+
+    def score_exact(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.score_exact`."""
+        strides = (*keys.stride()[:2], 0)
+        return self._score(q, keys, candidates, scale, reduction, strides, EXACT, unit_size)
+
+    def _score(
+        self,
+        q: torch.Tensor,
+        data: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+        strides: tuple[int, ...],
+        formula: int,
+        unit_size: int,
+    ) -> torch.Tensor:
+        table = candidates.unit_table
+        _check_rows(q=q, data=data, unit_table=table)
+        _check_dtype(q, data)
+        begin, end = candidates.begin.contiguous(), candidates.end.contiguous()
+        rows, heads, group, dim = q.shape
+        out = torch.empty(rows, heads, table.shape[1])
+        args = ScoreArgs(
+            *(q.data_ptr(), data.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
+            *(out.data_ptr(), None, rows, heads, group, dim, table.shape[1], unit_size),
+            *(DTYPES[q.dtype], torch.get_num_threads(), formula),
+            *(reduction is Reduction.MEAN_SOFTMAX, *q.stride()[:3], *strides, table.stride(0)),
+            *(scale, SPREAD),
+        )
+        pointer = ctypes.byref(args)
+        args.scratch = self._scratch.pointer(self._library.score_scratch(pointer))
+        self._library.score(pointer)
+        return out
+
+    def select(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> Selection:
+        """See `Ops.select`."""
+        table = candidates.unit_table
+        _check_rows(unit_table=table)
+        scores, num_units = scores.contiguous(), num_units.contiguous()
+        kept = counts.contiguous()
+        begin, end = candidates.begin.contiguous(), candidates.end.contiguous()
+        rows, heads, width = scores.shape
+        widest = int(counts.max()) if rows else 0
+        logical = torch.empty(rows, heads, widest, dtype=torch.int32)
+        physical = torch.empty_like(logical)
+        args = SelectArgs(
+            *(scores.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
+            *(num_units.data_ptr(), kept.data_ptr(), logical.data_ptr(), physical.data_ptr()),
+            *(rows, heads, width, widest, torch.get_num_threads(), table.stride(0)),
+        )
+        self._library.select_units(ctypes.byref(args))
+        return Selection(logical, physical, counts)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        table: torch.Tensor,
+        counts: torch.Tensor,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.attend`."""
+        _check_rows(q=q, keys=keys, values=values, table=table)
+        _check_dtype(q, keys)
+        counts, tail_lengths = counts.contiguous(), tail_lengths.contiguous()
+        rows, heads, group, dim = q.shape
+        out = q.new_empty(rows, heads, group, values.shape[-1])
+        lse = torch.empty(rows, heads, group)
+        args = AttendArgs(
+            *(q.data_ptr(), keys.data_ptr(), values.data_ptr(), table.data_ptr()),
+            *(counts.data_ptr(), tail_lengths.data_ptr(), out.data_ptr(), lse.data_ptr(), None),
+            *(rows, heads, group, dim, values.shape[-1], table.shape[2], unit_size),
+            *(DTYPES[q.dtype], torch.get_num_threads()),
+            *(*q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], *table.stride()[:2]),
+            scale,
+        )
+        pointer = ctypes.byref(args)
+        args.scratch = self._scratch.pointer(self._library.attend_scratch(pointer))
+        self._library.attend(pointer)
+        return out, lse
+
+    def merge(
+        self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.merge`."""
+        return merge(out_a, lse_a, out_b, lse_b)
+
+    def prefill(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        slots: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """See `Ops.prefill`."""
+        return prefill(q, keys, values, slots, scale)
+
+
+def _check_rows(**tensors: torch.Tensor) -> None:
+    """The kernels walk the last dimension as one run of memory.
+
+    Raises:
+        ValueError: a tensor's last dimension is not contiguous.
+    """
+    for name, tensor in tensors.items():
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            raise ValueError(f"{name} must be contiguous in its last dimension")
+
+
+def _check_dtype(q: torch.Tensor, data: torch.Tensor) -> None:
+    """Queries and the pool share an element type.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if q.dtype is not data.dtype:
+        raise ValueError(f"q must have the pool's dtype {data.dtype}, got {q.dtype}")

@@ -1,0 +1,32 @@
+// Task loops on the caller's OpenMP pool: torch's own, handed over once, so no second pool exists.
+#pragma once
+
+#include <stdint.h>
+
+typedef void (*ParallelRegion)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+extern __attribute__((visibility("hidden"))) ParallelRegion parallel_region;
+
+// Runs task(i) for i in [0, count), each once, on at most `threads` threads. Which thread runs a
+// task is left to chance, so a task must compute the same whoever runs it.
+template <typename Task>
+static void parallel_for(int64_t count, int64_t threads, const Task& task) {
+  struct Job {
+    const Task* task;
+    int64_t count, next;
+  };
+  auto body = [](void* data) {
+    Job* job = static_cast<Job*>(data);
+    for (;;) {
+      int64_t i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+      if (i >= job->count) return;
+      (*job->task)(i);
+    }
+  };
+  Job job = {&task, count, 0};
+  if (threads > count) threads = count;
+  if (threads <= 1) {
+    body(&job);
+  } else {
+    parallel_region(body, &job, static_cast<unsigned>(threads), 0);
+  }
+}

@@ -1,0 +1,226 @@
+// Scores of candidate units: an estimate per unit and query head, then the softmax over a row's
+// candidates, reduced over the query heads of a KV head.
+
+#include "args.h"
+#include "dot.h"
+#include "parallel.h"
+
+namespace {
+
+constexpr int64_t kBlock = 64;  // units per task
+
+// Distance between the logits of two query heads; odd in cache lines, so that the heads of one
+// unit do not all fall into one cache set.
+int64_t logit_stride(const ScoreArgs& a) { return (a.width + 31) / 32 * 32 + 16; }
+
+float* logits_of(const ScoreArgs& a, int64_t row, int64_t head) {
+  return a.scratch + (row * a.heads + head) * a.group * logit_stride(a);
+}
+
+// Two float32 query sets [G, padded(D)] per (row, KV head), behind the logits: the positive and
+// negative parts for the bound, q and its square for the expected maximum, q alone for exact.
+float* queries_of(const ScoreArgs& a, int64_t row, int64_t head) {
+  int64_t logits = a.rows * a.heads * a.group * logit_stride(a);
+  return a.scratch + logits + (row * a.heads + head) * 2 * a.group * padded(a.dim);
+}
+
+template <typename T>
+void prepare_queries(const ScoreArgs& a, int64_t row, int64_t head) {
+  const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
+  int64_t size = a.group * padded(a.dim);
+  float* first = queries_of(a, row, head);
+  float* second = first + size;
+  widen_queries(first, q, a.group, a.q_group, a.dim);
+  for (int64_t i = 0; i < size; ++i) {
+    float x = first[i];
+    if (a.formula == kUpperBound) {
+      first[i] = x > 0 ? x : 0;
+      second[i] = x < 0 ? x : 0;
+    } else if (a.formula == kExpectedMaximum) {
+      second[i] = x * x;
+    }
+  }
+}
+
+INLINE VecF sqrt_vec(VecF x) { return __builtin_elementwise_sqrt(x); }
+
+// Estimates of LANES / G units for G query heads, times the scale.
+template <typename T, int G>
+INLINE VecF estimate(const ScoreArgs& a, const float* q, const T* const (&unit)[LANES / G]) {
+  constexpr int kRows = LANES / G;
+  int64_t stride = padded(a.dim);
+  const float* second = q + a.group * stride;
+  const T* plane[kRows];
+  for (int j = 0; j < kRows; ++j) plane[j] = unit[j] + a.d_plane;
+  VecF acc[LANES] = {};
+  if (a.formula == kUpperBound) {
+    dot_rows<T, G>(acc, q, stride, plane, a.dim);
+    dot_rows<T, G>(acc, second, stride, unit, a.dim);
+    return sum_each(acc) * static_cast<float>(a.scale);
+  }
+  VecF spread[LANES] = {};
+  dot_rows<T, G>(acc, q, stride, unit, a.dim);
+  dot_rows<T, G, true>(spread, second, stride, plane, a.dim);
+  VecF sum = sum_each(acc) + sqrt_vec(sum_each(spread)) * static_cast<float>(a.spread);
+  return sum * static_cast<float>(a.scale);
+}
+
+// Writes sums [G, LANES / G] to the logits of `count` units from `u` on.
+template <int G>
+INLINE void put_logits(const ScoreArgs& a, float* logits, int64_t u, int64_t count, VecF sums) {
+  constexpr int kRows = LANES / G;
+  float lane[LANES];
+  store(lane, sums);
+  for (int g = 0; g < G; ++g) {
+    for (int64_t j = 0; j < (count < kRows ? count : kRows); ++j) {
+      logits[g * logit_stride(a) + u + j] = lane[g * kRows + j];
+    }
+  }
+}
+
+// Estimates of the units [first, last) of a row for all its heads.
+template <typename T>
+void estimate_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last) {
+  constexpr int64_t kStep = LANES / kGroup;  // units read together: memory holds all heads of one
+  const int32_t* table = a.table + row * a.t_row;
+  const T* fields = static_cast<const T*>(a.data);
+  auto unit_at = [&](int64_t u) {
+    return fields + static_cast<int64_t>(table[u < last ? u : last - 1]) * a.d_item;
+  };
+  for (int64_t u = first; u < last; u += kStep) {
+    for (int64_t h = 0; h < a.heads; ++h) {
+      for (int64_t j = 0; j < kStep; ++j) {
+        const T* ahead = unit_at(u + kStep + j) + h * a.d_head;
+        prefetch_row(ahead, a.dim);
+        prefetch_row(ahead + a.d_plane, a.dim);
+      }
+      for_query_blocks(a.group, [&]<int G>(int64_t g) {
+        constexpr int kRows = LANES / G;
+        const float* q = queries_of(a, row, h) + g * padded(a.dim);
+        for (int64_t v = u; v < u + kStep && v < last; v += kRows) {
+          const T* unit[kRows];
+          int64_t end = u + kStep < last ? u + kStep : last;
+          for (int j = 0; j < kRows; ++j) unit[j] = unit_at(v + j < end ? v + j : end - 1) + h * a.d_head;
+          put_logits<G>(a, logits_of(a, row, h) + g * logit_stride(a), v, end - v,
+                        estimate<T, G>(a, q, unit));
+        }
+      });
+    }
+  }
+}
+
+// Log-sum-exp of the scaled q . k of one unit's keys, for G query heads.
+template <typename T, int G>
+INLINE void exact_unit(const ScoreArgs& a, const float* q, const T* keys, float* logits) {
+  constexpr int kRows = LANES / G;
+  float max[G], sum[G];
+  for (int g = 0; g < G; ++g) max[g] = -kInf, sum[g] = 0;
+  for (int64_t t = 0; t < a.unit; t += kRows) {
+    const T* row[kRows];
+    for (int j = 0; j < kRows; ++j) row[j] = keys + (t + j < a.unit ? t + j : t) * a.d_item;
+    VecF acc[LANES] = {};
+    dot_rows<T, G>(acc, q, padded(a.dim), row, a.dim);
+    float lane[LANES];
+    store(lane, sum_each(acc) * (static_cast<float>(a.scale) * kLog2E));
+    for (int g = 0; g < G; ++g) {
+      for (int j = 0; j < kRows && t + j < a.unit; ++j) {
+        float x = lane[g * kRows + j], best = x > max[g] ? x : max[g];
+        sum[g] = sum[g] * exp2_one(max[g] - best) + exp2_one(x - best);
+        max[g] = best;
+      }
+    }
+  }
+  for (int g = 0; g < G; ++g) logits[g * logit_stride(a)] = (max[g] + log2_one(sum[g])) * kLn2;
+}
+
+template <typename T>
+void exact_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last) {
+  const int32_t* table = a.table + row * a.t_row;
+  for (int64_t u = first; u < last; ++u) {
+    int64_t slot = static_cast<int64_t>(table[u]) * a.unit;
+    for (int64_t h = 0; h < a.heads; ++h) {
+      const T* keys = static_cast<const T*>(a.data) + slot * a.d_item + h * a.d_head;
+      for_query_blocks(a.group, [&]<int G>(int64_t g) {
+        exact_unit<T, G>(a, queries_of(a, row, h) + g * padded(a.dim), keys,
+                         logits_of(a, row, h) + g * logit_stride(a) + u);
+      });
+    }
+  }
+}
+
+// Natural log of the sum of exp over logits[begin, end).
+float log_sum_exp(const float* logits, int64_t begin, int64_t end) {
+  VecF best = splat(-kInf), total = {};
+  auto at = [&](int64_t u) {
+    if (end - u >= LANES) return load(logits + u);
+    VecF x = splat(-kInf);
+    for (int64_t j = 0; j < end - u; ++j) x[j] = logits[u + j];
+    return x;
+  };
+  for (int64_t u = begin; u < end; u += LANES) best = vmax(best, at(u));
+  float max = max_lanes(best);
+  for (int64_t u = begin; u < end; u += LANES) total += exp2_vec((at(u) - max) * kLog2E);
+  return max + log2_one(sum_lanes(total)) * kLn2;
+}
+
+// log of the maximum or mean over the group of softmax(logits), -inf outside the candidates.
+void reduce_group(const ScoreArgs& a, int64_t row, int64_t head) {
+  int64_t begin = a.begin[row], end = a.end[row], stride = logit_stride(a);
+  float* out = a.out + (row * a.heads + head) * a.width;
+  float* logits = logits_of(a, row, head);
+  for (int64_t u = 0; u < a.width; ++u) out[u] = -kInf;
+  if (begin >= end) return;
+  for (int64_t g = 0; g < a.group; ++g) {
+    float lse = log_sum_exp(logits + g * stride, begin, end);
+    for (int64_t u = begin; u < end; ++u) {
+      float share = logits[g * stride + u] - lse;
+      logits[g * stride + u] = share;
+      out[u] = share > out[u] ? share : out[u];
+    }
+  }
+  if (!a.mean) return;
+  for (int64_t u = begin; u < end; u += LANES) {
+    int64_t count = end - u < LANES ? end - u : LANES;
+    VecF best = {}, total = {};
+    __builtin_memcpy(&best, out + u, count * sizeof(float));
+    for (int64_t g = 0; g < a.group; ++g) {
+      total += exp2_vec((load(logits + g * stride + u) - best) * kLog2E);
+    }
+    VecF mean = best + log2_vec(total / static_cast<float>(a.group)) * kLn2;
+    __builtin_memcpy(out + u, &mean, count * sizeof(float));
+  }
+}
+
+template <typename T>
+void score(const ScoreArgs& a) {
+  int64_t blocks = (a.width + kBlock - 1) / kBlock;
+  parallel_for(a.rows * a.heads, 1,
+               [&](int64_t i) { prepare_queries<T>(a, i / a.heads, i % a.heads); });
+  parallel_for(a.rows * blocks, a.threads, [&](int64_t i) {
+    int64_t row = i / blocks, begin = a.begin[row], end = a.end[row];
+    int64_t first = begin + i % blocks * kBlock;
+    int64_t last = first + kBlock < end ? first + kBlock : end;
+    if (first >= last) return;
+    if (a.formula == kExact) {
+      exact_block<T>(a, row, first, last);
+    } else {
+      estimate_block<T>(a, row, first, last);
+    }
+  });
+  parallel_for(a.rows * a.heads, a.threads,
+               [&](int64_t i) { reduce_group(a, i / a.heads, i % a.heads); });
+}
+
+}  // namespace
+
+extern "C" int64_t score_scratch(const ScoreArgs* a) {
+  return a->rows * a->heads * a->group * (logit_stride(*a) + 2 * padded(a->dim));
+}
+
+extern "C" void score(const ScoreArgs* a) {
+  switch (a->dtype) {
+    case kBFloat16: return score<BF16>(*a);
+    case kFloat16: return score<F16>(*a);
+    default: return score<float>(*a);
+  }
+}
