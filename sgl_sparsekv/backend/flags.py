@@ -79,9 +79,10 @@ def options_of(server_args: Any) -> ServerOptions | None:
 
 
 def is_chosen(server_args: Any) -> bool:
-    """Whether any attention phase of the server runs on our backend."""
-    names = ("attention_backend", "decode_attention_backend", "prefill_attention_backend")
-    return BACKEND_NAME in (getattr(server_args, name, None) for name in names)
+    """Whether any attention phase of the server runs on our backend, as resolved so far."""
+    from sglang.srt.arg_groups.overrides import attention_backends_of, resolved_view
+
+    return BACKEND_NAME in attention_backends_of(resolved_view(server_args))
 
 
 def _merge(flags: dict[str, Any], path: str | None) -> ServerOptions:
