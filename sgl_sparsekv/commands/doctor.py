@@ -1,0 +1,255 @@
+"""`sparsekv doctor`: whether this machine can serve, and what to do where it cannot.
+
+Only the standard library is imported here. What needs torch or SGLang runs in processes of its own
+with a time limit, so that a broken or hanging import is a finding like any other.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import TESTED_SGLANG, __version__
+
+OK, INFO, WARNING, FAILURE = "ok", "info", "warning", "failure"
+MARKS = {OK: "ok  ", INFO: "    ", WARNING: "warn", FAILURE: "FAIL"}
+INSTRUCTION_SETS = ("sse4_2", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd")
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis.
+
+    Attributes:
+        name: what was looked at.
+        status: ok, info, warning, or failure (serving would stop or be wrong).
+        detail: what was found.
+        remedy: what to do; "" when there is nothing to do.
+    """
+
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--json", action="store_true", help="findings as JSON")
+    parser.add_argument("--model", metavar="DIR", help="say what page metadata costs for a model")
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds for each probe (default 120)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; 1 when one of them stops serving."""
+    findings = diagnose(args.timeout, args.model)
+    healthy = all(finding.status != FAILURE for finding in findings)
+    if args.json:
+        print(json.dumps({"healthy": healthy, "findings": [asdict(f) for f in findings]}, indent=2))
+    else:
+        for finding in findings:
+            print(f"{MARKS[finding.status]}  {finding.name}: {finding.detail}")
+            if finding.remedy:
+                print(f"      -> {finding.remedy}")
+        print("\nready to serve" if healthy else "\nnot ready: see FAIL above")
+    return 0 if healthy else 1
+
+
+def diagnose(timeout: float, model: str | None = None) -> list[Finding]:
+    """Every finding."""
+    with ThreadPoolExecutor(2) as pool:
+        hooks = pool.submit(_probe, "sgl_sparsekv.serving.hook_probe", timeout)
+        ops = pool.submit(_probe, "sgl_sparsekv.serving.selftest", timeout)
+        findings = [*version_findings(), *machine_findings()]
+        findings += ops_findings(*ops.result())
+        findings += hook_findings(*hooks.result())
+    if model is not None:
+        findings.append(model_finding(Path(model), ops.result()[0]))
+    return findings
+
+
+def version_findings() -> list[Finding]:
+    """Installed versions."""
+    findings = [Finding("sgl-sparsekv", OK, __version__)]
+    python = platform.python_version()
+    if sys.version_info >= (3, 11):
+        findings.append(Finding("python", OK, python))
+    else:
+        findings.append(Finding("python", FAILURE, python, "use Python 3.11 or newer"))
+    sglang = _version("sglang")
+    pin = f"pip install sglang=={TESTED_SGLANG[-1]}"
+    if sglang is None:
+        findings.append(Finding("sglang", FAILURE, "not installed", pin))
+    elif sglang not in TESTED_SGLANG:
+        tested = ", ".join(TESTED_SGLANG)
+        findings.append(Finding("sglang", FAILURE, f"{sglang}, tested with {tested}", pin))
+    else:
+        findings.append(Finding("sglang", OK, f"{sglang} (tested)"))
+    torch = _version("torch")
+    if torch is None:
+        findings.append(Finding("torch", FAILURE, "not installed", pin + ", which brings it"))
+    else:
+        findings.append(Finding("torch", OK, torch))
+    for name in ("flashinfer-python", "triton"):
+        findings.append(Finding(name, INFO, _version(name) or "not installed"))
+    return findings
+
+
+def machine_findings() -> list[Finding]:
+    """Processor, threads and memory limits."""
+    flags = _cpu_flags()
+    sets = [name for name in INSTRUCTION_SETS if name in flags]
+    cores = usable_cores()
+    findings = [
+        Finding("processor", INFO, f"{platform.machine()}, {', '.join(sets) or 'baseline'}"),
+        Finding("cores", INFO, f"{cores} usable of {os.cpu_count()}"),
+    ]
+    limit = _cgroup_value("memory.max", "memory/memory.limit_in_bytes")
+    if limit is not None and limit.isdigit() and int(limit) < 2**60:
+        findings.append(Finding("memory limit", INFO, f"{int(limit) / 2**30:.1f} GiB (cgroup)"))
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    remedy = f"export OMP_NUM_THREADS={cores}"
+    if threads.isdigit() and int(threads) > cores:
+        text = f"{threads} threads on {cores} cores wait for each other"
+        findings.append(Finding("OMP_NUM_THREADS", WARNING, text, remedy))
+    elif not threads and cores < (os.cpu_count() or cores):
+        text = f"not set, and torch may count {os.cpu_count()} cores where {cores} can be used"
+        findings.append(Finding("OMP_NUM_THREADS", WARNING, text, remedy))
+    else:
+        findings.append(Finding("OMP_NUM_THREADS", OK, threads or "not set, all cores are used"))
+    return findings
+
+
+def ops_findings(report: dict[str, Any] | None, problem: str) -> list[Finding]:
+    """What the self-test of the device ops found."""
+    if report is None:
+        remedy = "reinstall torch and sgl-sparsekv into a fresh environment"
+        return [Finding("self-test", FAILURE, problem, remedy)]
+    findings = [
+        Finding("gpus", INFO, ", ".join(report["gpus"]) or "none"),
+        Finding("torch threads", INFO, str(report["torch_threads"])),
+    ]
+    for device in report["devices"]:
+        name = f"device {device['device']}"
+        if not device["available"]:
+            status = WARNING if report["gpus"] else FAILURE
+            findings.append(Finding(name, status, device["problem"], "build or reinstall it"))
+        elif device["problem"]:
+            remedy = "do not serve with these kernels: rebuild them, and report it if it stays"
+            findings.append(Finding(name, FAILURE, device["problem"], remedy))
+        else:
+            worst = max(device["worst"].values(), default=0.0)
+            methods = ", ".join(device["methods"])
+            detail = f"agrees with the reference within {worst:.1g}; methods {methods}"
+            findings.append(Finding(name, OK, detail))
+    return findings
+
+
+def hook_findings(report: dict[str, Any] | None, problem: str) -> list[Finding]:
+    """Whether SGLang took our hooks."""
+    if report is None:
+        remedy = f"pip install sglang=={TESTED_SGLANG[-1]} into a fresh environment"
+        return [Finding("hooks", FAILURE, problem, remedy)]
+    findings = []
+    if not report["backend"]:
+        remedy = "reinstall sgl-sparsekv, and leave it in SGLANG_PLUGINS if that is set"
+        findings.append(Finding("backend", FAILURE, "SGLang did not load the plugin", remedy))
+    for target in report["missing"]:
+        remedy = f"install a tested SGLang ({', '.join(TESTED_SGLANG)})"
+        findings.append(Finding("hook", FAILURE, f"not in place: {target}", remedy))
+    if report["prometheus_too_early"]:
+        text = "prometheus_client is imported before SGLang sets it up; /metrics may lack series"
+        findings.append(Finding("metrics", WARNING, text, "look for another plugin that does it"))
+    if not findings:
+        findings.append(Finding("hooks", OK, f"all {len(report['hooks'])} in place"))
+    return findings
+
+
+def model_finding(folder: Path, selftest: dict[str, Any] | None) -> Finding:
+    """What page metadata costs per token for the model in `folder`."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        return Finding("model", FAILURE, f"{folder}/config.json: {error}", "name a model folder")
+    config = config.get("text_config", config)
+    try:
+        layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+        kv_heads = config.get("num_key_value_heads") or heads
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    except KeyError as error:
+        return Finding("model", WARNING, f"{folder}/config.json does not name {error}")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    element = ELEMENT_BYTES.get(dtype, 2)
+    kv = 2 * layers * kv_heads * head_dim * element
+    planes = selftest["default_planes"] if selftest else 2
+    unit = selftest["unit_size"] if selftest else 16
+    metadata = planes * layers * kv_heads * head_dim * element / unit
+    detail = (
+        f"{layers} layers, {kv_heads} KV heads of {head_dim}, {dtype}: {kv} bytes of KV and "
+        f"{metadata:g} bytes of page metadata per token ({100 * metadata / kv:.2f}%), "
+        f"{metadata * 131072 / 2**20:.0f} MiB for 128k tokens"
+    )
+    return Finding("model", OK, detail)
+
+
+def usable_cores() -> int:
+    """Cores this process may use: affinity and cgroup quota."""
+    affine = getattr(os, "sched_getaffinity", None)
+    cores = len(affine(0)) if affine is not None else os.cpu_count() or 1
+    quota = (_cgroup_value("cpu.max", "") or "max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    return cores
+
+
+def _probe(module: str, timeout: float) -> tuple[dict[str, Any] | None, str]:
+    """The JSON that a module prints last, or None and why there is none."""
+    command = [sys.executable, "-m", module]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {timeout:g} seconds (python -m {module})"
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("{"):
+            report: dict[str, Any] = json.loads(line)
+            return report, ""
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    return None, f"{last[:300]} (exit {done.returncode}, python -m {module})"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip().lower() in ("flags", "features"):
+            return set(value.split())
+    return set()
+
+
+def _cgroup_value(*names: str) -> str | None:
+    for name in filter(None, names):
+        try:
+            return Path("/sys/fs/cgroup", name).read_text().strip()
+        except OSError:
+            continue
+    return None

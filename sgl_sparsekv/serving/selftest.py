@@ -1,0 +1,178 @@
+"""Every available device against the readable reference, on one small random case.
+
+`python -m sgl_sparsekv.serving.selftest` prints the result as one line of JSON; `sparsekv doctor`
+runs it in a process of its own.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from ..config import ServerOptions, summaries_of
+from ..errors import UnsupportedSetup
+from ..geometry import UNIT_SIZE, Geometry
+from ..ops import DEVICES, Ops, load_ops
+from ..selection import load_method, method_names
+from ..types import Candidates, Reduction
+
+TOLERANCE = 2e-4
+"""float32 arithmetic in another order, on sums of a few hundred terms of size one."""
+ROWS, HEADS, GROUP, DIM = 3, 2, 4, 64
+LENGTHS = (301, 160, 47)
+POOL_UNITS = 64
+
+
+@dataclass
+class DeviceReport:
+    """How one device did.
+
+    Attributes:
+        device: its name.
+        available: whether it could be loaded.
+        problem: why not, or which op differs from the reference; "" when all is well.
+        methods: methods it can serve.
+        worst: largest deviation from the reference, by op.
+    """
+
+    device: str
+    available: bool = True
+    problem: str = ""
+    methods: list[str] = field(default_factory=list)
+    worst: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Tensors of a small decode step; shapes as in `sgl_sparsekv.types`."""
+
+    q: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    candidates: Candidates
+    num_units: torch.Tensor
+    tails: torch.Tensor
+
+    @property
+    def scale(self) -> float:
+        """Softmax scale."""
+        return DIM**-0.5
+
+
+def make_case() -> Case:
+    """The case: ragged rows whose units lie scattered in the pool."""
+    generator = torch.Generator().manual_seed(0)
+    geometry = Geometry(UNIT_SIZE)
+    units = [geometry.num_units(length) for length in LENGTHS]
+    order = torch.randperm(POOL_UNITS - 1, generator=generator) + 1  # unit 0 is never a request's
+    table = torch.zeros(ROWS, max(units), dtype=torch.int32)
+    taken = 0
+    for row, count in enumerate(units):
+        table[row, :count] = order[taken : taken + count].int()
+        taken += count
+    num_units = torch.tensor(units, dtype=torch.int32)
+    shape = (POOL_UNITS * UNIT_SIZE, HEADS, DIM)
+    return Case(
+        q=torch.randn(ROWS, HEADS, GROUP, DIM, generator=generator),
+        keys=torch.randn(shape, generator=generator),
+        values=torch.randn(shape, generator=generator),
+        candidates=Candidates(table, torch.ones_like(num_units), num_units - 1),
+        num_units=num_units,
+        tails=torch.tensor([geometry.tail_length(n) for n in LENGTHS], dtype=torch.int32),
+    )
+
+
+def test_device(device: str) -> DeviceReport:
+    """Load a device and compare every op with the reference and with plain attention."""
+    report = DeviceReport(device)
+    try:
+        ops = load_ops(device)
+    except (UnsupportedSetup, ImportError, OSError) as error:
+        return DeviceReport(device, available=False, problem=str(error))
+    report.methods = [name for name in method_names() if load_method(name).missing_op(ops) is None]
+    case = make_case()
+    _test_scores(ops, case, report)
+    _test_attend(ops, case, report)
+    bad = [f"{op} is off by {gap:.2g}" for op, gap in report.worst.items() if not gap <= TOLERANCE]
+    report.problem = "; ".join(bad)
+    return report
+
+
+def _test_scores(ops: Ops, case: Case, report: DeviceReport) -> None:
+    """`summarise`, `score`, `score_exact` and `select` for every method of the device."""
+    reference = load_ops("reference")
+    reduction = Reduction.MAX_SOFTMAX
+    units = torch.arange(1, POOL_UNITS)
+    for name in report.methods:
+        summary = load_method(name).summary
+        if summary is None:
+            continue
+        fields = torch.zeros(POOL_UNITS, HEADS, len(summary.planes), DIM)
+        expected = fields.clone()
+        ops.summarise(summary, case.keys, fields, units)
+        reference.summarise(summary, case.keys, expected, units)
+        report.worst[f"summarise[{name}]"] = _gap(fields, expected)
+        inputs = (summary, case.q, expected, case.candidates, case.scale, reduction)
+        scores = reference.score(*inputs)
+        report.worst[f"score[{name}]"] = _gap(ops.score(*inputs), scores)
+    exact = (case.q, case.keys, case.candidates, case.scale, reduction, UNIT_SIZE)
+    scores = reference.score_exact(*exact)
+    report.worst["score_exact"] = _gap(ops.score_exact(*exact), scores)
+    counts = (case.num_units // 2).clamp(min=3).minimum(case.num_units)
+    chosen = ops.select(scores, case.candidates, case.num_units, counts)
+    wanted = reference.select(scores, case.candidates, case.num_units, counts)
+    report.worst["select"] = _gap(chosen.logical.float(), wanted.logical.float())
+
+
+def _test_attend(ops: Ops, case: Case, report: DeviceReport) -> None:
+    """A budget as large as the context must give plain attention."""
+    table = case.candidates.unit_table[:, None, :].expand(-1, HEADS, -1).contiguous()
+    out, _ = ops.attend(
+        case.q, case.keys, case.values, table, case.num_units, case.tails, case.scale, UNIT_SIZE
+    )
+    for row, length in enumerate(LENGTHS):
+        starts = case.candidates.unit_table[row, : case.num_units[row]].long() * UNIT_SIZE
+        slots = (starts[:, None] + torch.arange(UNIT_SIZE)).reshape(-1)[:length]
+        k, v = case.keys[slots].double().movedim(1, 0), case.values[slots].double().movedim(1, 0)
+        dense = (case.q[row].double() @ k.mT * case.scale).softmax(-1) @ v
+        gap = _gap(out[row].double(), dense)
+        report.worst["attend, all units"] = max(report.worst.get("attend, all units", 0.0), gap)
+
+
+def _gap(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference; infinite where only one side is finite or shapes differ."""
+    if got.shape != wanted.shape:
+        return float("inf")
+    both = got.isfinite() & wanted.isfinite()
+    if not torch.equal(got.isfinite(), wanted.isfinite()) or not torch.equal(
+        got[~both], wanted[~both]
+    ):
+        return float("inf")
+    return float((got[both] - wanted[both]).abs().max()) if bool(both.any()) else 0.0
+
+
+def main() -> None:
+    """Print the report."""
+    options = ServerOptions()
+    planes = {}
+    for name in method_names():
+        summary = load_method(name).summary
+        if summary is not None:
+            planes[summary.name] = len(summary.planes)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(
+        json.dumps(
+            {
+                "torch_threads": torch.get_num_threads(),
+                "gpus": gpus,
+                "devices": [asdict(test_device(device)) for device in DEVICES],
+                "default_methods": list(options.methods),
+                "default_planes": sum(planes[name] for name in summaries_of(options.methods)),
+                "unit_size": UNIT_SIZE,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
