@@ -279,5 +279,6 @@ def _shown(value: object, limit: int = 60, quote: bool = True) -> str:
     if isinstance(value, (str, list, dict)) and len(value) > limit:
         head = value[:limit] if isinstance(value, str) else type(value).__name__
         return f"{head!r}... ({len(value)} long)"
-    text = repr(value) if quote or not isinstance(value, str) else value
+    bare = isinstance(value, str) and not quote and value.isprintable()
+    text = str(value) if bare else repr(value)
     return text if len(text) <= 2 * limit else text[: 2 * limit] + "..."

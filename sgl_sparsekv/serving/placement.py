@@ -108,4 +108,5 @@ def _numbered(value: object, path: str) -> Iterator[tuple[str, Mapping[str, obje
 
 def _misplaced(path: str, place: str) -> RequestOptionError:
     shown = path if len(path) <= 80 else path[:80] + "..."
+    shown = shown if shown.isprintable() else ascii(shown)
     return RequestOptionError(f"{shown} would be ignored here; it belongs in {place}")

@@ -5,6 +5,7 @@ runs it in a process of its own.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -56,7 +57,7 @@ class Case:
     @property
     def scale(self) -> float:
         """Softmax scale."""
-        return DIM**-0.5
+        return 1 / math.sqrt(DIM)
 
 
 def make_case() -> Case:

@@ -1,0 +1,173 @@
+"""What is wrong in a request is refused with its name, rule and value; all else passes."""
+
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgl_sparsekv.config import REQUEST_FIELDS, RequestOptions, ServerOptions
+from sgl_sparsekv.errors import RequestOptionError
+from sgl_sparsekv.serving import front_end as front_end_module
+from sgl_sparsekv.serving.front_end import FrontEnd
+from sgl_sparsekv.serving.metrics import ServingMetrics
+from sgl_sparsekv.serving.requests import (
+    check_custom_params,
+    check_generate_request,
+    check_options,
+    check_token_ids,
+    verify_sampling_params,
+)
+
+VOCAB = 1000  # as the fixture has it
+
+
+def sampling(options: object, **other: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        custom_params={"sparsekv": options}, stop_token_ids=other.get("stop_token_ids")
+    )
+
+
+def generate_request(**given: Any) -> SimpleNamespace:
+    blank = {"input_ids": None, "sampling_params": {}, "image_data": None}
+    return SimpleNamespace(**{**blank, **given})
+
+
+GOOD = [{}, {"budget": 512}, {"budget": 0.1}, {"method": "full"}, {"sink": 0, "window": 0}]
+BAD = [
+    ({"budget": "512"}, "budget", "'512'"),
+    ({"budget": 0}, "budget", "0"),
+    ({"budget": 1.5}, "budget", "1.5"),
+    ({"budget": True}, "budget", "True"),
+    ({"budget": 5}, "budget", "5"),
+    ({"budget": 2**40}, "budget", str(2**40)),
+    ({"method": "nope"}, "method", "'nope'"),
+    ({"method": "mean_std"}, "method", "on this server"),
+    ({"method": ["quest"]}, "method", "['quest']"),
+    ({"sink": -1}, "sink", "-1"),
+    ({"window": 1.5}, "window", "1.5"),
+    ({"dense_layers": None}, "dense_layers", "None"),
+    ({"reselect_every": 0}, "reselect_every", "0"),
+    ({"bugdet": 5}, "bugdet", "is not an option"),
+    ({"ⓑudget": 5}, "ⓑudget", "is not an option"),
+    ("quest", "sparsekv", "'quest'"),
+    ([], "sparsekv", "[]"),
+    (None, "sparsekv", "None"),
+]
+
+
+@pytest.mark.parametrize("options", GOOD)
+def test_good_options_pass(front_end: FrontEnd, options: dict[str, Any]) -> None:
+    verify_sampling_params(None, sampling(options), VOCAB)
+    assert front_end.metrics.snapshot()["rejected_options_total"] == {}
+
+
+@pytest.mark.parametrize(("options", "name", "value"), BAD)
+def test_bad_options_name_field_and_value(
+    front_end: FrontEnd, options: object, name: str, value: str
+) -> None:
+    with pytest.raises(RequestOptionError) as refused:
+        verify_sampling_params(None, sampling(options), VOCAB)
+    assert name in str(refused.value) and value in str(refused.value)
+    assert sum(front_end.metrics.snapshot()["rejected_options_total"].values()) == 1
+
+
+def test_without_our_backend_nothing_is_refused() -> None:
+    front_end_module.set_active(None)
+    verify_sampling_params(None, sampling("nonsense", stop_token_ids={-5}), VOCAB)
+    check_generate_request(None, generate_request(input_ids=[-1]))
+
+
+def test_other_custom_params_are_left_alone(front_end: FrontEnd) -> None:
+    for params in (None, {}, {"thinking_budget": 3}, ["anything"], "text"):
+        check_custom_params(params, front_end.options)
+
+
+def test_a_batch_names_the_item(front_end: FrontEnd) -> None:
+    good: dict[str, Any] = {"custom_params": {"sparsekv": {"budget": 512}}}
+    bad: dict[str, Any] = {"custom_params": {"sparsekv": {"budget": -3}}}
+    with pytest.raises(RequestOptionError, match=r"request 2 of the batch: sparsekv\.budget .*-3"):
+        check_generate_request(None, generate_request(sampling_params=[good, good, bad]))
+    assert front_end.metrics.snapshot()["rejected_options_total"] == {"budget": 1}
+
+
+@pytest.mark.parametrize(
+    ("ids", "complaint"),
+    [
+        ([1, 2, -3], r"input_ids\[2\] must be a token id in \[0, 1000\), got -3"),
+        ([1000], r"input_ids\[0\] .* got 1000"),
+        ([5, 2**63], r"input_ids\[1\] .* got 9223372036854775808"),
+        ([5, -(2**70)], r"input_ids\[1\]"),
+        ([5, "6"], r"input_ids\[1\] .* got '6'"),
+        ([5, 1.5], r"input_ids\[1\] .* got 1.5"),
+        ([[1, 2], [3, 4, 1000]], r"input_ids\[1\]\[2\] .* got 1000"),
+    ],
+)
+def test_token_ids_outside_the_vocabulary(
+    front_end: FrontEnd, ids: list[Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        check_generate_request(None, generate_request(input_ids=ids))
+    assert front_end.metrics.snapshot()["rejected_options_total"] == {"input_ids": 1}
+
+
+@pytest.mark.parametrize("ids", [None, [], [[]], [0, 999], [[0], [999, 5]]])
+def test_token_ids_inside_the_vocabulary(front_end: FrontEnd, ids: Any) -> None:
+    check_generate_request(None, generate_request(input_ids=ids))
+
+
+def test_placeholders_of_media_are_left_alone(front_end: FrontEnd) -> None:
+    check_generate_request(None, generate_request(input_ids=[-200], image_data="x"))
+
+
+def test_token_ids_are_not_looked_at_when_switched_off() -> None:
+    options = ServerOptions(validate_input_ids=False)
+    off = FrontEnd(options, VOCAB, ServingMetrics())
+    check_token_ids("input_ids", [-1], off)
+    front_end_module.set_active(off)
+    verify_sampling_params(None, sampling({}, stop_token_ids={-1}), VOCAB)
+    front_end_module.set_active(None)
+
+
+@pytest.mark.parametrize("tokens", [{-1}, {1000}, {5, 2000}])
+def test_stop_tokens_outside_the_vocabulary(front_end: FrontEnd, tokens: set[int]) -> None:
+    with pytest.raises(ValueError, match=r"stop_token_ids must be token ids in \[0, 1000\)"):
+        verify_sampling_params(None, sampling({}, stop_token_ids=tokens), VOCAB)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=200),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner),
+    max_leaves=12,
+)
+OPTIONS = st.dictionaries(st.sampled_from(REQUEST_FIELDS) | st.text(max_size=20), JUNK, max_size=5)
+
+
+@settings(max_examples=400, deadline=None)
+@given(JUNK | OPTIONS)
+def test_anything_is_served_or_refused_in_one_short_line(options: object) -> None:
+    server = ServerOptions()
+    try:
+        check_options([{"custom_params": {"sparsekv": options}}], server)
+    except RequestOptionError as error:
+        text = str(error)
+        assert text.startswith("request 0 of the batch: sparsekv") and len(text) < 600
+        assert len(text.splitlines()) == 1
+    else:
+        assert isinstance(options, dict)
+        assert set(options) <= {field.name for field in fields(RequestOptions)}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(-(2**65), 2**65) | st.integers(0, VOCAB - 1), min_size=1, max_size=50))
+def test_the_first_bad_token_is_named(ids: list[int]) -> None:
+    chosen = FrontEnd(ServerOptions(), VOCAB, ServingMetrics())
+    bad = [position for position, value in enumerate(ids) if not 0 <= value < VOCAB]
+    if not bad:
+        check_token_ids("input_ids", ids, chosen)
+        return
+    with pytest.raises(ValueError) as refused:
+        check_token_ids("input_ids", ids, chosen)
+    assert str(refused.value).startswith(f"input_ids[{bad[0]}] ")
