@@ -1,0 +1,1 @@
+"""Two small models that really retrieve, and documents to ask them about."""
