@@ -116,7 +116,7 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
             self.geometry,
         )
         for row, entry, length in zip(rows.tolist(), entries, lengths.tolist(), strict=True):
-            self.held.begin_step(row, entry.rid, length, entry.options.reselect_every)
+            self.held.begin_step(row, entry.serial, length, entry.options.reselect_every)
 
     def _plan_extend(self, forward_batch: Any, rows: Any, lengths: Any) -> None:
         decode = self.table.is_decode(rows)
@@ -128,8 +128,8 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
             if not decode[i]:
                 slots = table[int(rows[i]), : int(lengths[i])].long()
                 self._extend_rows.append((slice(end - new, end), slots))
-                entry = self.table.entries.get(int(rows[i]))
-                if entry is not None and not entry.extended:
+                entry = self.table.entry(int(rows[i]))
+                if not entry.extended:
                     entry.extended = True
                     self.observer.prefix_hit(slots[: int(lengths[i]) - new])
         if decode.any():

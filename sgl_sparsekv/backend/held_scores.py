@@ -12,7 +12,7 @@ import torch
 
 @dataclass
 class _Held:
-    rid: str
+    serial: int
     length: int
     layers: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -23,14 +23,14 @@ class HeldScores:
     def __init__(self) -> None:
         self._rows: dict[int, _Held] = {}
 
-    def begin_step(self, row: int, rid: str, length: int, every: int) -> None:
+    def begin_step(self, row: int, serial: int, length: int, every: int) -> None:
         """Keep what the row holds if it is still of use in the step of `length` tokens."""
         if every == 1:
             self._rows.pop(row, None)
             return
         held = self._rows.get(row)
-        if held is None or held.rid != rid or not held.length <= length < held.length + every:
-            self._rows[row] = _Held(rid, length)
+        if held is None or held.serial != serial or not held.length <= length < held.length + every:
+            self._rows[row] = _Held(serial, length)
 
     def holds(self, row: int, layer: int) -> bool:
         """Whether scores of the layer are held for the row."""

@@ -73,7 +73,7 @@ def summaries(options: ServerOptions) -> tuple[PageSummary, ...]:
 def pool_class(base: type, page_summaries: tuple[PageSummary, ...]) -> type:
     """A subclass of SGLang's pool `base` that allocates `page_metadata` beside K and V."""
 
-    class SparseKVPool(base):  # type: ignore[misc, valid-type]
+    class SparseKVPool(base):  # type: ignore[misc]
         page_metadata: PageMetadata
 
         def _create_buffers(self) -> None:

@@ -107,7 +107,7 @@ class StepPlan:
         """Tokens read and tokens in context per row, summed over `num_layers` layers."""
         dense = np.where(self._always_dense, num_layers, np.minimum(self._dense_layers, num_layers))
         read = dense * self.lengths + (num_layers - dense) * self.plan.attended
-        return read, num_layers * self.lengths
+        return read.astype(np.int64), num_layers * self.lengths
 
     def _split(self, dense: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> list[RowGroup]:
         by_method: dict[str | None, list[int]] = {}

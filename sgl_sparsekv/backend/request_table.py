@@ -5,8 +5,10 @@ where a request's options are picked up, in launch order. The table lives on the
 host work.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
@@ -15,14 +17,15 @@ from ..errors import RequestOptionError
 from ..selection.policy import IntArray
 
 
-@dataclass
+@dataclass(eq=False)
 class RequestEntry:
-    """One running request.
+    """One request.
 
     Attributes:
         rid: SGLang's request id; "" for rows that no request owns (dummy batches).
         options: what applies to it.
         rejected: why its own options were not taken, or None.
+        serial: tells it from any other request, one of the same id included.
         decode_steps: sparse or dense decode steps done.
         tokens_attended: tokens read, summed over decode steps and layers.
         tokens_in_context: tokens there were to read, summed likewise.
@@ -32,6 +35,7 @@ class RequestEntry:
     rid: str
     options: RequestOptions
     rejected: str | None = None
+    serial: int = -1
     decode_steps: int = 0
     tokens_attended: int = 0
     tokens_in_context: int = 0
@@ -48,60 +52,68 @@ class RequestEntry:
         }
 
 
-@dataclass
 class RequestTable:
-    """Entries by row; rows without one (dummy and warm-up batches) get the server's defaults."""
+    """Entries of requests, and which request owns which row; other rows get the defaults.
 
-    server: ServerOptions
-    entries: dict[int, RequestEntry] = field(default_factory=dict)
-    decode_rows: frozenset[int] | None = None
-    """Rows of the batch being launched that decode inside an extend batch; None: no such batch."""
-    rejected_count: int = 0
-    _row_of: dict[str, int] = field(default_factory=dict)
+    An entry outlives its row: a retracted request comes back on another row and goes on counting,
+    and a finished one is still reported. Entries go when their request object does.
+    """
 
-    def note(self, row: int, rid: str, custom_params: object) -> None:
+    def __init__(self, server: ServerOptions) -> None:
+        self.server = server
+        self.decode_rows: frozenset[int] | None = None
+        """Rows of the batch being launched that decode inside an extend batch; None: no such."""
+        self.rejected_count = 0
+        self._entries: WeakKeyDictionary[object, RequestEntry] = WeakKeyDictionary()
+        self._by_row: dict[int, RequestEntry] = {}
+        self._by_rid: WeakValueDictionary[str, RequestEntry] = WeakValueDictionary()
+        self._serials = count()
+
+    def note(self, row: int, request: Any) -> None:
         """Bind a row to a request; options that do not parse are dropped, counted and reported.
 
         The front end has answered 400 to those already, unless it runs in a process that loads no
         plugins; raising here would end the scheduler.
+
+        Args:
+            row: row of `req_to_token`.
+            request: SGLang's `Req`: hashable by identity, with `rid` and `sampling_params`.
         """
-        known = self.entries.get(row)
-        if known is not None and known.rid == rid:
-            return
-        if known is not None:
-            self._row_of.pop(known.rid, None)
-        entry = RequestEntry(rid, self.server.request)
-        raw = custom_params.get(REQUEST_KEY) if isinstance(custom_params, dict) else None
+        entry = self._entries.get(request)
+        if entry is None:
+            entry = self._enter(request)
+        self._by_row[row] = entry
+
+    def _enter(self, request: Any) -> RequestEntry:
+        entry = RequestEntry(request.rid, self.server.request, serial=next(self._serials))
+        params = request.sampling_params.custom_params
+        raw = params.get(REQUEST_KEY) if isinstance(params, dict) else None
         if raw is not None:
             try:
                 entry.options = parse_request_options(raw, self.server)
             except RequestOptionError as error:
                 entry.rejected = str(error)
                 self.rejected_count += 1
-        previous = self._row_of.get(rid)
-        if previous is not None and self.entries[previous].rid == rid:
-            carried = self.entries.pop(previous)  # retracted and scheduled again on another row
-            carried.options, entry = entry.options, carried
-        self.entries[row] = entry
-        self._row_of[rid] = row
+        self._entries[request] = entry
+        self._by_rid[request.rid] = entry
+        return entry
 
     def entry(self, row: int) -> RequestEntry:
         """The entry of a row."""
-        known = self.entries.get(row)
+        known = self._by_row.get(row)
         return known if known is not None else RequestEntry("", self.server.request)
 
     def record(self, row: int, attended: int, in_context: int) -> None:
         """Add one decode step's reading, summed over layers."""
-        entry = self.entries.get(row)
-        if entry is not None:
-            entry.decode_steps += 1
-            entry.tokens_attended += attended
-            entry.tokens_in_context += in_context
+        entry = self.entry(row)
+        entry.decode_steps += 1
+        entry.tokens_attended += attended
+        entry.tokens_in_context += in_context
 
     def report(self, rid: str) -> dict[str, Any] | None:
         """Report of a request that runs or has just finished."""
-        row = self._row_of.get(rid)
-        return None if row is None else self.entries[row].report()
+        entry = self._by_rid.get(rid)
+        return None if entry is None else entry.report()
 
     def is_decode(self, rows: IntArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of the rows of an extend batch decode."""
@@ -137,6 +149,6 @@ def note_batch(result: object, *args: Any, **kwargs: Any) -> None:
     for req in batch.reqs or ():
         row = req.kv.req_pool_idx
         if row is not None:
-            table.note(row, req.rid, req.sampling_params.custom_params)
+            table.note(row, req)
     mixed = batch.decoding_reqs if batch.forward_mode.is_mixed() else None
     table.decode_rows = frozenset(req.kv.req_pool_idx for req in mixed) if mixed else None

@@ -1,0 +1,155 @@
+"""The scheduler's report reaches the response once, as a plain dict, and only there."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sgl_sparsekv.backend import request_table
+from sgl_sparsekv.config import ServerOptions
+from sgl_sparsekv.serving import echo
+from sgl_sparsekv.serving.front_end import FrontEnd
+
+REPORT = {"method": "quest", "decode_steps": 3, "rejected": None}
+
+
+def batch(*finished: bool) -> SimpleNamespace:
+    requests = [
+        SimpleNamespace(rid=f"r{i}", finished=lambda value=value: value)
+        for i, value in enumerate(finished)
+    ]
+    return SimpleNamespace(output_reqs=requests, customized_info={}, rust_server_mode=False)
+
+
+class Request:
+    """As much of SGLang's `Req` as the table reads."""
+
+    def __init__(self, rid: str) -> None:
+        self.rid = rid
+        self.sampling_params = SimpleNamespace(custom_params=None)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> request_table.RequestTable:
+    made = request_table.RequestTable(ServerOptions())
+    monkeypatch.setattr(request_table, "_active", made)
+    for row, rid in enumerate(("r0", "r1")):
+        made.note(row, Request(rid))
+    return made
+
+
+def test_only_finished_requests_are_reported(table: request_table.RequestTable) -> None:
+    payload = batch(False, True)
+    echo.attach_reports(lambda b, **k: None, payload, dp_rank=0)
+    waiting, done = payload.customized_info["sparsekv"]
+    assert waiting == [] and done[0]["method"] == "quest" and done[0]["budget"] == 2048
+
+
+def test_nothing_is_attached_without_our_backend_or_an_end(
+    table: request_table.RequestTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = batch(False, False)
+    echo.attach_reports(lambda b, **k: None, running, dp_rank=0)
+    monkeypatch.setattr(request_table, "_active", None)
+    stock = batch(True)
+    echo.attach_reports(lambda b, **k: None, stock, dp_rank=0)
+    assert running.customized_info == {} and stock.customized_info == {}
+
+
+def take(info: dict[str, Any], stream: bool = False) -> tuple[dict[str, Any], list[Any]]:
+    meta: dict[str, Any] = {"id": "r0"}
+    passed: list[Any] = []
+    state = SimpleNamespace(obj=SimpleNamespace(stream=stream))
+    echo.take_report(lambda *args: passed.append(args), None, meta, state, info, 1, None)
+    return meta, passed
+
+
+def test_the_front_end_gets_a_plain_dict() -> None:
+    meta, passed = take({"sparsekv": [[], [REPORT]]})
+    assert meta["sparsekv"] == REPORT and passed == []
+
+
+def test_other_values_go_the_way_of_sglang() -> None:
+    meta, passed = take({"sparsekv": [[], []], "theirs": [[1], [2]]})
+    assert "sparsekv" not in meta and passed[0][3] == {"theirs": [[1], [2]]}
+
+
+def outputs(*reports: Any) -> list[dict[str, Any]]:
+    return [{"meta_info": {"sparsekv": report} if report else {}} for report in reports]
+
+
+def test_openai_responses_carry_it_in_metadata(front_end: FrontEnd) -> None:
+    one = SimpleNamespace(metadata={"weight_version": "1"})
+    echo.add_to_response(one, None, None, outputs(REPORT), 0)
+    assert one.metadata == {"weight_version": "1", "sparsekv": REPORT}
+    two = SimpleNamespace(metadata=None)
+    echo.add_to_response(two, None, None, outputs(REPORT, REPORT), 0)
+    assert two.metadata == {"sparsekv": [REPORT, REPORT]}
+    none = SimpleNamespace(metadata=None)
+    echo.add_to_response(none, None, None, outputs(None), 0)
+    assert none.metadata is None
+    echo.add_to_response(SimpleNamespace(error="x"), None, None, outputs(REPORT), 0)
+
+
+def event(rid: str, index: int, finish: str | None = None, **more: Any) -> str:
+    choice = {"index": index, "delta": {"content": "a"}, "finish_reason": finish}
+    text = json.dumps({"id": rid, "choices": [choice], **more}, separators=(",", ":"))
+    return f"data: {text}\n\n"
+
+
+def through(chunks: list[str]) -> list[str]:
+    async def generate() -> AsyncGenerator[str, None]:
+        for chunk in chunks:
+            yield chunk
+
+    async def collect() -> list[str]:
+        return [chunk async for chunk in echo.add_to_stream(generate)]
+
+    return asyncio.run(collect())
+
+
+def test_the_chunk_that_ends_a_choice_carries_it(front_end: FrontEnd) -> None:
+    take({"sparsekv": [[], [REPORT]]}, stream=True)
+    chunks = [event("r0", 0), event("r0", 0), event("r0", 0, "stop"), "data: [DONE]\n\n"]
+    seen = through(chunks)
+    assert seen[:2] == chunks[:2] and seen[3] == chunks[3]
+    assert json.loads(seen[2].removeprefix("data: "))["metadata"] == {"sparsekv": REPORT}
+
+
+def test_choices_of_one_response_keep_their_own_report(front_end: FrontEnd) -> None:
+    # Chat ends every choice under the id of the one that came last.
+    echo._remember("a", {"which": 0})
+    echo._remember("b", {"which": 1})
+    seen = through(
+        [event("a", 0), event("b", 1), event("a", 0), event("b", 0, "stop"), event("b", 1, "stop")]
+    )
+    ends = [json.loads(chunk.removeprefix("data: "))["metadata"]["sparsekv"] for chunk in seen[3:]]
+    assert ends == [{"which": 0}, {"which": 1}]
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        'data: {"error":{"message":"\\"finish_reason\\":\\"x\\""}}\n\n',
+        'data: {"choices":[],"usage":{"finish_reason":"x"}}\n\n',
+        'data: {"index":3, broken "finish_reason":"stop"\n\n',
+        'event: sglext_ids\ndata: {"finish_reason":"stop"}\n\n',
+        event("unknown", 0, "stop"),
+    ],
+)
+def test_events_that_are_not_ours_pass_unchanged(front_end: FrontEnd, chunk: str) -> None:
+    assert through([chunk]) == [chunk]
+
+
+def test_a_stock_stream_is_the_very_same_object() -> None:
+    marker = object()
+    assert echo.add_to_stream(lambda: marker) is marker
+
+
+def test_reports_nobody_fetches_are_forgotten(front_end: FrontEnd) -> None:
+    for i in range(3 * echo._RECENT):
+        echo._remember(str(i), REPORT)
+    assert len(echo._recent) == echo._RECENT
