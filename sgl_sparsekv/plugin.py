@@ -61,6 +61,11 @@ HOOKS = (
         "backend.kv_pool:note_handed_out",
     ),
     Hook(
+        "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator.alloc_extend",
+        "after",
+        "backend.kv_pool:note_handed_out",
+    ),
+    Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
         "after",
         "backend.request_table:note_batch",

@@ -52,7 +52,7 @@ def build_pool_with_metadata(
 
 
 def note_handed_out(slots: torch.Tensor | None, *args: Any, **kwargs: Any) -> None:
-    """After `PagedTokenToKVPoolAllocator.alloc`: whole pages for a writer we may not see."""
+    """After the allocator's `alloc` and `alloc_extend`: pages for a writer we may not see."""
     if slots is not None:
         for listener in _handed_out:
             listener(slots)
