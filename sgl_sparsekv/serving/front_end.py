@@ -23,11 +23,13 @@ class FrontEnd:
         options: the server's.
         vocab_size: token ids of the model are below it.
         metrics: where refusals are counted.
+        multimodal: the model takes images and the like, whose placeholders may stand among ids.
     """
 
     options: ServerOptions
     vocab_size: int
     metrics: ServingMetrics
+    multimodal: bool = False
 
     def count_refusal(self, message: str) -> None:
         """Count a refused request under the field its message names."""
@@ -56,7 +58,8 @@ def note_tokenizer_manager(result: object, manager: Any, *args: Any, **kwargs: A
     if options is None:
         return
     metrics = process_metrics(bool(manager.enable_metrics))
-    front_end = FrontEnd(options, int(manager.model_config.vocab_size), metrics)
+    vocab_size, multimodal = manager.model_config.vocab_size, manager.mm_processor is not None
+    front_end = FrontEnd(options, int(vocab_size), metrics, multimodal)
     set_active(front_end)
     # Absent from an offline Engine; importing it here would load a web server for nothing.
     http = sys.modules.get(HTTP_MODULE)

@@ -75,8 +75,9 @@ def check_body(route: str, body: dict[str, Any], front_end: FrontEnd) -> None:
         placement.check_native(body)
         check_options(body.get("sampling_params"), front_end.options)
         # SGLang answers 200 to a streamed request and puts its error into the stream.
-        if body.get("stream") and not body.get("image_data"):
-            check_token_ids("input_ids", body.get("input_ids"), front_end)
+        if body.get("stream"):
+            media = [body.get(f"{kind}_data") for kind in ("image", "video", "audio")]
+            check_token_ids("input_ids", body.get("input_ids"), front_end, media)
     elif route in OPENAI:
         placement.check_openai(body)
         check_custom_params(body.get("custom_params"), front_end.options)

@@ -41,8 +41,7 @@ def check_generate_request(result: object, request: Any) -> None:
         return
     try:
         check_options(request.sampling_params, front_end.options)
-        if not _has_media(request):
-            check_token_ids("input_ids", request.input_ids, front_end)
+        check_token_ids("input_ids", request.input_ids, front_end, _media_of(request))
     except ValueError as error:
         front_end.count_refusal(str(error))
         raise
@@ -74,20 +73,31 @@ def check_custom_params(custom_params: object, options: ServerOptions) -> None:
         parse_request_options(custom_params[REQUEST_KEY], options)
 
 
-def check_token_ids(name: str, ids: object, front_end: FrontEnd) -> None:
+def check_token_ids(
+    name: str, ids: object, front_end: FrontEnd, media: Sequence[object] = ()
+) -> None:
     """Check the token ids of one prompt `[n]`, or of a batch of prompts.
+
+    Args:
+        name: what the ids are called in the request.
+        ids: the ids.
+        front_end: knows the vocabulary.
+        media: images, videos and audio of the request, each one value or one per prompt. On a
+            multimodal model the ids beside them may be placeholders and are left alone.
 
     Raises:
         ValueError: names the position and the value of the first id that is not in the vocabulary.
     """
     if not front_end.options.validate_input_ids or not isinstance(ids, list) or not ids:
         return
+    media = media if front_end.multimodal else ()
     if not isinstance(ids[0], list):
-        _check_prompt(name, ids, front_end.vocab_size)
+        if not any(media):
+            _check_prompt(name, ids, front_end.vocab_size)
         return
     seen: set[int] = set()  # parallel sampling repeats the same list
     for item, prompt in enumerate(ids):
-        if isinstance(prompt, list) and id(prompt) not in seen:
+        if isinstance(prompt, list) and id(prompt) not in seen and not _beside(media, item):
             seen.add(id(prompt))
             _check_prompt(f"{name}[{item}]", prompt, front_end.vocab_size)
 
@@ -139,10 +149,19 @@ def _first_outside(ids: Sequence[Any], vocab_size: int) -> tuple[int, object] | 
     return position, ids[position]
 
 
-def _has_media(request: Any) -> bool:
-    """Whether placeholders of images and the like may stand among the ids."""
-    names = ("image_data", "video_data", "audio_data")
-    return any(getattr(request, name, None) for name in names)
+def _media_of(request: Any) -> list[object]:
+    return [getattr(request, f"{kind}_data", None) for kind in ("image", "video", "audio")]
+
+
+def _beside(media: Sequence[object], item: int) -> bool:
+    """Whether prompt `item` of a batch has any media; SGLang fills lists with None."""
+    for values in media:
+        if not isinstance(values, list):
+            if values:
+                return True
+        elif item < len(values) and values[item]:
+            return True
+    return False
 
 
 def _short(value: object) -> str:

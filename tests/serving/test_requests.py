@@ -118,8 +118,23 @@ def test_token_ids_inside_the_vocabulary(front_end: FrontEnd, ids: Any) -> None:
     check_generate_request(None, generate_request(input_ids=ids))
 
 
-def test_placeholders_of_media_are_left_alone(front_end: FrontEnd) -> None:
+def test_placeholders_beside_media_of_a_multimodal_model_are_left_alone() -> None:
+    seeing = FrontEnd(ServerOptions(), VOCAB, ServingMetrics(), multimodal=True)
+    front_end_module.set_active(seeing)
     check_generate_request(None, generate_request(input_ids=[-200], image_data="x"))
+    batch = generate_request(input_ids=[[-200], [5]], image_data=[["x"], None])
+    check_generate_request(None, batch)
+    batch = generate_request(input_ids=[[5], [-200]], image_data=[["x"], None])
+    with pytest.raises(ValueError, match=r"input_ids\[1\]\[0\]"):
+        check_generate_request(None, batch)
+    front_end_module.set_active(None)
+
+
+@pytest.mark.parametrize("image_data", ["x", ["x", "y"], [None, None]])
+def test_media_hide_nothing_from_a_text_model(front_end: FrontEnd, image_data: Any) -> None:
+    request = generate_request(input_ids=[[5], [5, -200]], image_data=image_data)
+    with pytest.raises(ValueError, match=r"input_ids\[1\]\[1\]"):
+        check_generate_request(None, request)
 
 
 def test_token_ids_are_not_looked_at_when_switched_off() -> None:

@@ -1,0 +1,179 @@
+"""The guard answers 400 to what it refuses, and passes everything else untouched."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sgl_sparsekv.serving import guard
+from sgl_sparsekv.serving.front_end import FrontEnd
+from sgl_sparsekv.serving.guard import RequestGuard, install
+
+
+class Application:
+    """Reads its request and answers in two chunks."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        self.bodies.append(body)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await send({"type": "http.response.body", "body": b"two"})
+
+
+def chunks_of(body: bytes, size: int) -> Iterator[dict[str, Any]]:
+    parts = [body[i : i + size] for i in range(0, len(body), size)] or [b""]
+    for i, part in enumerate(parts):
+        yield {"type": "http.request", "body": part, "more_body": i + 1 < len(parts)}
+
+
+def call(
+    app: Any, path: str, body: Any, method: str = "POST", root: str = "", size: int = 100
+) -> tuple[int, bytes]:
+    """Status and body of the answer."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    incoming = chunks_of(raw, size)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return next(incoming, {"type": "http.disconnect"})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": root + path, "root_path": root}
+    asyncio.run(app(scope, receive, send))
+    status = sent[0]["status"] if sent else 0
+    return status, b"".join(message.get("body", b"") for message in sent)
+
+
+@pytest.fixture
+def app(front_end: FrontEnd) -> RequestGuard:
+    return RequestGuard(Application(), front_end)
+
+
+def in_place(options: Any) -> dict[str, Any]:
+    return {"text": "x", "sampling_params": {"custom_params": {"sparsekv": options}}}
+
+
+GOOD = [
+    ("/generate", in_place({"budget": 512})),
+    ("/generate", {"text": "sparse " * 100}),
+    ("/v1/completions", {"prompt": "x", "custom_params": {"sparsekv": {"method": "full"}}}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": '{"sparsekv": {}}'}]}),
+    ("/v1/messages", {"messages": []}),
+    ("/other", {"sparsekv": 1}),
+    ("/generate", b'{"sparsekv": '),
+    ("/generate", b'["sparsekv"]'),
+    ("/generate", b""),
+    ("/generate", b"\xff\xfesparsekv"),
+    ("/generate", {"input_ids": [5, 999], "stream": True}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), GOOD)
+@pytest.mark.parametrize("root", ["", "/prefix"])
+def test_other_requests_arrive_byte_for_byte(
+    app: RequestGuard, path: str, body: Any, root: str
+) -> None:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    assert call(app, path, raw, root=root) == (200, b"onetwo")
+    assert app.app.bodies == [raw]  # type: ignore[attr-defined]
+
+
+BAD = [
+    ("/generate", in_place({"budget": 0}), "sparsekv.budget must be"),
+    ("/generate", {"sparsekv": {}}, "sampling_params.custom_params.sparsekv"),
+    ("/generate", {"input_ids": [5, -1], "stream": True}, "input_ids[1]"),
+    ("/generate", {"input_ids": [[5], [5, 1000]], "stream": True}, "input_ids[1][1]"),
+    ("/v1/completions", {"custom_params": {"sparsekv": {"x": 1}}}, "sparsekv.x is not an option"),
+    ("/v1/chat/completions", {"sparse": True}, "custom_params.sparsekv"),
+    ("/v1/chat/completions", {"custom_params": {"budget": 512}}, "custom_params.budget"),
+    ("/v1/responses", {"sparsekv": {}}, "/v1/responses takes no options"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "words"), BAD)
+def test_refusals_say_what_and_where(
+    app: RequestGuard, front_end: FrontEnd, path: str, body: Any, words: str
+) -> None:
+    status, answer = call(app, path, body)
+    parsed = json.loads(answer)
+    error = parsed["error"] if path == "/generate" else parsed
+    assert status == 400 and words in error["message"] and error["code"] == 400
+    assert app.app.bodies == []  # type: ignore[attr-defined]
+    assert sum(front_end.metrics.snapshot()["rejected_options_total"].values()) == 1
+
+
+def test_a_body_of_ten_megabytes(app: RequestGuard) -> None:
+    body = {"text": "word " * 2_000_000, **in_place({"budget": 0})}
+    status, answer = call(app, "/generate", body, size=1 << 16)
+    assert status == 400 and b"budget" in answer
+
+
+def test_a_larger_body_than_the_bound_passes(
+    app: RequestGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MAX_BODY", 1000)
+    body = {"sparsekv": {}, "text": "x" * 5000}
+    assert call(app, "/generate", body)[0] == 200
+    assert app.app.bodies == [json.dumps(body).encode()]  # type: ignore[attr-defined]
+
+
+def test_a_client_that_leaves_while_it_sends(app: RequestGuard) -> None:
+    async def receive() -> dict[str, Any]:
+        return next(events, {"type": "http.disconnect"})
+
+    events = iter([{"type": "http.request", "body": b'{"sparsekv"', "more_body": True}])
+    scope = {"type": "http", "method": "POST", "path": "/generate", "root_path": ""}
+    asyncio.run(app(scope, receive, None))  # type: ignore[arg-type]
+    assert app.app.bodies == []  # type: ignore[attr-defined]
+
+
+def test_other_connections_are_not_touched(front_end: FrontEnd) -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope, receive, send))
+
+    wrapped = RequestGuard(app, front_end)
+    for scope in (
+        {"type": "lifespan"},
+        {"type": "websocket", "path": "/generate"},
+        {"type": "http", "method": "GET", "path": "/generate", "root_path": ""},
+    ):
+        receive, send = object(), object()
+        asyncio.run(wrapped(scope, receive, send))  # type: ignore[arg-type]
+        assert seen[-1] == (scope, receive, send)
+
+
+def test_installed_once_and_innermost(front_end: FrontEnd) -> None:
+    from starlette.applications import Starlette
+    from starlette.middleware.gzip import GZipMiddleware
+
+    app = Starlette()
+    app.add_middleware(GZipMiddleware)
+    install(app, front_end)
+    install(app, front_end)
+    assert [entry.cls for entry in app.user_middleware] == [GZipMiddleware, RequestGuard]
+
+
+def test_too_late_is_an_error(front_end: FrontEnd) -> None:
+    from starlette.applications import Starlette
+
+    app = Starlette()
+    app.middleware_stack = app.build_middleware_stack()
+    with pytest.raises(RuntimeError, match="before the application starts"):
+        install(app, front_end)
