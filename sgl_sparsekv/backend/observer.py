@@ -3,13 +3,14 @@
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import ServerOptions
 from ..errors import StaleMetadata
 from ..page_metadata import PageMetadata, find_mismatches
 from ..serving.metrics import process_metrics
-from ..serving.trace import SelectionRecord, TracePublisher
+from ..serving.trace import SelectionRecord, TracePublisher, rank_endpoint
 from ..types import Selection
 from .planner import RowGroup, StepPlan
 from .request_table import RequestTable
@@ -32,7 +33,10 @@ class StepObserver:
         self.num_layers = metadata.layout.num_layers
         self.metrics = process_metrics(prometheus=bool(runner.server_args.enable_metrics))
         self.metrics.metadata_bytes(metadata.nbytes)
-        self.trace = TracePublisher(options.trace) if options.trace and not self.tp_rank else None
+        self.trace: TracePublisher | None = None
+        if options.trace:
+            endpoint = rank_endpoint(options.trace, self.tp_rank)
+            self.trace = TracePublisher(endpoint, metrics=self.metrics)
         self.step = 0
         self._plan: StepPlan | None = None
         self._checked: torch.Tensor | None = None
@@ -105,31 +109,32 @@ class StepObserver:
         """Rows read everything in a layer."""
         if self.trace is not None:
             for i, count in enumerate(group.counts.tolist()):
-                everything = list(range(count))
-                self._publish(layer, group, i, [everything] * self.metadata.layout.num_kv_heads)
+                everything = np.arange(count, dtype=np.int32)
+                heads = self.metadata.layout.num_kv_heads
+                self._publish(layer, group, i, np.tile(everything, (heads, 1)))
 
     def selected(self, layer: int, group: RowGroup, selection: Selection) -> None:
         """Rows read a selection in a layer."""
         if self.trace is not None:
-            for i, count in enumerate(group.counts.tolist()):
-                self._publish(layer, group, i, selection.logical[i, :, :count].tolist())
+            logical = selection.logical.cpu().numpy()
+            for i in range(len(logical)):
+                self._publish(layer, group, i, logical[i])
 
-    def _publish(self, layer: int, group: RowGroup, i: int, units: list[list[int]]) -> None:
+    def _publish(self, layer: int, group: RowGroup, i: int, units: "np.ndarray[Any, Any]") -> None:
         assert self.trace is not None and self._plan is not None
         place = int(group.index[i])
-        row = int(self._plan.rows[place])
-        record = SelectionRecord(
-            step=self.step,
-            layer=layer,
-            rid=self.table.entry(row).rid,
-            method=group.method.name if group.method else "full",
-            length=int(self._plan.lengths[place]),
-            units=units,
-            unit_size=self.metadata.geometry.unit_size,
-            tp_rank=self.tp_rank,
+        self.trace.publish(
+            SelectionRecord(
+                step=self.step,
+                layer=layer,
+                rid=self.table.entry(int(self._plan.rows[place])).rid,
+                method=group.method.name if group.method else "full",
+                length=int(self._plan.lengths[place]),
+                units=units,
+                unit_size=self.metadata.geometry.unit_size,
+                tp_rank=self.tp_rank,
+            )
         )
-        if not self.trace.publish(record):
-            self.metrics.trace_dropped(1)
 
     def _sample(self, unit_table: torch.Tensor) -> torch.Tensor:
         """Up to `CHECKED_UNITS` units of the batch, another part of them in every check."""

@@ -9,7 +9,7 @@ import torch
 from ..config import RequestOptions
 from ..geometry import Geometry
 from ..selection import SelectionMethod, load_method
-from ..selection.policy import IntArray, RowOptions, RowPlan, plan_rows
+from ..selection.policy import BoolArray, IntArray, RowOptions, RowPlan, plan_rows
 from ..types import Candidates
 
 
@@ -80,9 +80,10 @@ class StepPlan:
         """From this layer on the groups stay the same."""
         return int(self._dense_layers.max())
 
-    def dense_rows(self, layer: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
+    def dense_rows(self, layer: int) -> BoolArray:
         """Which rows read everything in a layer."""
-        return self._always_dense | (self._dense_layers > layer)
+        dense: BoolArray = self._always_dense | (self._dense_layers > layer)
+        return dense
 
     def groups(self, layer: int) -> list[RowGroup]:
         """The rows of the step, split by how they read their cache in this layer."""
@@ -109,7 +110,7 @@ class StepPlan:
         read = dense * self.lengths + (num_layers - dense) * self.plan.attended
         return read.astype(np.int64), num_layers * self.lengths
 
-    def _split(self, dense: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> list[RowGroup]:
+    def _split(self, dense: BoolArray) -> list[RowGroup]:
         by_method: dict[str | None, list[int]] = {}
         for i, option in enumerate(self.options):
             by_method.setdefault(None if dense[i] else option.method, []).append(i)
