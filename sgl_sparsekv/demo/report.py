@@ -1,0 +1,93 @@
+"""`demo.html`: one file that explains itself and needs no network."""
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from .checks import Check
+from .picture import depth_picture, selection_picture, telling_layer
+from .result import table_rows
+from .scenario import Scenario
+from .score import RunScore
+from .selections import SelectionLog
+
+_HEAD = ("", "right", "cached tokens", "KV read", "ms per step", "tokens/s")
+
+
+def page(
+    scenario: Scenario,
+    runs: Sequence[RunScore],
+    checks: Sequence[Check],
+    log: SelectionLog,
+    environment: dict[str, Any],
+) -> str:
+    """The report as HTML."""
+    by_name = {run.name: run for run in runs}
+    quest, streaming = by_name["quest"], by_name["streaming"]
+    layer = telling_layer(scenario, quest, log)
+    failed = [check for check in checks if not check.passed]
+    verdict = f"Not so: {failed[0].text} ({failed[0].found})." if failed else _verdict(quest)
+    return Template(files(__package__).joinpath("report.html").read_text()).substitute(
+        questions=len(scenario.questions),
+        context=f"{scenario.document_tokens:,}",
+        model=escape(scenario.model),
+        environment=escape(_environment(environment)),
+        verdict=escape(verdict),
+        verdict_class="bad" if failed else "good",
+        table=_table(_HEAD, table_rows(runs)),
+        metadata=f"{quest.metadata_read_fraction:.1%}",
+        layer=layer,
+        quest=selection_picture(scenario, quest, log, layer),
+        streaming=selection_picture(scenario, streaming, log, layer),
+        depth=depth_picture(scenario, runs),
+        checks=_checks(checks),
+        answers="".join(_answers(run, scenario) for run in runs),
+    )
+
+
+def _verdict(quest: RunScore) -> str:
+    return (
+        f"Quest answers all {quest.questions} questions and reads {quest.kv_read_fraction:.1%} "
+        "of the KV cache in decode."
+    )
+
+
+def _environment(values: dict[str, Any]) -> str:
+    commit = f", commit {values['commit']}" if values.get("commit") else ""
+    return (
+        f"{values['machine']} · SGLang {values['sglang']}, torch {values['torch']}, "
+        f"sgl_sparsekv {values['sgl_sparsekv']}{commit} · {values['when']}"
+    )
+
+
+def _checks(checks: Sequence[Check]) -> str:
+    rows = [("✓" if check.passed else "✗", check.text, check.found) for check in checks]
+    return _table(("", "", "found"), rows, "words")
+
+
+def _answers(run: RunScore, scenario: Scenario) -> str:
+    rows = []
+    for answer, right in zip(run.answers, run.right, strict=True):
+        question = scenario.questions[answer.question]
+        rows.append(
+            (
+                "✓" if right else "✗",
+                question.prompt.strip(),
+                " ".join(question.answer),
+                answer.text.strip(),
+            )
+        )
+    table = _table(("", "asked", "expected", "said"), rows, "words")
+    summary = f"{escape(run.name)}: {run.correct} of {run.questions}"
+    return f'<details><summary>{summary}</summary><div class="scroll">{table}</div></details>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    lines = [_row("th", head), *(_row("td", row) for row in rows)]
+    return f'<table class="{kind}">{"".join(lines)}</table>'
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

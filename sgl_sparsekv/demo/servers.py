@@ -1,0 +1,212 @@
+"""SGLang servers as child processes: started together, waited for, and always ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from ..errors import SparseKVError
+from .progress import Progress
+
+HOST = "127.0.0.1"
+_GRACE_SECONDS = 8.0
+_ERROR_WORDS = ("Error", "error:", "Exception", "Killed", "refused")
+
+
+class ServerFailed(SparseKVError):
+    """A server process ended, or was not ready in time."""
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """One server to start.
+
+    Attributes:
+        name: how it is called in messages; its log is `<name>.log`.
+        flags: arguments of `python -m sglang.launch_server`, without host and port.
+        env: environment variables on top of ours.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+
+
+class ServerProcess:
+    """A running `sglang.launch_server` and the processes it starts."""
+
+    def __init__(self, spec: ServerSpec, folder: Path) -> None:
+        """Start it; `ready` tells when it can be used."""
+        self.name = spec.name
+        self.port = free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        self.log = folder / f"{spec.name}.log"
+        address = ("--host", HOST, "--port", str(self.port))
+        self.command = (sys.executable, "-m", "sglang.launch_server", *spec.flags, *address)
+        with self.log.open("w") as log:
+            # A session of its own: one signal reaches its scheduler and detokenizer as well.
+            self._process = subprocess.Popen(
+                self.command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**_environment(), **dict(spec.env)},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also its process group."""
+        return self._process.pid
+
+    def ready(self) -> bool:
+        """Whether it answers.
+
+        Raises:
+            ServerFailed: it has ended.
+        """
+        self.check()
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def check(self) -> None:
+        """Complain if it has ended.
+
+        Raises:
+            ServerFailed: with its last words.
+        """
+        code = self._process.poll()
+        if code is not None:
+            raise ServerFailed(
+                f"the {self.name} server ended with exit code {code}: {last_words(self.log)} "
+                f"(its log is {self.log})"
+            )
+
+    def stop(self) -> None:
+        """End it and what it started; harmless when it has ended."""
+        self._signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_SECONDS)
+        # Children that outlived their parent are still in the group.
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+
+@contextmanager
+def serve(
+    specs: Sequence[ServerSpec], folder: Path, progress: Progress, timeout: float = 900.0
+) -> Iterator[dict[str, ServerProcess]]:
+    """Start servers side by side and wait until all answer; end them on the way out.
+
+    Args:
+        specs: what to start.
+        folder: where logs go.
+        progress: told what is being waited for.
+        timeout: seconds until giving up on a start.
+
+    Raises:
+        ServerFailed: one ended or was not ready in time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    running: dict[str, ServerProcess] = {}
+    with _terminated_is_interrupted():
+        try:
+            for spec in specs:
+                running[spec.name] = ServerProcess(spec, folder)
+            _wait(list(running.values()), progress, timeout)
+            yield running
+        finally:
+            for server in running.values():
+                server.stop()
+
+
+def _wait(servers: Sequence[ServerProcess], progress: Progress, timeout: float) -> None:
+    start = time.monotonic()
+    waiting = list(servers)
+    progress.say(f"starting {_listed(waiting)} (imports take most of a minute)")
+    while waiting:
+        ready = [server for server in waiting if server.ready()]
+        waiting = [server for server in waiting if server not in ready]
+        for server in ready:
+            progress.say(f"{server.name} is ready after {time.monotonic() - start:.0f} s")
+        if waiting and time.monotonic() - start > timeout:
+            raise ServerFailed(
+                f"the {waiting[0].name} server was not ready after {timeout:.0f} s: "
+                f"{last_words(waiting[0].log)} (its log is {waiting[0].log})"
+            )
+        if waiting:
+            progress.wait(f"waiting for {_listed(waiting)}: {last_line(waiting[0].log)}")
+            time.sleep(0.5)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def last_words(log: Path) -> str:
+    """The line of a log that says best why a process ended."""
+    lines = _lines(log)
+    telling = [line for line in lines if any(word in line for word in _ERROR_WORDS)]
+    return (telling or lines or ["it wrote nothing"])[-1][:300]
+
+
+def last_line(log: Path, limit: int = 60) -> str:
+    """The last line of a log, cut to fit beside other text."""
+    lines = _lines(log)
+    return lines[-1][:limit] if lines else "loading"
+
+
+def _lines(log: Path, tail: int = 65_536) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - tail))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _environment() -> dict[str, str]:
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **quiet}
+
+
+def _listed(servers: Sequence[ServerProcess]) -> str:
+    return " and ".join(server.name for server in servers)
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Let SIGTERM unwind like Ctrl-C, so that the servers are ended."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
