@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="findings as JSON")
     parser.add_argument("--model", metavar="DIR", help="say what page metadata costs for a model")
     parser.add_argument(
-        "--timeout", type=float, default=120.0, help="seconds for each probe (default 120)"
+        "--timeout", type=float, default=180.0, help="seconds for each probe (default 180)"
     )
 
 
