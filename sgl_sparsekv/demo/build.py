@@ -38,8 +38,11 @@ def build_scenario(model: str, context: int, questions: int, seed: int, out: Pat
 
 def _folder(model: str, out: Path) -> Path:
     if model == "analytic":
+        from transformers.utils import logging
+
         from ..models import save_analytic
 
+        logging.disable_progress_bar()
         save_analytic(out / "model")
         return out / "model"
     if model == "trained":

@@ -91,6 +91,8 @@ def server_specs(scenario: Scenario, options: DemoOptions, trace: str) -> list[S
         *("--max-total-tokens", str(_pool(scenario)), "--max-running-requests", "32"),
         # One prefill chunk: torch_native computes the whole prefix anew for every chunk.
         *("--chunked-prefill-size", str(room), "--max-prefill-tokens", str(room)),
+        # Left to itself SGLang sets most of the memory aside for a chunk of this size.
+        *("--mem-fraction-static", "0.6"),
         "--sleep-on-idle",  # the server that waits leaves the cores to the one that works
     )
     ours = (

@@ -1,0 +1,263 @@
+"""A whole server: decode tokens/s over a long prompt, against SGLang's `torch_native`.
+
+    python -m bench.serve --device cpu --json FILE
+
+The model has Qwen2.5-0.5B's shape (24 layers, 14 query and 2 KV heads of 64) and random weights:
+what is measured does not depend on what the weights say. Both servers get the same flags but for
+the backend; both read the prompt in one prefill chunk, because `torch_native` computes a chunk's
+whole prefix anew. Repeats alternate between the servers, and the one that waits sleeps.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.serve_client import Generation, generate, generate_together
+from sgl_sparsekv.demo.progress import Progress
+from sgl_sparsekv.demo.result import environment
+from sgl_sparsekv.demo.servers import ServerProcess, ServerSpec, serve
+
+PAGE_SIZE = 64
+TARGET = 4.0
+DENSE, SPARSE = "torch_native", "sparsekv"
+QWEN = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 131_072,
+    "rope_theta": 1_000_000.0,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 151_643,
+    "eos_token_id": 151_645,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of reading.
+
+    Attributes:
+        name: what was run.
+        server: which of the two servers.
+        tokens_per_s: decode, batch 1: median over repeats, first token excluded.
+        repeats: tokens/s of each repeat.
+        step_ms: median milliseconds of a decode step over all repeats.
+        batch_tokens_per_s: decode of `batch` requests on one prefix together; None if not run.
+        kv_read_fraction: tokens attended over tokens in context.
+        ratio: tokens_per_s over torch_native's.
+    """
+
+    name: str
+    server: str
+    tokens_per_s: float
+    repeats: tuple[float, ...]
+    step_ms: float
+    batch_tokens_per_s: float | None
+    kv_read_fraction: float
+    ratio: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write; 0 if quest reaches the target, else 1."""
+    args = _arguments(argv)
+    if args.json and args.json.exists():
+        print(f"bench.serve: {args.json} is there already and is not overwritten", file=sys.stderr)
+        return 2
+    progress = Progress()
+    result = measure(args, progress)
+    print(_header(result))
+    print(_table([Row(**row) for row in result["rows"]]))
+    print(
+        f"quest / torch_native: {result['ratio']:.2f}x (target {TARGET:.0f}x: "
+        f"{'reached' if result['passed'] else 'missed'})"
+    )
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        with args.json.open("x") as file:
+            json.dump(result, file, indent=1)
+    return 0 if result["passed"] else 1
+
+
+def measure(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Start both servers, time every variant, stop them."""
+    variants: dict[str, tuple[str, dict[str, Any] | None]] = {
+        "torch_native": (DENSE, None),
+        "full": (SPARSE, {"method": "full"}),
+        "quest": (SPARSE, {"method": "quest", "budget": args.budget}),
+    }
+    ids = random.Random(args.seed).choices(range(QWEN["vocab_size"] - 1000), k=args.context)
+    with tempfile.TemporaryDirectory(prefix="bench-serve-") as temporary:
+        folder = Path(temporary)
+        flags = server_flags(folder, args)
+        specs = [ServerSpec(DENSE, (*flags, "--attention-backend", DENSE))]
+        specs.append(ServerSpec(SPARSE, (*flags, "--attention-backend", SPARSE)))
+        with serve(specs, folder, progress) as servers:
+            prefill = {name: _prefill(name, servers, ids, progress) for name in (DENSE, SPARSE)}
+            runs = _repeats(variants, servers, ids, args, progress)
+            together = _batches(variants, servers, ids, args, progress)
+    dense = median(_rate(run) for run in runs["torch_native"])
+    rows = [
+        _row(name, variants[name][0], runs[name], together.get(name), dense) for name in variants
+    ]
+    ratio = next(row.ratio for row in rows if row.name == "quest")
+    return {
+        "bench": "serve",
+        "passed": ratio >= TARGET,
+        "ratio": ratio,
+        "target": TARGET,
+        "context": args.context,
+        "tokens": args.tokens,
+        "budget": args.budget,
+        "layers": args.layers,
+        "batch": args.batch,
+        "prefill_s": prefill,
+        "prefill_chunk": args.context + PAGE_SIZE,
+        "rows": [asdict(row) for row in rows],
+        "flags": [flag for flag in flags if not flag.startswith(str(folder))],
+        "environment": environment(),
+    }
+
+
+def server_flags(folder: Path, args: argparse.Namespace) -> tuple[str, ...]:
+    """What both servers share; writes the model's configuration to `folder`."""
+    model = folder / "model"
+    model.mkdir()
+    config = {**QWEN, "num_hidden_layers": args.layers}
+    (model / "config.json").write_text(json.dumps(config))
+    room = args.context + PAGE_SIZE
+    pool = args.context + (args.batch + 1) * (args.tokens + 3 * PAGE_SIZE)
+    return (
+        *("--model-path", str(model), "--load-format", "dummy", "--skip-tokenizer-init"),
+        *("--device", args.device, "--dtype", "bfloat16", "--page-size", str(PAGE_SIZE)),
+        *("--context-length", str(args.context + args.tokens + 2 * PAGE_SIZE)),
+        *("--max-total-tokens", str(-(-pool // PAGE_SIZE) * PAGE_SIZE)),
+        *("--max-running-requests", str(max(4, args.batch))),
+        *("--chunked-prefill-size", str(room), "--max-prefill-tokens", str(room)),
+        # Left to itself SGLang sets most of the memory aside for a chunk of this size.
+        *("--mem-fraction-static", "0.6", "--sleep-on-idle"),
+    )
+
+
+def _prefill(
+    name: str, servers: dict[str, ServerProcess], ids: Sequence[int], progress: Progress
+) -> float:
+    progress.say(f"{name}: prefill of {len(ids):,} tokens")
+    found = generate(servers[name].url, ids, 1)
+    progress.say(f"{name}: prefill took {found.first_s:.1f} s")
+    return round(found.first_s, 2)
+
+
+def _repeats(
+    variants: dict[str, tuple[str, dict[str, Any] | None]],
+    servers: dict[str, ServerProcess],
+    ids: Sequence[int],
+    args: argparse.Namespace,
+    progress: Progress,
+) -> dict[str, list[Generation]]:
+    runs: dict[str, list[Generation]] = {name: [] for name in variants}
+    for repeat in range(args.repeats):
+        for name, (server, options) in variants.items():
+            progress.wait(f"{name}: repeat {repeat + 1} of {args.repeats}")
+            found = generate(servers[server].url, ids, args.tokens, options)
+            runs[name].append(found)
+            progress.say(
+                f"{name}: {_rate(found):.2f} tokens/s, first token after {found.first_s:.1f} s "
+                f"({found.cached_tokens:,} cached)"
+            )
+    return runs
+
+
+def _batches(
+    variants: dict[str, tuple[str, dict[str, Any] | None]],
+    servers: dict[str, ServerProcess],
+    ids: Sequence[int],
+    args: argparse.Namespace,
+    progress: Progress,
+) -> dict[str, float]:
+    """Tokens/s of `--batch` requests that share all but the last page."""
+    if args.batch < 2:
+        return {}
+    shared = list(ids[: -2 * PAGE_SIZE])
+    prompts = [
+        shared + random.Random(i).choices(range(1000), k=PAGE_SIZE) for i in range(args.batch)
+    ]
+    found = {}
+    for name, (server, options) in variants.items():
+        found[name] = generate_together(servers[server].url, prompts, args.tokens, options)
+        progress.say(f"{name}: {found[name]:.2f} tokens/s with {args.batch} requests")
+    return found
+
+
+def _rate(run: Generation) -> float:
+    return run.decode_steps / run.decode_s
+
+
+def _row(
+    name: str, server: str, runs: Sequence[Generation], together: float | None, dense: float
+) -> Row:
+    rates = tuple(_rate(run) for run in runs)
+    reports = [run.report for run in runs if run.report]
+    there = sum(report["tokens_in_context"] for report in reports)
+    read = sum(report["tokens_attended"] for report in reports) / there if there else 1.0
+    steps = median(ms for run in runs for ms in run.step_ms)
+    rate = median(rates)
+    return Row(name, server, rate, rates, steps, together, read, rate / dense)
+
+
+def _header(result: dict[str, Any]) -> str:
+    where = result["environment"]
+    return (
+        f"\n{where['machine']}, {where['threads'] or 'default'} threads; SGLang {where['sglang']}, "
+        f"torch {where['torch']}, commit {where['commit']}, {where['when']}\n"
+        f"{result['layers']} layers of Qwen2.5-0.5B's shape, bf16, random weights; "
+        f"{result['context']:,} tokens of context, {result['tokens']} generated; prefill "
+        f"{result['prefill_s'][DENSE]:.0f} s (torch_native), {result['prefill_s'][SPARSE]:.0f} s "
+        "(sparsekv), one chunk\n"
+    )
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = (
+        f"{'':14s}{'tokens/s':>10s}{'ms/step':>10s}{'batch t/s':>11s}{'KV read':>9s}{'ratio':>8s}"
+    )
+    lines = [head, "-" * len(head)]
+    for row in rows:
+        batch = "-" if row.batch_tokens_per_s is None else f"{row.batch_tokens_per_s:.2f}"
+        lines.append(
+            f"{row.name:14s}{row.tokens_per_s:>10.2f}{row.step_ms:>10.1f}{batch:>11s}"
+            f"{row.kv_read_fraction:>9.1%}{row.ratio:>7.2f}x"
+        )
+    return "\n".join(lines)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.serve", description="decode of a whole server")
+    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--json", type=Path, help="where to write the result; must not exist")
+    parser.add_argument("--context", type=int, default=16_384, help="tokens of prompt")
+    parser.add_argument("--tokens", type=int, default=33, help="tokens to generate per repeat")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1, help="also run so many requests together")
+    parser.add_argument("--budget", type=int, default=2048, help="tokens quest reads per KV head")
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
