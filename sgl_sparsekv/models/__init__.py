@@ -1,1 +1,24 @@
 """Two small models that really retrieve, and documents to ask them about."""
+
+from __future__ import annotations
+
+from sgl_sparsekv.models.analytic import (
+    LOST,
+    AnalyticConfig,
+    build_analytic,
+    build_analytic_tokenizer,
+    save_analytic,
+)
+from sgl_sparsekv.models.documents import Document, Question, chain_document, needle_document
+
+__all__ = [
+    "LOST",
+    "AnalyticConfig",
+    "Document",
+    "Question",
+    "build_analytic",
+    "build_analytic_tokenizer",
+    "chain_document",
+    "needle_document",
+    "save_analytic",
+]

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 PAGE = 16
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding of `x` `[bs, heads, n, head_dim]` by `cos`, `sin` `[bs, n, head_dim]`."""
     a, b = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-b, a), dim=-1) * sin[:, None]
 
 
-def _heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
     """`[bs, n, heads * head_dim]` to `[bs, heads, n, head_dim]`."""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
@@ -57,8 +57,8 @@ def tail_forward(
         if last:
             h = h[:, -tail:]
         xq = x[:, -tail:] if last else x
-        q = _rotate(_heads(attn.q_proj(xq), dim), cos[:, -xq.shape[1] :], sin[:, -xq.shape[1] :])
-        k, v = _rotate(_heads(attn.k_proj(x), dim), cos, sin), _heads(attn.v_proj(x), dim)
+        q = rotate(split_heads(attn.q_proj(xq), dim), cos[:, -xq.shape[1] :], sin[:, -xq.shape[1] :])
+        k, v = rotate(split_heads(attn.k_proj(x), dim), cos, sin), split_heads(attn.v_proj(x), dim)
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         if last:
