@@ -35,23 +35,38 @@ float* state_of(const AttendArgs& a, int64_t row, int64_t chunk, int64_t head) {
   return a.scratch + ((row * chunks + chunk) * a.heads + head) * state_size(a);
 }
 
-// Queries as float32 [rows, H, G, padded(D)] behind the states.
-float* queries_of(const AttendArgs& a, int64_t row, int64_t head) {
+// Queries [rows, H, G, padded(D)] behind the states, as Query<T>.
+template <typename T>
+Query<T>* queries_of(const AttendArgs& a, int64_t row, int64_t head) {
   int64_t states = a.rows * chunks_of(a, a.width) * a.heads * state_size(a);
-  return a.scratch + states + (row * a.heads + head) * a.group * padded(a.dim);
+  int64_t index = (row * a.heads + head) * a.group * padded(a.dim);
+  return reinterpret_cast<Query<T>*>(a.scratch + states) + index;
 }
 
 // Slots of a tile; from `count` on the last one repeats, so that whole vectors can be computed.
 struct Tile {
   int64_t slot[kTile];
   int count;
+  int64_t head;  // the first KV head it is for
 };
 
-// Tile of the tokens [first, first + kTile) of a list of `tokens`.
-Tile make_tile(const AttendArgs& a, const int32_t* units, int64_t first, int64_t tokens) {
+// The chunk `chunk` of a row, for the KV heads [head, last) that share its list.
+struct Task {
+  int64_t row, chunk, head, last;
+};
+
+int64_t tokens_of(const AttendArgs& a, int64_t row) {
+  return (static_cast<int64_t>(a.counts[row]) - 1) * a.unit + a.tails[row];
+}
+
+// The tile of a task that begins at token `first` of the row, within the task's chunk.
+Tile make_tile(const AttendArgs& a, const Task& task, int64_t first) {
+  const int32_t* units = a.table + task.row * a.t_row + task.head * a.t_head;
+  int64_t end = (task.chunk + 1) * units_per_chunk(a) * a.unit, tokens = tokens_of(a, task.row);
+  int64_t left = (end < tokens ? end : tokens) - first;
   Tile tile;
-  int64_t left = tokens - first;
   tile.count = static_cast<int>(left < kTile ? left : kTile);
+  tile.head = task.head;
   int64_t unit = first / a.unit, offset = first % a.unit;
   for (int t = 0; t < tile.count; ++t) {
     tile.slot[t] = static_cast<int64_t>(units[unit]) * a.unit + offset;
@@ -66,14 +81,15 @@ Tile make_tile(const AttendArgs& a, const int32_t* units, int64_t first, int64_t
 
 // scores[g][t] = q[g] . k[t]
 template <typename T, int G>
-INLINE void score_tile(float (*scores)[kTile], const float* q, const T* keys, const AttendArgs& a,
-                       const Tile& tile, const Tile* ahead) {
+INLINE void score_tile(float (*scores)[kTile], const Query<T>* q, const T* keys,
+                       const AttendArgs& a, const Tile& tile, const Tile* ahead) {
   constexpr int kRows = LANES / G;
   for (int t = 0; t < tile.count; t += kRows) {
     const T* row[kRows];
     for (int j = 0; j < kRows; ++j) row[j] = keys + tile.slot[t + j] * a.k_slot;
     if (ahead) {
-      for (int j = 0; j < kRows; ++j) prefetch_row(keys + ahead->slot[t + j] * a.k_slot, a.dim);
+      const T* next = keys + (ahead->head - tile.head) * a.k_head;
+      for (int j = 0; j < kRows; ++j) prefetch_row(next + ahead->slot[t + j] * a.k_slot, a.dim);
     }
     VecF acc[LANES] = {};
     dot_rows<T, G>(acc, q, padded(a.dim), row, a.dim);
@@ -110,7 +126,8 @@ INLINE float weigh_tile(float* scores, int count, float scale, float* max, float
 }
 
 // out[g][d .. d + N vectors) = out * factor[g] + sum over t of weights[g][t] * v[t]
-template <typename T, int G, int N>
+// Partial: N is 1 and the vector reaches beyond the row; kept apart, as it costs registers.
+template <typename T, int G, int N, bool Partial = false>
 INLINE void add_values(float* out, int64_t out_stride, const float (*weights)[kTile],
                        const float* factor, const T* values, const AttendArgs& a,
                        const Tile& tile, const Tile* ahead, int64_t d) {
@@ -120,14 +137,13 @@ INLINE void add_values(float* out, int64_t out_stride, const float (*weights)[kT
       acc[g][n] = load(out + g * out_stride + d + n * LANES) * factor[g];
     }
   }
+  const T* next = ahead ? values + (ahead->head - tile.head) * a.v_head : nullptr;
   for (int t = 0; t < tile.count; ++t) {
     const T* row = values + tile.slot[t] * a.v_slot + d;
-    if (ahead) prefetch_row(values + ahead->slot[t] * a.v_slot + d, N * LANES);
+    if (ahead) prefetch_row(next + ahead->slot[t] * a.v_slot + d, N * LANES);
     VecF v[N];
     UNROLL for (int n = 0; n < N; ++n) {
-      int64_t left = a.vdim - d - n * LANES;
-      v[n] = left >= LANES ? load(row + n * LANES)
-                           : load_first(row + n * LANES, static_cast<int>(left));
+      v[n] = Partial ? load_first(row, static_cast<int>(a.vdim - d)) : load(row + n * LANES);
     }
     UNROLL for (int g = 0; g < G; ++g) {
       UNROLL for (int n = 0; n < N; ++n) acc[g][n] += weights[g][t] * v[n];
@@ -139,7 +155,7 @@ INLINE void add_values(float* out, int64_t out_stride, const float (*weights)[kT
 }
 
 template <typename T, int G>
-INLINE void attend_tile(float* state, int64_t g, const float* q, const T* keys, const T* values,
+INLINE void attend_tile(float* state, int64_t g, const Query<T>* q, const T* keys, const T* values,
                         const AttendArgs& a, const Tile& tile, const Tile* ahead) {
   float scores[G][kTile], factor[G];
   int64_t stride = padded(a.vdim);
@@ -156,43 +172,51 @@ INLINE void attend_tile(float* state, int64_t g, const float* q, const T* keys, 
   for (; d + kOutBlock * LANES <= a.vdim; d += kOutBlock * LANES) {
     add_values<T, G, kOutBlock>(out, stride, scores, factor, values, a, tile, ahead, d);
   }
-  for (; d < a.vdim; d += LANES) {
+  for (; d + LANES <= a.vdim; d += LANES) {
     add_values<T, G, 1>(out, stride, scores, factor, values, a, tile, ahead, d);
+  }
+  if (d < a.vdim) {
+    add_values<T, G, 1, true>(out, stride, scores, factor, values, a, tile, ahead, d);
   }
 }
 
-// The tokens of one chunk for the KV heads [head, last): all heads of a tile before the next tile.
+void clear_state(const AttendArgs& a, float* state) {
+  int64_t size = a.group * padded(a.vdim);
+  for (int64_t i = 0; i < size; ++i) state[i] = 0;
+  for (int64_t g = 0; g < a.group; ++g) {
+    state[size + g] = -kInf;
+    state[size + a.group + g] = 0;
+  }
+}
+
+// One task: all heads of a tile before the next tile. The tile ahead is prefetched meanwhile; the
+// last one fetches for the task that this thread runs next, if any.
 template <typename T>
-void attend_chunk(const AttendArgs& a, int64_t row, int64_t chunk, int64_t head, int64_t last) {
-  const int32_t* units = a.table + row * a.t_row + head * a.t_head;
-  int64_t tokens = (static_cast<int64_t>(a.counts[row]) - 1) * a.unit + a.tails[row];
-  int64_t span = units_per_chunk(a) * a.unit;
-  int64_t first = chunk * span;
+void attend_chunk(const AttendArgs& a, const Task& task, const Task* next) {
+  int64_t span = units_per_chunk(a) * a.unit, first = task.chunk * span;
+  int64_t tokens = tokens_of(a, task.row);
   int64_t end = first + span < tokens ? first + span : tokens;
-  for (int64_t h = head; h < last; ++h) {
-    float* state = state_of(a, row, chunk, h);
-    for (int64_t i = 0; i < a.group * padded(a.vdim); ++i) state[i] = 0;
-    float* stats = state + a.group * padded(a.vdim);
-    for (int64_t g = 0; g < a.group; ++g) {
-      stats[g] = -kInf;
-      stats[a.group + g] = 0;
-    }
+  for (int64_t h = task.head; h < task.last; ++h) {
+    clear_state(a, state_of(a, task.row, task.chunk, h));
   }
   Tile tiles[2];
-  tiles[0] = make_tile(a, units, first, end);
+  tiles[0] = make_tile(a, task, first);
   for (int64_t t = first, i = 0; t < end; t += kTile, ++i) {
     const Tile& tile = tiles[i & 1];
-    Tile* ahead = nullptr;
+    Tile* ahead = &tiles[(i + 1) & 1];
     if (t + kTile < end) {
-      ahead = &tiles[(i + 1) & 1];
-      *ahead = make_tile(a, units, t + kTile, end);
+      *ahead = make_tile(a, task, t + kTile);
+    } else if (next) {
+      *ahead = make_tile(a, *next, next->chunk * span);
+    } else {
+      ahead = nullptr;
     }
-    for (int64_t h = head; h < last; ++h) {
+    for (int64_t h = task.head; h < task.last; ++h) {
       const T* keys = static_cast<const T*>(a.keys) + h * a.k_head;
       const T* values = static_cast<const T*>(a.values) + h * a.v_head;
       for_query_blocks(a.group, [&]<int G>(int64_t g) {
-        attend_tile<T, G>(state_of(a, row, chunk, h), g, queries_of(a, row, h), keys, values, a,
-                          tile, ahead);
+        attend_tile<T, G>(state_of(a, task.row, task.chunk, h), g,
+                          queries_of<T>(a, task.row, h), keys, values, a, tile, ahead);
       });
     }
   }
@@ -237,19 +261,23 @@ void attend(const AttendArgs& a) {
   int64_t chunks = chunks_of(a, a.width);
   bool shared = a.t_head == 0;
   int64_t lists = shared ? 1 : a.heads, heads = shared ? a.heads : 1;
-  parallel_for(a.rows * a.heads, 1, [&](int64_t i) {
+  int64_t count = a.rows * lists * chunks;
+  auto task_at = [&](int64_t i) {
+    int64_t list = i / chunks % lists;
+    return Task{i / (lists * chunks), i % chunks, list * heads, (list + 1) * heads};
+  };
+  auto exists = [&](const Task& task) { return task.chunk < chunks_of(a, a.counts[task.row]); };
+  parallel_for(a.rows * a.heads, 1, [&](int64_t i, int64_t) {
     int64_t row = i / a.heads, head = i % a.heads;
     const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
-    widen_queries(queries_of(a, row, head), q, a.group, a.q_group, a.dim);
+    copy_queries(queries_of<T>(a, row, head), q, a.group, a.q_group, a.dim);
   });
-  parallel_for(a.rows * lists * chunks, a.threads, [&](int64_t i) {
-    int64_t row = i / (lists * chunks), list = i / chunks % lists, chunk = i % chunks;
-    if (chunk < chunks_of(a, a.counts[row])) {
-      attend_chunk<T>(a, row, chunk, list * heads, (list + 1) * heads);
-    }
+  parallel_for(count, a.threads, [&](int64_t i, int64_t after) {
+    Task task = task_at(i), next = task_at(after < count ? after : i);
+    if (exists(task)) attend_chunk<T>(a, task, after < count && exists(next) ? &next : nullptr);
   });
   parallel_for(a.rows * a.heads, a.threads,
-               [&](int64_t i) { merge_chunks<T>(a, i / a.heads, i % a.heads); });
+               [&](int64_t i, int64_t) { merge_chunks<T>(a, i / a.heads, i % a.heads); });
 }
 
 }  // namespace

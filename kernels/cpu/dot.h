@@ -8,8 +8,23 @@ constexpr int kGroup = 4;
 
 INLINE int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
+// Element type that queries are multiplied in: the rows' own where the machine multiplies it into
+// float32 sums without rounding, else float32.
+template <typename T>
+struct QueryOf {
+  using Type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct QueryOf<BF16> {
+  using Type = BF16;
+};
+#endif
+template <typename T>
+using Query = typename QueryOf<T>::Type;
+
 // acc[g * rows + j] += q[g] . row[j], lane by lane, for G queries and LANES / G rows.
-// q: float32 [G, q_stride], zero from dim to padded(dim). Square: row elements are squared.
+// q: [G, q_stride], zero from dim to padded(dim). Square: row elements are squared.
 template <typename T, int G, bool Square = false>
 INLINE void dot_rows(VecF (&acc)[LANES], const float* q, int64_t q_stride,
                      const T* const (&row)[LANES / G], int64_t dim) {
@@ -35,14 +50,43 @@ INLINE void dot_rows(VecF (&acc)[LANES], const float* q, int64_t q_stride,
   }
 }
 
-// Copies the query heads of one KV head to float32 [group, padded(dim)], zeros at the end.
+#if defined(__AVX512BF16__)
+INLINE __m512bh load_pairs(const BF16* p, __mmask32 mask) {
+  return reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(mask, p));
+}
+
+// As above, two products per lane and instruction; products of bfloat16 are exact in float32.
+template <typename T, int G>
+INLINE void dot_rows(VecF (&acc)[LANES], const BF16* q, int64_t q_stride,
+                     const BF16* const (&row)[LANES / G], int64_t dim) {
+  constexpr int kRows = LANES / G;
+  for (int64_t d = 0; d < dim; d += 2 * LANES) {
+    __mmask32 mask = dim - d >= 2 * LANES ? ~0u : (1u << (dim - d)) - 1;
+    __m512bh x[kRows];
+    UNROLL for (int j = 0; j < kRows; ++j) x[j] = load_pairs(row[j] + d, mask);
+    UNROLL for (int g = 0; g < G; ++g) {
+      __m512bh qg = load_pairs(q + g * q_stride + d, mask);
+      UNROLL for (int j = 0; j < kRows; ++j) {
+        int i = g * kRows + j;
+        acc[i] = _mm512_dpbf16_ps(acc[i], x[j], qg);
+      }
+    }
+  }
+}
+#endif
+
+// LANES elements from p, or the first n of them and zeros.
 template <typename T>
-INLINE void widen_queries(float* to, const T* from, int64_t group, int64_t stride, int64_t dim) {
+INLINE VecF load_at_most(const T* p, int64_t n) {
+  return n >= LANES ? load(p) : load_first(p, static_cast<int>(n));
+}
+
+// Copies the query heads of one KV head to [group, padded(dim)], zeros at the end.
+template <typename T>
+INLINE void copy_queries(Query<T>* to, const T* from, int64_t group, int64_t stride, int64_t dim) {
   for (int64_t g = 0; g < group; ++g) {
     for (int64_t d = 0; d < dim; d += LANES) {
-      int64_t n = dim - d;
-      const T* p = from + g * stride + d;
-      store(to + g * padded(dim) + d, n >= LANES ? load(p) : load_first(p, static_cast<int>(n)));
+      store(to + g * padded(dim) + d, load_at_most(from + g * stride + d, dim - d));
     }
   }
 }

@@ -9,8 +9,9 @@ FOLDER = Path(__file__).parent
 SOURCES = ("attend.cpp", "score.cpp", "select.cpp", "summarise.cpp")
 HEADERS = ("args.h", "dot.h", "parallel.h", "simd.h")
 FLAGS = (
-    "-std=c++20 -O3 -shared -fPIC -fno-exceptions -fno-rtti -nostdlib -nostdlib++ -Wall -Wextra"
-).split()
+    *("-std=c++20", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra"),
+    *("-fno-exceptions", "-fno-rtti", "-nostdlib", "-nostdlib++"),
+)
 """No -ffast-math: NaN, infinities and the order of sums keep their meaning."""
 
 
@@ -35,9 +36,11 @@ def _x86(name: str, cpu: str, needs: str) -> Level:
 
 
 _AVX2 = "avx2 bmi1 bmi2 f16c fma abm movbe"
+_AVX512 = f"{_AVX2} avx512f avx512bw avx512cd avx512dq avx512vl"
 LEVELS = {
     "x86_64": (
-        _x86("avx512", "x86_64_v4", f"{_AVX2} avx512f avx512bw avx512cd avx512dq avx512vl"),
+        _x86("avx512bf16", "x86_64_v4+avx512bf16", f"{_AVX512} avx512_bf16"),
+        _x86("avx512", "x86_64_v4", _AVX512),
         _x86("avx2", "x86_64_v3", _AVX2),
         _x86("sse4", "x86_64_v2", "sse4_1 sse4_2 ssse3 popcnt"),
     ),

@@ -6,20 +6,25 @@
 typedef void (*ParallelRegion)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 extern __attribute__((visibility("hidden"))) ParallelRegion parallel_region;
 
-// Runs task(i) for i in [0, count), each once, on at most `threads` threads. Which thread runs a
-// task is left to chance, so a task must compute the same whoever runs it.
+// Runs task(i, next) for i in [0, count), each once, on at most `threads` threads. Which thread
+// runs a task is left to chance, so a task must compute the same whoever runs it. `next` is the
+// task the same thread runs afterwards, for prefetching; `count` when there is none.
 template <typename Task>
 static void parallel_for(int64_t count, int64_t threads, const Task& task) {
   struct Job {
     const Task* task;
     int64_t count, next;
+    int64_t claim() {
+      int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      return i < count ? i : count;
+    }
   };
   auto body = [](void* data) {
     Job* job = static_cast<Job*>(data);
-    for (;;) {
-      int64_t i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
-      if (i >= job->count) return;
-      (*job->task)(i);
+    for (int64_t i = job->claim(); i < job->count;) {
+      int64_t next = job->claim();
+      (*job->task)(i, next);
+      i = next;
     }
   };
   Job job = {&task, count, 0};

@@ -17,50 +17,53 @@ float* logits_of(const ScoreArgs& a, int64_t row, int64_t head) {
   return a.scratch + (row * a.heads + head) * a.group * logit_stride(a);
 }
 
-// Two float32 query sets [G, padded(D)] per (row, KV head), behind the logits: the positive and
-// negative parts for the bound, q and its square for the expected maximum, q alone for exact.
-float* queries_of(const ScoreArgs& a, int64_t row, int64_t head) {
+// Two query sets [G, padded(D)] per (row, KV head), behind the logits: the positive and negative
+// parts for the bound, q and (in float32) its square for the expected maximum, q alone for exact.
+template <typename T>
+T* queries_of(const ScoreArgs& a, int64_t row, int64_t head, int64_t set) {
   int64_t logits = a.rows * a.heads * a.group * logit_stride(a);
-  return a.scratch + logits + (row * a.heads + head) * 2 * a.group * padded(a.dim);
+  int64_t index = ((row * a.heads + head) * 2 + set) * a.group * padded(a.dim);
+  return reinterpret_cast<T*>(a.scratch + logits + index);
 }
 
 template <typename T>
 void prepare_queries(const ScoreArgs& a, int64_t row, int64_t head) {
   const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
-  int64_t size = a.group * padded(a.dim);
-  float* first = queries_of(a, row, head);
-  float* second = first + size;
-  widen_queries(first, q, a.group, a.q_group, a.dim);
-  for (int64_t i = 0; i < size; ++i) {
-    float x = first[i];
+  Query<T>* first = queries_of<Query<T>>(a, row, head, 0);
+  copy_queries(first, q, a.group, a.q_group, a.dim);
+  if (a.formula == kExact) return;
+  for (int64_t i = 0; i < a.group * padded(a.dim); i += LANES) {
+    VecF x = load(first + i);
     if (a.formula == kUpperBound) {
-      first[i] = x > 0 ? x : 0;
-      second[i] = x < 0 ? x : 0;
-    } else if (a.formula == kExpectedMaximum) {
-      second[i] = x * x;
+      store(first + i, x > 0.0f ? x : VecF{});
+      store(queries_of<Query<T>>(a, row, head, 1) + i, x < 0.0f ? x : VecF{});
+    } else {
+      store(queries_of<float>(a, row, head, 1) + i, x * x);
     }
   }
 }
 
 INLINE VecF sqrt_vec(VecF x) { return __builtin_elementwise_sqrt(x); }
 
-// Estimates of LANES / G units for G query heads, times the scale.
+// Estimates of LANES / G units for the query heads [g, g + G), times the scale.
 template <typename T, int G>
-INLINE VecF estimate(const ScoreArgs& a, const float* q, const T* const (&unit)[LANES / G]) {
+INLINE VecF estimate(const ScoreArgs& a, int64_t row, int64_t head, int64_t g,
+                     const T* const (&unit)[LANES / G]) {
   constexpr int kRows = LANES / G;
   int64_t stride = padded(a.dim);
-  const float* second = q + a.group * stride;
+  const Query<T>* q = queries_of<Query<T>>(a, row, head, 0) + g * stride;
   const T* plane[kRows];
   for (int j = 0; j < kRows; ++j) plane[j] = unit[j] + a.d_plane;
   VecF acc[LANES] = {};
   if (a.formula == kUpperBound) {
     dot_rows<T, G>(acc, q, stride, plane, a.dim);
-    dot_rows<T, G>(acc, second, stride, unit, a.dim);
+    dot_rows<T, G>(acc, queries_of<Query<T>>(a, row, head, 1) + g * stride, stride, unit, a.dim);
     return sum_each(acc) * static_cast<float>(a.scale);
   }
   VecF spread[LANES] = {};
   dot_rows<T, G>(acc, q, stride, unit, a.dim);
-  dot_rows<T, G, true>(spread, second, stride, plane, a.dim);
+  const float* squares = queries_of<float>(a, row, head, 1) + g * stride;
+  dot_rows<T, G, true>(spread, squares, stride, plane, a.dim);
   VecF sum = sum_each(acc) + sqrt_vec(sum_each(spread)) * static_cast<float>(a.spread);
   return sum * static_cast<float>(a.scale);
 }
@@ -96,13 +99,14 @@ void estimate_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last
       }
       for_query_blocks(a.group, [&]<int G>(int64_t g) {
         constexpr int kRows = LANES / G;
-        const float* q = queries_of(a, row, h) + g * padded(a.dim);
         for (int64_t v = u; v < u + kStep && v < last; v += kRows) {
           const T* unit[kRows];
           int64_t end = u + kStep < last ? u + kStep : last;
-          for (int j = 0; j < kRows; ++j) unit[j] = unit_at(v + j < end ? v + j : end - 1) + h * a.d_head;
+          for (int j = 0; j < kRows; ++j) {
+            unit[j] = unit_at(v + j < end ? v + j : end - 1) + h * a.d_head;
+          }
           put_logits<G>(a, logits_of(a, row, h) + g * logit_stride(a), v, end - v,
-                        estimate<T, G>(a, q, unit));
+                        estimate<T, G>(a, row, h, g, unit));
         }
       });
     }
@@ -111,7 +115,7 @@ void estimate_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last
 
 // Log-sum-exp of the scaled q . k of one unit's keys, for G query heads.
 template <typename T, int G>
-INLINE void exact_unit(const ScoreArgs& a, const float* q, const T* keys, float* logits) {
+INLINE void exact_unit(const ScoreArgs& a, const Query<T>* q, const T* keys, float* logits) {
   constexpr int kRows = LANES / G;
   float max[G], sum[G];
   for (int g = 0; g < G; ++g) max[g] = -kInf, sum[g] = 0;
@@ -141,7 +145,7 @@ void exact_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last) {
     for (int64_t h = 0; h < a.heads; ++h) {
       const T* keys = static_cast<const T*>(a.data) + slot * a.d_item + h * a.d_head;
       for_query_blocks(a.group, [&]<int G>(int64_t g) {
-        exact_unit<T, G>(a, queries_of(a, row, h) + g * padded(a.dim), keys,
+        exact_unit<T, G>(a, queries_of<Query<T>>(a, row, h, 0) + g * padded(a.dim), keys,
                          logits_of(a, row, h) + g * logit_stride(a) + u);
       });
     }
@@ -195,8 +199,8 @@ template <typename T>
 void score(const ScoreArgs& a) {
   int64_t blocks = (a.width + kBlock - 1) / kBlock;
   parallel_for(a.rows * a.heads, 1,
-               [&](int64_t i) { prepare_queries<T>(a, i / a.heads, i % a.heads); });
-  parallel_for(a.rows * blocks, a.threads, [&](int64_t i) {
+               [&](int64_t i, int64_t) { prepare_queries<T>(a, i / a.heads, i % a.heads); });
+  parallel_for(a.rows * blocks, a.threads, [&](int64_t i, int64_t) {
     int64_t row = i / blocks, begin = a.begin[row], end = a.end[row];
     int64_t first = begin + i % blocks * kBlock;
     int64_t last = first + kBlock < end ? first + kBlock : end;
@@ -208,7 +212,7 @@ void score(const ScoreArgs& a) {
     }
   });
   parallel_for(a.rows * a.heads, a.threads,
-               [&](int64_t i) { reduce_group(a, i / a.heads, i % a.heads); });
+               [&](int64_t i, int64_t) { reduce_group(a, i / a.heads, i % a.heads); });
 }
 
 }  // namespace

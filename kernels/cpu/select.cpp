@@ -99,5 +99,5 @@ void select_head(const SelectArgs& a, int64_t row, int64_t head) {
 
 extern "C" void select_units(const SelectArgs* a) {
   parallel_for(a->rows * a->heads, a->threads,
-               [&](int64_t i) { select_head(*a, i / a->heads, i % a->heads); });
+               [&](int64_t i, int64_t) { select_head(*a, i / a->heads, i % a->heads); });
 }

@@ -3,6 +3,10 @@
 #pragma once
 
 #include <stdint.h>
+#if defined(__AVX512BF16__)
+#define __MM_MALLOC_H  // the one part of immintrin.h that needs a C library
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16

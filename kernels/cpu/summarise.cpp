@@ -1,15 +1,10 @@
 // Page metadata of full units: per channel minimum and maximum, or mean and standard deviation.
 
 #include "args.h"
+#include "dot.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace {
-
-template <typename T>
-INLINE VecF load_at_most(const T* p, int64_t n) {
-  return n >= LANES ? load(p) : load_first(p, static_cast<int>(n));
-}
 
 template <typename T>
 INLINE void store_at_most(T* p, VecF x, int64_t n) {
@@ -68,7 +63,7 @@ void summarise_unit(const SummariseArgs& a, int64_t unit) {
 
 template <typename T>
 void summarise(const SummariseArgs& a) {
-  parallel_for(a.count, a.threads, [&](int64_t i) { summarise_unit<T>(a, a.units[i]); });
+  parallel_for(a.count, a.threads, [&](int64_t i, int64_t) { summarise_unit<T>(a, a.units[i]); });
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 """CPU ops at every instruction set that this machine runs."""
 
 import pytest
-from sgl_sparsekv.kernels import cpu
 from sgl_sparsekv.kernels.cpu.build import build_level
 from sgl_sparsekv.kernels.cpu.levels import runnable_levels
 from sgl_sparsekv.kernels.cpu.ops import CpuOps
+
+from sgl_sparsekv.kernels import cpu
 
 
 @pytest.fixture(scope="session", params=[level.name for level in runnable_levels()])

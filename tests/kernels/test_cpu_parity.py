@@ -5,6 +5,7 @@ import torch
 from cases import EPS, Batch, allowed_error, attention, make_batch
 from sgl_sparsekv.kernels.cpu.ops import CpuOps
 from sgl_sparsekv.kernels.reference import load as load_reference
+
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.types import Candidates, Reduction
