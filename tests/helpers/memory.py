@@ -1,0 +1,176 @@
+"""SGLang's own pools, allocator, tree and requests' rows, with our backend on them, on a CPU.
+
+The model is a toy and there is no server. What happens to a freed page on a device (somebody else
+writes it) is made visible: it is filled with NaN.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from sgl_sparsekv.backend import kv_pool
+from sgl_sparsekv.backend.held_scores import HeldScores
+from sgl_sparsekv.backend.request_table import activate
+from sgl_sparsekv.config import ServerOptions
+from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.page_metadata import StepSeal
+from sgl_sparsekv.plugin import HOOKS
+
+from .recorder import Recorder
+from .toy_model import DIM, HEADS, LAYERS, ToyModel
+
+METHODS = ("full", "mean_std", "oracle", "quest", "streaming")
+MAX_CONTEXT = 1024
+ALLOCATOR = "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator."
+
+
+@dataclass
+class Memory:
+    """Pools, allocator, tree and attention backend of one scheduler.
+
+    Attributes:
+        core: "rust" or "python", the tree core of `UnifiedRadixCache`.
+        page_size: tokens per page.
+        pages: pages of the pool, without the dummy one.
+        dtype: element type of K and V.
+        poison: fill K, V and page metadata of freed pages with NaN.
+    """
+
+    core: str
+    page_size: int
+    pages: int
+    dtype: torch.dtype = torch.float32
+    poison: bool = True
+    rows: int = 6
+    model: ToyModel = field(init=False)
+    fail_next_alloc: bool = False
+
+    def __post_init__(self) -> None:
+        from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+
+        self.model = ToyModel(self.dtype)
+        self.options = ServerOptions(methods=METHODS)
+        pool_class = kv_pool.pool_class(MHATokenToKVPool, kv_pool.summaries(self.options))
+        self.pool = pool_class(
+            size=self.pages * self.page_size,
+            page_size=self.page_size,
+            dtype=self.dtype,
+            head_num=HEADS,
+            head_dim=DIM,
+            layer_num=LAYERS,
+            device="cpu",
+            enable_memory_saver=False,
+        )
+        self.pool.use_native_move_kv_cache = True  # the tiled copy is a Triton kernel
+        self.allocator = PagedTokenToKVPoolAllocator(
+            self.pages * self.page_size, self.page_size, self.dtype, "cpu", self.pool, False
+        )
+        self.row_pool = ReqToTokenPool(self.rows, MAX_CONTEXT, "cpu", False)
+        self.tree = self._tree()
+        self.metadata = self.pool.page_metadata
+        self.metadata.poison = self.poison
+        self.geometry = self.metadata.geometry
+        self.recorder = Recorder()
+        self.backend = self._backend()
+        self._held_back: list[torch.Tensor] | None = None
+        self._watch_allocator()
+        self._poison_pages(torch.arange(1, self.pages + 1))
+
+    # -- construction ----------------------------------------------------------------------
+
+    def _tree(self) -> Any:
+        from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+        from sglang.srt.mem_cache.unified_cache.components import ComponentType
+        from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+        return UnifiedRadixCache(
+            CacheInitParams(
+                disable=False,
+                req_to_token_pool=self.row_pool,
+                token_to_kv_pool_allocator=self.allocator,
+                page_size=self.page_size,
+                tree_components=(ComponentType.FULL,),
+                tree_core_backend=self.core,
+            )
+        )
+
+    def _backend(self) -> Any:
+        """Our attention backend as its constructor leaves it, without a model runner."""
+        from sgl_sparsekv.backend.attention import SparseKVBackend
+
+        backend = SparseKVBackend.__new__(SparseKVBackend)
+        backend.options, backend.on_cpu = self.options, True
+        backend.ops = load_ops("reference")
+        backend.dense = SimpleNamespace(init_forward_metadata=lambda batch: None)
+        backend.req_to_token_pool, backend.token_to_kv_pool = self.row_pool, self.pool
+        backend.metadata, backend.geometry = self.metadata, self.geometry
+        backend.num_layers = LAYERS
+        backend.table = activate(self.options)
+        backend.seal = StepSeal(self.metadata, backend.ops)
+        backend.held = HeldScores()
+        backend.observer = self.recorder
+        backend.plan, backend._extend_rows, backend._decode_tokens = None, [], None
+        kv_pool.listen_to_allocator(backend.seal.hand_out)
+        return backend
+
+    def _watch_allocator(self) -> None:
+        """Our allocator hooks, failures on request, and what happens to pages that are freed."""
+        hooks = {h.target.removeprefix(ALLOCATOR): h for h in HOOKS if ALLOCATOR in h.target}
+        for name in ("alloc", "alloc_extend", "alloc_decode"):
+            setattr(self.allocator, name, self._hooked(name, hooks.get(name)))
+        release = self.allocator._release_page_ids
+
+        def release_page_ids(*pages: torch.Tensor) -> None:
+            release(*pages)
+            for some in pages:
+                self._freed(some)
+
+        self.allocator._release_page_ids = release_page_ids
+
+    def _hooked(self, name: str, hook: Any) -> Callable[..., Any]:
+        original = getattr(self.allocator, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.fail_next_alloc:
+                self.fail_next_alloc = False
+                return None
+            slots = original(*args, **kwargs)
+            if hook is not None:
+                hook(slots, self.allocator, *args, **kwargs)
+            return slots
+
+        return call
+
+    # -- pages -----------------------------------------------------------------------------
+
+    def _freed(self, pages: torch.Tensor) -> None:
+        if self._held_back is not None:
+            self._held_back.append(pages.clone())
+        else:
+            self._poison_pages(pages)
+
+    def _poison_pages(self, pages: torch.Tensor) -> None:
+        if not self.poison:
+            return
+        units = self.geometry.units_of_pages(pages)
+        slots = (pages[:, None] * self.page_size + torch.arange(self.page_size)).reshape(-1)
+        for layer in range(LAYERS):
+            self.pool.k_buffer[layer][slots] = torch.nan
+            self.pool.v_buffer[layer][slots] = torch.nan
+            for summary in self.metadata.summaries:
+                self.metadata.fields(summary.name, layer)[units] = torch.nan
+
+    def _make_room(self, tokens: int) -> None:
+        from sglang.srt.mem_cache.common import evict_from_tree_cache
+
+        evict_from_tree_cache(self.tree, tokens)
+
+    def write_unseen(self, slots: torch.Tensor, paths: list[int]) -> None:
+        """K and V of positions arrive without any forward step of ours."""
+        for layer in range(LAYERS):
+            self.pool.k_buffer[layer][slots] = self.model.keys(layer, paths)
+            self.pool.v_buffer[layer][slots] = self.model.values(layer, paths)

@@ -1,0 +1,89 @@
+"""Stands where the backend's observer stands and keeps what a step did."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sgl_sparsekv.types import Selection
+
+
+@dataclass
+class Judged:
+    """A decode row of a step.
+
+    Attributes:
+        live: the request.
+        place: its position in the step's plan.
+        row: row of `req_to_token`.
+        length: tokens, the current one included.
+    """
+
+    live: Any
+    place: int
+    row: int
+    length: int
+
+
+@dataclass
+class Recorder:
+    """Same calls as `StepObserver`.
+
+    Attributes:
+        judged: decode rows of the last step whose results count.
+        done: the last step went through all layers.
+        groups: by layer, the groups of the step and what they selected (None: everything).
+        outputs: by layer, `[tokens, H, G, D]`.
+    """
+
+    judged: list[Judged] = field(default_factory=list)
+    done: bool = False
+    groups: dict[int, list[tuple[Any, Selection | None]]] = field(default_factory=dict)
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    plan: Any = None
+    pending: int = 0
+
+    def start(self, decode: list[tuple[int, Any]]) -> None:
+        """A step's layers begin; `decode` are its (place in the batch, request) that count."""
+        first = min((place for place, _ in decode), default=0)
+        self.judged = [Judged(live, i - first, live.row, live.length) for i, live in decode]
+        self.groups, self.outputs, self.done = {}, {}, False
+
+    def begin_step(self, plan: Any, pending: torch.Tensor) -> None:
+        """See `StepObserver.begin_step`."""
+        self.plan, self.pending = plan, pending.numel()
+
+    def dense(self, layer: int, group: Any) -> None:
+        """See `StepObserver.dense`."""
+        self.groups.setdefault(layer, []).append((group, None))
+
+    def selected(self, layer: int, group: Any, selection: Selection) -> None:
+        """See `StepObserver.selected`."""
+        self.groups.setdefault(layer, []).append((group, selection))
+
+    def end_layer(self, layer: int, keys: torch.Tensor) -> None:
+        """See `StepObserver.end_layer`."""
+
+    def prefix_hit(self, slots: torch.Tensor) -> None:
+        """See `StepObserver.prefix_hit`."""
+
+    def units_of(self, layer: int, place: int) -> list[list[int]]:
+        """Logical units `[H][n]` that a plan row read in a layer."""
+        for group, selection in self.groups[layer]:
+            where = group.index.tolist()
+            if place in where:
+                i = where.index(place)
+                count = int(group.counts[i])
+                if selection is None:
+                    return [list(range(count))] * group.take(self.outputs[layer]).shape[1]
+                return selection.logical[i, :, :count].tolist()
+        raise AssertionError(f"row {place} of layer {layer} is in no group")
+
+    def physical_of(self, layer: int, place: int) -> list[list[int]] | None:
+        """Physical units `[H][n]` of a selecting row; None when it read everything."""
+        for group, selection in self.groups[layer]:
+            where = group.index.tolist()
+            if place in where and selection is not None:
+                i = where.index(place)
+                return selection.physical[i, :, : int(group.counts[i])].tolist()
+        return None

@@ -1,0 +1,62 @@
+"""Metadata stays true under any history of SGLang's scheduler, allocator and radix tree.
+
+Figures R1-R3, R5, R8 and R20: the pools, the allocator, the requests and `UnifiedRadixCache` with
+both of its tree cores are SGLang's; the steps go through our attention backend. What is random is
+the order of operations.
+"""
+
+import os
+import random
+import time
+from collections import Counter
+
+import pytest
+from helpers.machine import CacheMachine
+from hypothesis import HealthCheck, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+OPERATIONS = int(os.environ.get("SPARSEKV_STATE_OPERATIONS", "20400"))
+"""Operations over all cores and page sizes."""
+CORES = ("rust", "python")
+PAGE_SIZES = (4, 16, 64)
+STEPS = 60
+"""Longest script; short enough to shrink."""
+SHARE = OPERATIONS // (len(CORES) * len(PAGE_SIZES))
+
+
+def run_machine(machine: type[CacheMachine], operations: int, fresh: int | None) -> None:
+    """Run scripts until `operations` operations were done, with a fixed or a fresh seed."""
+    done_before = sum(machine.counts.values())
+    while (missing := operations - sum(machine.counts.values()) + done_before) > 0:
+        chosen = settings(
+            max_examples=max(2, missing // STEPS),
+            stateful_step_count=STEPS,
+            derandomize=False,
+            deadline=None,
+            database=None,
+            print_blob=False,
+            suppress_health_check=list(HealthCheck),
+        )
+        machine.TestCase.settings = chosen
+        number = (fresh or 0) + sum(machine.counts.values())
+        run_state_machine_as_test(seed(number)(machine), settings=chosen)
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("core", CORES)
+def test_metadata_stays_true_under_any_history(core: str, page_size: int, sglang: None) -> None:
+    """R1: no stale read and no mismatch; nine tenths with fixed seeds, the rest with a new one."""
+    machine = type(
+        f"CacheMachine_{core}_{page_size}",
+        (CacheMachine,),
+        {"core": core, "page_size": page_size, "counts": Counter()},
+    )
+    began, fresh = time.process_time(), random.SystemRandom().randrange(2**32)
+    print(f"fresh seed {fresh}")
+    run_machine(machine, SHARE * 9 // 10, None)
+    run_machine(machine, SHARE // 10 + 1, fresh)
+    counts: Counter[str] = machine.counts
+    took = time.process_time() - began
+    print(f"R1 {core} core, page {page_size}: {counts.total()} operations in {took:.0f} CPU s")
+    print(", ".join(f"{name} {n}" for name, n in counts.most_common()))
+    assert counts.total() >= SHARE
