@@ -23,11 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it: 0 if every condition holds, else 1."""
+    from ..config import RequestOptions
     from ..demo.build import build_scenario
     from ..demo.progress import Progress
     from ..demo.run import DemoOptions, report_lines, run_demo
     from ..errors import SparseKVError
 
+    RequestOptions(budget=args.budget)  # refused here and not after a minute of starting servers
     options = DemoOptions(args.out, args.budget, args.device)
     progress = Progress(quiet=args.quiet)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .answer import RequestFailed
 from .checks import Check, check_all
 from .progress import Progress
 from .report import page
@@ -27,13 +28,11 @@ class DemoOptions:
         out: folder for logs and results.
         budget: tokens that quest and streaming may read per KV head and step.
         device: kernels of the sparsekv server.
-        quiet: no progress.
     """
 
     out: Path
     budget: int = 512
     device: str = "auto"
-    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,9 +164,9 @@ def _one_run(
 
     try:
         answers = ask_all(endpoint, scenario, done)
-    except Exception:
+    except (RuntimeError, OSError) as error:
         server.check()  # a server that died explains more than the connection it took along
-        raise
+        raise RequestFailed(f"{name}: the server did not answer: {error}") from error
     score = score_run(name, options, answers, scenario)
     seconds = time.monotonic() - start
     progress.say(f"{name}: {score.correct} of {count} right, {seconds:.0f} s")

@@ -151,7 +151,7 @@ def _wait(servers: Sequence[ServerProcess], progress: Progress, timeout: float) 
                 f"{last_words(waiting[0].log)} (its log is {waiting[0].log})"
             )
         if waiting:
-            progress.wait(f"waiting for {_listed(waiting)}: {last_line(waiting[0].log)}")
+            progress.wait(f"waiting for {_listed(waiting)}: {stage(waiting[0].log)}")
             time.sleep(0.5)
 
 
@@ -169,10 +169,10 @@ def last_words(log: Path) -> str:
     return (telling or lines or ["it wrote nothing"])[-1][:300]
 
 
-def last_line(log: Path, limit: int = 60) -> str:
-    """The last line of a log, cut to fit beside other text."""
-    lines = _lines(log)
-    return lines[-1][:limit] if lines else "loading"
+def stage(log: Path, limit: int = 70) -> str:
+    """What a starting server is doing, by its log."""
+    said = [line for line in _lines(log) if line.startswith("[20")]
+    return said[-1].partition("] ")[2][:limit] if said else "importing SGLang"
 
 
 def _lines(log: Path, tail: int = 65_536) -> list[str]:
