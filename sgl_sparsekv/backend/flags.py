@@ -6,7 +6,8 @@ parsed options travel to the other processes as a plain attribute of SGLang's `S
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from ..config import (
@@ -64,6 +65,17 @@ def read_flags(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         _exit_with(error)
     setattr(server_args, ATTRIBUTE, options.as_dict())
     return server_args
+
+
+@contextmanager
+def one_line_for_command_lines(server_args: Any) -> Iterator[None]:
+    """Turn our errors into one line and exit 2 where a command line made the arguments."""
+    try:
+        yield
+    except SparseKVError as error:
+        if hasattr(server_args, ATTRIBUTE):
+            _exit_with(error)
+        raise
 
 
 def options_of(server_args: Any) -> ServerOptions | None:

@@ -8,7 +8,7 @@ from typing import Any
 from ..config import DEFAULT_PAGE_SIZE, check_page_size
 from ..errors import UnsupportedSetup
 from ..plugin import version_problem
-from .flags import is_chosen, options_of
+from .flags import is_chosen, one_line_for_command_lines, options_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def _get(cfg: Any, name: str) -> Any:
         return None
 
 
+BACKEND_SOURCE = "sgl_sparsekv"
 KV_DTYPES = ("auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", None)
 
 REFUSALS = (
@@ -147,6 +148,11 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     previous(server_args)
     if not is_chosen(server_args):
         return
+    with one_line_for_command_lines(server_args):
+        _check_and_declare(server_args)
+
+
+def _check_and_declare(server_args: Any) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 
     problem = version_problem()
@@ -162,9 +168,6 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     else:
         check_page_size(config.page_size)
     _disable_graphs(server_args, config)
-
-
-BACKEND_SOURCE = "sgl_sparsekv"
 
 
 def _disable_graphs(server_args: Any, config: Any) -> None:

@@ -1,0 +1,56 @@
+"""One fleet of servers for all server tests, started while other tests still run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sgl_sparsekv.demo.servers import ServerProcess
+from sgl_sparsekv.models.documents import Document, chain_document
+
+from .fleet import Fleet
+
+HERE = Path(__file__).parent
+_fleet: list[Fleet] = []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the servers that most tests use as soon as it is known that they are needed."""
+    needed = [item for item in session.items if HERE in item.path.parents]
+    if needed and not session.config.option.collectonly and not _fleet:
+        from sgl_sparsekv.models.analytic import save_analytic
+
+        folder = Path(session.config._tmp_path_factory.mktemp("servers"))  # type: ignore[attr-defined]
+        save_analytic(folder / "model")
+        _fleet.append(Fleet(folder / "model", folder))
+        _fleet[0].start("ours")
+
+
+def pytest_sessionfinish() -> None:
+    """End whatever still runs."""
+    for fleet in _fleet:
+        fleet.stop_all()
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Iterator[Fleet]:
+    """The servers by name."""
+    yield _fleet[0]
+
+
+@pytest.fixture
+def ours(fleet: Fleet) -> ServerProcess:
+    """Ours, with room for 64k tokens, strict checks and the metadata checker on."""
+    return fleet.get("ours")
+
+
+@pytest.fixture
+def server(ours: ServerProcess) -> ServerProcess:
+    """The server that request tests talk to."""
+    return ours
+
+
+@pytest.fixture(scope="session")
+def shared_document() -> Document:
+    """A document of 4k tokens that many questions share."""
+    return chain_document(4096, num_questions=32, num_hops=8, seed=1)

@@ -1,0 +1,107 @@
+"""The servers that tests share: started in the background, a few at a time, ended by pid."""
+
+import time
+from pathlib import Path
+
+from sgl_sparsekv.demo.servers import ServerFailed, ServerProcess, ServerSpec, free_port
+
+STRICT = (
+    ("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1"),
+    ("SGLANG_CHECK_KV_PAGE_INVARIANTS", "1"),
+    ("SGLANG_DEBUG_MEMORY_POOL", "1"),
+    ("SGLANG_ENABLE_ASYNC_ASSERT", "1"),
+)
+RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "7"))
+COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--log-level", "info")
+SPARSE = (
+    *("--attention-backend", "sparsekv", "--sparsekv-check", "raise"),
+    *("--sparsekv-check-interval", "5", "--sparsekv-budget", "512", "--sparsekv-dense-layers", "0"),
+    *("--sparsekv-methods", "full,oracle,quest,mean_std,streaming"),
+)
+TIGHT = (
+    "--max-total-tokens",
+    "8192",
+    "--chunked-prefill-size",
+    "512",
+    "--max-running-requests",
+    "16",
+)
+ROOMY = ("--max-total-tokens", "65536", "--chunked-prefill-size", "2048")
+
+
+class Fleet:
+    """Servers by name; each is started once, and can be started long before it is needed."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.model = model
+        self.folder = folder
+        self._running: dict[str, ServerProcess] = {}
+        self.trace_port = free_port()
+        # Each server opens several ports by itself; the trace of two ranks takes this and the next.
+        self.catalog: dict[str, ServerSpec] = {
+            spec.name: spec
+            for spec in (
+                self._spec("native", ("--attention-backend", "torch_native", *ROOMY)),
+                self._spec("ours", (*SPARSE, *ROOMY, *self.trace_flags(0)), STRICT),
+                self._spec("tight", (*SPARSE, *TIGHT), STRICT + RETRACT),
+                self._spec(
+                    "python_tree",
+                    (*SPARSE, *TIGHT, "--page-size", "16", "--enable-mixed-chunk"),
+                    (*STRICT, ("SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND", "python")),
+                ),
+                self._spec(
+                    "no_radix",
+                    (
+                        *SPARSE,
+                        *TIGHT,
+                        *("--page-size", "32", "--disable-radix-cache"),
+                        "--disable-overlap-schedule",
+                    ),
+                    STRICT,
+                ),
+                self._spec(
+                    "two_ranks",
+                    (*SPARSE, *ROOMY, "--tp", "2", *self.trace_flags(2)),
+                    (*STRICT, ("SGLANG_CPU_OMP_THREADS_BIND", "0|1"), ("OMP_NUM_THREADS", "1")),
+                ),
+            )
+        }
+
+    def trace_endpoint(self, offset: int) -> str:
+        """ZMQ endpoint of a server's first rank."""
+        return f"tcp://127.0.0.1:{self.trace_port + offset}"
+
+    def trace_flags(self, offset: int) -> tuple[str, str]:
+        """Flags that publish selections there."""
+        return ("--sparsekv-trace", self.trace_endpoint(offset))
+
+    def start(self, name: str) -> None:
+        """Begin to start a server, unless it was."""
+        if name not in self._running:
+            self._running[name] = ServerProcess(self.catalog[name], self.folder)
+
+    def get(self, name: str, timeout: float = 600.0) -> ServerProcess:
+        """The server, ready to answer."""
+        self.start(name)
+        server, deadline = self._running[name], time.monotonic() + timeout
+        while not server.ready():
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"{name} was not ready after {timeout:.0f} s: see {server.log}")
+            time.sleep(0.5)
+        return server
+
+    def stop(self, name: str) -> None:
+        """End a server."""
+        server = self._running.pop(name, None)
+        if server is not None:
+            server.stop()
+
+    def stop_all(self) -> None:
+        """End every server."""
+        for name in list(self._running):
+            self.stop(name)
+
+    def _spec(
+        self, name: str, flags: tuple[str, ...], env: tuple[tuple[str, str], ...] = ()
+    ) -> ServerSpec:
+        return ServerSpec(name, ("--model-path", str(self.model), *COMMON, *flags), env)

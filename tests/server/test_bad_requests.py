@@ -1,0 +1,153 @@
+"""Whatever a client sends: bad options are a 400 that names them, and the server goes on."""
+
+import json
+import random
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.server
+CASES = 500
+SEED = 20_406_774
+ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
+PROMPT = list(range(5, 200))
+GREEDY = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+
+BAD_VALUES: dict[str, list[Any]] = {
+    "method": ["", "QUEST", "mean_std", "ⓠuest", "x" * 5000, 3, None, [], {"quest": 1}, True],
+    "budget": [0, -1, 1.5, -0.5, "512", 2**31, 2**70, None, True, [512], {}, 16, 1e300, 0.0],
+    "sink": [-1, 1.0, "16", None, 2**31, [], False],
+    "window": [-64, 0.5, "x", None, 2**40, {}],
+    "dense_layers": [-1, 10_001, "2", 1.5, None],
+    "reselect_every": [0, -1, 1025, "1", None, 0.5],
+    "bugdet": [1],
+    "Budget": [512],
+    "sparsekv": [{"budget": 512}],
+    "\n\x00": [1],
+    "b" * 3000: [1],
+}
+WHOLE = [None, [], "quest", 5, True, [{"budget": 512}], 1e308]
+STRAY_NAMES = ("sparsekv", "sparse", "SparseKV", "sparsekv_budget", "sparsekv-method")
+
+
+def post(url: str, route: str, body: Any) -> tuple[int, str]:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(url + route, raw, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def request_body(route: str, custom_params: Any, stream: bool) -> dict[str, Any]:
+    """A request that is fine but for its custom parameters."""
+    if route == "/generate":
+        sampling = {**GREEDY, "custom_params": custom_params}
+        return {"input_ids": PROMPT, "sampling_params": sampling, "stream": stream}
+    body = {"model": "default", "max_tokens": 8, "custom_params": custom_params, "stream": stream}
+    if route == "/v1/completions":
+        return {**body, "prompt": PROMPT}
+    return {**body, "messages": [{"role": "user", "content": "hello"}]}
+
+
+def bad_request(rng: random.Random) -> tuple[str, dict[str, Any], str]:
+    """A route, a body with one thing wrong in it, and a word its answer must hold."""
+    route, stream = rng.choice(ROUTES), rng.random() < 0.5
+    kind = rng.randrange(6)
+    if kind == 0:
+        body = request_body(route, {"sparsekv": rng.choice(WHOLE)}, stream)
+        return route, body, "sparsekv"
+    if kind == 1:
+        name = rng.choice(STRAY_NAMES)
+        body = request_body(route, {}, stream)
+        holder = body["sampling_params"] if route == "/generate" and rng.random() < 0.5 else body
+        holder[name] = {"budget": 512}
+        return route, body, name
+    if kind == 2:
+        name = rng.choice(("budget", "method", "sink", "sparse"))
+        return route, request_body(route, {name: 512}, stream), f"custom_params.{name}"
+    if kind == 3:
+        bad = rng.choice([-1, 2**31, 10**9, -(2**40)])
+        at = rng.randrange(len(PROMPT))
+        ids = [*PROMPT[:at], bad, *PROMPT[at:]]
+        if rng.random() < 0.5:
+            body = request_body("/v1/completions", {}, stream)
+            return "/v1/completions", {**body, "prompt": [PROMPT, ids]}, f"[1][{at}]"
+        return "/generate", {**request_body("/generate", {}, stream), "input_ids": ids}, f"[{at}]"
+    name = rng.choice(list(BAD_VALUES))
+    options = {"sink": 16, name: rng.choice(BAD_VALUES[name])}
+    if kind == 4:
+        item = rng.randrange(3)
+        good = {**GREEDY, "custom_params": {"sparsekv": {"budget": 512}}}
+        params = [dict(good) for _ in range(3)]
+        params[item]["custom_params"] = {"sparsekv": options}
+        body = {"input_ids": [PROMPT] * 3, "sampling_params": params, "stream": stream}
+        return "/generate", body, f"request {item} of the batch"
+    word = name if name in ("sink", "window", "budget", "method") else "sparsekv"
+    return route, request_body(route, {"sparsekv": options}, stream), word
+
+
+def good_answer(url: str) -> list[int]:
+    body = {"input_ids": PROMPT, "sampling_params": GREEDY}
+    status, answer = post(url, "/generate", body)
+    assert status == 200, answer
+    tokens: list[int] = json.loads(answer)["output_ids"]
+    return tokens
+
+
+def test_bad_requests_are_refused_while_good_ones_stay_exact(server: Any) -> None:
+    rng = random.Random(SEED)
+    expected = good_answer(server.url)
+    cases = [bad_request(rng) for _ in range(CASES)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda case: post(server.url, case[0], case[1]), cases)
+        meanwhile = [pool.submit(good_answer, server.url) for _ in range(8)]
+        for (route, body, word), (status, answer) in zip(cases, answers, strict=True):
+            assert status == 400, (route, body, answer)
+            assert word in json.loads(answer).get("error", json.loads(answer))["message"]
+    assert [each.result() for each in meanwhile] == [expected] * len(meanwhile)
+    assert good_answer(server.url) == expected
+
+
+def test_stop_tokens_outside_the_vocabulary(server: Any) -> None:
+    for token in (-1, 10**9):
+        sampling = {**GREEDY, "stop_token_ids": [token], "min_new_tokens": 2}
+        status, answer = post(server.url, "/generate", {"text": "x", "sampling_params": sampling})
+        assert status == 400 and "stop_token_ids" in answer
+    assert good_answer(server.url)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b'{"sparsekv"', b"\xff\xfe", b"[]", b"null", b'"sparsekv"']
+)
+def test_bodies_that_are_no_objects(server: Any, raw: bytes) -> None:
+    for route in ROUTES:
+        assert 400 <= post(server.url, route, raw)[0] < 500
+    assert good_answer(server.url)
+
+
+def test_a_response_says_what_was_applied(server: Any) -> None:
+    options = {"method": "streaming", "budget": 128, "dense_layers": 0}
+    for route in ROUTES:
+        for stream in (False, True):
+            body = request_body(route, {"sparsekv": options}, stream)
+            status, answer = post(server.url, route, body)
+            assert status == 200, answer
+            applied = find_report(answer)
+            assert applied.items() >= options.items() and applied["rejected"] is None
+            assert 0 < applied["tokens_attended"] <= applied["tokens_in_context"]
+
+
+def find_report(answer: str) -> dict[str, Any]:
+    """The report in an answer, or in the one chunk of a stream that has it."""
+    texts = answer.split("\n\n") if answer.startswith("data: ") else [answer]
+    events = [json.loads(t.removeprefix("data: ")) for t in texts if "{" in t]
+    holders = [event.get("meta_info") or event.get("metadata") or {} for event in events]
+    reports: list[dict[str, Any]] = [h["sparsekv"] for h in holders if "sparsekv" in h]
+    assert len(reports) == 1
+    return reports[0]

@@ -1,0 +1,22 @@
+"""Two CPU ranks select per head what one rank selects."""
+
+from sgl_sparsekv.demo.servers import ServerProcess
+from sgl_sparsekv.models.documents import chain_document
+
+from .client import ask_for
+from .fleet import Fleet
+from .test_answers import selections
+
+
+def test_two_ranks_select_per_head_what_one_selects(fleet: Fleet, ours: ServerProcess) -> None:
+    """KV head h of one rank is head 0 of rank h."""
+    pair = fleet.get("two_ranks")
+    document = chain_document(3000, num_questions=1, num_hops=8, seed=31)
+    question, options = document.questions[0], {"method": "quest", "budget": 256}
+    one = selections(fleet, ours, ask_for(document, question, options, rid="tp-1"))
+    two = selections(fleet, pair, ask_for(document, question, options, rid="tp-2"), ranks=2, at=2)
+    assert len(one) >= 7 * 3 and len(two) == 2 * len(one)
+    for (length, layer, _), heads in one.items():
+        for head, units in enumerate(heads):
+            assert two[length, layer, head] == [units]
+    fleet.stop("two_ranks")
