@@ -75,3 +75,15 @@ def _apart(
             if (product.abs() if both_signs else product).max() <= overlap + 1e-6:
                 kept = torch.cat([kept, row[None]])
     return kept[:count]
+
+
+def signed_codes(count: int, dim: int, seed: int, weight: int = 4) -> torch.Tensor:
+    """Codes `[count, dim]` of `weight` entries +-1, the rest 0; products at most half of `weight`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> torch.Tensor:
+        places = torch.rand(n, dim, generator=generator).topk(weight, dim=-1).indices
+        signs = torch.randint(0, 2, (n, weight), generator=generator) * 2.0 - 1.0
+        return torch.zeros(n, dim).scatter_(1, places, signs / weight**0.5)
+
+    return _apart(draw, count, _OVERLAP).sign()
