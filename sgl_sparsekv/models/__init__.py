@@ -10,6 +10,13 @@ from sgl_sparsekv.models.analytic import (
     save_analytic,
 )
 from sgl_sparsekv.models.documents import Document, Question, chain_document, needle_document
+from sgl_sparsekv.models.trained import (
+    build_trained_tokenizer,
+    load_trained,
+    recipe,
+    save_trained,
+    train,
+)
 
 __all__ = [
     "LOST",
@@ -18,7 +25,12 @@ __all__ = [
     "Question",
     "build_analytic",
     "build_analytic_tokenizer",
+    "build_trained_tokenizer",
     "chain_document",
+    "load_trained",
     "needle_document",
+    "recipe",
     "save_analytic",
+    "save_trained",
+    "train",
 ]

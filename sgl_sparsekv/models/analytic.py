@@ -1,8 +1,8 @@
 """The analytic model: a Llama whose weights are written down, not trained.
 
 Layer 0 copies the previous token's key code to each place (a previous-token head made of the fast
-rotary channels); the retrieving layer matches the last word's code against those copies (on the slow
-rotary channels, which hardly turn over the whole context) and puts out what stands there. So
+rotary channels); the retrieving layer matches the last word's code against those copies (on the
+slow rotary channels, which hardly turn over the whole context) and puts out what stands there. So
 "Ashbank: Oakford" read anywhere makes "Ashbank" be followed by "Oakford", and so on from place to
 place. A page that is withheld is not guessed: the first token attracts what finds no match, and the
 answer is `<lost>`.
@@ -80,8 +80,10 @@ def vocabulary(num_places: int) -> list[str]:
     return [*SPECIALS, LOST, *words.filler_words(), *places, *(f"{place}:" for place in places)]
 
 
-def build_analytic(config: AnalyticConfig | None = None) -> LlamaForCausalLM:
-    """The model in float32, in evaluation mode. Takes a moment and draws nothing from torch's RNG."""
+def build_analytic(
+    config: AnalyticConfig | None = None, dtype: torch.dtype = torch.float32
+) -> LlamaForCausalLM:
+    """The model in `dtype`, in evaluation mode; its weights depend on `config` alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = config or AnalyticConfig()
@@ -111,7 +113,16 @@ def build_analytic(config: AnalyticConfig | None = None) -> LlamaForCausalLM:
         _write_previous_heads(layers[0].self_attn)
         _write_match_heads(layers[config.retrieve_layer].self_attn)
     model.generation_config.do_sample = False
-    return model.eval()
+    return cast_weights(model, dtype).eval()
+
+
+def cast_weights(model: LlamaForCausalLM, dtype: torch.dtype) -> LlamaForCausalLM:
+    """Casts the weights; the rotary frequencies stay float32, as after loading from a folder."""
+    rotary: Any = model.model.rotary_emb
+    frequencies = rotary.inv_freq.clone()
+    model = model.to(dtype)
+    rotary.inv_freq = frequencies
+    return model
 
 
 def build_analytic_tokenizer(config: AnalyticConfig | None = None) -> PreTrainedTokenizerFast:
@@ -124,7 +135,7 @@ def save_analytic(
     folder: str | Path, config: AnalyticConfig | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> None:
     """Writes model and tokenizer to `folder`, ready for transformers and SGLang."""
-    model = build_analytic(config).to(dtype)
+    model = build_analytic(config, dtype)
     model.save_pretrained(folder)
     build_analytic_tokenizer(config).save_pretrained(folder)
 
@@ -150,10 +161,7 @@ def _write_tokens(model: LlamaForCausalLM, config: AnalyticConfig) -> None:
     embed[:, _SLACK] = (total - embed.square().sum(-1)).sqrt()
     head[first_place:first_key, _OUTPUT] = names[1:] * 4
     # Half a miss is a miss: the head that lost its page outvotes the head that kept it.
-    head[SPECIALS_END, _OUTPUT] = names[0] * 6
-
-
-SPECIALS_END = len(SPECIALS)  # the id of `<lost>`
+    head[len(SPECIALS), _OUTPUT] = names[0] * 6
 
 
 def _inverse_frequencies() -> torch.Tensor:
@@ -181,7 +189,7 @@ def _write_match_heads(attn: Any) -> None:
     """Every head matches the query code with the previous token's, on the slow channels."""
     scale = math.sqrt(_MATCH_SCORE * math.sqrt(HEAD_DIM))
     slow = torch.cat([torch.arange(PAIRS // 2, PAIRS), torch.arange(PAIRS + PAIRS // 2, HEAD_DIM)])
-    content, sink = slow[: _SINK], slow[_SINK]
+    content, sink = slow[:_SINK], slow[_SINK]
     for start in range(0, attn.q_proj.weight.shape[0], HEAD_DIM):
         rows = attn.q_proj.weight[start : start + HEAD_DIM]
         rows[content, torch.arange(_QUERY.start, _QUERY.start + codes.CODE_DIM)] = scale

@@ -78,7 +78,7 @@ def _apart(
 
 
 def signed_codes(count: int, dim: int, seed: int, weight: int = 4) -> torch.Tensor:
-    """Codes `[count, dim]` of `weight` entries +-1, the rest 0; products at most half of `weight`."""
+    """Codes `[count, dim]` of `weight` entries +-1 and zeros; products at most `weight` / 2."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> torch.Tensor:

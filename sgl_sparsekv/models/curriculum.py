@@ -73,15 +73,18 @@ class Sampler:
             rows = [[c * width + columns[c][i] for c in range(FACT_LEN)] for i in range(count)]
         return [[self.first_fact + word for word in row] for row in rows]
 
-    def _positions(self, length: int) -> list[int]:
-        """Increasing positions with up to four random jumps, so far positions are trained too."""
-        room = self.max_position - length
-        jumps = sorted(self.rng.sample(range(1, length), 4))
-        top = int(room * self.rng.random() ** 2)
-        sizes = sorted(self.rng.randint(0, top) for _ in range(4))
+    def _positions(self, ids: list[int]) -> list[int]:
+        """Increasing positions with up to four random jumps, so far positions are trained too.
+
+        No jump falls between a fact's word and what follows it: that would unlearn "one back".
+        """
+        after_filler = [i for i in range(1, len(ids)) if ids[i - 1] < self.first_fact]
+        jumps = sorted(self.rng.sample(after_filler, min(4, len(after_filler))))
+        top = int((self.max_position - len(ids)) * self.rng.random() ** 2)
+        sizes = sorted(self.rng.randint(0, top) for _ in jumps)
         out, offset, j = [], 0, 0
-        for i in range(length):
-            while j < 4 and i >= jumps[j]:
+        for i in range(len(ids)):
+            while j < len(jumps) and i >= jumps[j]:
                 offset, j = sizes[j], j + 1
             out.append(i + offset)
         return out
@@ -121,7 +124,7 @@ class Sampler:
         tail = asked * (FACT_LEN + 4)
         return Batch(
             torch.tensor([row[0] for row in rows]),
-            torch.tensor([self._positions(stage.length) for _ in rows]),
+            torch.tensor([self._positions(row[0]) for row in rows]),
             torch.tensor([row[1][-tail:] for row in rows]),
             torch.tensor([row[2][-tail:] for row in rows]),
             tail,

@@ -126,9 +126,7 @@ def needle_document(
     unasked = 3 * num_questions if num_unasked is None else num_unasked
     limit = len(words.FIRST_NAMES)
     if not 0 <= unasked <= limit - num_questions:
-        raise ValueError(
-            f"num_unasked must be from 0 to {limit} - num_questions, got {unasked}"
-        )
+        raise ValueError(f"num_unasked must be from 0 to {limit} - num_questions, got {unasked}")
     rng = random.Random(f"needle {num_tokens} {seed}")
     count = num_questions + unasked
     columns = [rng.sample(column, count) for column in words.FACT_COLUMNS]

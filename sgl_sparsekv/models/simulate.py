@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sgl_sparsekv.models.documents import Document
-from sgl_sparsekv.models.training import split_heads, rotate
+from sgl_sparsekv.models.training import rotate, split_heads
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -96,20 +96,18 @@ class Reader:
         with torch.no_grad():
             self._read(document_ids[None])
 
-    @torch.no_grad()
-    def generate(
-        self, suffix_ids: torch.Tensor, num_new: int, selector: Selector
-    ) -> torch.Tensor:
+    def generate(self, suffix_ids: torch.Tensor, num_new: int, selector: Selector) -> torch.Tensor:
         """Greedy answers `[bs, num_new]` to the questions `suffix_ids` `[bs, m]`."""
         caches = [replace(cache) for cache in self.caches]
         empty = caches[0].k.new_zeros(len(suffix_ids), *caches[0].k.shape[1:2], 0, self._dim)
         for cache in caches:
             cache.tail_k = cache.tail_v = empty
-        token = self._step(suffix_ids, caches, replace(selector, method="dense"))
-        out = [token]
-        for _ in range(num_new - 1):
-            token = self._step(token[:, None], caches, selector)
-            out.append(token)
+        with torch.no_grad():
+            token = self._step(suffix_ids, caches, replace(selector, method="dense"))
+            out = [token]
+            for _ in range(num_new - 1):
+                token = self._step(token[:, None], caches, selector)
+                out.append(token)
         return torch.stack(out, 1)
 
     @property

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from sgl_sparsekv.models.codes import signed_codes
 from sgl_sparsekv.models.curriculum import Sampler, Stage, vocabulary
 from sgl_sparsekv.models.tokenizer import build_tokenizer
-from sgl_sparsekv.models.training import tail_forward
+from sgl_sparsekv.models.training import page_loss, tail_forward
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -37,11 +37,11 @@ _CODE, _PREVIOUS, _OUTPUT = slice(2, 66), slice(66, 130), slice(130, 194)
 _PREVIOUS_SCORE = (90.0, 45.0, 25.0, 20.0, 20.0, 20.0, 15.0, 15.0, 15.0)
 
 LADDER = (
-    Stage(128, 16, 1e-3, 0.98, 40, 120, 12, 3),
-    Stage(512, 4, 1e-3, 0.98, 40, 120, 12, 12),
-    Stage(1024, 2, 7e-4, 0.98, 40, 120, 12, 32),
-    Stage(2048, 1, 5e-4, 0.98, 40, 100, 12, 48),
-    Stage(4096, 1, 3e-4, 0.98, 24, 60, 12, 48),
+    Stage(128, 16, 1e-3, 0.995, 40, 120, 12, 3),
+    Stage(512, 4, 1e-3, 0.995, 60, 120, 12, 12, 0.2),
+    Stage(1024, 2, 7e-4, 0.995, 120, 240, 12, 52, 0.2),
+    Stage(2048, 2, 5e-4, 0.995, 100, 200, 12, 52, 0.2),
+    Stage(4096, 1, 3e-4, 0.995, 40, 80, 12, 52, 0.2),
 )
 
 
@@ -162,10 +162,12 @@ def _train_step(
     model: LlamaForCausalLM, sampler: Sampler, stage: Stage, optimizer: torch.optim.Optimizer
 ) -> tuple[float, float]:
     batch = sampler.batch(stage)
-    logits, _ = tail_forward(model, batch)
+    logits, bounds = tail_forward(model, batch, with_bounds=stage.page_weight > 0)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+    if stage.page_weight > 0:
+        loss = loss + stage.page_weight * page_loss(bounds, batch.sources)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     asked = batch.sources >= 0

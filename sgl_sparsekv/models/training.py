@@ -57,7 +57,9 @@ def tail_forward(
         if last:
             h = h[:, -tail:]
         xq = x[:, -tail:] if last else x
-        q = rotate(split_heads(attn.q_proj(xq), dim), cos[:, -xq.shape[1] :], sin[:, -xq.shape[1] :])
+        q = rotate(
+            split_heads(attn.q_proj(xq), dim), cos[:, -xq.shape[1] :], sin[:, -xq.shape[1] :]
+        )
         k, v = rotate(split_heads(attn.k_proj(x), dim), cos, sin), split_heads(attn.v_proj(x), dim)
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
@@ -72,3 +74,15 @@ def tail_forward(
         h = h + attn.o_proj(out.transpose(1, 2).flatten(2))
         h = h + layer.mlp(layer.post_attention_layernorm(h))
     return model.lm_head(inner.norm(h)), bounds
+
+
+def page_loss(bounds: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of the page bounds `[bs, h, tail, p]` against the page of `sources`.
+
+    It asks of the keys that a page's min/max tell whose answer it holds; without it learned keys
+    may be told apart one by one and not by page.
+    """
+    page = sources // PAGE
+    page = page.masked_fill((sources < 0) | (page >= bounds.shape[-1]), -100)
+    target = page[:, None].expand(-1, bounds.shape[1], -1)
+    return F.cross_entropy(bounds.flatten(0, 2), target.flatten(), ignore_index=-100)

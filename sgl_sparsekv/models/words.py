@@ -1,4 +1,4 @@
-"""Word lists of the two models: plain filler words, place names, and the words facts are made of."""
+"""Word lists of the two models: plain filler, place names, and the words of facts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PLAIN_ADJECTIVES = tuple(
     pale clean dusty empty full narrow wide open closed young tired happy calm busy broken careful
     strange common gentle lazy proud poor rich rough sharp slow quick soft hard sweet tall thin
     thick weak strong wet dry round flat deep shallow bright dull fresh stale honest patient polite
-    rude clever foolish brave shy careless cheerful gloomy lonely eager famous grateful hungry thirsty nervous
-    curious modest""".split()
+    rude clever foolish brave shy careless cheerful gloomy lonely eager famous grateful
+    hungry thirsty nervous curious modest""".split()
 )
 PLAIN_NOUNS = tuple(
     """farmer teacher doctor baker driver sailor soldier painter writer singer neighbor child mother
@@ -47,7 +47,8 @@ PLAIN_VERBS = tuple(
     admired liked disliked ignored needed wanted kept touched tasted smelled heard saw met helped
     called answered thanked blamed praised warned taught fed chased caught held threw brought
     took gave sent made wrote read drew cut mixed poured stirred baked boiled chose
-    tested traded planted picked scratched polished trusted followed guided greeted invited""".split()
+    tested traded planted picked scratched polished trusted followed guided greeted
+    invited""".split()
 )
 PLAIN_ADVERBS = tuple(
     """slowly quickly carefully quite rather almost nearly always never usually rarely twice once
@@ -80,7 +81,8 @@ FACT_ADVERBS = tuple(
     weekly wildly wisely yearly""".split()
 )
 FACT_VERBS = tuple(
-    """polishes assembles auctions balances barters breeds carves catalogs collects copies cultivates
+    """
+    polishes assembles auctions balances barters breeds carves catalogs collects copies cultivates
     decorates delivers designs donates dries embroiders engraves examines exhibits exports feeds
     forges gathers gilds glazes grinds grows harvests hides hoards imports inspects invents juggles
     knits launches mends mints models molds mounts numbers orders packs paints photographs pickles
@@ -95,7 +97,8 @@ FACT_ADJECTIVES = tuple(
     purple quilted ruby rustic scarlet silken silver spotted striped teal velvet""".split()
 )
 FACT_NOUNS = tuple(
-    """lanterns accordions anchors anvils arrows axes badges balloons banjos barometers barrels beads
+    """
+    lanterns accordions anchors anvils arrows axes badges balloons banjos barometers barrels beads
     bells bicycles binoculars bottles bracelets brooches buckles buttons cameras candles canoes
     cellos chests chisels clarinets combs compasses corks crowns cymbals dials dolls drums easels
     fans flags flutes globes goblets harps helmets hinges jars kettles keys kites lenses locks lutes

@@ -1,0 +1,97 @@
+"""`sparsekv model`: writes one of the two retrieval models, or trains one anew."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sgl_sparsekv.models.trained import Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the kinds `analytic`, `trained` and `train` to `parser`."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{analytic,trained,train}")
+    analytic = kinds.add_parser("analytic", help="written down, exact at any length")
+    trained = kinds.add_parser("trained", help="the shipped weights")
+    train = kinds.add_parser("train", help="train the shipped recipe anew, minutes on two cores")
+    for kind in (analytic, trained, train):
+        kind.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder to write")
+        kind.add_argument("--force", action="store_true", help="write into a non-empty folder")
+    analytic.add_argument("--layers", type=int, default=3, help="number of layers (3)")
+    analytic.add_argument("--retrieve-layer", type=int, default=2, help="the answering layer (2)")
+    analytic.add_argument("--kv-heads", type=int, default=2, help="1, 2 or 4 (2)")
+    analytic.add_argument("--places", type=int, default=1024, help="number of place names (1024)")
+    analytic.add_argument("--code", default="sparse", help="sparse, dense or gaussian (sparse)")
+    analytic.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    analytic.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--threads", type=int, default=2, help="torch threads (2)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the model `args` asks for; returns the exit code, 2 for bad values or folders."""
+    try:
+        _prepare(args.out_dir, args.force)
+        {"analytic": _analytic, "trained": _trained, "train": _train}[args.kind](args)
+    except (ValueError, OSError) as error:
+        print(f"sparsekv model: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.out_dir}")
+    return 0
+
+
+def _prepare(folder: Path, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"OUT_DIR must be a folder, got {folder}")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise ValueError(f"OUT_DIR must be empty or --force given, got {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"OUT_DIR must be writable, got {folder}")
+
+
+def _analytic(args: argparse.Namespace) -> None:
+    import torch
+
+    from sgl_sparsekv.models.analytic import AnalyticConfig, save_analytic
+
+    config = AnalyticConfig(
+        num_layers=args.layers,
+        retrieve_layer=args.retrieve_layer,
+        num_kv_heads=args.kv_heads,
+        num_places=args.places,
+        code=args.code,
+        seed=args.seed,
+    )
+    save_analytic(args.out_dir, config, getattr(torch, args.dtype))
+
+
+def _trained(args: argparse.Namespace) -> None:
+    from sgl_sparsekv.models.trained import save_trained
+
+    save_trained(args.out_dir)
+
+
+def _train(args: argparse.Namespace) -> None:
+    import torch
+
+    from sgl_sparsekv.models.trained import save_trained, save_weights, train
+
+    if args.threads < 1:
+        raise ValueError(f"threads must be at least 1, got {args.threads}")
+    torch.set_num_threads(args.threads)
+    model, about = train(args.seed, on_progress=_show)
+    save_trained(args.out_dir, model)
+    save_weights(model, about, args.out_dir / "model.safetensors")  # the same, with its recipe
+
+
+def _show(progress: Progress) -> None:
+    print(
+        f"length {progress.length:5d}  step {progress.step:4d}  loss {progress.loss:.3f}  "
+        f"accuracy {progress.accuracy:.3f}  {progress.seconds:.0f} CPU s",
+        flush=True,
+    )
