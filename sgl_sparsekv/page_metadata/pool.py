@@ -22,7 +22,8 @@ class KeyLayout:
 def bytes_per_unit(layout: KeyLayout, summaries: Sequence[PageSummary]) -> int:
     """Bytes of metadata that one physical unit takes over all layers, its stamp included."""
     planes = sum(len(summary.planes) for summary in summaries)
-    row = layout.num_kv_heads * planes * layout.head_dim * layout.dtype.itemsize
+    itemsize: int = layout.dtype.itemsize
+    row = layout.num_kv_heads * planes * layout.head_dim * itemsize
     return layout.num_layers * row + 1
 
 

@@ -38,6 +38,4 @@ class MeanStd(SummaryMethod):
 
     name = "mean_std"
     citation = "arXiv 2605.27740 (mean and spread per page)"
-    summary = PageSummary(
-        "mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4
-    )
+    summary = PageSummary("mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4)

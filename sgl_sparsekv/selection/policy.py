@@ -13,6 +13,7 @@ from ..config import RequestOptions
 from ..geometry import Geometry
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class RowPlan:
     end: IntArray
     counts: IntArray
     tail: IntArray
-    dense: npt.NDArray[np.bool_]
+    dense: BoolArray
     unit_size: int
 
     @property

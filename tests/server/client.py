@@ -123,10 +123,10 @@ async def _one(session: aiohttp.ClientSession, url: str, ask: Ask) -> dict[str, 
 
 def wrong_answers(
     asks: Iterable[Ask], answers: Iterable[dict[str, Any] | None]
-) -> list[tuple[Ask, Any]]:
+) -> list[tuple[Any, ...]]:
     """Requests whose answer is not the expected one; those that hung up are not judged."""
     return [
-        (ask, answer)
+        (ask.options, ask.expected, answer.get("text", answer), answer.get("meta_info"))
         for ask, answer in zip(asks, answers, strict=True)
         if answer is not None
         and (answer["status"] != 200 or ask.expected not in (None, answer["text"].strip()))

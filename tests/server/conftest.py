@@ -10,13 +10,12 @@ from sgl_sparsekv.models.documents import Document, chain_document
 
 from .fleet import Fleet
 
-HERE = Path(__file__).parent
 _fleet: list[Fleet] = []
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the servers that most tests use as soon as it is known that they are needed."""
-    needed = [item for item in session.items if HERE in item.path.parents]
+    needed = [i for i in session.items if "fleet" in getattr(i, "fixturenames", ())]
     if needed and not session.config.option.collectonly and not _fleet:
         from sgl_sparsekv.models.analytic import save_analytic
 

@@ -12,7 +12,8 @@ STRICT = (
     ("SGLANG_ENABLE_ASYNC_ASSERT", "1"),
 )
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "7"))
-COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--log-level", "info")
+# An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
+COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
 SPARSE = (
     *("--attention-backend", "sparsekv", "--sparsekv-check", "raise"),
     *("--sparsekv-check-interval", "5", "--sparsekv-budget", "512", "--sparsekv-dense-layers", "0"),
