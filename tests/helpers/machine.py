@@ -71,7 +71,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.counts[name] += 1
 
     def attempt(self, name: str, operation: Callable[[], Any], fails: bool = False) -> None:
-        """Run what may find no pages (the scheduler then retracts somebody) or nothing to do (0)."""
+        """Run what may find no pages (somebody is then retracted) or nothing to do (0)."""
         self.host.fail_next_alloc = fails
         try:
             if operation() == 0:

@@ -1,0 +1,164 @@
+"""Short histories, one per way in which page metadata can go stale; each ends in a decode step."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .host import Host, Live, StepDied
+from .invariants import Checker
+
+PAGE = 16
+PAGES = 24
+SPARSE = {"method": "quest", "budget": 64, "sink": 1, "window": 1, "dense_layers": 0}
+
+
+class Script:
+    """A host of which every move is checked; `move` names the one that ran last."""
+
+    def __init__(self, core: str) -> None:
+        self.host = Host(core, PAGE, PAGES)
+        self.checker = Checker(self.host)
+        self.move = ""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        operation = getattr(self.host, name)
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            self.move = name
+            result = operation(*args, **kwargs)
+            self.checker.check()
+            return result
+
+        return checked
+
+    def serve(
+        self, symbol: int, *, steps: int = 1, how: dict[str, Any] | None = None, **options: Any
+    ) -> Live:
+        """A request of 6 pages and one token is prefilled and decodes."""
+        namespace = options.pop("namespace", None)
+        live: Live = self.start(prompt(symbol), SPARSE | options, namespace)
+        self.prefill([live], 1000, **(how or {}))
+        for _ in range(steps):
+            self.decode([live])
+        return live
+
+
+def prompt(symbol: int) -> list[int]:
+    """6 pages that begin with a token of their own, and one token more."""
+    return [symbol, *([1] * PAGE + [symbol] * PAGE) * 3]
+
+
+def used_once(script: Script) -> None:
+    """Seal nearly every page of the pool, then free all of them."""
+    live = script.start([3] * ((PAGES - 3) * PAGE) + [0], SPARSE)
+    script.prefill([live], 1000)
+    script.decode([live])
+    script.release(live, insert=True)
+    script.evict(PAGES * PAGE)
+
+
+def reuse(script: Script) -> None:
+    """Pages are freed and written again."""
+    used_once(script)
+    script.serve(2)
+
+
+def grow(script: Script) -> None:
+    """A decoding request fills a page token by token."""
+    script.serve(2, steps=PAGE + 2)
+
+
+def chunks(script: Script) -> None:
+    """A prefill in chunks that end within pages."""
+    live = script.start(prompt(2), SPARSE)
+    while not live.decoding:
+        script.prefill([live], PAGE + 9)
+    script.decode([live])
+
+
+def load_back(script: Script) -> None:
+    """A prefix hit on pages that no forward step wrote, in a fresh pool."""
+    script.load_back(prompt(2))
+    script.serve(2)
+
+
+def load_back_reuse(script: Script) -> None:
+    """As `load_back`, into pages that had another life."""
+    used_once(script)
+    load_back(script)
+
+
+def foreign_prefill(script: Script) -> None:
+    """Another backend prefills into pages that had another life."""
+    used_once(script)
+    script.serve(2, how={"foreign": True})
+
+
+def retraction(script: Script) -> None:
+    """A request is retracted, others use its pages, it comes back."""
+    live = script.serve(2)
+    script.retract(live)
+    used_once(script)
+    script.prefill([live], 1000)
+    script.decode([live])
+
+
+def died(script: Script) -> None:
+    """A step dies between two layers; the pages it had begun to summarise stay in the tree."""
+    script.load_back(prompt(2))
+    live = script.serve(2, steps=0)
+    try:
+        script.host.decode([live], die_after=0)
+    except StepDied:
+        script.release(live, insert=False)
+    script.serve(2)
+
+
+def padding(script: Script) -> None:
+    """Dummy rows write to page 0."""
+    live = script.serve(2, steps=0)
+    script.decode([live], padding=2)
+
+
+def fused_store(script: Script) -> None:
+    """K is stored in front of attention, not by it."""
+    used_once(script)
+    live = script.serve(2, steps=0, how={"fused": True})
+    script.decode([live], fused=True)
+
+
+def moved(script: Script) -> None:
+    """A sealed private page is moved to another place."""
+    used_once(script)
+    live = script.serve(2, steps=PAGE + 2)
+    script.move_private_page(live, 0)
+    script.decode([live])
+
+
+def flushed(script: Script) -> None:
+    """The cache is flushed and every page used again."""
+    used_once(script)
+    script.serve(3)
+    script.flush(new_weights=False)
+    script.serve(2)
+
+
+def new_weights(script: Script) -> None:
+    """Other weights: the same tokens have other keys."""
+    used_once(script)
+    live = script.serve(2)
+    script.flush(new_weights=True)
+    script.prefill([live], 1000)
+    script.decode([live])
+
+
+def namespaces(script: Script) -> None:
+    """The same prompt under two adapters shares nothing."""
+    lives = [script.serve(2, steps=0), script.serve(2, steps=0, namespace="adapter")]
+    script.decode(lives)
+
+
+def row_reuse(script: Script) -> None:
+    """A row is handed to another request while scores of the former are still held."""
+    live = script.serve(2, reselect_every=4)
+    script.release(live, insert=False)
+    script.serve(3, reselect_every=4)
