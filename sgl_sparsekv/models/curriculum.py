@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -119,7 +119,7 @@ class Sampler:
         asked = self.rng.randint(1, most)
         room = (stage.length - asked * (FACT_LEN + 4) - 16) // (FACT_LEN + 1) - asked
         unasked = max(0, min(stage.max_unasked, room, 64 - asked))
-        stage = Stage(**{**stage.__dict__, "max_unasked": unasked})
+        stage = replace(stage, max_unasked=unasked)
         rows = [self._sample(stage, asked) for _ in range(stage.batch)]
         tail = asked * (FACT_LEN + 4)
         return Batch(
