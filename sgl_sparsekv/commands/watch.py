@@ -1,7 +1,7 @@
 """`sparsekv watch`: which parts of the context a server reads, live.
 
 One strip per request. Its cells are equal parts of the context, left the beginning, and show how
-much of a part was read in the newest step, on average over the layers and KV heads looked at.
+much of a part was read in the newest step, on average over the KV heads and the layers that select.
 """
 
 import argparse
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SHADES = " ░▒▓█"
 REFRESH_SECONDS = 0.1
+DENSE = "full"
 FORGET_SECONDS = 30.0
 """A request that has not decoded for so long leaves the picture."""
 
@@ -67,23 +68,35 @@ class Strip:
     """The newest step of one request.
 
     Attributes:
-        record: its last record.
-        seen: when that came.
-        reads: how many times each unit was read in this step, over layers and heads.
-        lists: how many lists of units (layers times heads) were added.
+        record: a record of it, of a layer that selects if there is one.
+        seen: when the last record came.
+        reads: how many times each unit was read, over the layers and heads in the picture. Layers
+            that read everything are left out of it as soon as one selects.
+        lists: how many lists of units (layers times heads) are in the picture.
+        read_units: units read in all layers.
+        there_were: units that dense attention would have read in all layers.
     """
 
     record: "SelectionRecord"
     seen: float
     reads: dict[int, int] = field(default_factory=dict)
     lists: int = 0
+    read_units: int = 0
+    there_were: int = 0
 
-    def add(self, units: Iterable[list[int]]) -> None:
-        """Count one layer's units."""
+    def add(self, record: "SelectionRecord", units: Iterable[list[int]]) -> None:
+        """Take in one layer."""
+        selects, selected = record.method != DENSE, self.record.method != DENSE
+        if selects and not selected:
+            self.record, self.reads, self.lists = record, {}, 0
+        pictured = selects or not selected
         for head in units:
-            self.lists += 1
-            for unit in head:
-                self.reads[unit] = self.reads.get(unit, 0) + 1
+            self.read_units += len(head)
+            self.there_were += self.total
+            if pictured:
+                self.lists += 1
+                for unit in head:
+                    self.reads[unit] = self.reads.get(unit, 0) + 1
 
     @property
     def total(self) -> int:
@@ -91,8 +104,8 @@ class Strip:
         return max(1, -(-self.record.length // self.record.unit_size))
 
     def share(self) -> float:
-        """Share of the context that was read."""
-        return sum(self.reads.values()) / (self.total * max(1, self.lists))
+        """Share of the context that was read, over all layers."""
+        return self.read_units / max(1, self.there_were)
 
     def cells(self, width: int) -> list[float]:
         """Share read in each of `width` equal parts."""
@@ -127,7 +140,7 @@ class Picture:
             self.strips.setdefault(record.rid, strip)
             self._forget(now)
         strip.seen = now
-        strip.add(units)
+        strip.add(record, units)
 
     def _forget(self, now: float) -> None:
         for rid in [r for r, s in self._growing.items() if now - s.seen > FORGET_SECONDS]:

@@ -23,6 +23,18 @@ def test_a_step_is_shown_when_it_is_whole() -> None:
     assert picture.strips["a"].cells(10) == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
+def test_layers_that_read_everything_do_not_cover_the_picture() -> None:
+    picture = Picture()
+    everything = SelectionRecord(1, 0, "a", "full", 160, [list(range(10))] * 2, 16, 0)
+    picture.add(everything, 0.0)
+    assert picture.strips["a"].cells(10) == [1.0] * 10
+    picture.add(record(1, [[0], [0]], layer=1), 0.0)
+    picture.add(everything, 0.0)
+    strip = picture.strips["a"]
+    assert strip.record.method == "quest" and strip.cells(10) == [1.0, *[0.0] * 9]
+    assert strip.share() == pytest.approx(42 / 60)
+
+
 def test_one_head_alone() -> None:
     picture = Picture(head=1)
     picture.add(record(1, [[0], [9]]), 0.0)
