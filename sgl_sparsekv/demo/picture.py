@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 
 from .scenario import Question, Scenario
 from .score import RunScore
-from .selections import SelectionLog, StepReads
+from .selections import SelectionLog, StepReads, to_spans
 
 WIDTH, LEFT, RIGHT = 1000, 120, 20
 PLOT = WIDTH - LEFT - RIGHT
@@ -52,6 +52,17 @@ def depth_picture(scenario: Scenario, runs: Sequence[RunScore], bins: int = 16) 
         y += row
     title = "Facts found, by their place in the document"
     return _figure(title, "".join(cells) + _axis(scenario.document_tokens, y), y + AXIS)
+
+
+def stack(*figures: str) -> str:
+    """Figures one below the other, as one picture."""
+    parts, y = [], 0
+    for figure in figures:
+        height = int(figure.partition(f'viewBox="0 0 {WIDTH} ')[2].partition('"')[0])
+        parts.append(figure.replace("<svg ", f'<svg y="{y}" width="{WIDTH}" height="{height}" ', 1))
+        y += height
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}">'
+    return f"{head}{''.join(parts)}</svg>\n"
 
 
 def depth_map(scenario: Scenario, run: RunScore, bins: int) -> list[tuple[int, int]]:
@@ -119,8 +130,6 @@ def _strip(
 
 def _by_agreement(step: StepReads) -> dict[str, list[tuple[int, int]]]:
     """Units read by every KV head, and by some only, as runs."""
-    from .selections import to_spans
-
     sets = [{u for a, n in spans for u in range(a, a + n)} for spans in step.heads]
     if not sets:
         return {"some": [], "all": []}

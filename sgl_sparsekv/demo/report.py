@@ -7,7 +7,7 @@ from string import Template
 from typing import Any
 
 from .checks import Check
-from .picture import depth_picture, selection_picture, telling_layer
+from .picture import depth_picture, selection_picture, stack, telling_layer
 from .result import table_rows
 from .scenario import Scenario
 from .score import RunScore
@@ -45,6 +45,13 @@ def page(
         checks=_checks(checks),
         answers="".join(_answers(run, scenario) for run in runs),
     )
+
+
+def picture(scenario: Scenario, runs: Sequence[RunScore], log: SelectionLog) -> str:
+    """What quest read, and what every run found where: one SVG that stands alone."""
+    quest = next(run for run in runs if run.name == "quest")
+    layer = telling_layer(scenario, quest, log)
+    return stack(selection_picture(scenario, quest, log, layer), depth_picture(scenario, runs))
 
 
 def _verdict(quest: RunScore) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from .answer import RequestFailed
 from .checks import Check, check_all
 from .progress import Progress
-from .report import page
+from .report import page, picture
 from .result import as_json, table
 from .scenario import Scenario
 from .score import RunScore
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def run_demo(scenario: Scenario, options: DemoOptions, progress: Progress) -> Outcome:
-    """Start both servers, ask everything, write `demo.json` and `demo.html`.
+    """Start both servers, ask everything, write `demo.json`, `demo.html` and `demo.svg`.
 
     Raises:
         ServerFailed: a server could not be started, or went away.
@@ -78,6 +78,7 @@ def run_demo(scenario: Scenario, options: DemoOptions, progress: Progress) -> Ou
     html = page(scenario, runs, checks, log, result["environment"])
     (options.out / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
     (options.out / "demo.html").write_text(html)
+    (options.out / "demo.svg").write_text(picture(scenario, runs, log))
     return Outcome(tuple(runs), tuple(checks), result)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sgl_sparsekv.demo.checks import check_all
 from sgl_sparsekv.demo.picture import depth_picture, selection_picture, telling_layer
-from sgl_sparsekv.demo.report import page
+from sgl_sparsekv.demo.report import page, picture
 from sgl_sparsekv.demo.result import as_json, environment, table
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -54,6 +54,13 @@ def test_depth_picture_has_a_cell_per_method_and_part(recorded):
     root = ElementTree.fromstring(depth_picture(asked, runs, 16))
     cells = [e for e in root.iter(f"{SVG}rect") if e.get("rx")]
     assert len(cells) == 4 * 16
+
+
+def test_one_picture_stands_alone(recorded):
+    root = ElementTree.fromstring(picture(*recorded))
+    inner = root.findall(f"{SVG}svg")
+    assert [figure.get("y") for figure in inner] == ["0", inner[0].get("height")]
+    assert root.get("viewBox").split()[3] == str(sum(int(f.get("height")) for f in inner))
 
 
 def test_pictures_take_any_title(recorded):
