@@ -37,21 +37,14 @@ def build_scenario(model: str, context: int, questions: int, seed: int, out: Pat
 
 
 def _folder(model: str, out: Path) -> Path:
-    if model == "analytic":
+    if model in ("analytic", "trained"):
         from transformers.utils import logging
 
-        from ..models import save_analytic
+        from ..models import save_analytic, save_trained
 
         logging.disable_progress_bar()
-        save_analytic(out / "model")
+        (save_analytic if model == "analytic" else save_trained)(out / "model")
         return out / "model"
-    if model == "trained":
-        from .. import models
-
-        folder = getattr(models, "trained_folder", None)
-        if folder is None:
-            raise ValueError("model must be analytic or a folder: no trained model is installed")
-        return Path(folder())
     if (Path(model) / "tokenizer.json").is_file():
         return Path(model)
     raise ValueError(f"model must be analytic, trained or a folder with one of them, got {model!r}")
