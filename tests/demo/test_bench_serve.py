@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from bench import serve
+from bench.serve_client import Generation
+
+
+def generation(step_s, report=None):
+    arrivals = tuple((1.0 + step_s * i, 1 + i) for i in range(5))
+    return Generation(16_384, 1.0, arrivals, report)
+
+
+def test_a_row_leaves_out_the_first_token():
+    report = {"tokens_attended": 10, "tokens_in_context": 80}
+    runs = [generation(0.1, report), generation(0.3, report), generation(0.2, report)]
+    row = serve._row("quest", "sparsekv", runs, None, dense=1.25)
+    assert row.tokens_per_s == pytest.approx(5)
+    assert row.ratio == pytest.approx(4)
+    assert row.kv_read_fraction == 0.125
+    assert row.repeats == pytest.approx((10, 10 / 3, 5))
+
+
+def test_a_result_is_never_overwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(serve, "measure", lambda *args: pytest.fail("it was measured anyway"))
+    path = tmp_path / "found.json"
+    path.write_text("{}")
+    assert serve.main(["--json", str(path)]) == 2
+    assert "not overwritten" in capsys.readouterr().err
+    assert path.read_text() == "{}"
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(4.2, 0), (3.9, 1)])
+def test_the_target_decides_the_exit_code(tmp_path, monkeypatch, capsys, ratio, status):
+    row = serve._row("quest", "sparsekv", [generation(0.1)], None, dense=10 / ratio)
+    result = {
+        "rows": [serve.asdict(row)],
+        "ratio": row.ratio,
+        "passed": row.ratio >= serve.TARGET,
+        "prefill_s": {"torch_native": 1.0, "sparsekv": 1.0},
+        "environment": serve.environment(),
+        **dict.fromkeys(("layers", "context", "tokens"), 1),
+    }
+    monkeypatch.setattr(serve, "measure", lambda *args: result)
+    path = tmp_path / "results" / "found.json"
+    assert serve.main(["--json", str(path)]) == status
+    assert json.loads(path.read_text())["ratio"] == pytest.approx(ratio)
+    assert f"{ratio:.2f}x" in capsys.readouterr().out
+
+
+def test_both_servers_get_a_model_of_the_named_shape(tmp_path):
+    args = serve._arguments(["--layers", "3"])
+    flags = serve.server_flags(tmp_path, args)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 3
+    assert config["hidden_size"] // config["num_attention_heads"] == 64
+    assert int(flags[flags.index("--chunked-prefill-size") + 1]) >= args.context
