@@ -131,7 +131,7 @@ def test_select_indices_with_ties(ops: CpuOps, levels: int):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_attend_over_all_units(ops: CpuOps, shape: tuple, dtype: torch.dtype):
     batch = batch_of(shape, dtype)
-    rows, heads, group, dim = batch.q.shape
+    rows, heads, _, dim = batch.q.shape
     for row in range(rows):
         batch.keys[batch.slots(row)] *= 1 + row
     table = batch.table[:, None, :].expand(rows, heads, -1)

@@ -1,0 +1,74 @@
+"""The kernels are built once, found again, and missed with one clear sentence."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from sgl_sparsekv.kernels.cpu import build, levels, library
+
+from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
+from sgl_sparsekv.kernels import cpu
+from sgl_sparsekv.selection.quest import Quest
+from sgl_sparsekv.types import PageSummary
+
+
+def test_building_twice_compiles_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    level = levels.runnable_levels()[-1]
+    first = build.build_level(level, tmp_path)
+    assert levels.built_library(level, tmp_path) == first
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    assert build.build_level(level, tmp_path) == first
+    assert list(tmp_path.iterdir()) == [first]
+
+
+def test_a_failed_compilation_says_what_the_compiler_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(build, "FLAGS", ("--no-such-option",))
+    with pytest.raises(UnsupportedSetup, match="no-such-option"):
+        build.build_level(levels.runnable_levels()[0], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_build_says_what_to_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(library, "built_library", lambda level: None)
+    with pytest.raises(
+        UnsupportedSetup, match=r"run `python -m sgl_sparsekv\.kernels\.cpu\.build`"
+    ):
+        cpu.load()
+
+
+def test_a_level_that_this_cpu_lacks_is_refused():
+    with pytest.raises(UnsupportedSetup, match="level neon2"):
+        cpu.load("neon2")
+
+
+def test_argument_structs_are_the_size_of_their_fields():
+    for struct in (
+        library.AttendArgs,
+        library.ScoreArgs,
+        library.SelectArgs,
+        library.SummariseArgs,
+    ):
+        assert ctypes.sizeof(struct) == 8 * len(struct._fields_)
+
+
+def test_unknown_summary_and_wrong_tensors_are_refused():
+    ops = cpu.load()
+    other = PageSummary("sum", ("sum",), Quest.summary.summarise, Quest.summary.score)
+    keys = torch.zeros(32, 1, 8)
+    with pytest.raises(UnsupportedOnDevice, match="sum"):
+        ops.summarise(other, keys, torch.zeros(2, 1, 2, 8), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="keys must be contiguous"):
+        strided = torch.zeros(32, 1, 16)[..., ::2]
+        ops.summarise(Quest.summary, strided, torch.zeros(2, 1, 2, 8), torch.tensor([0]))
+    one = torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="q must have the pool's dtype"):
+        table = torch.zeros(1, 1, 1, dtype=torch.int32)
+        ops.attend(torch.zeros(1, 1, 1, 8).half(), keys, keys, table, one, one, 1.0, 16)
