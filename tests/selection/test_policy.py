@@ -1,0 +1,184 @@
+"""Sinks, window and budget, and the plan of a step: from lengths and options alone."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.cold import always_kept, units_to_keep
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgl_sparsekv.backend.held_scores import HeldScores
+from sgl_sparsekv.backend.planner import StepPlan
+from sgl_sparsekv.config import RequestOptions
+from sgl_sparsekv.geometry import Geometry
+from sgl_sparsekv.selection.policy import RowOptions, plan_rows
+
+METHODS = ("full", "mean_std", "oracle", "quest", "streaming")
+GEOMETRY = Geometry(64, 16)
+LAYERS = 4
+
+
+@st.composite
+def request_options(draw: st.DrawFn) -> RequestOptions:
+    """Options that `RequestOptions` accepts."""
+    sink, window = draw(st.integers(0, 40)), draw(st.integers(0, 200))
+    least = RequestOptions(sink=sink, window=window, budget=1.0).minimum_budget
+    budget: int | float = draw(st.floats(0.01, 1.0))
+    if draw(st.booleans()):
+        budget = least + draw(st.integers(0, 600))
+    return RequestOptions(
+        method=draw(st.sampled_from(METHODS)),
+        budget=budget,
+        sink=sink,
+        window=window,
+        dense_layers=draw(st.integers(0, LAYERS + 1)),
+    )
+
+
+ROWS = st.lists(st.tuples(st.integers(1, 3000), request_options()), min_size=1, max_size=6)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(rows=ROWS)
+def test_a_row_is_split_into_sinks_candidates_and_window(
+    rows: list[tuple[int, RequestOptions]],
+) -> None:
+    """Against sets of positions; a budget is exact when the context is longer."""
+    lengths = np.array([length for length, _ in rows])
+    options = [option for _, option in rows]
+    plan = plan_rows(lengths, RowOptions.resolve(options, lengths), GEOMETRY)
+    for i, (length, option) in enumerate(rows):
+        kept = always_kept(length, option, 16)
+        total, count = int(plan.num_units[i]), int(plan.counts[i])
+        outside = {u for u in range(total) if not plan.begin[i] <= u < plan.end[i]}
+        assert outside == kept
+        assert count == units_to_keep(length, option, 16)
+        assert len(kept) <= count <= total
+        assert bool(plan.dense[i]) == (count == total)
+        budget = option.budget_tokens(length)
+        assert (count - 1) * 16 + plan.tail[i] == plan.attended[i] <= max(budget, 16)
+        if length > budget:
+            assert count == budget // 16
+        assert plan.attended[i] == length or not plan.dense[i]
+        assert all((u + 1) * 16 <= length for u in range(plan.begin[i], plan.end[i])), "full units"
+
+
+def test_a_ratio_becomes_tokens_of_the_row() -> None:
+    """A share of the context, never below sinks, window and tail."""
+    options = RequestOptions(budget=0.25, sink=16, window=64)
+    assert options.budget_tokens(4096) == 1024
+    assert options.budget_tokens(100) == options.minimum_budget == 96
+    lengths = np.array([4096, 100])
+    plan = plan_rows(lengths, RowOptions.resolve([options] * 2, lengths), GEOMETRY)
+    assert plan.counts.tolist() == [64, 6]
+    assert plan.dense.tolist() == [False, False]
+
+
+def make_plan(rows: list[tuple[int, RequestOptions]]) -> StepPlan:
+    """A plan of rows that lie on pages of their own."""
+    width = 3072
+    table = torch.arange(64, 64 + 8 * width, dtype=torch.int32).view(8, width)
+    lengths = np.array([length for length, _ in rows], dtype=np.int64)
+    places = np.arange(len(rows), dtype=np.int64)[::-1].copy()
+    return StepPlan(places, lengths, [option for _, option in rows], table, GEOMETRY)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(rows=ROWS)
+def test_groups_cover_every_row_once_in_every_layer(
+    rows: list[tuple[int, RequestOptions]],
+) -> None:
+    """Whatever options a batch mixes, and a dense group reads everything."""
+    plan = make_plan(rows)
+    for layer in range(LAYERS + 2):
+        covered: list[int] = []
+        for group in plan.groups(layer):
+            where = group.index.tolist()
+            covered += where
+            for i, place in enumerate(where):
+                length, option = rows[place]
+                dense = option.method == "full" or layer < option.dense_layers
+                dense = dense or option.budget_tokens(length) // 16 >= -(-length // 16)
+                name = None if group.method is None else group.method.name
+                assert name == (None if dense else option.method)
+                total = -(-length // 16)
+                assert int(group.num_units[i]) == total
+                wanted = total if dense else units_to_keep(length, option, 16)
+                assert int(group.counts[i]) == wanted
+                assert int(group.tails[i]) == (length - 1) % 16 + 1
+                row = int(plan.rows[place])
+                first = (64 + row * 3072) // 16
+                table = group.candidates.unit_table[i, :total].tolist()
+                assert table == list(range(first, first + total))
+        assert sorted(covered) == list(range(len(rows)))
+        assert len({tuple(g.index.tolist()) for g in plan.groups(layer)}) == len(plan.groups(layer))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(rows=ROWS)
+def test_units_to_make_sure_of_are_the_candidates(rows: list[tuple[int, RequestOptions]]) -> None:
+    """Of rows whose method reads page metadata in some layer, and no others."""
+    plan = make_plan(rows)
+    needed = set(plan.needed_units().tolist())
+    scored: set[int] = set()
+    for layer in range(max(LAYERS + 2, plan.max_dense_layers + 1)):
+        for group in plan.groups(layer):
+            if group.method is not None and group.method.summary is not None:
+                spans = zip(group.candidates.begin, group.candidates.end, strict=True)
+                for i, (begin, end) in enumerate(spans):
+                    scored |= set(group.candidates.unit_table[i, begin:end].tolist())
+    assert scored <= needed
+    assert needed == scored
+
+
+def test_a_plan_depends_on_lengths_and_options_only() -> None:
+    """The same lengths give the same counts whatever lies in the row table."""
+    rows = [(700, RequestOptions(budget=256)), (90, RequestOptions(budget=256))]
+    plans = [make_plan(rows), make_plan(rows)]
+    plans[1].unit_table += 1
+    counts = [[g.counts.tolist() for g in plan.groups(3)] for plan in plans]
+    assert counts[0] == counts[1]
+
+
+def test_tokens_read_are_counted_over_all_layers() -> None:
+    """Dense layers read everything, the others the budget."""
+    plan = make_plan([(1000, RequestOptions(budget=160, dense_layers=1)), (40, RequestOptions())])
+    read, there = plan.attended(LAYERS)
+    assert read.tolist() == [1000 + 3 * (9 * 16 + 8), 4 * 40]
+    assert there.tolist() == [4000, 160]
+
+
+@pytest.mark.parametrize("every", (2, 3, 8))
+def test_held_scores_are_used_for_r_steps(every: int) -> None:
+    """One selection serves `every` steps of a row that goes on, and no other row or length."""
+    held, taken = HeldScores(), []
+    for length in range(100, 100 + 4 * every):
+        held.begin_step(1, 7, length, every)
+        if not held.holds(1, 0):
+            held.store(1, 0, torch.full((2, 6), float(length)))
+            taken.append(length)
+    assert taken == list(range(100, 100 + 4 * every, every))
+
+
+def test_held_scores_end_with_their_request() -> None:
+    """Another request on the row, a shorter context, a jump ahead, or `every` 1: scored anew."""
+    for who, length, every in ((8, 101, 4), (7, 99, 4), (7, 104, 4), (7, 101, 1)):
+        held = HeldScores()
+        held.begin_step(1, 7, 100, 4)
+        held.store(1, 0, torch.zeros(2, 6))
+        held.begin_step(1, who, length, every)
+        assert not held.holds(1, 0)
+
+
+def test_held_scores_rank_new_units_last() -> None:
+    """Units that filled since the selection have no score; a shorter table is cut."""
+    held = HeldScores()
+    held.begin_step(1, 7, 100, 4)
+    scores = torch.randn(2, 6)
+    held.store(1, 0, scores)
+    wide, narrow = torch.zeros(2, 8), torch.zeros(2, 5)
+    held.load(1, 0, wide)
+    held.load(1, 0, narrow)
+    assert torch.equal(wide[:, :6], scores) and bool((wide[:, 6:] == -torch.inf).all())
+    assert torch.equal(narrow, scores[:, :5])
+    assert not held.holds(1, 1), "layers are held one by one"
