@@ -205,6 +205,7 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
     def _prefill(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
         out = q.new_zeros(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        q = q.to(keys.dtype)
         for tokens, slots in self._extend_rows:
             out[tokens] = self.ops.prefill(q[tokens], keys, values, slots, layer.scaling)
         return out
@@ -213,8 +214,9 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         """q `[rows, Hq, D]` -> `[rows, Hq, Dv]`, group by group."""
         assert self.plan is not None
         heads = layer.tp_k_head_num
-        grouped = q.view(q.shape[0], heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        shape = (q.shape[0], heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
+        grouped = q.to(keys.dtype).view(shape)
         groups = self.plan.groups(self._local(layer))
         out: torch.Tensor | None = None
         for group in groups:
@@ -239,7 +241,7 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
                 out[group.index] = part
         assert out is not None
         self.observer.end_layer(self._local(layer), keys)
-        return out.view(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
+        return out.view(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
 
     def _table(
         self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any

@@ -122,6 +122,16 @@ def test_stop_tokens_outside_the_vocabulary(server: Any) -> None:
     assert good_answer(server.url)
 
 
+@pytest.mark.parametrize("number", [-3, 10**6])
+def test_more_log_probabilities_than_tokens(server: Any, number: int) -> None:
+    body = {"text": "x", "sampling_params": GREEDY, "return_logprob": True}
+    for stream in (False, True):
+        asked = {**body, "top_logprobs_num": number, "stream": stream}
+        status, answer = post(server.url, "/generate", asked)
+        assert status == 400 and "top_logprobs_num" in answer
+    assert good_answer(server.url)
+
+
 @pytest.mark.parametrize(
     "raw", [b"", b"{", b'{"sparsekv"', b"\xff\xfe", b"[]", b"null", b'"sparsekv"']
 )

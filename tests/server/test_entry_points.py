@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from sgl_sparsekv.models.documents import chain_document
+
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -97,8 +99,11 @@ def test_one_batch_runs_qwen2_with_plugins(tmp_path: Path, monkeypatch: pytest.M
     """`one_batch` loads no plugins by itself; its correctness mode agrees with torch_native."""
     folder = write_model(tmp_path / "qwen2", "Qwen2")
     monkeypatch.setenv("SGL_SPARSEKV_CONFIG", '{"method": "full"}')
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(chain_document(n, 1, 4, seed=n).text for n in (200, 333)))
     common = ("--model-path", str(folder), "--device", "cpu", "--dtype", "float32")
-    flags = ("--correctness-test", "--max-total-tokens", "4096", "--cut-len", "4")
+    flags = ("--correctness-test", "--max-total-tokens", "4096", "--cut-len", "100")
+    flags = (*flags, "--prompt-filename", str(prompts))
     printed = {
         backend: run(
             *("-m", "sgl_sparsekv.with_plugins", "sglang.benchmark.one_batch"),
