@@ -25,8 +25,8 @@ def prefill(
     """
     new, heads = q.shape[0], keys.shape[1]
     prefix = slots.shape[0] - new
-    k = keys.index_select(0, slots).transpose(0, 1)[None]  # [1, H, L, D]
-    v = values.index_select(0, slots).transpose(0, 1)[None]
+    k = keys.index_select(0, slots).transpose(0, 1).contiguous()[None]  # [1, H, L, D]
+    v = values.index_select(0, slots).transpose(0, 1).contiguous()[None]
     grouped = q.view(new, heads, -1, q.shape[-1]).permute(2, 1, 0, 3)  # [G, H, T, D]
     out = q.new_empty(new, heads, grouped.shape[0], v.shape[-1])
     chunk = [
