@@ -1,5 +1,7 @@
 """Shared by every test: one seed."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -13,10 +15,18 @@ def seeded() -> None:
     torch.manual_seed(SEED)
 
 
-@pytest.fixture(scope="session")
-def sglang() -> None:
+@pytest.fixture(scope="module")
+def sglang() -> Iterator[None]:
     """SGLang imported, with the dummy configuration that its memory classes look up."""
     from sglang.srt.runtime_context import get_context
 
+    from sgl_sparsekv.backend import kv_pool, request_table
+
+    threads, table, listeners = torch.get_num_threads(), request_table._active, kv_pool._handed_out
+    kept = list(listeners)
     torch.set_num_threads(1)
-    get_context().override_server_args(device="cpu").install()
+    with get_context().override_server_args(device="cpu"):
+        yield
+    torch.set_num_threads(threads)
+    request_table._active = table
+    listeners[:] = kept

@@ -13,6 +13,7 @@ from pytest import MonkeyPatch
 
 import sgl_sparsekv.backend.planner as planner
 from sgl_sparsekv.backend.held_scores import HeldScores
+from sgl_sparsekv.backend.kv_pool import listen_to_allocator
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.page_metadata import PageMetadata, StepSeal
 
@@ -103,9 +104,7 @@ def _short_ensure(script: Script, patch: MonkeyPatch) -> None:
     "slots of a prefill that another backend runs are not announced", 4, scenarios.foreign_prefill
 )
 def _foreign(script: Script, patch: MonkeyPatch) -> None:
-    allocator = script.host.allocator
-    original = type(allocator).alloc_extend
-    patch.setattr(allocator, "alloc_extend", lambda *args: original(allocator, *args))
+    patch.setattr(script.host.allocator, "alloc_extend", unannounced(script, "alloc_extend"))
 
 
 @mutant("only the first page of a step starts anew", 5, scenarios.retraction)
@@ -161,7 +160,7 @@ def _fused(script: Script, patch: MonkeyPatch) -> None:
 
 @mutant("slots that the allocator hands out are not announced", 8, scenarios.load_back_reuse)
 def _no_hand_out(script: Script, patch: MonkeyPatch) -> None:
-    patch.setattr(script.host.allocator, "alloc", unhooked(script))
+    patch.setattr(script.host.allocator, "alloc", unannounced(script, "alloc"))
 
 
 @mutant("a moved page takes its stamp along and leaves its fields", 8, scenarios.moved)
@@ -173,7 +172,7 @@ def _moved_stamp(script: Script, patch: MonkeyPatch) -> None:
         move(target, source)
         host.metadata.sealed[target // PAGE] = host.metadata.sealed[source // PAGE]
 
-    patch.setattr(host.allocator, "alloc", unhooked(script))
+    patch.setattr(host.allocator, "alloc", unannounced(script, "alloc"))
     patch.setattr(host.pool, "move_kv_cache", move_kv_cache)
 
 
@@ -305,10 +304,17 @@ def _tail(script: Script, patch: MonkeyPatch) -> None:
 PAGE = scenarios.PAGE
 
 
-def unhooked(script: Script) -> Callable[..., Any]:
-    """The allocator's own `alloc`."""
-    allocator = script.host.allocator
-    return lambda size: type(allocator).alloc(allocator, size)
+def unannounced(script: Script, name: str) -> Callable[..., Any]:
+    """A function of the allocator without our hook behind it."""
+    announced = getattr(script.host.allocator, name)
+
+    def call(*args: Any) -> Any:
+        listen_to_allocator(nothing)
+        slots = announced(*args)
+        listen_to_allocator(script.host.backend.seal.hand_out)
+        return slots
+
+    return call
 
 
 @pytest.mark.parametrize("core", ("rust", "python"))
