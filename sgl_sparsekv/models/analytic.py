@@ -36,7 +36,7 @@ _PREVIOUS = slice(130, 162)
 _OUTPUT = slice(162, 226)
 _SINK = codes.CODE_DIM  # the last channel of the source, query and previous blocks
 # Scores in nats: the previous token against the rest, and a full match against none.
-_PREVIOUS_SCORE = (90.0, 45.0, 25.0, 20.0, 20.0, 20.0, 15.0, 15.0, 15.0)
+PREVIOUS_SCORE = (90.0, 45.0, 25.0, 20.0, 20.0, 20.0, 15.0, 15.0, 15.0)
 _MATCH_SCORE = 64.0
 _SINK_SHARE = 0.75
 _CONST_SIZE = 12.0
@@ -66,10 +66,8 @@ class AnalyticConfig:
             )
         if self.num_kv_heads not in (1, 2, 4):
             raise ValueError(f"num_kv_heads must be 1, 2 or 4, got {self.num_kv_heads}")
-        if not 64 <= self.max_positions <= 1 << 20:
-            raise ValueError(
-                f"max_positions must be from 64 to {1 << 20}, got {self.max_positions}"
-            )
+        if not 64 <= self.max_positions <= 131072:
+            raise ValueError(f"max_positions must be from 64 to 131072, got {self.max_positions}")
         words.place_names(self.num_places)
         codes.check_kind(self.code)
 
@@ -170,7 +168,7 @@ def _inverse_frequencies() -> torch.Tensor:
 
 def _write_previous_heads(attn: Any) -> None:
     """Every head looks one place back: score = sum over pairs of a_i cos(w_i (distance - 1))."""
-    size = torch.tensor(_PREVIOUS_SCORE, dtype=torch.float64)
+    size = torch.tensor(PREVIOUS_SCORE, dtype=torch.float64)
     amplitude = (size * math.sqrt(HEAD_DIM)).sqrt() / _CONST_SIZE
     angle = _inverse_frequencies()[: len(size)]
     for start in range(0, attn.q_proj.weight.shape[0], HEAD_DIM):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from sgl_sparsekv.models.analytic import PREVIOUS_SCORE
 from sgl_sparsekv.models.codes import signed_codes
 from sgl_sparsekv.models.curriculum import Sampler, Stage, vocabulary
 from sgl_sparsekv.models.tokenizer import build_tokenizer
@@ -34,7 +35,6 @@ _PAIRS = HEAD_DIM // 2
 # Where the starting circuit lives in the residual stream; training is free to use the rest.
 _CONST, _STOP = 0, 1
 _CODE, _PREVIOUS, _OUTPUT = slice(2, 66), slice(66, 130), slice(130, 194)
-_PREVIOUS_SCORE = (90.0, 45.0, 25.0, 20.0, 20.0, 20.0, 15.0, 15.0, 15.0)
 
 LADDER = (
     Stage(128, 16, 1e-3, 0.99, 20, 120, 12, 3),
@@ -189,7 +189,7 @@ def _write_circuit(model: LlamaForCausalLM, seed: int) -> None:
     head[coded, _OUTPUT] += code
     head[1, _STOP] = 4.0
     first, second = (layer.self_attn for layer in inner.layers)
-    size = torch.tensor(_PREVIOUS_SCORE)
+    size = torch.tensor(PREVIOUS_SCORE)
     amplitude = (size * math.sqrt(HEAD_DIM)).sqrt() / 13.5
     angle = 1.0 / ROPE_THETA ** (torch.arange(len(size)) / _PAIRS)
     slow = torch.cat([torch.arange(_PAIRS // 2, _PAIRS), torch.arange(48, HEAD_DIM)])
