@@ -5,6 +5,7 @@ HTTP server, before its FastAPI application starts: the place to learn the optio
 request guard into the application.
 """
 
+import logging
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..config import REQUEST_FIELDS, ServerOptions
 from .metrics import ServingMetrics, process_metrics
 
+logger = logging.getLogger(__name__)
 HTTP_MODULE = "sglang.srt.entrypoints.http_server"
 
 
@@ -63,17 +65,22 @@ def note_tokenizer_manager(result: object, manager: Any, *args: Any, **kwargs: A
     set_active(front_end)
     # Absent from an offline Engine; importing it here would load a web server for nothing.
     http = sys.modules.get(HTTP_MODULE)
-    if http is not None:
-        from .guard import install
+    if http is None:
+        return
+    if http.app.middleware_stack is not None:
+        # An engine beside a server that already runs: that server is not this engine's.
+        logger.warning("sparsekv: misplaced options are not looked for: the web server has started")
+        return
+    from .guard import install
 
-        install(http.app, front_end)
+    install(http.app, front_end)
 
 
 def _field_of(message: str) -> str:
     """The label of a refusal: a known name, so that clients cannot grow the label's values."""
     start = message.split(": ", 1)[1] if message.startswith("request ") else message
     name = start.removeprefix("sparsekv.").split(" ", 1)[0].split("[", 1)[0]
-    known = (*REQUEST_FIELDS, "input_ids", "prompt", "stop_token_ids")
+    known = (*REQUEST_FIELDS, "input_ids", "stop_token_ids", "top_logprobs_num")
     if name in known:
         return name
     return "misplaced" if " belongs in " in message else "unknown"

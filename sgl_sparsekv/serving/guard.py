@@ -11,7 +11,12 @@ import orjson
 
 from . import placement
 from .front_end import FrontEnd
-from .requests import check_custom_params, check_options, check_token_ids
+from .requests import (
+    check_custom_params,
+    check_options,
+    check_token_ids,
+    check_top_logprobs,
+)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -78,6 +83,7 @@ def check_body(route: str, body: dict[str, Any], front_end: FrontEnd) -> None:
         if body.get("stream"):
             media = [body.get(f"{kind}_data") for kind in ("image", "video", "audio")]
             check_token_ids("input_ids", body.get("input_ids"), front_end, media)
+            check_top_logprobs(body.get("top_logprobs_num"), front_end)
     elif route in OPENAI:
         placement.check_openai(body)
         check_custom_params(body.get("custom_params"), front_end.options)
@@ -110,7 +116,9 @@ def _route(scope: Any) -> str | None:
 def _may_concern_us(route: str, body: bytes) -> bool:
     if b"sparse" in body.lower() or b"custom_params" in body:
         return True
-    return route == NATIVE and b'"stream"' in body and b'"input_ids"' in body
+    if route != NATIVE or b'"stream"' not in body:
+        return False
+    return b'"input_ids"' in body or b'"top_logprobs_num"' in body
 
 
 async def _read(receive: Receive) -> tuple[list[Message], bytes | None]:

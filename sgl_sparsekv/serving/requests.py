@@ -34,7 +34,8 @@ def check_generate_request(result: object, request: Any) -> None:
 
     Raises:
         RequestOptionError: an option is wrong.
-        ValueError: a token id is outside the vocabulary.
+        ValueError: a token id is outside the vocabulary, or more log-probabilities are asked for
+            than it has tokens.
     """
     front_end = active()
     if front_end is None:
@@ -42,6 +43,7 @@ def check_generate_request(result: object, request: Any) -> None:
     try:
         check_options(request.sampling_params, front_end.options)
         check_token_ids("input_ids", request.input_ids, front_end, _media_of(request))
+        check_top_logprobs(request.top_logprobs_num, front_end)
     except ValueError as error:
         front_end.count_refusal(str(error))
         raise
@@ -100,6 +102,22 @@ def check_token_ids(
         if isinstance(prompt, list) and id(prompt) not in seen and not _beside(media, item):
             seen.add(id(prompt))
             _check_prompt(f"{name}[{item}]", prompt, front_end.vocab_size)
+
+
+def check_top_logprobs(number: object, front_end: FrontEnd) -> None:
+    """Check how many log-probabilities are asked for: SGLang ends on more than it has tokens.
+
+    Raises:
+        ValueError: one number, or one of a list of them, is out of range.
+    """
+    if not front_end.options.validate_input_ids:
+        return
+    for each in number if isinstance(number, list) else [number]:
+        if isinstance(each, int) and not 0 <= each <= front_end.vocab_size:
+            raise ValueError(
+                f"top_logprobs_num must be an integer in [0, {front_end.vocab_size}], "
+                f"got {_short(each)}"
+            )
 
 
 def check_stop_tokens(stop_token_ids: object, vocab_size: int) -> None:

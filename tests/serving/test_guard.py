@@ -98,6 +98,7 @@ BAD = [
     ("/generate", {"sparsekv": {}}, "sampling_params.custom_params.sparsekv"),
     ("/generate", {"input_ids": [5, -1], "stream": True}, "input_ids[1]"),
     ("/generate", {"input_ids": [[5], [5, 1000]], "stream": True}, "input_ids[1][1]"),
+    ("/generate", {"text": "x", "top_logprobs_num": 10**6, "stream": True}, "top_logprobs_num"),
     ("/v1/completions", {"custom_params": {"sparsekv": {"x": 1}}}, "sparsekv.x is not an option"),
     ("/v1/chat/completions", {"sparse": True}, "custom_params.sparsekv"),
     ("/v1/chat/completions", {"custom_params": {"budget": 512}}, "custom_params.budget"),

@@ -31,7 +31,7 @@ def sampling(options: object, **other: Any) -> SimpleNamespace:
 
 
 def generate_request(**given: Any) -> SimpleNamespace:
-    blank = {"input_ids": None, "sampling_params": {}, "image_data": None}
+    blank = {"input_ids": None, "sampling_params": {}, "image_data": None, "top_logprobs_num": 0}
     return SimpleNamespace(**{**blank, **given})
 
 
@@ -150,6 +150,13 @@ def test_token_ids_are_not_looked_at_when_switched_off() -> None:
 def test_stop_tokens_outside_the_vocabulary(front_end: FrontEnd, tokens: set[int]) -> None:
     with pytest.raises(ValueError, match=r"stop_token_ids must be token ids in \[0, 1000\)"):
         verify_sampling_params(None, sampling({}, stop_token_ids=tokens), VOCAB)
+
+
+@pytest.mark.parametrize("number", [-1, VOCAB + 1, 10**9, [0, VOCAB + 1]])
+def test_more_log_probabilities_than_tokens(front_end: FrontEnd, number: Any) -> None:
+    with pytest.raises(ValueError, match=r"top_logprobs_num must be an integer in \[0, 1000\]"):
+        check_generate_request(None, generate_request(top_logprobs_num=number))
+    check_generate_request(None, generate_request(top_logprobs_num=[0, 5, VOCAB]))
 
 
 JUNK = st.recursive(
