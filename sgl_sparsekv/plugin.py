@@ -86,6 +86,11 @@ HOOKS = (
         "serving.front_end:note_tokenizer_manager",
     ),
     Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+        "after",
+        "serving.requests:check_tokenized",
+    ),
+    Hook(
         "sglang.srt.managers.scheduler_components.output_streamer"
         "._GenerationStreamAccumulator.to_payload",
         "around",

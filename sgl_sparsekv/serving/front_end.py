@@ -80,7 +80,7 @@ def _field_of(message: str) -> str:
     """The label of a refusal: a known name, so that clients cannot grow the label's values."""
     start = message.split(": ", 1)[1] if message.startswith("request ") else message
     name = start.removeprefix("sparsekv.").split(" ", 1)[0].split("[", 1)[0]
-    known = (*REQUEST_FIELDS, "input_ids", "stop_token_ids", "top_logprobs_num")
+    known = (*REQUEST_FIELDS, "input_ids", "prompt", "stop_token_ids", "top_logprobs_num")
     if name in known:
         return name
     return "misplaced" if " belongs in " in message else "unknown"

@@ -49,6 +49,27 @@ def check_generate_request(result: object, request: Any) -> None:
         raise
 
 
+def check_tokenized(
+    result: object, manager: object, request: Any, input_ids: Sequence[int] | None
+) -> None:
+    """After `TokenizerManager._validate_one_request`: a prompt without tokens ends SGLang.
+
+    Whether a text gives any is known only here.
+
+    Raises:
+        ValueError: there is none.
+    """
+    front_end = active()
+    if front_end is None or not front_end.options.validate_input_ids:
+        return
+    if input_ids is None or len(input_ids) or getattr(request, "input_embeds", None) is not None:
+        return
+    if not front_end.multimodal or not any(_media_of(request)):
+        message = "prompt must have at least one token, got none"
+        front_end.count_refusal(message)
+        raise ValueError(message)
+
+
 def check_options(sampling_params: object, options: ServerOptions) -> None:
     """Check the options in one request's sampling parameters, or in a list of them.
 

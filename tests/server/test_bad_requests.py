@@ -122,6 +122,13 @@ def test_stop_tokens_outside_the_vocabulary(server: Any) -> None:
     assert good_answer(server.url)
 
 
+@pytest.mark.parametrize("prompt", [{"input_ids": []}, {"input_ids": [[]]}, {"text": ""}])
+def test_prompts_without_tokens_leave_the_server_alive(server: Any, prompt: Any) -> None:
+    for stream in (False, True):
+        post(server.url, "/generate", {**prompt, "sampling_params": GREEDY, "stream": stream})
+    assert good_answer(server.url)
+
+
 @pytest.mark.parametrize("number", [-3, 10**6])
 def test_more_log_probabilities_than_tokens(server: Any, number: int) -> None:
     body = {"text": "x", "sampling_params": GREEDY, "return_logprob": True}

@@ -18,6 +18,7 @@ from sgl_sparsekv.serving.requests import (
     check_generate_request,
     check_options,
     check_token_ids,
+    check_tokenized,
     verify_sampling_params,
 )
 
@@ -150,6 +151,15 @@ def test_token_ids_are_not_looked_at_when_switched_off() -> None:
 def test_stop_tokens_outside_the_vocabulary(front_end: FrontEnd, tokens: set[int]) -> None:
     with pytest.raises(ValueError, match=r"stop_token_ids must be token ids in \[0, 1000\)"):
         verify_sampling_params(None, sampling({}, stop_token_ids=tokens), VOCAB)
+
+
+def test_a_prompt_without_tokens(front_end: FrontEnd) -> None:
+    with pytest.raises(ValueError, match="prompt must have at least one token"):
+        check_tokenized(None, None, generate_request(input_embeds=None), [])
+    assert front_end.metrics.snapshot()["rejected_options_total"] == {"prompt": 1}
+    check_tokenized(None, None, generate_request(), [5])
+    check_tokenized(None, None, generate_request(input_embeds=[[0.5]]), [])
+    check_tokenized(None, None, generate_request(), None)
 
 
 @pytest.mark.parametrize("number", [-1, VOCAB + 1, 10**9, [0, VOCAB + 1]])
