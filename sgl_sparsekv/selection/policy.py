@@ -84,8 +84,8 @@ def plan_rows(lengths: IntArray, options: RowOptions, geometry: Geometry) -> Row
     num_units = -(-lengths // unit)
     window_begin = np.minimum(np.maximum(lengths - options.window, 0) // unit, num_units - 1)
     begin = np.minimum(-(-options.sink // unit), window_begin)
-    counts = np.minimum(num_units, np.maximum(options.budget // unit, 1))
+    tail = (lengths - 1) % unit + 1
+    counts = np.minimum(num_units, np.maximum((options.budget - tail) // unit + 1, 1))
     kept = begin + num_units - window_begin
     assert bool(np.all((kept <= counts) | (counts == num_units))), "budget below sinks + window"
-    tail = (lengths - 1) % unit + 1
     return RowPlan(num_units, begin, window_begin, counts, tail, counts == num_units, unit)

@@ -20,8 +20,10 @@ def always_kept(length: int, options: RequestOptions, unit: int) -> set[int]:
 
 
 def units_to_keep(length: int, options: RequestOptions, unit: int) -> int:
-    """Units within the budget."""
-    return min(-(-length // unit), max(options.budget_tokens(length) // unit, 1))
+    """As many units, the tail among them, as hold no more tokens than the budget."""
+    total, budget = -(-length // unit), options.budget_tokens(length)
+    tail = length - (total - 1) * unit
+    return max(n for n in range(1, total + 1) if n == 1 or (n - 1) * unit + tail <= budget)
 
 
 def best_units(scores: torch.Tensor, kept: set[int], count: int) -> list[list[int]]:

@@ -57,8 +57,8 @@ def test_a_row_is_split_into_sinks_candidates_and_window(
         assert bool(plan.dense[i]) == (count == total)
         budget = option.budget_tokens(length)
         assert (count - 1) * 16 + plan.tail[i] == plan.attended[i] <= max(budget, 16)
-        if length > budget:
-            assert count == budget // 16
+        assert plan.dense[i] == (length <= budget), "budget >= context reads everything"
+        assert plan.dense[i] or plan.attended[i] > budget - 16, "one unit more is too many"
         assert plan.attended[i] == length or not plan.dense[i]
         assert all((u + 1) * 16 <= length for u in range(plan.begin[i], plan.end[i])), "full units"
 
@@ -72,6 +72,16 @@ def test_a_ratio_becomes_tokens_of_the_row() -> None:
     plan = plan_rows(lengths, RowOptions.resolve([options] * 2, lengths), GEOMETRY)
     assert plan.counts.tolist() == [64, 6]
     assert plan.dense.tolist() == [False, False]
+
+
+@pytest.mark.parametrize("length", (960, 961, 975, 976))
+@pytest.mark.parametrize("share", (1.0, None))
+def test_a_budget_of_the_whole_context_reads_everything(length: int, share: float | None) -> None:
+    """Also where the context does not end with a unit."""
+    options = [RequestOptions(budget=share or length)]
+    lengths = np.array([length])
+    plan = plan_rows(lengths, RowOptions.resolve(options, lengths), GEOMETRY)
+    assert plan.dense.tolist() == [True] and plan.attended.tolist() == [length]
 
 
 def make_plan(rows: list[tuple[int, RequestOptions]]) -> StepPlan:
@@ -98,7 +108,7 @@ def test_groups_cover_every_row_once_in_every_layer(
             for i, place in enumerate(where):
                 length, option = rows[place]
                 dense = option.method == "full" or layer < option.dense_layers
-                dense = dense or option.budget_tokens(length) // 16 >= -(-length // 16)
+                dense = dense or option.budget_tokens(length) >= length
                 name = None if group.method is None else group.method.name
                 assert name == (None if dense else option.method)
                 total = -(-length // 16)
