@@ -4,6 +4,9 @@ import torch
 
 from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection
 
+LARGEST = torch.finfo(torch.float32).max
+"""Rank of a score that is not a number: kept if there is room, behind what is always kept."""
+
 
 class ReferenceOps:
     """Plain torch; any method runs here, from the formula in its own file."""
@@ -76,7 +79,8 @@ class ReferenceOps:
         ):
             total, count = int(num_units[row]), int(counts[row])
             always = (unit < begin) | ((unit >= end) & (unit < total))
-            rank = scores[row].masked_fill(always, torch.inf)[:, :total]
+            known = scores[row].nan_to_num(LARGEST, posinf=LARGEST, neginf=-torch.inf)
+            rank = known.masked_fill(always, torch.inf)[:, :total]
             best = torch.sort(rank, dim=-1, descending=True, stable=True).indices[:, :count]
             logical[row, :, :count] = best.sort(-1).values.int()
         table = candidates.unit_table[:, None, :].expand(rows, heads, width)

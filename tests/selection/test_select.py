@@ -46,6 +46,19 @@ def test_selection_is_exact_for_any_shape() -> None:
     print(f"R7: {SHAPES} shapes exact, with ties and -inf in each")
 
 
+def test_scores_that_are_not_numbers_displace_nothing_that_is_always_kept() -> None:
+    """Sinks, window and tail stay, and the tail stays last, if K overflowed somewhere."""
+    for number in range(50):
+        rows = make_rows(number, count=3)
+        scores = torch.full((3, rows.heads, rows.width), torch.nan)
+        scores[:, :, ::2] = torch.inf
+        selection = OPS.select(scores, rows.candidates, rows.num_units, rows.counts)
+        for i, count in enumerate(rows.counts.tolist()):
+            for head in selection.logical[i, :, :count].tolist():
+                assert rows.always_kept(i) <= set(head)
+                assert head == sorted(set(head))
+
+
 def test_nothing_outside_the_candidates_is_read() -> None:
     """Metadata of sinks, window, tail and foreign units may be NaN; scores there are -inf."""
     rows = make_rows(3, count=4)
