@@ -101,15 +101,15 @@ def measure(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         "quest": (SPARSE, {"method": "quest", "budget": args.budget}),
     }
     ids = random.Random(args.seed).choices(range(QWEN["vocab_size"] - 1000), k=args.context)
-    with tempfile.TemporaryDirectory(prefix="bench-serve-") as temporary:
-        folder = Path(temporary)
-        flags = server_flags(folder, args)
-        specs = [ServerSpec(DENSE, (*flags, "--attention-backend", DENSE))]
-        specs.append(ServerSpec(SPARSE, (*flags, "--attention-backend", SPARSE)))
-        with serve(specs, folder, progress) as servers:
-            prefill = {name: _prefill(name, servers, ids, progress) for name in (DENSE, SPARSE)}
-            runs = _repeats(variants, servers, ids, args, progress)
-            together = _batches(variants, servers, ids, args, progress)
+    folder = Path(tempfile.mkdtemp(prefix="bench-serve-"))
+    progress.say(f"logs are in {folder}")
+    flags = server_flags(folder, args)
+    specs = [ServerSpec(DENSE, (*flags, "--attention-backend", DENSE))]
+    specs.append(ServerSpec(SPARSE, (*flags, "--attention-backend", SPARSE)))
+    with serve(specs, folder, progress) as servers:
+        prefill = {name: _prefill(name, servers, ids, progress) for name in (DENSE, SPARSE)}
+        runs = _repeats(variants, servers, ids, args, progress)
+        together = _batches(variants, servers, ids, args, progress)
     dense = median(_rate(run) for run in runs["torch_native"])
     rows = [
         _row(name, variants[name][0], runs[name], together.get(name), dense) for name in variants
@@ -150,6 +150,8 @@ def server_flags(folder: Path, args: argparse.Namespace) -> tuple[str, ...]:
         *("--chunked-prefill-size", str(room), "--max-prefill-tokens", str(room)),
         # Left to itself SGLang sets most of the memory aside for a chunk of this size.
         *("--mem-fraction-static", "0.6", "--sleep-on-idle"),
+        # Such a chunk can take longer than the five minutes after which SGLang ends itself.
+        *("--watchdog-timeout", "7200"),
     )
 
 

@@ -55,6 +55,9 @@ def generate(
         ids: the prompt.
         tokens: how many to generate.
         options: request options of the sparsekv backend.
+
+    Raises:
+        RuntimeError: the server ended the answer before that.
     """
     sampling: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
     if options is not None:
@@ -72,6 +75,8 @@ def generate(
                     raise RuntimeError(f"{url} answered {event['error']}")
                 meta = event["meta_info"]
                 arrivals.append((time.perf_counter() - start, int(meta["completion_tokens"])))
+    if len(arrivals) < min(tokens, 2) or arrivals[-1][1] < tokens:
+        raise RuntimeError(f"{url} ended after {len(arrivals)} tokens: {meta}")
     return Generation(
         int(meta["cached_tokens"]), arrivals[0][0], tuple(arrivals), meta.get("sparsekv")
     )

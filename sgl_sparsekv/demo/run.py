@@ -93,6 +93,8 @@ def server_specs(scenario: Scenario, options: DemoOptions, trace: str) -> list[S
         *("--chunked-prefill-size", str(room), "--max-prefill-tokens", str(room)),
         # Left to itself SGLang sets most of the memory aside for a chunk of this size.
         *("--mem-fraction-static", "0.6"),
+        # Such a chunk can take long on a busy machine; SGLang would end itself after 300 s.
+        *("--watchdog-timeout", "1800"),
         "--sleep-on-idle",  # the server that waits leaves the cores to the one that works
     )
     ours = (
