@@ -33,6 +33,7 @@ struct SelectArgs {
   const float* scores;  // [rows, H, U] contiguous
   const int32_t *table, *begin, *end, *num_units, *counts;
   int32_t *logical, *physical;  // [rows, H, n] contiguous
+  int32_t* scratch;             // [rows, H, U]
   int64_t rows, heads, width, n, threads, t_row;
 };
 

@@ -42,7 +42,8 @@ class SelectArgs(ctypes.Structure):
     """`SelectArgs` of args.h."""
 
     _fields_ = [
-        *_fields("scores table begin end num_units counts logical physical", ctypes.c_void_p),
+        *_fields("scores table begin end num_units counts", ctypes.c_void_p),
+        *_fields("logical physical scratch", ctypes.c_void_p),
         *_fields("rows heads width n threads t_row"),
     ]
 

@@ -141,6 +141,7 @@ class CpuOps:
         args = SelectArgs(
             *(scores.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
             *(num_units.data_ptr(), kept.data_ptr(), logical.data_ptr(), physical.data_ptr()),
+            self._scratch.pointer(scores.numel()),
             *(rows, heads, width, widest, torch.get_num_threads(), table.stride(0)),
         )
         self._library.select_units(ctypes.byref(args))

@@ -7,70 +7,85 @@
 namespace {
 
 // Order-preserving map of float to int32; -0 and +0 are equal.
-INLINE int32_t order_key(float x) {
-  int32_t bits;
-  x += 0.0f;
-  __builtin_memcpy(&bits, &x, sizeof bits);
+INLINE VecI order_keys(VecF scores) {
+  VecI bits = reinterpret_cast<VecI>(scores + 0.0f);
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
-INLINE VecI order_keys(const float* scores) {
-  VecI bits = reinterpret_cast<VecI>(load(scores) + 0.0f);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
+INLINE VecI load_keys(const int32_t* p) {
+  VecI x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
 }
 
-int64_t count_at_least(const float* scores, int64_t n, int32_t key) {
+// Keys of n scores; returns the bits in which any two of them differ.
+uint32_t write_keys(const float* scores, int64_t n, int32_t* keys) {
+  VecI differ = {};
+  uint32_t bits = 0;
+  int64_t u = 0;
+  for (; u + LANES <= n; u += LANES) {
+    VecI x = order_keys(load(scores + u));
+    __builtin_memcpy(keys + u, &x, sizeof x);
+    differ |= x ^ keys[0];
+  }
+  for (; u < n; ++u) {
+    keys[u] = order_keys(splat(scores[u]))[0];
+    bits |= static_cast<uint32_t>(keys[u] ^ keys[0]);
+  }
+  for (int i = 0; i < LANES; ++i) bits |= static_cast<uint32_t>(differ[i]);
+  return bits;
+}
+
+int64_t count_at_least(const int32_t* keys, int64_t n, int32_t key) {
   VecI counts = {};
   int64_t u = 0, count = 0;
-  for (; u + LANES <= n; u += LANES) counts -= order_keys(scores + u) >= key;
+  for (; u + LANES <= n; u += LANES) counts -= load_keys(keys + u) >= key;
   for (int i = 0; i < LANES; ++i) count += counts[i];
-  for (; u < n; ++u) count += order_key(scores[u]) >= key;
+  for (; u < n; ++u) count += keys[u] >= key;
   return count;
 }
 
-// Largest key that at least `wanted` of n scores reach, found bit by bit; 0 < wanted <= n.
-// `reached` becomes the number of scores that reach it.
-int32_t threshold(const float* scores, int64_t n, int64_t wanted, int64_t* reached) {
-  uint32_t key = 0;  // the sign bit is flipped while searching, so that order is unsigned
+// A key that at least `wanted` of n keys reach, and no larger one unless exactly `wanted` reach it:
+// found bit by bit below the bits that all keys share; 0 < wanted <= n. `reached` becomes the
+// number of keys that reach it.
+int32_t threshold(const int32_t* keys, int64_t n, uint32_t differ, int64_t wanted,
+                  int64_t* reached) {
+  constexpr uint32_t kSign = 0x80000000u;  // flipped while searching, so that order is unsigned
+  int width = differ ? 32 - __builtin_clz(differ) : 0;
+  uint32_t low = width == 32 ? ~0u : (1u << width) - 1;
+  uint32_t key = (static_cast<uint32_t>(keys[0]) ^ kSign) & ~low;
   *reached = n;
-  for (uint32_t bit = 0x80000000u; bit != 0 && *reached != wanted; bit >>= 1) {
-    int64_t count = count_at_least(scores, n, static_cast<int32_t>((key | bit) ^ 0x80000000u));
+  for (uint32_t bit = width ? 1u << (width - 1) : 0; bit != 0 && *reached != wanted; bit >>= 1) {
+    int64_t count = count_at_least(keys, n, static_cast<int32_t>((key | bit) ^ kSign));
     if (count >= wanted) {
       key |= bit;
       *reached = count;
     }
   }
-  return static_cast<int32_t>(key ^ 0x80000000u);
-}
-
-bool any_at_least(const float* scores, int32_t key) {
-  VecI hit = order_keys(scores) >= key;
-  int32_t any = 0;
-  for (int i = 0; i < LANES; ++i) any |= hit[i];
-  return any != 0;
+  return static_cast<int32_t>(key ^ kSign);
 }
 
 // Appends `wanted` units of [begin, end) to `to`, the best ones, lower units first among equals.
-int64_t take_best(const float* scores, int64_t begin, int64_t end, int64_t wanted, int32_t* to) {
+// Every unit is written to the next place, and stays if it is counted: no branch to mispredict.
+int64_t take_best(const float* scores, int64_t begin, int64_t end, int64_t wanted, int32_t* keys,
+                  int32_t* to) {
+  int64_t n = end - begin, reached;
+  if (wanted > n) wanted = n;
   if (wanted <= 0) return 0;
-  int64_t reached, taken = 0;
-  int32_t key = threshold(scores + begin, end - begin, wanted, &reached);
-  int64_t surplus = reached - wanted;  // only scores equal to the key can be in surplus
-  int64_t equal = 0;
+  uint32_t differ = write_keys(scores + begin, n, keys);
+  int32_t key = threshold(keys, n, differ, wanted, &reached);
+  int64_t surplus = reached - wanted;  // all of it equals the key
+  int64_t equal_left = n;
   if (surplus > 0) {
-    for (int64_t u = begin; u < end; ++u) equal += order_key(scores[u]) == key;
+    equal_left = -surplus;
+    for (int64_t u = 0; u < n; ++u) equal_left += keys[u] == key;
   }
-  int64_t equal_left = surplus > 0 ? equal - surplus : end - begin;
-  for (int64_t u = begin; u < end && taken < wanted;) {
-    if (end - u >= LANES && !any_at_least(scores + u, key)) {
-      u += LANES;
-      continue;
-    }
-    int64_t stop = end - u >= LANES ? u + LANES : end;
-    for (; u < stop && taken < wanted; ++u) {
-      int32_t x = order_key(scores[u]);
-      if (x > key || (x == key && equal_left-- > 0)) to[taken++] = static_cast<int32_t>(u);
-    }
+  int64_t taken = 0;
+  for (int64_t u = 0; taken < wanted; ++u) {
+    bool equal = keys[u] == key;
+    to[taken] = static_cast<int32_t>(begin + u);
+    taken += (keys[u] > key) | (equal & (equal_left > 0));
+    equal_left -= equal;
   }
   return taken;
 }
@@ -86,7 +101,8 @@ void select_head(const SelectArgs& a, int64_t row, int64_t head) {
   if (window > total) window = total;
   int64_t n = 0;
   for (int64_t u = 0; u < sinks && n < wanted; ++u) logical[n++] = static_cast<int32_t>(u);
-  n += take_best(scores, sinks, window, wanted - sinks - (total - window), logical + n);
+  n += take_best(scores, sinks, window, wanted - sinks - (total - window),
+                 a.scratch + (row * a.heads + head) * a.width, logical + n);
   for (int64_t u = window; u < total && n < wanted; ++u) logical[n++] = static_cast<int32_t>(u);
   for (int64_t i = 0; i < n; ++i) physical[i] = table[logical[i]];
   for (int64_t i = n; i < a.n; ++i) {
