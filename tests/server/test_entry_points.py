@@ -71,12 +71,13 @@ def run(*arguments: str, timeout: float = 400) -> str:
     return ended.stdout
 
 
-def test_engine_serves_mistral_as_transformers_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["Mistral", "Qwen2"])
+def test_engine_answers_as_transformers_does(tmp_path: Path, architecture: str) -> None:
     """Reading everything gives the reference's greedy tokens; options differ within one batch."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder = write_model(tmp_path / "mistral", "Mistral")
+    folder = write_model(tmp_path / "model", architecture)
     prompts = [[(7 * i * i + k) % 900 + 5 for i in range(n)] for k, n in enumerate((33, 400, 700))]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     (tmp_path / "engine.py").write_text(ENGINE)
@@ -95,9 +96,9 @@ def test_engine_serves_mistral_as_transformers_does(tmp_path: Path) -> None:
             assert answers[3 * i + 2][0] == wanted
 
 
-def test_one_batch_runs_qwen2_with_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_batch_runs_llama_with_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`one_batch` loads no plugins by itself; its correctness mode agrees with torch_native."""
-    folder = write_model(tmp_path / "qwen2", "Qwen2")
+    folder = write_model(tmp_path / "llama", "Llama")
     monkeypatch.setenv("SGL_SPARSEKV_CONFIG", '{"method": "full"}')
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(chain_document(n, 1, 4, seed=n).text for n in (200, 333)))
@@ -121,7 +122,9 @@ def test_offline_throughput_runs_qwen3_with_plugins(tmp_path: Path) -> None:
     printed = run(
         *("-m", "sgl_sparsekv.with_plugins", "sglang.benchmark.offline_throughput"),
         *("--model-path", str(folder), "--device", "cpu", "--attention-backend", "sparsekv"),
-        *("--dataset-name", "random-ids", "--num-prompts", "4", "--random-input-len", "256"),
-        *("--random-output-len", "16", "--max-total-tokens", "8192", "--skip-warmup"),
+        *("--dataset-name", "generated-shared-prefix", "--gsp-num-groups", "2"),
+        *("--gsp-prompts-per-group", "2", "--gsp-system-prompt-len", "128"),
+        *("--gsp-question-len", "16", "--gsp-output-len", "8"),
+        *("--max-total-tokens", "8192", "--skip-warmup"),
     )
     assert "Successful requests:" in printed
