@@ -31,7 +31,9 @@ class StepObserver:
         self.table = table
         self.tp_rank = _tp_rank()
         self.num_layers = metadata.layout.num_layers
-        self.metrics = process_metrics(prometheus=bool(runner.server_args.enable_metrics))
+        self.metrics = process_metrics(
+            prometheus=bool(runner.server_args.enable_metrics) and not self.tp_rank
+        )
         self.metrics.metadata_bytes(metadata.nbytes)
         self.trace: TracePublisher | None = None
         if options.trace:
