@@ -23,6 +23,7 @@ from bench.serve_client import Generation, generate, generate_together
 from sgl_sparsekv.demo.progress import Progress
 from sgl_sparsekv.demo.result import environment
 from sgl_sparsekv.demo.servers import ServerProcess, ServerSpec, serve
+from sgl_sparsekv.errors import SparseKVError
 
 PAGE_SIZE = 64
 TARGET = 4.0
@@ -79,7 +80,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bench.serve: {args.json} is there already and is not overwritten", file=sys.stderr)
         return 2
     progress = Progress()
-    result = measure(args, progress)
+    try:
+        result = measure(args, progress)
+    except (SparseKVError, RuntimeError, OSError) as error:
+        print(f"bench.serve: {error}", file=sys.stderr)
+        return 1
     print(_header(result))
     print(_table([Row(**row) for row in result["rows"]]))
     print(
