@@ -21,7 +21,7 @@ STYLE = """
 .fig .rule{stroke:var(--rule);fill:none}.fig .good{fill:var(--good)}.fig .bad{fill:var(--bad)}
 .fig .some,.fig .all{stroke:var(--read);fill:none}.fig .some{opacity:.6}
 .fig .hit,.fig .lost{fill:none;stroke-width:1.6}.fig .hit{stroke:var(--good)}
-.fig .lost{stroke:var(--bad)}.fig .on{fill:#fff;font-weight:600}
+.fig .lost{stroke:var(--bad)}.fig .on{fill:var(--back);font-weight:600}
 """
 
 
