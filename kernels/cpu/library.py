@@ -70,8 +70,10 @@ def openmp_library() -> ctypes.CDLL:
     """
     torch.ones(1).add_(1)
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
-    bundled = {str(path) for path in (Path(torch.__file__).parent / "lib").glob("lib*omp*.so*")}
-    for path in (*sorted(loaded), *sorted(bundled)):
+    own = Path(torch.__file__).parent / "lib"
+    bundled = sorted(str(path) for path in own.glob("lib*omp*.so*"))
+    # Other packages bring runtimes of their own (scikit-learn does), so torch's comes first.
+    for path in (*bundled, *sorted(loaded)):
         name = Path(path).name
         if name.startswith(("libgomp", "libiomp5", "libomp")):
             library = ctypes.CDLL(path)

@@ -2,6 +2,7 @@
 
 import ctypes
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,11 @@ def test_unknown_summary_and_wrong_tensors_are_refused():
     with pytest.raises(ValueError, match="q must have the pool's dtype"):
         table = torch.zeros(1, 1, 1, dtype=torch.int32)
         ops.attend(torch.zeros(1, 1, 1, 8).half(), keys, keys, table, one, one, 1.0, 16)
+
+
+def test_the_kernels_run_on_torchs_own_threads() -> None:
+    """Another package's OpenMP runtime in the process must not become a second, spinning pool."""
+    with suppress(ImportError):  # loads the libgomp of its own wheel
+        import sklearn.utils._openmp_helpers  # noqa: F401
+    own = Path(torch.__file__).parent / "lib"
+    assert Path(library.openmp_library()._name).parent == own
