@@ -13,7 +13,7 @@ STRICT = (
 )
 # Several servers and their clients share the cores: a second thread would wait at every barrier.
 ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
-RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "7"))
+RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "3"))
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
 SPARSE = (

@@ -1,6 +1,7 @@
 """Engine and SGLang's own tools, on the other architectures we serve."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,11 @@ def write_model(folder: Path, architecture: str) -> Path:
 def run(*arguments: str, timeout: float = 400) -> str:
     """Run this Python with arguments; its output."""
     ended = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=timeout
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     return ended.stdout
@@ -119,12 +124,15 @@ def test_one_batch_runs_llama_with_plugins(tmp_path: Path, monkeypatch: pytest.M
 def test_offline_throughput_runs_qwen3_with_plugins(tmp_path: Path) -> None:
     """`offline_throughput` parses its flags before it would load plugins."""
     folder = write_model(tmp_path / "qwen3", "Qwen3")
+    # Whatever the data set, its warm-up reads conversations from a file or from the network.
+    talk = [{"conversations": [{"value": "where is the old mill"}, {"value": "by the river"}]}] * 64
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
     printed = run(
         *("-m", "sgl_sparsekv.with_plugins", "sglang.benchmark.offline_throughput"),
         *("--model-path", str(folder), "--device", "cpu", "--attention-backend", "sparsekv"),
         *("--dataset-name", "generated-shared-prefix", "--gsp-num-groups", "2"),
         *("--gsp-prompts-per-group", "2", "--gsp-system-prompt-len", "128"),
         *("--gsp-question-len", "16", "--gsp-output-len", "8"),
-        *("--max-total-tokens", "8192", "--skip-warmup"),
+        *("--dataset-path", str(tmp_path / "talk.json"), "--max-total-tokens", "8192"),
     )
     assert "Successful requests:" in printed

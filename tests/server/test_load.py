@@ -23,7 +23,7 @@ METHODS = [
     {"method": "quest", "budget": 256},
     {"method": "mean_std", "budget": 256},
     {"method": "oracle", "budget": 192},
-    {"method": "quest", "budget": 0.25},
+    {"method": "quest", "budget": 0.75},
     {"method": "quest", "budget": 512, "dense_layers": 2},
     None,
 ]

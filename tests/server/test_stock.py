@@ -19,12 +19,12 @@ def test_torch_native_is_the_same_with_and_without_the_package(
 ) -> None:
     """R16: token for token, metric for metric.
 
-    Without our CPU platform the stock wheel stops on `import vllm._custom_ops`; an empty module of
-    that name is all it takes for a stock server on a CPU.
+    Without our CPU platform the stock wheel stops on `import vllm._custom_ops`; a module of that
+    name is all it takes for a stock server on a CPU, which then uses its native rotary embedding.
     """
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").write_text("")
-    (tmp_path / "vllm" / "_custom_ops.py").write_text("")
+    (tmp_path / "vllm" / "_custom_ops.py").write_text("rotary_embedding = None\n")
     flags = ("--model-path", str(fleet.model), *COMMON, *ROOMY)
     spec = ServerSpec(
         "stock",
