@@ -3,15 +3,24 @@
 from importlib import import_module
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from .types import Candidates, PageSummary, Reduction, Selection
+from .types import AttendShape, Candidates, PageSummary, Reduction, Selection
 
 DEVICES = {
     "reference": "sgl_sparsekv.kernels.reference",
     "cpu": "sgl_sparsekv.kernels.cpu",
+    "triton": "sgl_sparsekv.kernels.triton",
 }
 """Device name -> module with a `load() -> Ops`, imported on use."""
+ROUTES = {
+    "fa2": "sgl_sparsekv.kernels.flashinfer",
+    "fa3": "sgl_sparsekv.kernels.flashinfer",
+    "xqa": "sgl_sparsekv.kernels.flashinfer",
+}
+"""Route name -> module with a `load(name) -> AttendRoute`, imported on use."""
 
 
 class Ops(Protocol):
@@ -148,6 +157,169 @@ class Ops(Protocol):
         ...
 
 
+class PagedAttend(Protocol):
+    """`attend` of one decode batch through a stock paged kernel: plan once, run every layer.
+
+    Attributes:
+        pages: int32 `[n]`, head-encoded pages, written on the device before every run: those of
+            (row, head) start at `offsets[row, head]`, the unit with the newest token last.
+        offsets: int32 `[rows, H]`, valid after `plan`.
+    """
+
+    pages: torch.Tensor
+    offsets: torch.Tensor
+
+    def plan(self, counts: npt.NDArray[np.int64], tails: npt.NDArray[np.int64]) -> None:
+        """Host work of a step; reads nothing back from the device.
+
+        Args:
+            counts: `[rows]`, units each row reads, the same for every head, at least 1.
+            tails: `[rows]`, tokens of the last of them that exist (1..unit_size).
+
+        Raises:
+            ValueError: a number is outside its range.
+        """
+        ...
+
+    def run(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float,
+        *,
+        lse: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend over the planned pages; recorded in a CUDA graph when the shape says so.
+
+        Args:
+            q: `[rows, H, G, D]`, contiguous.
+            keys: `[slots, H, D]`, the pool's K.
+            values: `[slots, H, Dv]`, the pool's V.
+            scale: softmax scale.
+            lse: give the log-sum-exp too, if the kernel has one.
+
+        Returns:
+            out `[rows, H, G, Dv]` in q's dtype and lse float32 `[rows, H, G]` (natural log), None
+            when the kernel gives none or it was not asked for.
+        """
+        ...
+
+
+class AttendRoute(Protocol):
+    """One stock kernel that can serve `attend`.
+
+    Attributes:
+        name: value of the server option.
+        why: one sentence, when it is used and on what evidence.
+    """
+
+    name: str
+    why: str
+
+    def unsupported(self, shape: AttendShape, capability: tuple[int, int]) -> str | None:
+        """One sentence why it cannot serve the shape on such a GPU; None when it can."""
+        ...
+
+    def create(self, shape: AttendShape) -> PagedAttend:
+        """Allocate what a shape needs.
+
+        Raises:
+            UnsupportedSetup: the package of the kernel is missing or cannot be imported.
+        """
+        ...
+
+
+class FusedDecode(Protocol):
+    """Decode as a GPU server runs it: static buffers, options and lengths on the device.
+
+    Every call is asynchronous, allocates nothing and reads nothing back, so `forget`, `begin`,
+    `decode` and `end` can be recorded in a CUDA graph and replayed with other contents.
+
+    Attributes:
+        nbytes: bytes of static buffers.
+        buffers: the tensors; `options` and `ratios` are written by the backend.
+    """
+
+    buffers: Any
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def formula(self, name: str) -> int:
+        """Number of a formula (`SelectionMethod.formula`) in the table of options."""
+        ...
+
+    def forget(self, sealed: torch.Tensor, slots: torch.Tensor) -> None:
+        """Clear the stamps of pages whose first slot is among `slots` int64 `[n]`; not page 0."""
+        ...
+
+    def begin(
+        self,
+        sealed: torch.Tensor,
+        request_rows: torch.Tensor,
+        lengths: torch.Tensor,
+        req_to_token: torch.Tensor,
+    ) -> None:
+        """Plan every row and list the full units without a stamp.
+
+        Args:
+            sealed: bool `[pool units]`.
+            request_rows: int `[rows]`, rows of `req_to_token` and of the table of options.
+            lengths: int `[rows]`, tokens, the current one included.
+            req_to_token: int32 `[requests, context]`.
+        """
+        ...
+
+    def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
+        """Write this layer's fields of the listed units, where no `decode` follows (prefill)."""
+        ...
+
+    def decode(
+        self,
+        sealed: torch.Tensor,
+        layer: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        fields: Mapping[str, torch.Tensor],
+        scale: float,
+        paged: PagedAttend | None = None,
+    ) -> torch.Tensor:
+        """One layer: score and summarise, select, attend.
+
+        Args:
+            sealed: bool `[pool units]`; a unit without a stamp is scored from its keys.
+            layer: counted from this rank's first.
+            q: `[rows, H, G, D]`.
+            keys: `[slots, H, D]`.
+            values: `[slots, H, Dv]`.
+            fields: `[pool units, H, planes, D]` by name of summary.
+            scale: softmax scale.
+            paged: reads the selection through a stock kernel; None: by this device's own.
+
+        Returns:
+            `[rows, H, G, Dv]`, valid until the next call.
+        """
+        ...
+
+    def end(self, sealed: torch.Tensor) -> None:
+        """Behind the last layer: stamp the listed units."""
+        ...
+
+
+class FusedOps(Ops, Protocol):
+    """A device that serves whole decode steps on the GPU."""
+
+    def fused(self, shape: StepShape, watched: bool = False) -> FusedDecode:
+        """Allocate the buffers of a server's steps; `watched` keeps logical units as well.
+
+        Raises:
+            UnsupportedSetup: a head size, element type or context has no kernel.
+        """
+        ...
+
+
 def load_ops(device: str) -> Ops:
     """Load the ops of a device.
 
@@ -159,3 +331,15 @@ def load_ops(device: str) -> Ops:
         raise ValueError(f"device must be one of {sorted(DEVICES)}, got {device!r}")
     ops: Ops = import_module(DEVICES[device]).load()
     return ops
+
+
+def load_route(name: str) -> AttendRoute:
+    """Load a route of `attend` through a stock kernel.
+
+    Raises:
+        ValueError: the route is unknown.
+    """
+    if name not in ROUTES:
+        raise ValueError(f"route must be one of {sorted(ROUTES)}, got {name!r}")
+    route: AttendRoute = import_module(ROUTES[name]).load(name)
+    return route

@@ -91,3 +91,71 @@ class Selection:
     logical: torch.Tensor
     physical: torch.Tensor
     counts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class AttendShape:
+    """One class of layers at one batch size: what a paged attend is made for.
+
+    Attributes:
+        rows: requests of the batch, padding included.
+        heads: KV heads of this rank, H.
+        group: query heads per KV head, G.
+        head_dim: D of q and K.
+        v_head_dim: Dv of V and the result.
+        unit_size: tokens per unit.
+        max_units: most units that one (row, head) can read.
+        dtype: of q, K and V.
+        device: where everything lies.
+        graph: the runs are captured, so every buffer keeps its place.
+    """
+
+    rows: int
+    heads: int
+    group: int
+    head_dim: int
+    v_head_dim: int
+    unit_size: int
+    max_units: int
+    dtype: torch.dtype
+    device: torch.device
+    graph: bool
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """Largest extents of a server's decode steps: what static buffers are allocated for.
+
+    Attributes:
+        max_rows: rows of a batch.
+        requests: rows of `req_to_token`.
+        max_units: units of the longest context.
+        max_selected: units of the largest selection.
+        pool_units: physical units of the pool.
+        heads: KV heads of this rank.
+        group: query heads per KV head.
+        head_dim: channels of K.
+        v_head_dim: channels of V.
+        unit_size: tokens per unit.
+        page_size: slots per page.
+        dtype: element type of the cache.
+        device: where the cache lies.
+        formulas: names of the formulas that served methods rank by.
+        reduction: from the query heads of a group to one score.
+    """
+
+    max_rows: int
+    requests: int
+    max_units: int
+    max_selected: int
+    pool_units: int
+    heads: int
+    group: int
+    head_dim: int
+    v_head_dim: int
+    unit_size: int
+    page_size: int
+    dtype: torch.dtype
+    device: torch.device
+    formulas: frozenset[str]
+    reduction: Reduction
