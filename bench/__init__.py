@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench.kernels`, `python -m bench.serve`."""
+"""Benchmarks: `python -m bench.kernels`, `.serve`; the byte model `.model`; the page `.report`."""

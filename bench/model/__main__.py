@@ -17,6 +17,7 @@ from bench.model import (
     METADATA,
     MODELS,
     Costs,
+    Floors,
     Gpu,
     Model,
     Workload,
@@ -76,13 +77,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         },
         "gain": {"attention": found.attention_gain, "step": found.step_gain},
         "break_even_tokens": _break_even(gpu, model, work, costs),
-        "max_selection_us": {
-            "attention": {
-                str(gain): max_selection_us(found.dense_us, found.attend_us, gain) for gain in GAINS
-            },
-            "step": {str(gain): max_selection_for_step(found, gain) for gain in GAINS},
-            "above_this_for_10_percent_of_the_step": spare_us(found, 0.1),
-        },
+        "max_selection_us": _most(found),
         "shared_prefix_us": asdict(shared_floors(gpu, model, work)),
         "requests_that_fit": capacity(gpu, model, work.context),
     }
@@ -96,6 +91,16 @@ def _break_even(gpu: Gpu, model: Model, work: Workload, costs: Costs) -> dict[st
     return {
         "bytes": by_bytes if by_bytes < float("inf") else None,
         "at_this_selection": at_price,
+    }
+
+
+def _most(found: Floors) -> dict[str, Any]:
+    return {
+        "attention": {
+            str(gain): max_selection_us(found.dense_us, found.attend_us, gain) for gain in GAINS
+        },
+        "step": {str(gain): max_selection_for_step(found, gain) for gain in GAINS},
+        "above_this_for_10_percent_of_the_step": spare_us(found, 0.1),
     }
 
 

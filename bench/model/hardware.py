@@ -75,8 +75,8 @@ LLAMA_3_1_8B = Model("Llama-3.1-8B", 32, 32, 8, 128, 2, 15.01e9, 16.06e9)
 GPUS = {
     "h200": Gpu(
         *("NVIDIA H200", 4.3, 141, 50),
-        "what a copy attains of the 4.8 peak (data sheet); TensorRT-LLM's tech blog 16 "
-        "reports 4.31-4.37 for dense decode",
+        "assumed, 90 % of the 4.8 peak (data sheet), not measured here; TensorRT-LLM's tech blog "
+        "16 reports 4.31-4.37 for dense decode",
     ),
     "h100": Gpu("NVIDIA H100 SXM", 3.35, 80, 50, "peak (data sheet)"),
     "a100": Gpu("NVIDIA A100 80GB SXM", 2.039, 80, 40, "peak (data sheet)"),

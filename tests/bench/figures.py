@@ -81,3 +81,10 @@ PAYS_FROM = {
 def cells(row: str) -> list[list[str]]:
     """Figures of one row, cell by cell."""
     return [cell.split() for cell in row.split("|")]
+
+
+def agrees(found: float, printed: str) -> None:
+    """Within half a percent or half a unit of the last printed digit, whichever is more."""
+    _, _, decimals = printed.partition(".")
+    tolerance = max(0.005 * float(printed), 0.5 * 10 ** -len(decimals))
+    assert abs(found - float(printed)) <= tolerance, f"{found} is not {printed}"

@@ -1,0 +1,161 @@
+"""The CPU's part of `docs/results.md`: runs of `bench.kernels` and `bench.serve`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.tables import number, table, tokens
+
+Result = dict[str, Any]
+INTRO = """\
+One layer of Llama-3.1-8B (32 query heads, 8 KV heads of 128, bfloat16), and a whole server. Times
+are milliseconds, the least of the repeats. A floor is what must be read over the bandwidth of
+summing a large buffer; the peer is SGLang's own `torch_native`; both in the same run. How the
+kernels work and what made them fast: [CPU kernels](cpu_kernels.md)."""
+OP_NAMES = {
+    "decode_sparse": "decode, sparse",
+    "decode_dense": "decode, dense",
+    "summarise": "summarise that prompt",
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What rows of one op must reach.
+
+    Attributes:
+        op: op that is judged.
+        field: `speedup` (over the peer), `of_floor`, or `of_prefill` (a share).
+        limit: the bound; `speedup` is at least that, the others at most.
+        contexts: contexts that are judged, from the first to the last.
+    """
+
+    op: str
+    field: str
+    limit: float
+    contexts: tuple[int, int] = (0, 1 << 30)
+
+    @property
+    def words(self) -> str:
+        """As a reader says it."""
+        if self.field == "of_prefill":
+            return f"<= {self.limit:.0%} of the prefill"
+        if self.field == "speedup":
+            return f">= {self.limit:g} times the peer"
+        return f"<= {self.limit:g} times the floor"
+
+    def met(self, value: float) -> bool:
+        """Whether the bound is reached."""
+        return value >= self.limit if self.field == "speedup" else value <= self.limit
+
+
+K = 1024
+BOUNDS = (
+    Bound("decode_sparse", "speedup", 50, (32 * K, 128 * K - 1)),
+    Bound("decode_sparse", "speedup", 80, (128 * K, 1 << 30)),
+    Bound("decode_sparse", "of_floor", 2, (32 * K, 1 << 30)),
+    Bound("decode_dense", "of_floor", 2),
+    Bound("prefill", "speedup", 3),
+    Bound("summarise", "of_prefill", 0.03),
+)
+
+
+def cpu_part(folder: Path) -> str:
+    """Targets by the newest run of each kind, then every run, newest first."""
+    kernels = _read(folder, "kernels-*.json")
+    served = _read(folder, "serve-*.json")
+    parts = ["## CPU", INTRO, *_targets(kernels, served)]
+    parts += [_kernels(*one) for one in kernels] + [_served(*one) for one in served]
+    if not kernels and not served:
+        parts.append("No run on a CPU is in `bench/results/`: not measured yet.")
+    return "\n\n".join(parts)
+
+
+def _read(folder: Path, pattern: str) -> list[tuple[str, Result]]:
+    found = sorted(folder.glob(pattern), reverse=True)
+    return [(path.name, json.loads(path.read_text())) for path in found]
+
+
+def _targets(kernels: list[tuple[str, Result]], served: list[tuple[str, Result]]) -> list[str]:
+    """Bounds that the newest runs must reach; a shape that was not run has no line."""
+    found: list[list[object]] = []
+    rows = kernels[0][1]["rows"] if kernels else []
+    for bound in BOUNDS:
+        for row in rows:
+            inside = bound.contexts[0] <= row["context"] <= bound.contexts[1]
+            value = _value(bound.field, row, rows) if inside and row["op"] == bound.op else None
+            if value is not None:
+                shape = (OP_NAMES.get(row["op"], row["op"]), tokens(row["context"]), row["batch"])
+                text = f"{value:.3%}" if bound.field == "of_prefill" else number(value)
+                found.append([*shape, bound.words, text, "met" if bound.met(value) else "missed"])
+    for _, one in served[:1]:
+        shape = (f"whole server, {one['layers']} layers", tokens(one["context"]), one["batch"])
+        verdict = "met" if one["passed"] else "missed"
+        found.append([*shape, f">= {one['target']:g} times the peer", one["ratio"], verdict])
+    return [table(["", "context", "batch", "target", "reached", ""], found)] if found else []
+
+
+def _value(field: str, row: Result, rows: list[Result]) -> float | None:
+    """A row's figure; `of_prefill` is its time over that of the same prompt's prefill."""
+    if field != "of_prefill":
+        found: float | None = row[field]
+        return found
+    prefill = [
+        one["ms"] for one in rows if (one["op"], one["context"]) == ("prefill", row["context"])
+    ]
+    return row["ms"] / prefill[0] if prefill else None
+
+
+def _kernels(name: str, result: Result) -> str:
+    """One run of `bench.kernels`."""
+    head = result["header"]
+    rows = [
+        [
+            OP_NAMES.get(row["op"], row["op"]),
+            *(row["method"], tokens(row["context"]), row["batch"], tokens(row["budget"])),
+            *(row["ms"], row["median_ms"], row["floor_ms"], row["of_floor"]),
+            *(row["peer_ms"], row["speedup"]),
+        ]
+        for row in result["rows"]
+    ]
+    where = (
+        f"{_environment(head)}; {head['threads']} threads, read bandwidth "
+        f"{number(head['read_gb_per_s'])} GB/s, load {number(head['load_average'])} before and "
+        f"{number(head['load_average_end'])} after; page {result['rows'][0]['page_size']}."
+    )
+    columns = ["op", "method", "context", "batch", "budget", "ms", "median", "floor", "of floor"]
+    body = table([*columns, "torch_native", "speed-up"], rows)
+    return "\n\n".join([f"### Kernels, `bench/results/{name}`", where, body])
+
+
+def _served(name: str, result: Result) -> str:
+    """One run of `bench.serve`."""
+    columns = ["", "tokens/s", "ms a step", "KV read", "ratio"]
+    rows = [
+        [
+            *(row["name"], row["tokens_per_s"], row["step_ms"], f"{row['kv_read_fraction']:.1%}"),
+            f"{row['ratio']:.2f}x",
+        ]
+        for row in result["rows"]
+    ]
+    if result["batch"] > 1:
+        columns.append(f"tokens/s, {result['batch']} at once")
+        rows = [
+            [*line, row["batch_tokens_per_s"]]
+            for line, row in zip(rows, result["rows"], strict=True)
+        ]
+    where = (
+        f"{_environment(result['environment'])}. {result['layers']} layers, "
+        f"{result['context']:,} tokens of context, budget {result['budget']:,}; tokens/s and step "
+        "are medians."
+    )
+    heading = f"### Whole server, `bench/results/{name}`"
+    return "\n\n".join([heading, where, table(columns, rows)])
+
+
+def _environment(found: Result) -> str:
+    return (
+        f"{found['when'][:10]}, {found['machine']}, SGLang {found['sglang']}, torch "
+        f"{found['torch']}, commit {found['commit']}"
+    )

@@ -1,0 +1,114 @@
+"""The GPU's part of `docs/results.md`: targets, their floors, and what was measured."""
+
+from pathlib import Path
+
+from bench.model import GPUS, LLAMA_3_1_8B, Workload
+from bench.results_schema import Header, Row, load
+from bench.tables import number, table, tokens
+from bench.targets import BUDGET, NAMES, PAGE, TARGETS, Target
+
+GPU = "h200"
+UNITS = (PAGE, 16)
+"""Tokens per unit that is scored: a page, and what `geometry.UNIT_SIZE` is."""
+INTRO = f"""\
+Targets are for {GPUS[GPU].name} and {LLAMA_3_1_8B.name} (bfloat16), page {PAGE}, budget {BUDGET:,}.
+A floor is what must be read over {GPUS[GPU].tb_per_s} TB/s, by `python -m bench.model`: all
+metadata and the selected KV for us, all KV for dense. It says what no kernel can beat, not what one
+attains. The bandwidth: {GPUS[GPU].source}.
+
+A unit is what is scored and selected; smaller units have more metadata. Requests share nothing, but
+in `shared_prefix`, whose floor reads metadata once for all. A target beyond its floor is marked as
+out of reach. Each is judged by the newest run that has its rows."""
+
+
+def gpu_part(folder: Path) -> str:
+    """Targets, then one section per run, newest first."""
+    runs = [load(path) for path in sorted(folder.glob("*/*.json"), reverse=True)]
+    measured = [rows for run, rows in runs if run.gpu == GPU]
+    parts = ["## GPU", INTRO, _targets(measured), "Rows:", _names()]
+    if not runs:
+        parts.append("No run on a GPU is in `bench/results/`: not measured yet.")
+    return "\n\n".join([*parts, *(_run(*one) for one in runs)])
+
+
+def _targets(measured: list[list[Row]]) -> str:
+    """Every target at every listed shape.
+
+    Args:
+        measured: rows of each run, newest first.
+    """
+    head = ["row", "context", "batch", "target"]
+    head += [f"floor, units of {unit}" for unit in UNITS]
+    rows: list[list[object]] = []
+    for key, target in TARGETS.items():
+        for context, batch in target.shapes:
+            shape = _newest(measured, key, (context, batch))
+            floors = [_floor(target, Workload(context, batch, unit, BUDGET)) for unit in UNITS]
+            at = (target.name, tokens(context), batch, target.bound)
+            rows.append([*at, *floors, _judge(target, shape)])
+        if target.everywhere:
+            at = (target.name, "any", "any", target.bound)
+            judged = _judge(target, _newest(measured, key))
+            rows.append([*at, *("" for _ in UNITS), judged])
+    return table([*head, "measured"], rows)
+
+
+def _newest(runs: list[list[Row]], key: str, shape: tuple[int, int] | None = None) -> list[Row]:
+    """Rows that a target judges, at one (context, batch) or at any, of the newest run with some."""
+    for rows in runs:
+        found = [row for row in rows if key in row.targets]
+        found = [row for row in found if shape in (None, (row.context, row.batch))]
+        if found:
+            return found
+    return []
+
+
+def _floor(target: Target, work: Workload) -> str:
+    """Floor of a shape as the target is put, and whether the target lies below it."""
+    if not target.applies(target.name, work, PAGE):
+        return "not judged"
+    name, at = NAMES[target.name], (GPUS[GPU], LLAMA_3_1_8B, work)
+    us = name.floor(*at)
+    gain = None if name.peer is None else name.peer(*at) / us
+    text = f"{number(us)} us" if gain is None else f"{number(gain)}x at {number(us)} us"
+    return text if target.met(us, gain) else f"{text}: **out of reach**"
+
+
+def _judge(target: Target, rows: list[Row]) -> str:
+    """The worst of the rows."""
+    if not rows:
+        return "not measured yet"
+    if target.max_us is not None:
+        worst = max(rows, key=lambda row: row.measured_us)
+        text = f"{number(worst.measured_us)} us"
+    else:
+        worst = min(rows, key=lambda row: row.gain or 0.0)
+        text = f"{number(worst.gain)}x at {number(worst.measured_us)} us"
+    verdict = "met" if target.met(worst.measured_us, worst.gain) else "missed"
+    return f"{text} (units of {worst.unit}): {verdict}"
+
+
+def _names() -> str:
+    return "\n".join(f"- `{key}`: {name.what}." for key, name in NAMES.items())
+
+
+def _run(run: Header, rows: list[Row]) -> str:
+    """One run: where, with what, and every row."""
+    device = ", ".join(f"{key} {value}" for key, value in run.device.items())
+    versions = ", ".join(f"{key} {value}" for key, value in run.versions.items())
+    speed = "measured in this run" if run.bandwidth_measured else "not measured in this run"
+    head = ["row", "method", "context", "batch", "page", "unit", "budget", "us", "median"]
+    head += ["floor", "of floor", "peer", "peer us", "gain", "note"]
+    body = [
+        [
+            *(row.name, row.method, tokens(row.context), row.batch, row.page, row.unit, row.budget),
+            *(row.measured_us, row.median_us, row.floor_us, row.of_floor),
+            *(row.peer, row.peer_us, row.gain, row.note),
+        ]
+        for row in rows
+    ]
+    where = (
+        f"{device or run.machine.name}. Floors at {run.tb_per_s:g} TB/s, {speed}. "
+        f"{versions}; commit {run.commit or 'not known'}."
+    )
+    return "\n\n".join([f"### {run.machine.name}, {run.when}", where, table(head, body)])

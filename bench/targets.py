@@ -1,0 +1,119 @@
+"""What a GPU run must reach: NVIDIA H200, Llama-3.1-8B's shapes, page 64, budget 2048."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.model import Gpu, Model, Workload, floors, shared_floors
+
+PAGE, BUDGET = 64, 2048
+K = 1024
+
+
+Floor = Callable[[Gpu, Model, Workload], float]
+
+
+@dataclass(frozen=True)
+class Name:
+    """What one kind of row times.
+
+    Attributes:
+        what: in words.
+        floor: its floor in microseconds.
+        peer: the floor of what it is compared with; None: nothing.
+    """
+
+    what: str
+    floor: Floor
+    peer: Floor | None = None
+
+
+NAMES = {
+    "selection": Name("score and select, a layer", lambda *at: floors(*at).selection_us),
+    "attend": Name(
+        "attention over the selected tokens, a layer; peer: dense, on a request of that length",
+        lambda *at: floors(*at).attend_us,
+        lambda *at: floors(*at).attend_us,
+    ),
+    "attention": Name(
+        "score, select and attend, a layer; peer: dense attention",
+        lambda *at: floors(*at).sparse_us,
+        lambda *at: floors(*at).dense_us,
+    ),
+    "step": Name(
+        "a whole decode step; peer: the same server, dense",
+        lambda *at: floors(*at).sparse_step_us,
+        lambda *at: floors(*at).dense_step_us,
+    ),
+    "shared_prefix": Name(
+        "as attention, all of the context shared by the batch; peer: cascade attention",
+        lambda *at: shared_floors(*at).shared_us / at[1].layers,
+        lambda *at: shared_floors(*at).cascade_us / at[1].layers,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One bound.
+
+    Attributes:
+        name: rows that it judges.
+        shapes: (context, batch) that are listed, and judged.
+        max_us: measured time at most.
+        min_gain: peer's time over ours at least.
+        beats: the gain must be above `min_gain`.
+        everywhere: judges every shape.
+        max_units: judges shapes of so many units per request and `max_batch` requests at most.
+        max_batch: see `max_units`.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, int], ...] = ()
+    max_us: float | None = None
+    min_gain: float | None = None
+    beats: bool = False
+    everywhere: bool = False
+    max_units: int | None = None
+    max_batch: int | None = None
+
+    @property
+    def bound(self) -> str:
+        """The bound in words."""
+        if self.max_us is not None:
+            return f"<= {self.max_us:g} us"
+        return f"{'>' if self.beats else '>='} {self.min_gain:g}x"
+
+    def applies(self, name: str, work: Workload, page: int) -> bool:
+        """Whether a row is judged."""
+        if (name, page, work.budget) != (self.name, PAGE, BUDGET):
+            return False
+        if self.max_units is not None and self.max_batch is not None:
+            return work.context <= self.max_units * work.page and work.batch <= self.max_batch
+        return self.everywhere or (work.context, work.batch) in self.shapes
+
+    def met(self, measured_us: float, gain: float | None) -> bool:
+        """Whether a row that is judged reaches the bound; without a peer it reaches no gain."""
+        if self.max_us is not None:
+            return measured_us <= self.max_us
+        assert self.min_gain is not None
+        if gain is None or (self.beats and gain == self.min_gain):
+            return False
+        return gain >= self.min_gain
+
+
+TARGETS = {
+    "selection": Target(
+        "selection",
+        ((32 * K, 1), (32 * K, 8), (64 * K, 8), (128 * K, 1), (128 * K, 8)),
+        max_us=10,
+        max_units=2048,
+        max_batch=8,
+    ),
+    "attend": Target("attend", ((32 * K, 1), (32 * K, 8)), min_gain=0.9, everywhere=True),
+    "attention 32k x 8": Target("attention", ((32 * K, 8),), min_gain=6),
+    "attention 128k x 8": Target("attention", ((128 * K, 8),), min_gain=20),
+    "step 32k x 1": Target("step", ((32 * K, 1),), min_gain=1.12),
+    "step 32k x 8": Target("step", ((32 * K, 8),), min_gain=1.9),
+    "step anywhere": Target("step", min_gain=0.99, everywhere=True),
+    "shared prefix 128k x 32": Target("shared_prefix", ((128 * K, 32),), min_gain=1, beats=True),
+}
