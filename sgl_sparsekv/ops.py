@@ -1,13 +1,14 @@
 """The device protocol: what a `kernels/<device>` folder provides, and how it is found."""
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from .types import AttendShape, Candidates, PageSummary, Reduction, Selection
+from .types import AttendShape, Candidates, PageSummary, Reduction, Selection, StepShape
 
 DEVICES = {
     "reference": "sgl_sparsekv.kernels.reference",

@@ -1,0 +1,15 @@
+"""Fused GPU kernels in Triton; on a CPU they run in Triton's interpreter, for tests."""
+
+from .ops import TritonOps
+
+
+def load() -> TritonOps:
+    """Return the Triton ops.
+
+    Raises:
+        UnsupportedSetup: no GPU that Triton compiles for, and no interpreter asked for.
+    """
+    from .launch import check_machine
+
+    check_machine()
+    return TritonOps()

@@ -1,0 +1,191 @@
+"""Decode attention over listed units: split over keys, lengths on the device, one launch.
+
+Grid `[splits, H, rows]`. Every split works through its run of units with the whole query group in
+one matrix product; the split that finishes last joins the partial results, so no second launch is
+needed. How a row is split depends on its own count alone.
+"""
+
+import triton
+import triton.language as tl
+
+from . import spec
+from .primitives import LN2, LOG2E, load_group, padded
+
+NOTHING = tl.constexpr(spec.NOTHING)
+
+
+@triton.jit
+def attend_units(
+    group, keys, values, units, first, last, scale, stride_key_slot, stride_value_slot,
+    UNIT: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, GROUP: tl.constexpr,
+    TOKENS: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Attention of a group over list positions `[first, last)`, in tokens of the unit list.
+
+    Returns:
+        (out `[G, Dv]` not yet divided, maximum `[G]` of the logits in base 2, sum `[G]`).
+    """
+    d, dv = tl.arange(0, padded(DIM)), tl.arange(0, padded(VALUE_DIM))
+    out = tl.zeros([padded(GROUP, 16), padded(VALUE_DIM)], tl.float32)
+    best = tl.full([padded(GROUP, 16)], float("-inf"), tl.float32)
+    total = tl.zeros([padded(GROUP, 16)], tl.float32)
+    for start in tl.range(first, last, TOKENS, num_stages=STAGES):
+        token = start + tl.arange(0, TOKENS)
+        inside = token < last
+        unit = tl.load(units + token // UNIT, mask=inside, other=0).to(tl.int64)
+        slot = unit * UNIT + token % UNIT
+        k = tl.load(
+            keys + slot[None, :] * stride_key_slot + d[:, None],
+            mask=inside[None, :] & (d < DIM)[:, None],
+            other=0.0,
+        )
+        v = tl.load(
+            values + slot[:, None] * stride_value_slot + dv[None, :],
+            mask=inside[:, None] & (dv < VALUE_DIM)[None, :],
+            other=0.0,
+        )
+        if UPCAST:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        logit = tl.dot(group, k, input_precision="ieee") * (scale * LOG2E)
+        logit = tl.where(inside[None, :], logit, float("-inf"))
+        higher = tl.maximum(best, tl.max(logit, 1))
+        weight = tl.exp2(logit - higher[:, None])
+        decay = tl.exp2(best - higher)
+        total = total * decay + tl.sum(weight, 1)
+        out = tl.dot(weight.to(v.dtype), v, acc=out * decay[:, None], input_precision="ieee")
+        best = higher
+    return out, best, total
+
+
+@triton.jit
+def join_splits(
+    parts, part_lse, active,
+    VALUE_DIM: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Join the partial results of one row and KV head, in the order of the splits."""
+    g, dv = tl.arange(0, padded(GROUP, 16)), tl.arange(0, padded(VALUE_DIM))
+    real = g < GROUP
+    mask = real[:, None] & (dv < VALUE_DIM)[None, :]
+    out = tl.zeros([padded(GROUP, 16), padded(VALUE_DIM)], tl.float32)
+    best = tl.full([padded(GROUP, 16)], float("-inf"), tl.float32)
+    total = tl.zeros([padded(GROUP, 16)], tl.float32)
+    for split in range(0, active):
+        lse = tl.load(part_lse + split * GROUP + g, mask=real, other=0.0, cache_modifier=".cg")
+        where = parts + (split * GROUP + g[:, None]) * VALUE_DIM + dv[None, :]
+        part = tl.load(where, mask=mask, other=0.0, cache_modifier=".cg")
+        higher = tl.maximum(best, lse)
+        decay, weight = tl.exp2(best - higher), tl.exp2(lse - higher)
+        out = out * decay[:, None] + part * weight[:, None]
+        total = total * decay + weight
+        best = higher
+    return out / total[:, None], best + tl.log2(total)
+
+
+@triton.jit
+def attend_kernel(
+    q,
+    keys,
+    values,
+    table,
+    selected,
+    offsets,
+    formulas,
+    num_units,
+    counts,
+    tails,
+    dense_layers,
+    parts,
+    part_lse,
+    tickets,
+    out,
+    lse,
+    scale,
+    layer,
+    stride_q_row,
+    stride_q_head,
+    stride_q_group,
+    stride_key_slot,
+    stride_key_head,
+    stride_value_slot,
+    stride_value_head,
+    stride_table,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    UNIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    STAGES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One split of one row and KV head.
+
+    Args:
+        q: `[rows, H, G, D]`; keys `[slots, H, D]`; values `[slots, H, Dv]`.
+        table: int32 `[rows, width]`, all units of a row: read by rows that are dense here.
+        selected: int32, physical units of a pair from `offsets[row, head]` on.
+        formulas, num_units, counts, tails, dense_layers: int32 `[rows]`.
+        parts: float32 `[rows, H, SPLITS, G, Dv]`; part_lse: float32 `[rows, H, SPLITS, G]`.
+        tickets: int32 `[rows, H]`, zero before and after.
+        out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`.
+    """
+    split, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    pair = row.to(tl.int64) * HEADS + head
+    count = tl.load(counts + row)
+    units = selected + tl.load(offsets + pair)
+    if (tl.load(formulas + row) == NOTHING) | (layer < tl.load(dense_layers + row)):
+        count = tl.load(num_units + row)
+        units = table + row.to(tl.int64) * stride_table
+    share = tl.cdiv(count, SPLITS)
+    active = tl.cdiv(count, share)
+    if split >= active:
+        return
+    first = split * share * UNIT
+    last = tl.minimum(first + share * UNIT, (count - 1) * UNIT + tl.load(tails + row))
+    q += row.to(tl.int64) * stride_q_row + head * stride_q_head
+    part, best, total = attend_units(
+        load_group(q, stride_q_group, GROUP, DIM, UPCAST),
+        keys + head * stride_key_head, values + head * stride_value_head, units, first, last,
+        scale, stride_key_slot, stride_value_slot,
+        UNIT, DIM, VALUE_DIM, GROUP, TOKENS, STAGES, UPCAST,
+    )  # fmt: skip
+    part = part / total[:, None]
+    part_base2 = best + tl.log2(total)
+    g, dv = tl.arange(0, padded(GROUP, 16)), tl.arange(0, padded(VALUE_DIM))
+    real = g < GROUP
+    mask = real[:, None] & (dv < VALUE_DIM)[None, :]
+    parts += pair * SPLITS * GROUP * VALUE_DIM
+    part_lse += pair * SPLITS * GROUP
+    if active > 1:
+        tl.store(parts + (split * GROUP + g[:, None]) * VALUE_DIM + dv[None, :], part, mask=mask)
+        tl.store(part_lse + split * GROUP + g, part_base2, mask=real)
+        tl.debug_barrier()
+        if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != active - 1:
+            return
+        tl.store(tickets + pair, 0)
+        part, part_base2 = join_splits(parts, part_lse, active, VALUE_DIM, GROUP, SPLITS)
+    where = out + (pair * GROUP + g[:, None]) * VALUE_DIM + dv[None, :]
+    tl.store(where, part.to(out.dtype.element_ty), mask=mask)
+    tl.store(lse + pair * GROUP + g, part_base2 * LN2, mask=real)
+
+
+@triton.jit
+def merge_kernel(
+    out_a, lse_a, out_b, lse_b, out, lse, rows, VALUE_DIM: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Join two attention states over disjoint keys: `[rows, Dv]`, `[rows]` (natural log)."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    dv = tl.arange(0, padded(VALUE_DIM))
+    real = row < rows
+    mask = real[:, None] & (dv < VALUE_DIM)[None, :]
+    a = tl.load(lse_a + row, mask=real, other=0.0)
+    b = tl.load(lse_b + row, mask=real, other=0.0)
+    best = tl.maximum(a, b)
+    joined = best + tl.log(tl.exp(a - best) + tl.exp(b - best))
+    where = row.to(tl.int64)[:, None] * VALUE_DIM + dv[None, :]
+    part_a = tl.load(out_a + where, mask=mask, other=0.0).to(tl.float32)
+    part_b = tl.load(out_b + where, mask=mask, other=0.0).to(tl.float32)
+    result = part_a * tl.exp(a - joined)[:, None] + part_b * tl.exp(b - joined)[:, None]
+    tl.store(out + where, result.to(out.dtype.element_ty), mask=mask)
+    tl.store(lse + row, joined, mask=real)

@@ -1,0 +1,94 @@
+"""The static buffers of decode steps: what a captured graph reads and writes, in one place."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from sgl_sparsekv.types import StepShape
+
+from .tuning import num_splits
+
+PENDING_CAPACITY = 1 << 16
+"""Units that one step can summarise; more are met again in the next step."""
+OPTION_FIELDS = 6
+"""formula, budget, least budget, sink, window, dense layers"""
+PLAN_FIELDS = 7
+"""formula, begin, end, units, count, tail, dense layers"""
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """Tensors that live as long as the server; every step overwrites what it needs.
+
+    Attributes:
+        options: int32 `[requests, 6]`, by row of `req_to_token`.
+        ratios: float64 `[requests]`, share of the context, 0 where the budget is in tokens.
+        plan: int32 `[7, max_rows]`, see `begin_kernel`.
+        table: int32 `[max_rows, max_units]`, physical unit of each logical unit.
+        pending: int32 `[capacity]`, units to summarise; pending_count: int32 `[1]`.
+        logits: float32 `[max_rows, H, G, max_units]`, scaled estimates.
+        parts: float32 `[max_rows, H, blocks, 2, G]`, maximum and sum of each block of units.
+        selected: int32 `[max_rows, H, max_selected]`, chosen physical units.
+        logical: int32 `[max_rows, H, max_selected]`, the same by place in the sequence; empty
+            unless selections are watched.
+        offsets: int64 `[max_rows, H]`, where each run of `selected` begins.
+        split_out: float32 `[max_rows, H, splits, G, Dv]`; split_lse: float32
+            `[max_rows, H, splits, G]`.
+        tickets: int32 `[max_rows, H]`, splits that have finished; zero between launches.
+        out: `[max_rows, H, G, Dv]`; lse: float32 `[max_rows, H, G]`.
+    """
+
+    options: torch.Tensor
+    ratios: torch.Tensor
+    plan: torch.Tensor
+    table: torch.Tensor
+    pending: torch.Tensor
+    pending_count: torch.Tensor
+    logits: torch.Tensor
+    parts: torch.Tensor
+    selected: torch.Tensor
+    logical: torch.Tensor
+    offsets: torch.Tensor
+    split_out: torch.Tensor
+    split_lse: torch.Tensor
+    tickets: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.nbytes for tensor in vars(self).values())
+
+
+def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
+    """Buffers for the largest step of `shape`."""
+    rows, heads, group = shape.max_rows, shape.heads, shape.group
+    splits, blocks = num_splits(heads), triton.cdiv(shape.max_units, score_units)
+    scored = bool(shape.formulas - {"nothing", "position"})
+    ranked = shape.max_units if scored else 0
+
+    def zeros(*extents: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.zeros(extents, dtype=dtype, device=shape.device)
+
+    floats = torch.float32
+    return StepBuffers(
+        options=zeros(shape.requests, OPTION_FIELDS),
+        ratios=zeros(shape.requests, dtype=torch.float64),
+        plan=zeros(PLAN_FIELDS, rows),
+        table=zeros(rows, shape.max_units),
+        pending=zeros(min(PENDING_CAPACITY, shape.pool_units)),
+        pending_count=zeros(1),
+        logits=zeros(rows, heads, group, ranked, dtype=floats),
+        parts=zeros(rows, heads, blocks if scored else 0, 2, group, dtype=floats),
+        selected=zeros(rows, heads, shape.max_selected),
+        logical=zeros(rows, heads, shape.max_selected if watched else 0),
+        offsets=torch.arange(rows * heads, device=shape.device).view(rows, heads)
+        * shape.max_selected,
+        split_out=zeros(rows, heads, splits, group, shape.v_head_dim, dtype=floats),
+        split_lse=zeros(rows, heads, splits, group, dtype=floats),
+        tickets=zeros(rows, heads),
+        out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
+        lse=zeros(rows, heads, group, dtype=floats),
+    )

@@ -1,0 +1,201 @@
+"""Decode as a server runs it: static buffers, lengths on the device, three launches per layer.
+
+    forget   stamps of pages that start anew                     once per step
+    begin    plan, table of units, what is not summarised yet    once per step
+    decode   score + summarise, select, attend                   per layer
+    end      stamp what was summarised                           once per step
+
+Nothing here waits for the device or allocates, so all of it can be recorded in a CUDA graph.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+
+from sgl_sparsekv.types import Reduction, StepShape
+
+if TYPE_CHECKING:
+    from sgl_sparsekv.ops import PagedAttend
+
+from .attend import attend_kernel
+from .buffers import StepBuffers, allocate
+from .launch import check_shape, interpreted, tuning
+from .score import score_kernel, summarise_kernel
+from .select import select_kernel
+from .spec import FORMULAS, SPREAD
+from .step import begin_kernel, forget_kernel, seal_kernel
+from .tuning import SELECT_CHUNK, SELECT_WARPS, num_splits
+
+BEGIN_UNITS = 512
+"""Units that one program of `begin_kernel` lists."""
+FORGET_SLOTS = 256
+SEAL_UNITS = 1024
+WORKERS = 16
+"""Programs per KV head, at least, that summarise pending units beside the scoring ones."""
+
+
+class FusedDecode:
+    """See `sgl_sparsekv.ops.FusedDecode`.
+
+    Raises:
+        UnsupportedSetup: head sizes or the cache's type have no kernel.
+    """
+
+    def __init__(self, shape: StepShape, watched: bool = False) -> None:
+        check_shape(shape.head_dim, shape.v_head_dim, shape.dtype)
+        self.shape = shape
+        self.tuning = tuning(shape.head_dim)
+        self.buffers: StepBuffers = allocate(shape, self.tuning.score_units, watched)
+        self.watched = watched
+        self._units_per_page = shape.page_size // shape.unit_size
+        self._blocks = triton.cdiv(shape.max_units, self.tuning.score_units)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of static buffers."""
+        return self.buffers.nbytes
+
+    def formula(self, name: str) -> int:
+        """Number of a formula, for the table of options."""
+        return FORMULAS[name]
+
+    def forget(self, sealed: torch.Tensor, slots: torch.Tensor) -> None:
+        """See `FusedDecode.forget`."""
+        if slots.numel():
+            forget_kernel[(triton.cdiv(slots.numel(), FORGET_SLOTS),)](
+                slots, sealed.view(torch.uint8), slots.numel(), PAGE=self.shape.page_size,
+                UNITS_PER_PAGE=self._units_per_page, BLOCK=FORGET_SLOTS,
+            )  # fmt: skip
+
+    def begin(
+        self,
+        sealed: torch.Tensor,
+        request_rows: torch.Tensor,
+        lengths: torch.Tensor,
+        req_to_token: torch.Tensor,
+    ) -> None:
+        """See `FusedDecode.begin`."""
+        held, width = self.buffers, self.shape.max_units
+        begin_kernel[(request_rows.numel(), triton.cdiv(width, BEGIN_UNITS))](
+            request_rows, lengths, req_to_token, held.options, held.ratios, held.plan, held.table,
+            sealed.view(torch.uint8), held.pending, held.pending_count, width,
+            held.pending.numel(), held.plan.stride(0), req_to_token.stride(0),
+            held.options.stride(0), UNIT=self.shape.unit_size,
+            UNITS_PER_PAGE=self._units_per_page, BLOCK=BEGIN_UNITS,
+        )  # fmt: skip
+
+    def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
+        """See `FusedDecode.summarise`."""
+        if not fields:
+            return
+        held, (field, low, std) = self.buffers, self._fields(keys, fields)
+        summarise_kernel[(4 * WORKERS, keys.shape[1])](
+            keys, low, std, held.pending, held.pending_count, held.pending.numel(),
+            *keys.stride()[:2], *field.stride()[:3],
+            HAS_MIN_MAX="min_max" in fields, HAS_MEAN_STD="mean_std" in fields,
+            UNIT=self.shape.unit_size, DIM=self.shape.head_dim,
+        )  # fmt: skip
+
+    def decode(
+        self,
+        sealed: torch.Tensor,
+        layer: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        fields: Mapping[str, torch.Tensor],
+        scale: float,
+        paged: "PagedAttend | None" = None,
+    ) -> torch.Tensor:
+        """See `FusedDecode.decode`."""
+        if self._ranks:
+            self._score(sealed, layer, q, keys, fields, scale)
+        self._select(layer, q.shape[0], paged)
+        if paged is not None:
+            return paged.run(q, keys, values, scale)[0]
+        return self._attend(layer, q, keys, values, scale)
+
+    def end(self, sealed: torch.Tensor) -> None:
+        """See `FusedDecode.end`."""
+        held = self.buffers
+        seal_kernel[(1,)](
+            held.pending, held.pending_count, sealed.view(torch.uint8), held.pending.numel(),
+            BLOCK=SEAL_UNITS,
+        )  # fmt: skip
+
+    @property
+    def _ranks(self) -> bool:
+        return self.buffers.logits.numel() > 0
+
+    def _fields(
+        self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One field for its strides, then both; K stands in for one that is not there."""
+        low, std = fields.get("min_max", keys), fields.get("mean_std", keys)
+        field = next(iter(fields.values()), None)
+        return keys[:, :, None] if field is None else field, low, std
+
+    def _score(
+        self,
+        sealed: torch.Tensor,
+        layer: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        fields: Mapping[str, torch.Tensor],
+        scale: float,
+    ) -> None:
+        held, (field, low, std) = self.buffers, self._fields(keys, fields)
+        rows, heads, group, dim = q.shape
+        workers = triton.cdiv(WORKERS, rows) if fields else 0
+        score_kernel[(rows, heads, self._blocks + workers)](
+            q, keys, low, std, sealed.view(torch.uint8), held.pending, held.pending_count,
+            held.table, held.plan[0], held.plan[1], held.plan[2], held.plan[6], held.logits,
+            held.parts, scale, SPREAD, layer, self.shape.max_units, held.pending.numel(),
+            *q.stride()[:3], *keys.stride()[:2], *field.stride()[:3], held.table.stride(0),
+            BLOCKS=self._blocks, HAS_MIN_MAX="min_max" in fields,
+            HAS_MEAN_STD="mean_std" in fields, HAS_EXACT="exact" in self.shape.formulas,
+            IN_STEP=True, GROUP=group, DIM=dim, UNIT=self.shape.unit_size,
+            BLOCK=self.tuning.score_units, UPCAST=interpreted(),
+            num_warps=self.tuning.score_warps,
+        )  # fmt: skip
+
+    def _select(self, layer: int, rows: int, paged: "PagedAttend | None") -> None:
+        held, shape = self.buffers, self.shape
+        pages, offsets = held.selected, held.offsets
+        if paged is not None:
+            pages, offsets = paged.pages, paged.offsets
+        select_kernel[(rows, shape.heads)](
+            held.logits, held.parts, held.table, held.plan[0], held.plan[1], held.plan[2],
+            held.plan[3], held.plan[4], held.plan[6], pages, held.logical, offsets, layer,
+            shape.max_units, shape.max_selected, held.table.stride(0),
+            1 if paged is None else shape.unit_size * shape.heads,
+            BLOCKS=self._blocks, BLOCKS_PADDED=triton.next_power_of_2(self._blocks),
+            BLOCK=self.tuning.score_units, CHUNK=SELECT_CHUNK,
+            GROUP=shape.group, MEAN=shape.reduction is Reduction.MEAN_SOFTMAX, REDUCED=False,
+            COPY_DENSE=paged is not None, LOGICAL=self.watched,
+            num_warps=SELECT_WARPS,
+        )  # fmt: skip
+
+    def _attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        held, shape = self.buffers, self.shape
+        rows, splits = q.shape[0], num_splits(shape.heads)
+        attend_kernel[(splits, shape.heads, rows)](
+            q, keys, values, held.table, held.selected, held.offsets, held.plan[0], held.plan[3],
+            held.plan[4], held.plan[5], held.plan[6], held.split_out, held.split_lse,
+            held.tickets, held.out, held.lse, scale, layer, *q.stride()[:3],
+            *keys.stride()[:2], *values.stride()[:2], held.table.stride(0),
+            HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim,
+            VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
+            TOKENS=self.tuning.attend_tokens, STAGES=self.tuning.attend_stages,
+            UPCAST=interpreted(), num_warps=self.tuning.attend_warps,
+        )  # fmt: skip
+        return held.out[:rows]

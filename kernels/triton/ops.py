@@ -1,0 +1,191 @@
+"""The ops of `sgl_sparsekv.ops.Ops`, one kernel each; `fused` is how a server runs them."""
+
+import torch
+import triton
+
+from sgl_sparsekv.errors import UnsupportedOnDevice
+from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection, StepShape
+
+from .attend import attend_kernel, merge_kernel
+from .fused import FusedDecode
+from .launch import interpreted, tuning
+from .score import score_kernel, summarise_kernel
+from .select import select_kernel
+from .share import share_kernel
+from .spec import EXACT, FORMULAS, MIN_MAX, SPREAD
+from .tuning import SELECT_CHUNK, SELECT_WARPS, num_splits
+
+
+class TritonOps:
+    """Each op alone, over tensors of any batch. Used by tests, benchmarks and mixed batches."""
+
+    name = "triton"
+
+    def summaries(self) -> frozenset[str] | None:
+        """See `Ops.summaries`."""
+        return frozenset({"min_max", "mean_std"})
+
+    def fused(self, shape: StepShape, watched: bool = False) -> FusedDecode:
+        """See `FusedOps.fused`."""
+        return FusedDecode(shape, watched)
+
+    def summarise(
+        self, summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor, units: torch.Tensor
+    ) -> None:
+        """See `Ops.summarise`."""
+        self._check(summary, "summarise")
+        if not units.numel():
+            return
+        count = torch.full((1,), units.numel(), dtype=torch.int32, device=keys.device)
+        summarise_kernel[(units.numel(), keys.shape[1])](
+            keys, fields, fields, units.int(), count, units.numel(),
+            *keys.stride()[:2], *fields.stride()[:3],
+            HAS_MIN_MAX=summary.name == "min_max", HAS_MEAN_STD=summary.name == "mean_std",
+            UNIT=keys.shape[0] // fields.shape[0], DIM=keys.shape[2],
+        )  # fmt: skip
+
+    def score(
+        self,
+        summary: PageSummary,
+        q: torch.Tensor,
+        fields: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+    ) -> torch.Tensor:
+        """See `Ops.score`."""
+        self._check(summary, "score")
+        return self._score(FORMULAS[summary.name], q, q, fields, candidates, scale, reduction, 1)
+
+    def score_exact(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.score_exact`."""
+        return self._score(EXACT, q, keys, None, candidates, scale, reduction, unit_size)
+
+    def _score(
+        self,
+        formula: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        fields: torch.Tensor | None,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+        unit_size: int,
+    ) -> torch.Tensor:
+        rows, heads, group, dim = q.shape
+        width, block = candidates.unit_table.shape[1], tuning(dim).score_units
+        blocks = triton.cdiv(width, block)
+        logits = q.new_empty(rows, heads, group, width, dtype=torch.float32)
+        parts = q.new_empty(rows, heads, blocks, 2, group, dtype=torch.float32)
+        out = q.new_empty(rows, heads, width, dtype=torch.float32)
+        formulas, zeros = constant(q, rows, formula), constant(q, rows, 0)
+        field = keys if fields is None else fields
+        strides = (0, 0, 0) if fields is None else fields.stride()[:3]
+        score_kernel[(rows, heads, blocks)](
+            q, keys, field, field, zeros, zeros, zeros, candidates.unit_table,
+            formulas, candidates.begin, candidates.end, zeros, logits, parts,
+            scale, SPREAD, 0, width, 0, *q.stride()[:3], *keys.stride()[:2], *strides,
+            candidates.unit_table.stride(0),
+            BLOCKS=blocks, HAS_MIN_MAX=formula == MIN_MAX,
+            HAS_MEAN_STD=formula not in (MIN_MAX, EXACT), HAS_EXACT=formula == EXACT,
+            IN_STEP=False, GROUP=group, DIM=dim, UNIT=unit_size, BLOCK=block,
+            UPCAST=interpreted(), num_warps=tuning(dim).score_warps,
+        )  # fmt: skip
+        share_kernel[(rows, heads, blocks)](
+            logits, parts, candidates.begin, candidates.end, out, width,
+            BLOCKS=blocks, BLOCKS_PADDED=triton.next_power_of_2(blocks), BLOCK=block, GROUP=group,
+            MEAN=reduction is Reduction.MEAN_SOFTMAX,
+        )  # fmt: skip
+        return out
+
+    def select(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> Selection:
+        """See `Ops.select`."""
+        rows, heads, width = scores.shape
+        widest = int(counts.max()) if rows else 0
+        logical = scores.new_full((rows, heads, widest), -1, dtype=torch.int32)
+        physical = torch.zeros_like(logical)
+        zeros = constant(scores, rows, 0)
+        select_kernel[(rows, heads)](
+            scores.contiguous(), scores, candidates.unit_table, constant(scores, rows, MIN_MAX),
+            candidates.begin, candidates.end, num_units, counts, zeros, physical, logical,
+            run_offsets(rows * heads, widest, scores.device), 0, width, widest,
+            candidates.unit_table.stride(0), 1,
+            BLOCKS=1, BLOCKS_PADDED=1, BLOCK=1, CHUNK=SELECT_CHUNK, GROUP=1,
+            MEAN=False, REDUCED=True, COPY_DENSE=False, LOGICAL=True,
+            num_warps=SELECT_WARPS,
+        )  # fmt: skip
+        return Selection(logical, physical, counts)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        table: torch.Tensor,
+        counts: torch.Tensor,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.attend`."""
+        rows, heads, group, dim = q.shape
+        vdim, splits, tuned = values.shape[-1], num_splits(heads), tuning(dim)
+        out = q.new_empty(rows, heads, group, vdim)
+        lse = q.new_empty(rows, heads, group, dtype=torch.float32)
+        parts = q.new_empty(rows, heads, splits, group, vdim, dtype=torch.float32)
+        part_lse = q.new_empty(rows, heads, splits, group, dtype=torch.float32)
+        row_runs, head_runs = table.stride()[:2]
+        offsets = (
+            torch.arange(rows, device=q.device)[:, None] * row_runs
+            + torch.arange(heads, device=q.device) * head_runs
+        )
+        zeros = constant(q, rows, 0)
+        attend_kernel[(splits, heads, rows)](
+            q, keys, values, zeros, table, offsets, constant(q, rows, MIN_MAX), counts, counts,
+            tail_lengths, zeros, parts, part_lse, constant(q, rows * heads, 0), out, lse,
+            scale, 0, *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], 0,
+            HEADS=heads, GROUP=group, DIM=dim, VALUE_DIM=vdim, UNIT=unit_size, SPLITS=splits,
+            TOKENS=tuned.attend_tokens, STAGES=tuned.attend_stages, UPCAST=interpreted(),
+            num_warps=tuned.attend_warps,
+        )  # fmt: skip
+        return out, lse
+
+    def merge(
+        self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.merge`."""
+        out, lse = torch.empty_like(out_a.contiguous()), torch.empty_like(lse_a.contiguous())
+        block = 16
+        merge_kernel[(triton.cdiv(lse.numel(), block),)](
+            out_a.contiguous(), lse_a.contiguous(), out_b.contiguous(), lse_b.contiguous(),
+            out, lse, lse.numel(), VALUE_DIM=out.shape[-1], BLOCK=block,
+        )  # fmt: skip
+        return out, lse
+
+    def _check(self, summary: PageSummary, op: str) -> None:
+        if summary.name not in ("min_max", "mean_std"):
+            raise UnsupportedOnDevice(summary.name, op, self.name)
+
+
+def constant(like: torch.Tensor, size: int, value: int) -> torch.Tensor:
+    """int32 `[size]` filled with a value, on the device of `like`."""
+    return torch.full((size,), value, dtype=torch.int32, device=like.device)
+
+
+def run_offsets(pairs: int, length: int, device: torch.device) -> torch.Tensor:
+    """int64 `[pairs]`: where runs of `length` begin."""
+    return torch.arange(pairs, device=device) * length

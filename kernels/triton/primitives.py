@@ -1,0 +1,120 @@
+"""Small pieces that several kernels share."""
+
+import triton
+import triton.language as tl
+
+LARGEST = tl.constexpr(3.4028234663852886e38)
+"""Rank of a score that is not a number: kept if there is room, behind what is always kept."""
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+PENDING_BLOCK = tl.constexpr(4)
+"""Units that one program summarises at a time."""
+
+
+@triton.constexpr_function
+def padded(n, least=1):
+    """Smallest power of two not below `n` and `least`: extents of a Triton block are such."""
+    power = least
+    while power < n:
+        power *= 2
+    return power
+
+
+@triton.jit
+def low_of(a, b):
+    """Smaller of two; not a number if one is not."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def high_of(a, b):
+    """Larger of two; not a number if one is not."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def load_group(q, stride_group, GROUP: tl.constexpr, DIM: tl.constexpr, UPCAST: tl.constexpr):
+    """Queries `[16 or more, padded DIM]` of one row and KV head; rows beyond GROUP are 0."""
+    g = tl.arange(0, padded(GROUP, 16))
+    d = tl.arange(0, padded(DIM))
+    mask = (g < GROUP)[:, None] & (d < DIM)[None, :]
+    rows = tl.load(q + g[:, None] * stride_group + d[None, :], mask=mask, other=0.0)
+    return rows.to(tl.float32) if UPCAST else rows
+
+
+@triton.jit
+def key_rows(keys, units, inside, token, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr):
+    """Keys `[units, padded DIM]` of one token of each unit; 0 where not inside."""
+    d = tl.arange(0, padded(DIM))
+    rows = (units * UNIT + token) * stride_slot
+    mask = inside[:, None] & (d < DIM)[None, :]
+    return tl.load(keys + rows[:, None] + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def min_max_of(keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr):
+    """Per-channel minimum and maximum of whole units, exact, in the keys' type."""
+    first = key_rows(keys, units, inside, 0, stride_slot, UNIT, DIM)
+    low = first.to(tl.float32)
+    high = low
+    for token in range(1, UNIT):
+        row = key_rows(keys, units, inside, token, stride_slot, UNIT, DIM).to(tl.float32)
+        low = low_of(low, row)
+        high = high_of(high, row)
+    return low.to(first.dtype), high.to(first.dtype)
+
+
+@triton.jit
+def mean_std_of(keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr):
+    """Per-channel mean and population standard deviation of whole units, in the keys' type."""
+    first = key_rows(keys, units, inside, 0, stride_slot, UNIT, DIM)
+    total = first.to(tl.float32)
+    for token in range(1, UNIT):
+        total += key_rows(keys, units, inside, token, stride_slot, UNIT, DIM).to(tl.float32)
+    mean = total / UNIT
+    square = (first.to(tl.float32) - mean) * (first.to(tl.float32) - mean)
+    for token in range(1, UNIT):
+        gap = key_rows(keys, units, inside, token, stride_slot, UNIT, DIM).to(tl.float32) - mean
+        square += gap * gap
+    return mean.to(first.dtype), tl.sqrt(square / UNIT).to(first.dtype)
+
+
+@triton.jit
+def store_planes(field, units, inside, a, b, stride_unit, stride_plane, DIM: tl.constexpr):
+    """Write two planes of each unit."""
+    d = tl.arange(0, padded(DIM))
+    where = field + units[:, None] * stride_unit + d[None, :]
+    mask = inside[:, None] & (d < DIM)[None, :]
+    tl.store(where, a, mask=mask)
+    tl.store(where + stride_plane, b, mask=mask)
+
+
+@triton.jit
+def load_planes(field, units, inside, stride_unit, stride_plane, DIM: tl.constexpr):
+    """Two planes `[units, padded DIM]` of each unit; 0 where not inside."""
+    d = tl.arange(0, padded(DIM))
+    where = field + units[:, None] * stride_unit + d[None, :]
+    mask = inside[:, None] & (d < DIM)[None, :]
+    a = tl.load(where, mask=mask, other=0.0)
+    return a, tl.load(where + stride_plane, mask=mask, other=0.0)
+
+
+@triton.jit
+def summarise_units(
+    field,
+    keys,
+    units,
+    inside,
+    stride_unit,
+    stride_plane,
+    stride_slot,
+    MEAN_STD: tl.constexpr,
+    UNIT: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """Fields of whole units of one KV head from their keys."""
+    if MEAN_STD:
+        a, b = mean_std_of(keys, units, inside, stride_slot, UNIT, DIM)
+    else:
+        a, b = min_max_of(keys, units, inside, stride_slot, UNIT, DIM)
+    store_planes(field, units, inside, a, b, stride_unit, stride_plane, DIM)

@@ -1,0 +1,119 @@
+"""Once per decode step, inside the captured graph: plan the rows, list their units, find what is new.
+
+The device repeats the host policy (`selection.policy.plan_rows`) from the lengths and from one table
+of options by row of `req_to_token`, so a step needs no number from the host.
+"""
+
+import triton
+import triton.language as tl
+
+from . import spec
+
+NOTHING = tl.constexpr(spec.NOTHING)
+
+
+@triton.jit
+def plan_row(length, options, ratios, row, stride_options, UNIT: tl.constexpr):
+    """Options of a request and its length -> (formula, begin, end, units, count, tail, dense)."""
+    options += row * stride_options
+    formula = tl.load(options)
+    budget, least = tl.load(options + 1), tl.load(options + 2)
+    sink, window = tl.load(options + 3), tl.load(options + 4)
+    ratio = tl.load(ratios + row)
+    share = tl.floor(ratio * length.to(tl.float64)).to(tl.int32)
+    budget = tl.where(ratio > 0, tl.maximum(least, share), budget)
+    units = tl.cdiv(length, UNIT)
+    end = tl.minimum(tl.maximum(length - window, 0) // UNIT, units - 1)
+    begin = tl.minimum(tl.cdiv(sink, UNIT), end)
+    tail = (length - 1) % UNIT + 1
+    count = tl.minimum(units, tl.maximum((budget - tail) // UNIT + 1, 1))
+    formula = tl.where(count == units, NOTHING, formula)
+    return formula, begin, end, units, count, tail, tl.load(options + 5)
+
+
+@triton.jit
+def begin_kernel(
+    request_rows,
+    lengths,
+    req_to_token,
+    options,
+    ratios,
+    plan,
+    table,
+    sealed,
+    pending,
+    pending_count,
+    width,
+    capacity,
+    plan_stride,
+    stride_request,
+    stride_options,
+    UNIT: tl.constexpr,
+    UNITS_PER_PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Plan one row and list a block of its units. Grid `[rows, blocks of units]`.
+
+    Args:
+        request_rows: int64 `[rows]`, rows of `req_to_token`; lengths: int64 or int32 `[rows]`.
+        req_to_token: int32 `[requests, context]`.
+        options: int32 `[requests, 6]`; ratios: float64 `[requests]`, 0 for budgets in tokens.
+        plan: int32 `[7, plan_stride]`: formula, begin, end, units, count, tail, dense layers.
+        table: int32 `[rows, width]`, physical units, written up to the row's last.
+        sealed: uint8 `[units]`.
+        pending: int32 `[capacity]`, gets full units without a stamp; what does not fit stays
+            without one and is met again in a later step. pending_count: int32 `[1]`.
+    """
+    row, block = tl.program_id(0), tl.program_id(1)
+    request = tl.load(request_rows + row).to(tl.int64)
+    length = tl.load(lengths + row).to(tl.int32)
+    formula, begin, end, units, count, tail, dense = plan_row(
+        length, options, ratios, request, stride_options, UNIT
+    )
+    if block == 0:
+        tl.store(plan + row, formula)
+        tl.store(plan + plan_stride + row, begin)
+        tl.store(plan + 2 * plan_stride + row, end)
+        tl.store(plan + 3 * plan_stride + row, units)
+        tl.store(plan + 4 * plan_stride + row, count)
+        tl.store(plan + 5 * plan_stride + row, tail)
+        tl.store(plan + 6 * plan_stride + row, dense)
+    unit = block * BLOCK + tl.arange(0, BLOCK)
+    exists = unit < units
+    if block * BLOCK >= units:
+        return
+    slot = tl.load(req_to_token + request * stride_request + unit * UNIT, mask=exists, other=0)
+    physical = slot // UNIT
+    tl.store(table + row.to(tl.int64) * width + unit, physical, mask=exists)
+    full = (unit < length // UNIT) & (physical >= UNITS_PER_PAGE)
+    stamp = tl.load(sealed + physical, mask=full, other=1)
+    fresh = (full & (stamp == 0)).to(tl.int32)
+    found = tl.sum(fresh)
+    if found > 0:
+        place = tl.atomic_add(pending_count, found) + tl.cumsum(fresh) - 1
+        tl.store(pending + place, physical, mask=(fresh != 0) & (place < capacity))
+
+
+@triton.jit
+def forget_kernel(
+    slots, sealed, count, PAGE: tl.constexpr, UNITS_PER_PAGE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Clear the stamps of pages whose first slot is among `slots`; page 0 has none."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    slot = tl.load(slots + i, mask=i < count, other=0).to(tl.int64)
+    starts = (slot % PAGE == 0) & (slot >= PAGE)
+    for unit in tl.static_range(UNITS_PER_PAGE):
+        cleared = tl.zeros([BLOCK], tl.uint8)
+        tl.store(sealed + slot // PAGE * UNITS_PER_PAGE + unit, cleared, mask=starts)
+
+
+@triton.jit
+def seal_kernel(pending, pending_count, sealed, capacity, BLOCK: tl.constexpr):
+    """Stamp all pending units and empty their list. One program."""
+    count = tl.minimum(tl.load(pending_count), capacity)
+    for first in range(0, count, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        unit = tl.load(pending + i, mask=i < count, other=0)
+        tl.store(sealed + unit, tl.full([BLOCK], 1, tl.uint8), mask=i < count)
+    tl.debug_barrier()
+    tl.store(pending_count, 0)
