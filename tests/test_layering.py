@@ -159,15 +159,18 @@ def test_programs_in_the_frontend_language_are_imported_lazily() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("library", ("triton", "flashinfer"))
-def test_gpu_libraries_stay_in_their_device(library: str) -> None:
-    """Each in the `kernels/` folder of its name."""
+@pytest.mark.parametrize(
+    ("library", "folder"),
+    (("triton", "triton"), ("flashinfer", "flashinfer"), ("sgl_kernel", "flashinfer")),
+)
+def test_gpu_libraries_stay_in_their_device(library: str, folder: str) -> None:
+    """Each in one `kernels/` folder; stock attention kernels share one."""
     wrong = [
         f"{path.relative_to(ROOT)}:{found.line}"
         for path in files()
         for found in imports(path)
         if found.module.split(".")[0] == library
-        and path.relative_to(ROOT).parts[:2] != ("kernels", library)
+        and path.relative_to(ROOT).parts[:2] != ("kernels", folder)
     ]
     assert not wrong
 
@@ -205,8 +208,10 @@ def test_a_cold_import_needs_no_sglang() -> None:
         "import importlib, json, sys\n"
         f"for name in {modules!r}: importlib.import_module('{PACKAGE}.' + name)\n"
         f"importlib.import_module('{PACKAGE}.ops').load_ops('reference')\n"
+        f"importlib.import_module('{PACKAGE}.ops').load_route('fa2')\n"
         "heads = sorted({name.split('.')[0] for name in sys.modules})\n"
-        "print(json.dumps([h for h in heads if h in ('sglang', 'triton', 'flashinfer')]))\n"
+        "gpu = ('sglang', 'triton', 'flashinfer', 'sgl_kernel')\n"
+        "print(json.dumps([h for h in heads if h in gpu]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/"

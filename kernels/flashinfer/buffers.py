@@ -1,0 +1,78 @@
+"""Memory of the routes: numbers that go from host to device, tables, shared workspaces."""
+
+from functools import cache
+
+import torch
+
+from sgl_sparsekv.types import AttendShape
+
+from .lengths import Int32
+
+
+class HostNumbers:
+    """int32 numbers in page-locked memory that a step copies to the device without waiting.
+
+    The copies of a step are marked; before the next step overwrites their source it waits for the
+    mark. They left as the first work of their step, so a host that runs one step ahead of the
+    device finds them gone.
+
+    Attributes:
+        tensor: int32 `[n]` on the host.
+        array: the same memory.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self.tensor = torch.zeros(size, dtype=torch.int32, pin_memory=cuda)
+        self.array: Int32 = self.tensor.numpy()
+        self._sent = torch.cuda.Event() if cuda else None
+        self._device = device
+
+    def wait(self) -> None:
+        """Return when what was sent last may be overwritten."""
+        if self._sent is not None:
+            self._sent.synchronize()
+
+    def mark_sent(self) -> None:
+        """Call after queueing every copy out of this memory."""
+        if self._sent is not None:
+            self._sent.record(torch.cuda.current_stream(self._device))
+
+
+class BlockTable:
+    """Pages and lengths of kernels that take a rectangular table and need no plan.
+
+    Attributes:
+        pages: int32 `[rows * H * max_units]`.
+        table: the same, `[rows * H, max_units]`; entries from a row's count on are never followed.
+        offsets: int32 `[rows, H]`, constant.
+        lengths: int32 `[rows * H]`, tokens, on the device.
+        host: int32 `[rows * H]`, where `lengths` comes from.
+    """
+
+    def __init__(self, shape: AttendShape) -> None:
+        requests = shape.rows * shape.heads
+        like = {"dtype": torch.int32, "device": shape.device}
+        self.pages = torch.zeros(requests * shape.max_units, **like)
+        self.table = self.pages.view(requests, shape.max_units)
+        starts = torch.arange(requests, **like) * shape.max_units
+        self.offsets = starts.view(shape.rows, shape.heads)
+        self.lengths = torch.ones(requests, **like)
+        self.host = HostNumbers(requests, shape.device)
+
+    def send(self) -> None:
+        """Queue the copy of `host` to `lengths`."""
+        self.lengths.copy_(self.host.tensor, non_blocking=True)
+        self.host.mark_sent()
+
+
+@cache
+def workspace(device: torch.device, size: int) -> torch.Tensor:
+    """Zeroed bytes `[size]` shared by all who ask for this size: runs follow each other."""
+    return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
