@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import ConfigError, RequestOptionError
 from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div
-from .ops import DEVICES
+from .ops import DEVICES, ROUTES
 from .selection import METHODS, load_method, method_names
 from .types import Reduction
 
@@ -24,6 +24,8 @@ DEFAULT_PAGE_SIZE = 64
 REQUEST_KEY = "sparsekv"
 """Key of our options inside SGLang's `custom_params`."""
 CHECK_MODES = ("off", "log", "raise")
+FUSED_DEVICES = ("triton",)
+"""Devices that serve whole steps: their selections are made anew in every step."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class RequestOptions:
     Attributes:
         method: selection method.
         budget: kept per KV head and step: tokens (int), or a share of the context (float, 0..1].
-            Sinks and window are counted in it; whole units of 16 tokens are kept.
+            Sinks and window are counted in it; whole units are kept.
         sink: first tokens, always kept.
         window: newest tokens, always kept.
         dense_layers: first layers that read everything.
         reselect_every: steps for which a selection is used; 1 selects anew in every step.
+        unit_size: tokens per unit; the server's, no request can change it.
     """
 
     method: str = "quest"
@@ -46,6 +49,7 @@ class RequestOptions:
     window: int = 64
     dense_layers: int = 2
     reselect_every: int = 1
+    unit_size: int = UNIT_SIZE
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -56,19 +60,21 @@ class RequestOptions:
         _check_int("window", self.window, 0)
         _check_int("dense_layers", self.dense_layers, 0, 10_000)
         _check_int("reselect_every", self.reselect_every, 1, 1024)
+        _check_int("unit_size", self.unit_size, min(PAGE_SIZES), max(PAGE_SIZES))
+        _check_choice("unit_size", self.unit_size, PAGE_SIZES)
         _check_budget(self.budget)
         if isinstance(self.budget, int) and self.budget < self.minimum_budget:
             raise ValueError(
                 f"budget must be at least {self.minimum_budget} tokens (sink {self.sink} + window "
-                f"{self.window} in whole units of {UNIT_SIZE}, and one for the partial tail), "
+                f"{self.window} in whole units of {self.unit_size}, and one for the partial tail), "
                 f"got {self.budget}"
             )
 
     @property
     def minimum_budget(self) -> int:
         """Tokens that sinks, window and the partial tail take, in whole units."""
-        units = ceil_div(self.sink, UNIT_SIZE) + ceil_div(self.window, UNIT_SIZE) + 1
-        return units * UNIT_SIZE
+        units = ceil_div(self.sink, self.unit_size) + ceil_div(self.window, self.unit_size) + 1
+        return units * self.unit_size
 
     def budget_tokens(self, length: int) -> int:
         """Budget in tokens for a context of `length` tokens."""
@@ -77,7 +83,9 @@ class RequestOptions:
         return max(self.minimum_budget, math.floor(self.budget * length))
 
 
-REQUEST_FIELDS = tuple(f.name for f in fields(RequestOptions))
+SERVER_ONLY = ("unit_size",)
+"""Fields of `RequestOptions` that only a server sets."""
+REQUEST_FIELDS = tuple(f.name for f in fields(RequestOptions) if f.name not in SERVER_ONLY)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,9 @@ class ServerOptions:
         methods: methods a request may choose; each with a page summary costs metadata memory.
         reduction: how the query heads of a KV head share one selection.
         device: kernels to use; "auto" takes the ones of the model's device.
+        attend: on a GPU, the kernel that reads the selection: our own, or a stock one.
+        dense_below: on a GPU, steps that would save fewer than this many tokens a layer over the
+            whole batch run SGLang's own dense decode; "auto" asks what choosing costs.
         check: compare sampled metadata with the keys it summarises: off, log or raise.
         check_interval: steps between two checks.
         validate_input_ids: refuse token ids outside the vocabulary (they kill a stock server).
@@ -99,6 +110,8 @@ class ServerOptions:
     methods: tuple[str, ...] = ("full", "oracle", "quest", "streaming")
     reduction: Reduction = Reduction.MAX_SOFTMAX
     device: str = "auto"
+    attend: str = "triton"
+    dense_below: int | str = "auto"
     check: str = "off"
     check_interval: int = 50
     validate_input_ids: bool = True
@@ -111,6 +124,11 @@ class ServerOptions:
         if self.request.method not in self.methods:
             object.__setattr__(self, "methods", tuple(sorted({*self.methods, self.request.method})))
         _check_choice("device", self.device, ("auto", *sorted(DEVICES)))
+        _check_choice("attend", self.attend, ("triton", *sorted(ROUTES)))
+        if self.dense_below != "auto":
+            _check_int('dense_below must be "auto", or it', self.dense_below, 0)
+        if self.device in FUSED_DEVICES and self.request.reselect_every != 1:
+            raise ValueError(_reselects(self.device, self.request.reselect_every))
         _check_choice("check", self.check, CHECK_MODES)
         _check_int("check_interval", self.check_interval, 1)
         _check_bool("validate_input_ids", self.validate_input_ids)
@@ -126,7 +144,7 @@ class ServerOptions:
         return {**request, **flat, "methods": list(self.methods), "reduction": str(self.reduction)}
 
 
-SERVER_FIELDS = tuple(f.name for f in fields(ServerOptions) if f.name != "request")
+SERVER_FIELDS = (*SERVER_ONLY, *(f.name for f in fields(ServerOptions) if f.name != "request"))
 
 
 def parse_server_options(values: Mapping[str, Any]) -> ServerOptions:
@@ -140,8 +158,9 @@ def parse_server_options(values: Mapping[str, Any]) -> ServerOptions:
         known = _listed((*REQUEST_FIELDS, *SERVER_FIELDS))
         raise ConfigError(f"unknown option {_shown(unknown[0])}; known options are {known}")
     try:
-        request = RequestOptions(**{k: v for k, v in values.items() if k in REQUEST_FIELDS})
-        server = {k: v for k, v in values.items() if k in SERVER_FIELDS}
+        own = (*REQUEST_FIELDS, *SERVER_ONLY)
+        request = RequestOptions(**{k: v for k, v in values.items() if k in own})
+        server = {k: v for k, v in values.items() if k not in own}
         if "methods" in server:
             server["methods"] = _method_list(server["methods"])
         if "reduction" in server:
@@ -177,9 +196,17 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
             f"got {_shown(method)}"
         )
     try:
-        return replace(server.request, **raw)
+        options = replace(server.request, **raw)
     except ValueError as error:
         raise RequestOptionError(f"sparsekv.{error}") from None
+    if server.device in FUSED_DEVICES and options.reselect_every != 1:
+        raise RequestOptionError(f"sparsekv.{_reselects(server.device, options.reselect_every)}")
+    if server.attend != "triton" and options.dense_layers > server.request.dense_layers:
+        raise RequestOptionError(
+            f"sparsekv.dense_layers must be at most {server.request.dense_layers} on a server "
+            f"with attend {server.attend}, got {options.dense_layers}"
+        )
+    return options
 
 
 def read_config_file(path: str) -> dict[str, Any]:
@@ -203,8 +230,8 @@ def read_env_config() -> dict[str, Any]:
     return read_config_file(text[1:]) if text.startswith("@") else _mapping(text, ENV_CONFIG)
 
 
-def check_page_size(page_size: int) -> None:
-    """Refuse page sizes the package does not serve.
+def check_page_size(page_size: int, unit_size: int = UNIT_SIZE) -> None:
+    """Refuse page sizes the package does not serve, or that the unit does not divide.
 
     Raises:
         ConfigError: with the remedy.
@@ -213,6 +240,10 @@ def check_page_size(page_size: int) -> None:
         raise ConfigError(
             f"--page-size must be one of {_listed(PAGE_SIZES)} for the sparsekv backend, got "
             f"{page_size}; leave the flag out to get {DEFAULT_PAGE_SIZE}"
+        )
+    if page_size % unit_size:
+        raise ConfigError(
+            f"--sparsekv-unit-size {unit_size} must divide --page-size, got {page_size}"
         )
 
 
@@ -254,7 +285,7 @@ def _check_bool(name: str, value: object) -> None:
         raise ValueError(f"{name} must be true or false, got {_shown(value)}")
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {_listed(choices)}, got {_shown(value)}")
 
@@ -267,6 +298,10 @@ def _check_budget(value: object) -> None:
             "budget must be a number of tokens (integer > 0) or a share of the context "
             f"(fraction in (0, 1], written with a point), got {_shown(value)}"
         )
+
+
+def _reselects(device: str, value: int) -> str:
+    return f"reselect_every must be 1 on device {device}, which selects in every step, got {value}"
 
 
 def _listed(names: Any) -> str:

@@ -135,6 +135,10 @@ class Ops(Protocol):
         """Join two attention states `[..., Dv]`, `[...]` over disjoint keys."""
         ...
 
+
+class PrefillOps(Ops, Protocol):
+    """A device whose prefill is ours too; elsewhere SGLang's dense backend runs it."""
+
     def prefill(
         self,
         q: torch.Tensor,

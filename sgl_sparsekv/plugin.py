@@ -71,6 +71,11 @@ HOOKS = (
         "backend.request_table:note_batch",
     ),
     Hook(
+        "sglang.srt.layers.attention.graph_variants.create_attention_graph_variants",
+        "after",
+        "backend.gate:graph_variants",
+    ),
+    Hook(
         "sglang.srt.sampling.sampling_params.SamplingParams.verify",
         "after",
         "serving.requests:verify_sampling_params",

@@ -31,7 +31,10 @@ _HELP = {
     "reselect_every": "decode steps for which a selection is used",
     "methods": "comma-separated methods that requests may choose",
     "reduction": "how query heads of a KV head share a selection: max_softmax or mean_softmax",
-    "device": "kernels: auto, cpu or reference",
+    "unit_size": "tokens per unit that is scored and read as one: 16, 32 or 64",
+    "device": "kernels: auto, cpu, reference or triton",
+    "attend": "on a GPU, what reads the selection: triton, fa2, fa3 or xqa",
+    "dense_below": "on a GPU, run SGLang's dense decode where fewer tokens than this are saved",
     "check": "compare sampled page metadata with the keys: off, log or raise",
     "check_interval": "decode steps between two checks",
     "validate_input_ids": "answer 400 to token ids outside the vocabulary: true or false",
@@ -90,6 +93,12 @@ def options_of(server_args: Any) -> ServerOptions | None:
     return parse_server_options(carried if carried is not None else read_env_config())
 
 
+def carry(server_args: Any, options: ServerOptions) -> None:
+    """Replace the options that a command line gave, which travel to the other processes."""
+    if hasattr(server_args, ATTRIBUTE):
+        setattr(server_args, ATTRIBUTE, options.as_dict())
+
+
 def is_chosen(server_args: Any) -> bool:
     """Whether any attention phase of the server runs on our backend, as resolved so far."""
     from sglang.srt.arg_groups.overrides import attention_backends_of, resolved_view
@@ -111,7 +120,16 @@ def _flag_values(namespace: argparse.Namespace) -> dict[str, Any]:
 
 def _typed(name: str, text: str) -> Any:
     """A flag's text as JSON would hold it; what does not parse is left for the rules to refuse."""
-    if name in ("budget", "sink", "window", "dense_layers", "reselect_every", "check_interval"):
+    if name in (
+        "budget",
+        "sink",
+        "window",
+        "dense_layers",
+        "reselect_every",
+        "check_interval",
+        "unit_size",
+        "dense_below",
+    ):
         for parse in (int, float):
             try:
                 return parse(text)

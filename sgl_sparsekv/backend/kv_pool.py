@@ -32,7 +32,7 @@ def cell_size_with_metadata(
     if options is None or kvc.is_draft_worker or kvc.use_mla_backend:
         return size
     per_unit = bytes_per_unit(_layout(kvc, num_layers), summaries(options))
-    return size + ceil_div(per_unit, UNIT_SIZE)
+    return size + ceil_div(per_unit, options.request.unit_size)
 
 
 def build_pool_with_metadata(
@@ -47,7 +47,9 @@ def build_pool_with_metadata(
             f"KV cache dtype {configurator.kv_cache_dtype} cannot be used with the sparsekv "
             "backend: page bounds need 16- or 32-bit floating keys; use --kv-cache-dtype auto"
         )
-    kwargs["mha_pool_class"] = pool_class(kwargs["mha_pool_class"], summaries(options))
+    kwargs["mha_pool_class"] = pool_class(
+        kwargs["mha_pool_class"], summaries(options), options.request.unit_size
+    )
     return original(configurator, *args, **kwargs)
 
 
@@ -70,7 +72,9 @@ def summaries(options: ServerOptions) -> tuple[PageSummary, ...]:
 
 
 @cache
-def pool_class(base: type, page_summaries: tuple[PageSummary, ...]) -> type:
+def pool_class(
+    base: type, page_summaries: tuple[PageSummary, ...], unit_size: int = UNIT_SIZE
+) -> type:
     """A subclass of SGLang's pool `base` that allocates `page_metadata` beside K and V."""
 
     class SparseKVPool(base):  # type: ignore[misc]
@@ -80,7 +84,7 @@ def pool_class(base: type, page_summaries: tuple[PageSummary, ...]) -> type:
             super()._create_buffers()
             rows, heads, head_dim = self.k_buffer[0].shape
             self.page_metadata = PageMetadata(
-                Geometry(self.page_size, min(UNIT_SIZE, self.page_size)),
+                Geometry(self.page_size, min(unit_size, self.page_size)),
                 page_summaries,
                 KeyLayout(self.layer_num, heads, head_dim, self.dtype),
                 rows,

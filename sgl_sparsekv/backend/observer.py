@@ -12,7 +12,7 @@ from ..page_metadata import PageMetadata, find_mismatches
 from ..serving.metrics import process_metrics
 from ..serving.trace import SelectionRecord, TracePublisher, rank_endpoint
 from ..types import Selection
-from .planner import RowGroup, StepPlan
+from .planner import HostPlan, RowGroup, StepPlan
 from .request_table import RequestTable
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class StepObserver:
             endpoint = rank_endpoint(options.trace, self.tp_rank)
             self.trace = TracePublisher(endpoint, metrics=self.metrics)
         self.step = 0
-        self._plan: StepPlan | None = None
+        self._plan: HostPlan | None = None
         self._checked: torch.Tensor | None = None
 
     def log_start(self, device: str, on_cpu: bool) -> None:
@@ -68,27 +68,50 @@ class StepObserver:
     def prefix_hit(self, slots: torch.Tensor) -> None:
         """A request starts with `slots` `[prefix]` already in the cache."""
         units = self.metadata.geometry.unit_table(slots)
-        self.metrics.shared(int(self.metadata.sealed[units].sum()) if units.numel() else 0)
+        self.prefix_units(int(self.metadata.sealed[units].sum()) if units.numel() else 0)
 
-    def begin_step(self, plan: StepPlan | None, pending: torch.Tensor) -> None:
-        """A step is planned; `plan` is None when no row decodes."""
+    def prefix_units(self, count: int) -> None:
+        """A request starts with `count` units whose metadata is there already."""
+        self.metrics.shared(count)
+
+    def begin_step(self, plan: HostPlan | None, summarised: int, dense: bool = False) -> None:
+        """A step is planned.
+
+        Args:
+            plan: of its decode rows; None when no row decodes.
+            summarised: units that the step summarises.
+            dense: every row reads everything, whatever it asked for.
+        """
         self.step += 1
         self._plan = plan
-        self.metrics.summarised(pending.numel())
+        self.metrics.summarised(summarised)
         self._checked = None
         if plan is None:
             return
         attended, in_context = plan.attended(self.num_layers)
+        if dense:
+            attended = in_context
         for row, read, there in zip(
             plan.rows.tolist(), attended.tolist(), in_context.tolist(), strict=True
         ):
             self.table.record(row, read, there)
         self.metrics.read(int(attended.sum()), int(in_context.sum()))
-        methods = [option.method for option in plan.options]
+        methods = ["full" if dense else option.method for option in plan.options]
         for method in set(methods):
             self.metrics.steps(method, methods.count(method))
-        if self.options.check != "off" and self.step % self.options.check_interval == 0:
+        if self.check_is_due and isinstance(plan, StepPlan):
             self._checked = self._sample(plan.unit_table)
+
+    @property
+    def check_is_due(self) -> bool:
+        """Whether this step is one of those that are checked."""
+        return self.options.check != "off" and self.step % self.options.check_interval == 0
+
+    def check_layer(self, layer: int, keys: torch.Tensor, unit_table: torch.Tensor) -> None:
+        """Compare sampled metadata of a layer with its keys; see `end_layer`."""
+        self._checked = self._sample(unit_table)
+        self.end_layer(layer, keys)
+        self._checked = None
 
     def end_layer(self, layer: int, keys: torch.Tensor) -> None:
         """A layer's K is final for this step: compare sampled metadata with it.
@@ -111,26 +134,38 @@ class StepObserver:
         """Rows read everything in a layer."""
         if self.trace is not None:
             for i, count in enumerate(group.counts.tolist()):
-                everything = np.arange(count, dtype=np.int32)
                 heads = self.metadata.layout.num_kv_heads
-                self._publish(layer, group, i, np.tile(everything, (heads, 1)))
+                self._publish(layer, int(group.index[i]), _name(group), everything_of(heads, count))
 
     def selected(self, layer: int, group: RowGroup, selection: Selection) -> None:
         """Rows read a selection in a layer."""
         if self.trace is not None:
             logical = selection.logical.cpu().numpy()
             for i in range(len(logical)):
-                self._publish(layer, group, i, logical[i])
+                self._publish(layer, int(group.index[i]), _name(group), logical[i])
 
-    def _publish(self, layer: int, group: RowGroup, i: int, units: "np.ndarray[Any, Any]") -> None:
+    def watched(self, layer: int, logical: torch.Tensor) -> None:
+        """Rows read what a device's own buffers `[rows, H, n]` say, or everything."""
+        if self.trace is None or self._plan is None:
+            return
+        plan, heads = self._plan, self.metadata.layout.num_kv_heads
+        dense, chosen = plan.dense_rows(layer), logical[: len(plan.rows)].cpu().numpy()
+        for place, option in enumerate(plan.options):
+            if dense[place]:
+                units = everything_of(heads, int(plan.plan.num_units[place]))
+                self._publish(layer, place, "full", units)
+            else:
+                units = chosen[place, :, : int(plan.plan.counts[place])]
+                self._publish(layer, place, option.method, np.ascontiguousarray(units))
+
+    def _publish(self, layer: int, place: int, method: str, units: "np.ndarray[Any, Any]") -> None:
         assert self.trace is not None and self._plan is not None
-        place = int(group.index[i])
         self.trace.publish(
             SelectionRecord(
                 step=self.step,
                 layer=layer,
                 rid=self.table.entry(int(self._plan.rows[place])).rid,
-                method=group.method.name if group.method else "full",
+                method=method,
                 length=int(self._plan.lengths[place]),
                 units=units,
                 unit_size=self.metadata.geometry.unit_size,
@@ -146,6 +181,15 @@ class StepObserver:
             return units
         start = (self.step * CHECKED_UNITS) % units.numel()
         return units.roll(-start)[:CHECKED_UNITS]
+
+
+def everything_of(heads: int, count: int) -> "np.ndarray[Any, Any]":
+    """Logical units `[H, count]` of a row that reads all of them."""
+    return np.tile(np.arange(count, dtype=np.int32), (heads, 1))
+
+
+def _name(group: RowGroup) -> str:
+    return group.method.name if group.method else "full"
 
 
 def _tp_rank() -> int:

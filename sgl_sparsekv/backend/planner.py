@@ -40,14 +40,13 @@ class RowGroup:
         return rows if self.whole else rows[self.index]
 
 
-class StepPlan:
-    """Who reads what in one decode step.
+class HostPlan:
+    """Who reads how much in one decode step; knows no tensor.
 
     Args:
         rows: `[n]`, rows of `req_to_token`.
         lengths: `[n]`, tokens of each, the current one included.
         options: one per row.
-        req_to_token: int32 `[max rows, max context]`, slot of each position.
         geometry: unit size.
     """
 
@@ -56,7 +55,6 @@ class StepPlan:
         rows: IntArray,
         lengths: IntArray,
         options: list[RequestOptions],
-        req_to_token: torch.Tensor,
         geometry: Geometry,
     ) -> None:
         self.rows = rows
@@ -64,16 +62,10 @@ class StepPlan:
         self.options = options
         self.geometry = geometry
         self.plan: RowPlan = plan_rows(lengths, RowOptions.resolve(options, lengths), geometry)
-        self._device = req_to_token.device
-        span = int(self.plan.num_units.max()) * geometry.unit_size
-        slots = req_to_token[:, :span][:, :: geometry.unit_size]
-        index = torch.from_numpy(rows).to(self._device)
-        self.unit_table = geometry.unit_of(slots.index_select(0, index))
         self._dense_layers = np.array([o.dense_layers for o in options])
         self._always_dense = self.plan.dense | np.array(
             [load_method(o.method).dense for o in options]
         )
-        self._groups: dict[bytes, list[RowGroup]] = {}
 
     @cached_property
     def max_dense_layers(self) -> int:
@@ -84,6 +76,46 @@ class StepPlan:
         """Which rows read everything in a layer."""
         dense: BoolArray = self._always_dense | (self._dense_layers > layer)
         return dense
+
+    def attended(self, num_layers: int) -> tuple[IntArray, IntArray]:
+        """Tokens read and tokens in context per row, summed over `num_layers` layers."""
+        dense = np.where(self._always_dense, num_layers, np.minimum(self._dense_layers, num_layers))
+        read = dense * self.lengths + (num_layers - dense) * self.plan.attended
+        return read.astype(np.int64), num_layers * self.lengths
+
+    def saved_tokens(self) -> int:
+        """Tokens that a sparse layer does not read, over all rows, its page metadata paid for.
+
+        Two vectors per unit weigh as much as the K and V of one token.
+        """
+        full_units = self.lengths // self.geometry.unit_size
+        saved = self.lengths - self.plan.attended - full_units
+        return int(np.maximum(saved, 0)[~self._always_dense].sum())
+
+
+class StepPlan(HostPlan):
+    """A plan with the tensors that kernels of any device take, group by group.
+
+    Args:
+        rows, lengths, options, geometry: see `HostPlan`.
+        req_to_token: int32 `[max rows, max context]`, slot of each position.
+    """
+
+    def __init__(
+        self,
+        rows: IntArray,
+        lengths: IntArray,
+        options: list[RequestOptions],
+        req_to_token: torch.Tensor,
+        geometry: Geometry,
+    ) -> None:
+        super().__init__(rows, lengths, options, geometry)
+        self._device = req_to_token.device
+        span = int(self.plan.num_units.max()) * geometry.unit_size
+        slots = req_to_token[:, :span][:, :: geometry.unit_size]
+        index = torch.from_numpy(rows).to(self._device)
+        self.unit_table = geometry.unit_of(slots.index_select(0, index))
+        self._groups: dict[bytes, list[RowGroup]] = {}
 
     def groups(self, layer: int) -> list[RowGroup]:
         """The rows of the step, split by how they read their cache in this layer."""
@@ -103,12 +135,6 @@ class StepPlan:
         if not scored:
             return torch.empty(0, dtype=torch.int64, device=self._device)
         return torch.cat(scored).long()
-
-    def attended(self, num_layers: int) -> tuple[IntArray, IntArray]:
-        """Tokens read and tokens in context per row, summed over `num_layers` layers."""
-        dense = np.where(self._always_dense, num_layers, np.minimum(self._dense_layers, num_layers))
-        read = dense * self.lengths + (num_layers - dense) * self.plan.attended
-        return read.astype(np.int64), num_layers * self.lengths
 
     def _split(self, dense: BoolArray) -> list[RowGroup]:
         by_method: dict[str | None, list[int]] = {}

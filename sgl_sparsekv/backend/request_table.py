@@ -63,6 +63,8 @@ class RequestTable:
         self.server = server
         self.decode_rows: frozenset[int] | None = None
         """Rows of the batch being launched that decode inside an extend batch; None: no such."""
+        self.launched: IntArray | None = None
+        """Rows of the batch being launched, in its order; None for batches SGLang makes up."""
         self.rejected_count = 0
         self._entries: WeakKeyDictionary[object, RequestEntry] = WeakKeyDictionary()
         self._by_row: dict[int, RequestEntry] = {}
@@ -146,9 +148,10 @@ def note_batch(result: object, *args: Any, **kwargs: Any) -> None:
     runner = args[2] if len(args) > 2 else kwargs["model_runner"]
     if runner.is_draft_worker:
         return
-    for req in batch.reqs or ():
-        row = req.kv.req_pool_idx
+    rows = [(req.kv.req_pool_idx, req) for req in batch.reqs or ()]
+    for row, req in rows:
         if row is not None:
             table.note(row, req)
+    table.launched = np.array([-1 if row is None else row for row, _ in rows], dtype=np.int64)
     mixed = batch.decoding_reqs if batch.forward_mode.is_mixed() else None
     table.decode_rows = frozenset(req.kv.req_pool_idx for req in mixed) if mixed else None

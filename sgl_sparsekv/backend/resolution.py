@@ -1,14 +1,17 @@
 """While SGLang resolves its flags: our page size, no graphs yet, and what we refuse."""
 
+import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config import DEFAULT_PAGE_SIZE, check_page_size
-from ..errors import UnsupportedSetup
+from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_page_size
+from ..errors import ConfigError, UnsupportedSetup
 from ..plugin import version_problem
-from .flags import is_chosen, one_line_for_command_lines, options_of
+from .flags import carry, is_chosen, one_line_for_command_lines, options_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,36 +155,59 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
         _check_and_declare(server_args)
 
 
+def device_of(options: ServerOptions, model_device: str) -> ServerOptions:
+    """Options with the kernels of the model's device where they say "auto".
+
+    Raises:
+        ConfigError: another option cannot be had on that device.
+    """
+    if options.device != "auto":
+        return options
+    try:
+        return replace(options, device="cpu" if model_device == "cpu" else "triton")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _check_and_declare(server_args: Any) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 
     problem = version_problem()
     if problem:
         raise UnsupportedSetup(problem)
-    options_of(server_args)  # a wrong SGL_SPARSEKV_CONFIG stops Engine here, before any process
+    # A wrong SGL_SPARSEKV_CONFIG stops Engine here, before any process.
+    options = options_of(server_args)
+    assert options is not None
     config = resolving_view(server_args)
+    options = device_of(options, str(config.device or "cpu"))
+    carry(server_args, options)
     for refusal in REFUSALS:
         if refusal.applies(config):
             raise UnsupportedSetup(str(refusal))
     if config.page_size is None:
         declare_resolution(server_args, BACKEND_SOURCE, page_size=DEFAULT_PAGE_SIZE)
     else:
-        check_page_size(config.page_size)
-    _disable_graphs(server_args, config)
+        check_page_size(config.page_size, options.request.unit_size)
+    if options.device not in FUSED_DEVICES:
+        _disable_graphs(server_args, config, f"device {options.device} plans on the host")
+    elif options.trace:
+        _disable_graphs(server_args, config, "the trace looks at every layer")
     if config.device == "cpu":
         # Huge pages for torch's buffers, read at its first allocation in the scheduler process:
         # a core reads the cache a quarter faster.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def _disable_graphs(server_args: Any, config: Any) -> None:
-    """The reference kernels synchronise with the host, so no step can be captured yet."""
+def _disable_graphs(server_args: Any, config: Any, why: str) -> None:
+    """Run every step without CUDA graphs."""
     from sglang.srt.arg_groups.overrides import declare_resolution
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 
     graphs = config.cuda_graph_config
     if graphs is None:
         return
+    if config.device != "cpu":
+        logger.info("sparsekv: CUDA graphs are off: %s", why)
     for phase in (Phase.DECODE, Phase.PREFILL):
         graphs = with_phase(graphs, phase, backend=Backend.DISABLED)
     declare_resolution(server_args, BACKEND_SOURCE, cuda_graph_config=graphs)

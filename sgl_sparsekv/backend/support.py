@@ -38,10 +38,13 @@ def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
             "another backend",
         )
     for name in methods:
-        op = load_method(name).missing_op(ops)
+        method = load_method(name)
+        op = method.missing_op(ops)
+        if hasattr(ops, "fused") and not method.formula:
+            op = "fused decode"
         if op:
             raise UnsupportedOnDevice(name, op, ops.name)
-    for module in _attention_layers(runner.model):
+    for module in attention_layers(runner.model):
         reason = dense_reason(module)
         if module.logit_cap and runner.device == "cpu":
             _refuse("models with logit caps", "no CPU kernel applies them", "a GPU")
@@ -66,7 +69,8 @@ def dense_reason(layer: Any) -> str | None:
     return None
 
 
-def _attention_layers(model: Any) -> list[Any]:
+def attention_layers(model: Any) -> list[Any]:
+    """SGLang's attention modules of a model, in order."""
     from sglang.srt.layers.radix_attention import RadixAttention
 
     return [module for module in model.modules() if isinstance(module, RadixAttention)]

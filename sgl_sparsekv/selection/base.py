@@ -15,12 +15,15 @@ class SelectionMethod(ABC):
     Attributes:
         name: what users write.
         summary: page metadata the method reads, or None.
+        formula: what a device that serves whole steps ranks by: "nothing", "position", the name of
+            a page summary, or "exact"; "" when no such device can serve the method.
         dense: True when every unit is read and nothing is scored.
         citation: paper, or "" for our own.
     """
 
     name: ClassVar[str]
     summary: ClassVar[PageSummary | None] = None
+    formula: ClassVar[str] = ""
     dense: ClassVar[bool] = False
     citation: ClassVar[str] = ""
 

@@ -11,6 +11,7 @@ class Full(SelectionMethod):
     """Selects every unit."""
 
     name = "full"
+    formula = "nothing"
     dense = True
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:

@@ -37,5 +37,6 @@ class MeanStd(SummaryMethod):
     """Expected-maximum page ranking."""
 
     name = "mean_std"
+    formula = "mean_std"
     citation = "arXiv 2605.27740 (mean and spread per page)"
     summary = PageSummary("mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4)

@@ -11,6 +11,7 @@ class Oracle(SelectionMethod):
     """Score = log of the sum over the unit's tokens of exp(scale * q·k)."""
 
     name = "oracle"
+    formula = "exact"
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""

@@ -27,5 +27,6 @@ class Quest(SummaryMethod):
     """Upper-bound page ranking."""
 
     name = "quest"
+    formula = "min_max"
     citation = "Quest, arXiv 2406.10774"
     summary = PageSummary("min_max", ("min", "max"), min_max, upper_bound)

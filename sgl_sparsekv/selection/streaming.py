@@ -15,6 +15,7 @@ class Streaming(SelectionMethod):
     """Score = logical position, so the budget left after sinks and window extends the window."""
 
     name = "streaming"
+    formula = "position"
     citation = "StreamingLLM, arXiv 2309.17453"
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:

@@ -100,9 +100,9 @@ class Memory:
 
     def _backend(self) -> Any:
         """Our attention backend as its constructor leaves it, without a model runner."""
-        from sgl_sparsekv.backend.attention import SparseKVBackend
+        from sgl_sparsekv.backend.grouped import GroupedBackend
 
-        backend = SparseKVBackend.__new__(SparseKVBackend)
+        backend = GroupedBackend.__new__(GroupedBackend)
         backend.options, backend.on_cpu = self.options, True
         backend.ops = load_ops("reference")
         backend.dense = SimpleNamespace(init_forward_metadata=lambda batch: None)

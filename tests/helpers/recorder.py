@@ -49,9 +49,9 @@ class Recorder:
         self.judged = [Judged(live, i - first, live.row, live.length) for i, live in decode]
         self.groups, self.outputs, self.done = {}, {}, False
 
-    def begin_step(self, plan: Any, pending: torch.Tensor) -> None:
+    def begin_step(self, plan: Any, summarised: int, dense: bool = False) -> None:
         """See `StepObserver.begin_step`."""
-        self.plan, self.pending = plan, pending.numel()
+        self.plan, self.pending = plan, summarised
 
     def dense(self, layer: int, group: Any) -> None:
         """See `StepObserver.dense`."""

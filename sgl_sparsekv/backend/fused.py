@@ -1,0 +1,321 @@
+"""Decode planned on the device: static buffers, CUDA graphs, no number from the host in a step.
+
+out of the graph   options of new requests, pages handed out, host plans of stock kernels
+in the graph       stamps of pages that start anew, the plan of every row, its units
+in each layer      K and V written, three launches
+behind the last    stamps of what was summarised
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import ServerOptions
+from ..errors import UnsupportedSetup
+from ..geometry import ceil_div
+from ..ops import FusedOps
+from ..selection.policy import BoolArray, IntArray
+from ..types import StepShape
+from .attention import SparseKVBackend, host_lengths
+from .gate import DENSE, BreakEven, activate_gate, needed_tokens
+from .kv_pool import listen_to_allocator
+from .option_table import OptionTable
+from .paged import PagedRoute
+from .planner import HostPlan
+from .support import attention_layers, dense_reason
+
+logger = logging.getLogger(__name__)
+MOST_ROWS = 256
+"""Rows of a step that can be sparse, at most."""
+MOST_BUFFER_BYTES = 2 << 30
+"""Of buffers that grow with the rows of a step."""
+
+
+class FusedBackend(SparseKVBackend):
+    """Every step runs the same launches over the same buffers, whatever its requests ask for."""
+
+    def __init__(self, runner: Any, options: ServerOptions, ops: FusedOps) -> None:
+        super().__init__(runner, options, ops)
+        modules = attention_layers(runner.model)
+        served = [module for module in modules if not dense_reason(module)]
+        self._needs_dense = len(served) < len(modules)
+        shape = step_shape(self, served[0])
+        self.step = ops.fused(shape, watched=bool(options.trace))
+        self.max_rows = shape.max_rows
+        self.option_table = OptionTable(self.step, options.request)
+        self.paged = self._route(shape)
+        per_token = 2 * shape.heads * shape.head_dim * shape.dtype.itemsize
+        needed = options.dense_below
+        if isinstance(needed, str):
+            needed = needed_tokens(per_token, torch.device(shape.device))
+        self.gate = BreakEven(self._host_plan, needed, self.max_rows)
+        activate_gate(self.gate)
+        self._handed_out: list[torch.Tensor] = []
+        listen_to_allocator(self._handed_out.append)
+        self._sparse = True
+        self._extending = False
+        self._fields: list[dict[str, torch.Tensor]] = [
+            {s.name: self.metadata.fields(s.name, layer) for s in self.metadata.summaries}
+            for layer in range(self.num_layers)
+        ]
+        self._planned: tuple[Any, HostPlan | None] = (None, None)
+        logger.info(
+            "sparsekv: %.1f MiB of step buffers; batches of up to %d requests are sparse, and "
+            "dense where they would save fewer than %d tokens a layer; attend: %s",
+            self.step.nbytes / 2**20, self.max_rows, needed, options.attend,
+        )  # fmt: skip
+
+    def _route(self, shape: StepShape) -> PagedRoute | None:
+        if self.options.attend == "triton":
+            return None
+        if self.on_cpu:
+            raise UnsupportedSetup(
+                f"--sparsekv-attend {self.options.attend} needs an NVIDIA GPU; use triton"
+            )
+        capability = torch.cuda.get_device_capability()
+        return PagedRoute(self.options.attend, shape, self.options.request.dense_layers, capability)
+
+    # -- graph phases ----------------------------------------------------------------------
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """State of the dense graphs; ours exists since the constructor."""
+        self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
+        if max_bs < self.max_rows:
+            logger.warning(
+                "sparsekv: batches of more than %d requests run without CUDA graphs; raise "
+                "--cuda-graph-max-bs to have them captured",
+                max_bs,
+            )
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """Host work before a graph is captured or replayed."""
+        self._extending = False
+        self._sparse = self._chosen(forward_batch, in_capture)
+        plan = None if in_capture else self._host_plan(forward_batch)
+        if not self._sparse or self._needs_dense:
+            self.dense.init_forward_metadata_out_graph(forward_batch, in_capture)
+        if self._sparse and self.paged is not None:
+            self.paged.plan(forward_batch.batch_size, plan, graph=True)
+        self._before_step(plan)
+        self.table.launched = None
+
+    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
+        """Recorded work at the head of a decode step."""
+        self.step.forget(self.metadata.sealed, forward_batch.out_cache_loc)
+        if not self._sparse or self._needs_dense:
+            self.dense.init_forward_metadata_in_graph(forward_batch)
+        if self._sparse:
+            self._begin(forward_batch.req_pool_indices, forward_batch.seq_lens)
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """A step without a graph."""
+        self._decode_tokens = None
+        mode = forward_batch.forward_mode
+        if mode.is_idle():
+            self.dense.init_forward_metadata(forward_batch)
+            return
+        if mode.is_decode():
+            self.gate.select(forward_batch)
+            self._sparse = self._chosen(forward_batch, False)
+            plan = self._host_plan(forward_batch)
+            if not self._sparse or self._needs_dense:
+                self.dense.init_forward_metadata(forward_batch)
+            if self._sparse and self.paged is not None:
+                self.paged.plan(forward_batch.batch_size, plan, graph=False)
+            self._before_step(plan)
+            self.step.forget(self.metadata.sealed, forward_batch.out_cache_loc)
+            if self._sparse:
+                self._begin(forward_batch.req_pool_indices, forward_batch.seq_lens)
+            self.table.launched = None
+        else:
+            self._begin_extend(forward_batch)
+        self._extending = not mode.is_decode()
+
+    def _chosen(self, forward_batch: Any, in_capture: bool) -> bool:
+        """Whether this step, or the graph being captured, is sparse."""
+        if forward_batch.batch_size > self.max_rows:
+            return False
+        if not in_capture:
+            return self.gate.chosen != DENSE
+        from sglang.srt.model_executor.runner_utils.capture_mode import (
+            get_capture_attention_variant,
+        )
+
+        return bool(get_capture_attention_variant() != DENSE)
+
+    def _before_step(self, plan: HostPlan | None) -> None:
+        """Pages that the allocator gave to writers we do not see, and who owns which row."""
+        for slots in self._handed_out:
+            self.step.forget(self.metadata.sealed, slots)
+        self._handed_out.clear()
+        if plan is None:
+            self.observer.begin_step(None, 0)
+            return
+        for row in plan.rows.tolist():
+            entry = self.table.entry(row)
+            self.option_table.bind(row, entry.serial, entry.options)
+        filled = int((plan.lengths % self.geometry.unit_size == 0).sum()) if self._sparse else 0
+        self.observer.begin_step(plan, filled, dense=not self._sparse)
+        if self.observer.check_is_due:
+            self._check(plan)
+
+    def _check(self, plan: HostPlan) -> None:
+        """Compare stamped units of the batch with their keys; waits for the device."""
+        table = self.req_to_token_pool.req_to_token
+        rows = torch.from_numpy(plan.rows).to(table.device)
+        before = int(plan.lengths.max()) - 1  # the newest token has no K yet
+        units = self.geometry.unit_table(table[rows, :before])
+        for layer in range(self.num_layers):
+            keys = self.token_to_kv_pool.get_key_buffer(layer + self.token_to_kv_pool.start_layer)
+            self.observer.check_layer(layer, keys, units)
+
+    def _begin(self, request_rows: torch.Tensor, lengths: torch.Tensor) -> None:
+        self.step.begin(
+            self.metadata.sealed, request_rows, lengths, self.req_to_token_pool.req_to_token
+        )
+
+    def _begin_extend(self, forward_batch: Any) -> None:
+        """Prefill: list the units that fill; decode rows of a mixed batch are planned as well."""
+        self.dense.init_forward_metadata(forward_batch)
+        self._sparse = True
+        launched, self.table.launched = self.table.launched, None
+        decode = np.zeros(0, dtype=bool)
+        if launched is not None:
+            self._note_extends(forward_batch, launched)
+            decode = self.table.is_decode(launched)
+        mixed = 0 < decode.sum() <= self.max_rows
+        host = host_lengths(forward_batch)[: len(decode)] if mixed else None
+        plan = None
+        if launched is not None and host is not None:
+            plan = self._host_plan_of(launched[decode], host[decode])
+        self._before_step(plan)
+        self.step.forget(self.metadata.sealed, forward_batch.out_cache_loc)
+        rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
+        for first in range(0, rows.numel(), self.max_rows):
+            some = slice(first, first + self.max_rows)
+            self._begin(rows[some], lengths[some])
+        if plan is not None:
+            self._begin_mixed(forward_batch, plan, decode)
+
+    def _begin_mixed(self, forward_batch: Any, plan: HostPlan, decode: BoolArray) -> None:
+        """Plan the decode rows of a batch that prefills others."""
+        rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
+        ends = np.cumsum(forward_batch.extend_seq_lens_cpu)[: len(decode)]
+        place = torch.from_numpy(np.flatnonzero(decode)).to(rows.device)
+        self._decode_tokens = torch.from_numpy(ends[decode] - 1).to(rows.device)
+        if self.paged is not None:
+            self.paged.plan(len(plan.rows), plan, graph=False)
+        self._begin(rows[place], lengths[place])
+
+    def _note_extends(self, forward_batch: Any, launched: IntArray) -> None:
+        lengths = host_lengths(forward_batch)
+        new = forward_batch.extend_seq_lens_cpu
+        for row, length, added in zip(launched.tolist(), lengths, new, strict=False):
+            entry = self.table.entry(row)
+            if not entry.extended:
+                entry.extended = True
+                self.observer.prefix_units((int(length) - added) // self.geometry.unit_size)
+
+    # -- host mirror -----------------------------------------------------------------------
+
+    def _host_plan(self, forward_batch: Any) -> HostPlan | None:
+        """Plan of the batch that SGLang launched last; None for dummy batches."""
+        launched = self.table.launched
+        if launched is None or forward_batch.seq_lens_cpu is None:
+            return None
+        if len(launched) > forward_batch.batch_size:
+            return None
+        if self._planned[0] is not launched:
+            lengths = host_lengths(forward_batch)[: len(launched)]
+            self._planned = (launched, self._host_plan_of(launched, lengths))
+        return self._planned[1]
+
+    def _host_plan_of(self, rows: Any, lengths: Any) -> HostPlan:
+        options = [self.table.entry(row).options for row in rows.tolist()]
+        return HostPlan(rows, lengths, options, self.geometry)
+
+    # -- once per layer --------------------------------------------------------------------
+
+    def _is_sparse_step(self) -> bool:
+        return self._sparse
+
+    def forward_extend(
+        self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """Prefill by SGLang, then this layer's page metadata, then decode rows of a mixed batch."""
+        out: torch.Tensor = super().forward_extend(
+            q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+        )
+        self._end_layer(layer)
+        return out
+
+    def forward_decode(
+        self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """Sparse decode of every row, or SGLang's dense one below the break-even."""
+        out: torch.Tensor = super().forward_decode(
+            q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+        )
+        if self._sparse:
+            self._end_layer(layer)
+        return out
+
+    def _summarise(self, layer: Any) -> None:
+        """Units that fill in prefill, or in a layer that SGLang serves.
+
+        A sparse decode summarises in its own first launch; a dense step leaves units without a
+        stamp, and the next sparse one finds them.
+        """
+        if self._extending or (self._sparse and dense_reason(layer)):
+            keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+            self.step.summarise(keys, self._fields[self._local(layer)])
+
+    def _end_layer(self, layer: Any) -> None:
+        if self._local(layer) == self.num_layers - 1:
+            self.step.end(self.metadata.sealed)
+
+    def _decode(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
+        local, heads = self._local(layer), layer.tp_k_head_num
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        grouped = q.to(keys.dtype).view(q.shape[0], heads, -1, layer.qk_head_dim)
+        paged = None if self.paged is None else self.paged.of_layer(local)
+        out = self.step.decode(
+            self.metadata.sealed, local, grouped, keys, values, self._fields[local],
+            layer.scaling, paged,
+        )  # fmt: skip
+        if self.options.trace:
+            self.observer.watched(local, self.step.buffers.logical)
+        return out.reshape(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
+
+
+def step_shape(backend: SparseKVBackend, layer: Any) -> StepShape:
+    """Extents of a server's steps, rows bounded by what their buffers take."""
+    from ..selection import load_method
+
+    table, geometry = backend.req_to_token_pool.req_to_token, backend.geometry
+    layout = backend.metadata.layout
+    group = layer.tp_q_head_num // layer.tp_k_head_num
+    units = ceil_div(table.shape[1], geometry.unit_size)
+    per_row = layout.num_kv_heads * units * 4 * (group + 2)
+    rows = min(MOST_ROWS, max(1, MOST_BUFFER_BYTES // per_row), table.shape[0])
+    return StepShape(
+        max_rows=rows,
+        requests=table.shape[0],
+        max_units=units,
+        max_selected=units,
+        pool_units=backend.metadata.num_units,
+        heads=layout.num_kv_heads,
+        group=group,
+        head_dim=layer.qk_head_dim,
+        v_head_dim=layer.v_head_dim,
+        unit_size=geometry.unit_size,
+        page_size=geometry.page_size,
+        dtype=layout.dtype,
+        device=table.device,
+        formulas=frozenset(load_method(name).formula for name in backend.options.methods),
+        reduction=backend.options.reduction,
+    )

@@ -1,0 +1,182 @@
+"""Decode planned on the host: rows that read alike go through the ops of a device together.
+
+For CPUs, and for the reference kernels on any device: shapes follow the step's data, so no step can
+be captured in a CUDA graph.
+"""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from ..config import ServerOptions
+from ..ops import Ops, PrefillOps
+from ..page_metadata import StepSeal
+from ..types import ScoreInputs, Selection
+from .attention import SparseKVBackend, host_lengths
+from .held_scores import HeldScores
+from .kv_pool import listen_to_allocator
+from .planner import RowGroup, StepPlan
+
+
+class GroupedBackend(SparseKVBackend):
+    """A step is planned once, then every layer summarises, scores, selects and attends by group."""
+
+    def __init__(self, runner: Any, options: ServerOptions, ops: Ops) -> None:
+        super().__init__(runner, options, ops)
+        self.seal = StepSeal(self.metadata, self.ops)
+        self.metadata.poison = options.check != "off"
+        self.held = HeldScores()
+        listen_to_allocator(self.seal.hand_out)
+        self.plan: StepPlan | None = None
+        self._extend_rows: list[tuple[slice, torch.Tensor]] = []
+        self._decode_tokens: torch.Tensor | None = None
+
+    # -- once per step ---------------------------------------------------------------------
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Plan a step: which rows decode, what each reads, which units fill."""
+        self.dense.init_forward_metadata(forward_batch)
+        self.plan = None
+        self._extend_rows, self._decode_tokens = [], None
+        mode = forward_batch.forward_mode
+        if mode.is_idle():
+            return
+        rows = forward_batch.req_pool_indices.cpu().numpy().astype(np.int64)
+        lengths = host_lengths(forward_batch)
+        if mode.is_decode():
+            self._plan_decode(rows, lengths)
+        else:
+            self._plan_extend(forward_batch, rows, lengths)
+        needed = self.plan.needed_units() if self.plan else torch.empty(0, dtype=torch.int64)
+        self.seal.begin_step(forward_batch.out_cache_loc, needed)
+        self.observer.begin_step(self.plan, self.seal.pending.numel())
+
+    def _plan_decode(self, rows: Any, lengths: Any) -> None:
+        entries = [self.table.entry(int(row)) for row in rows]
+        self.plan = StepPlan(
+            rows,
+            lengths,
+            [entry.options for entry in entries],
+            self.req_to_token_pool.req_to_token,
+            self.geometry,
+        )
+        for row, entry, length in zip(rows.tolist(), entries, lengths.tolist(), strict=True):
+            self.held.begin_step(row, entry.serial, length, entry.options.reselect_every)
+
+    def _plan_extend(self, forward_batch: Any, rows: Any, lengths: Any) -> None:
+        decode = self.table.is_decode(rows)
+        ends = np.cumsum(forward_batch.extend_seq_lens_cpu)
+        table = self.req_to_token_pool.req_to_token
+        for i, (end, new) in enumerate(
+            zip(ends.tolist(), forward_batch.extend_seq_lens_cpu, strict=True)
+        ):
+            if not decode[i]:
+                slots = table[int(rows[i]), : int(lengths[i])].long()
+                self._extend_rows.append((slice(end - new, end), slots))
+                entry = self.table.entry(int(rows[i]))
+                if not entry.extended:
+                    entry.extended = True
+                    self.observer.prefix_hit(slots[: int(lengths[i]) - new])
+        if decode.any():
+            self._decode_tokens = torch.from_numpy(ends[decode] - 1)
+            self._plan_decode(rows[decode], lengths[decode])
+
+    # -- once per layer --------------------------------------------------------------------
+
+    @property
+    def prefills(self) -> bool:
+        """On a CPU: SGLang's own recomputes the whole context for every chunk."""
+        return self.on_cpu
+
+    def _summarise(self, layer: Any) -> None:
+        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+        self.seal.summarise(self._local(layer), keys)
+
+    def _prefill(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
+        out = q.new_zeros(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        q = q.to(keys.dtype)
+        ops = cast(PrefillOps, self.ops)
+        for tokens, slots in self._extend_rows:
+            out[tokens] = ops.prefill(q[tokens], keys, values, slots, layer.scaling)
+        return out
+
+    def _decode(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
+        """q `[rows, Hq, D]` -> `[rows, Hq, Dv]`, group by group."""
+        assert self.plan is not None
+        heads = layer.tp_k_head_num
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        shape = (q.shape[0], heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
+        grouped = q.to(keys.dtype).view(shape)
+        groups = self.plan.groups(self._local(layer))
+        out: torch.Tensor | None = None
+        for group in groups:
+            queries = group.take(grouped)
+            table = self._table(group, queries, keys, layer)
+            part, _ = self.ops.attend(
+                queries,
+                keys,
+                values,
+                table,
+                group.counts,
+                group.tails,
+                layer.scaling,
+                self.geometry.unit_size,
+            )
+            if group.whole:
+                out = part
+            else:
+                out = (
+                    grouped.new_empty(*grouped.shape[:3], layer.v_head_dim) if out is None else out
+                )
+                out[group.index] = part
+        assert out is not None
+        self.observer.end_layer(self._local(layer), keys)
+        return out.view(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
+
+    def _table(
+        self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
+    ) -> torch.Tensor:
+        """Physical units `[rows, H, n]` that the group reads in this layer."""
+        if group.method is None:
+            table = group.candidates.unit_table
+            self.observer.dense(self._local(layer), group)
+            return table[:, None, :].expand(-1, q.shape[1], -1)
+        scores = self._scores(group, q, keys, layer)
+        selection: Selection = self.ops.select(
+            scores, group.candidates, group.num_units, group.counts
+        )
+        self.observer.selected(self._local(layer), group, selection)
+        return selection.physical
+
+    def _scores(
+        self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
+    ) -> torch.Tensor:
+        """Scores `[rows, H, U]`: held ones where a row does not reselect, else the method's."""
+        assert group.method is not None and self.plan is not None
+        local = self._local(layer)
+        rows = self.plan.rows[group.index.cpu().numpy()].tolist()
+        held = [i for i, row in enumerate(rows) if self.held.holds(row, local)]
+        if len(held) == len(rows):
+            width = group.candidates.unit_table.shape[1]
+            scores = q.new_empty(len(rows), q.shape[1], width, dtype=torch.float32)
+        else:
+            summary = group.method.summary
+            fields = self.metadata.fields(summary.name, local) if summary else None
+            inputs = ScoreInputs(
+                q,
+                keys,
+                fields,
+                group.candidates,
+                layer.scaling,
+                self.options.reduction,
+                self.geometry.unit_size,
+            )
+            scores = group.method.score(self.ops, inputs)
+        for i, row in enumerate(rows):
+            if i in held:
+                self.held.load(row, local, scores[i])
+            else:
+                self.held.store(row, local, scores[i])
+        return scores

@@ -1,0 +1,55 @@
+"""Request options on the device, by row of `req_to_token`: what `begin` plans from."""
+
+from typing import Any
+
+import torch
+
+from ..config import RequestOptions
+from ..ops import FusedDecode
+from ..selection import load_method
+
+
+class OptionTable:
+    """Keeps the device's table of options equal to the requests that own the rows.
+
+    Writes are ordered on the forward stream before the step that needs them. The host's copy is
+    pinned, so a copy neither waits nor allocates.
+    """
+
+    def __init__(self, step: FusedDecode, default: RequestOptions) -> None:
+        self._step = step
+        options, ratios = step.buffers.options, step.buffers.ratios
+        pinned = options.device.type == "cuda"
+        self._options = torch.zeros(options.shape, dtype=options.dtype, pin_memory=pinned)
+        self._ratios = torch.zeros(ratios.shape, dtype=ratios.dtype, pin_memory=pinned)
+        self._owner: dict[int, Any] = {}
+        self._options[:] = torch.tensor(self._values(default), dtype=torch.int32)
+        self._ratios[:] = self._ratio(default)
+        options.copy_(self._options)
+        ratios.copy_(self._ratios)
+
+    def bind(self, row: int, owner: Any, options: RequestOptions) -> None:
+        """Give a row to a request; nothing happens when it has it already."""
+        if self._owner.get(row) == owner:
+            return
+        self._owner[row] = owner
+        self._options[row] = torch.tensor(self._values(options), dtype=torch.int32)
+        self._ratios[row] = self._ratio(options)
+        device = self._step.buffers
+        device.options[row].copy_(self._options[row], non_blocking=True)
+        device.ratios[row : row + 1].copy_(self._ratios[row : row + 1], non_blocking=True)
+
+    def _values(self, options: RequestOptions) -> list[int]:
+        """formula, budget, least budget, sink, window, dense layers"""
+        tokens = options.budget if isinstance(options.budget, int) else 0
+        return [
+            self._step.formula(load_method(options.method).formula),
+            tokens,
+            options.minimum_budget,
+            options.sink,
+            options.window,
+            options.dense_layers,
+        ]
+
+    def _ratio(self, options: RequestOptions) -> float:
+        return 0.0 if isinstance(options.budget, int) else options.budget
