@@ -53,7 +53,7 @@ class BlockTable:
     def __init__(self, shape: AttendShape) -> None:
         requests = shape.rows * shape.heads
         like = {"dtype": torch.int32, "device": shape.device}
-        self.pages = torch.zeros(requests * shape.max_units, **like)
+        self.pages = shared_pages(shape.device, requests * shape.max_units)
         self.table = self.pages.view(requests, shape.max_units)
         starts = torch.arange(requests, **like) * shape.max_units
         self.offsets = starts.view(shape.rows, shape.heads)
@@ -64,6 +64,21 @@ class BlockTable:
         """Queue the copy of `host` to `lengths`."""
         self.lengths.copy_(self.host.tensor, non_blocking=True)
         self.host.mark_sent()
+
+
+_pages: dict[torch.device, torch.Tensor] = {}
+
+
+def shared_pages(device: torch.device, size: int) -> torch.Tensor:
+    """int32 `[size]`, the beginning of one buffer for all shapes: it is rewritten for every run.
+
+    A table is as wide as the context, and there is one for each captured batch size and class of
+    layers. A larger one replaces the buffer; who has the smaller one keeps it.
+    """
+    kept = _pages.get(device)
+    if kept is None or len(kept) < size:
+        kept = _pages[device] = torch.zeros(size, dtype=torch.int32, device=device)
+    return kept[:size]
 
 
 @cache

@@ -7,7 +7,7 @@ import torch
 from sgl_sparsekv.errors import UnsupportedSetup
 from sgl_sparsekv.types import AttendShape
 
-from .buffers import HostNumbers, multiprocessors, workspace
+from .buffers import HostNumbers, multiprocessors, shared_pages, workspace
 from .layout import head_pages
 from .lengths import Int64, check_plan, write_indptr, write_tails
 from .limits import unsupported_anywhere
@@ -59,7 +59,7 @@ class Fa2Attend:
         requests = shape.rows * shape.heads
         like = {"dtype": torch.int32, "device": shape.device}
         self._shape = shape
-        self.pages = torch.zeros(requests * shape.max_units, **like)
+        self.pages = shared_pages(shape.device, requests * shape.max_units)
         self._indptr = torch.zeros(requests + 1, **like)
         self.offsets = self._indptr[:-1].view(shape.rows, shape.heads)
         self._starts = HostNumbers(requests + 1, shape.device)

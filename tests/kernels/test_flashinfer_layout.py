@@ -36,6 +36,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(fa2, "SHARED_WORKSPACE", 1 << 20)
     yield
     buffers.workspace.cache_clear()
+    buffers._pages.clear()
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,18 @@ def test_one_plan_serves_every_layer_and_the_next_step_keeps_its_buffers(name: s
                     table[row, head, : int(count)] = torch.cat([source[order], source[-1:]])
             check_run(attend, replace(step, table=table), name != "xqa")
         assert places == (attend.pages.data_ptr(), attend.offsets.data_ptr())
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_shapes_share_one_page_buffer(name: str) -> None:
+    """The smaller takes the beginning of the larger's; each run after its own pages is right."""
+    steps = [make_step(make_batch(n, 2, 4, 64, torch.bfloat16)) for n in ([511, 40], [300])]
+    attends = [load_route(name).create(step.shape) for step in steps]
+    assert attends[0].pages.data_ptr() == attends[1].pages.data_ptr()
+    for attend, step in zip(attends, steps, strict=True):
+        attend.plan(step.counts, step.tails)
+    for attend, step in [*zip(attends, steps, strict=True)] * 2:
+        check_run(attend, step, name != "xqa")
 
 
 def test_planned_numbers_are_those_of_the_counts() -> None:
