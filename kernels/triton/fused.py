@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-import triton
 
+import triton
 from sgl_sparsekv.types import Reduction, StepShape
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class FusedDecode:
             self._score(sealed, layer, q, keys, fields, scale)
         self._select(layer, q.shape[0], paged)
         if paged is not None:
-            return paged.run(q, keys, values, scale)[0]
+            return paged.run(q.contiguous(), keys, values, scale, lse=False)[0]
         return self._attend(layer, q, keys, values, scale)
 
     def end(self, sealed: torch.Tensor) -> None:

@@ -21,15 +21,15 @@ def padded(n, least=1):
 
 
 @triton.jit
-def low_of(a, b):
-    """Smaller of two; not a number if one is not."""
-    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
 def high_of(a, b):
     """Larger of two; not a number if one is not."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def share_of(x, highest):
+    """exp(x - highest): 1 where they are equal, so that an infinity is one among equals."""
+    return tl.where(x == highest, 1.0, tl.exp2((x - highest) * LOG2E))
 
 
 @triton.jit
@@ -54,14 +54,15 @@ def key_rows(keys, units, inside, token, stride_slot, UNIT: tl.constexpr, DIM: t
 @triton.jit
 def min_max_of(keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr):
     """Per-channel minimum and maximum of whole units, exact, in the keys' type."""
-    first = key_rows(keys, units, inside, 0, stride_slot, UNIT, DIM)
-    low = first.to(tl.float32)
+    low = key_rows(keys, units, inside, 0, stride_slot, UNIT, DIM)
     high = low
     for token in range(1, UNIT):
-        row = key_rows(keys, units, inside, token, stride_slot, UNIT, DIM).to(tl.float32)
-        low = low_of(low, row)
-        high = high_of(high, row)
-    return low.to(first.dtype), high.to(first.dtype)
+        row = key_rows(keys, units, inside, token, stride_slot, UNIT, DIM)
+        wide = row.to(tl.float32)
+        # Chosen, not computed: a rounding or a flushed subnormal would not be a key's own bits.
+        low = tl.where((wide < low.to(tl.float32)) | (wide != wide), row, low)
+        high = tl.where((wide > high.to(tl.float32)) | (wide != wide), row, high)
+    return low, high
 
 
 @triton.jit

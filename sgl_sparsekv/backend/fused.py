@@ -281,7 +281,7 @@ class FusedBackend(SparseKVBackend):
     def _decode(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
         local, heads = self._local(layer), layer.tp_k_head_num
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
-        grouped = q.to(keys.dtype).view(q.shape[0], heads, -1, layer.qk_head_dim)
+        grouped = q.to(keys.dtype).reshape(q.shape[0], heads, -1, layer.qk_head_dim)
         paged = None if self.paged is None else self.paged.of_layer(local)
         out = self.step.decode(
             self.metadata.sealed, local, grouped, keys, values, self._fields[local],
