@@ -1,9 +1,22 @@
-"""Shared by every test: one seed."""
+"""Shared by every test: one seed, and where Triton kernels run.
 
+Without a GPU they run in Triton's interpreter. Triton decides that for its own functions when it is
+imported, so it is imported here, before anything else can. The variable is taken back at once:
+processes that tests start compile as usual.
+"""
+
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton
+
+    triton.knobs.runtime.interpret = True
+    del os.environ["TRITON_INTERPRET"]
 
 SEED = 20_406_774
 """Of every test that draws numbers; stateful tests print the fresh seed they add to it."""

@@ -81,7 +81,7 @@ def join_splits(
     return out / total[:, None], best + tl.log2(total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def attend_kernel(
     q,
     keys,
@@ -130,14 +130,15 @@ def attend_kernel(
         tickets: int32 `[rows, H]`, zero before and after.
         out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`.
     """
-    split, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    split, row = tl.program_id(0), tl.program_id(2)
+    head = tl.program_id(1).to(tl.int64)
     pair = row.to(tl.int64) * HEADS + head
     count = tl.load(counts + row)
     units = selected + tl.load(offsets + pair)
     if (tl.load(formulas + row) == NOTHING) | (layer < tl.load(dense_layers + row)):
         count = tl.load(num_units + row)
         units = table + row.to(tl.int64) * stride_table
-    share = tl.cdiv(count, SPLITS)
+    share = tl.maximum(tl.cdiv(count, SPLITS), 1)
     active = tl.cdiv(count, share)
     if split >= active:
         return

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-import triton
 
+import triton
 from sgl_sparsekv.types import StepShape
 
 from .tuning import num_splits

@@ -1,19 +1,15 @@
-"""The kernels as a server launches them, compiled ahead of time: no GPU is needed.
+"""The kernels as servers launch them: what `compile.py` compiles ahead of time.
 
-for build in compile_all(): build.kernel, build.arch, build.registers, build.local_bytes ...
+A server's kernels differ in head size, element type, unit, group and reduction. Their product is
+large, so VARIANTS cover every value of each beside the widest combinations, which need most
+registers and shared memory.
 """
 
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from .attend import attend_kernel, merge_kernel
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
@@ -21,21 +17,48 @@ from .score import score_kernel, summarise_kernel
 from .select import select_kernel
 from .share import share_kernel
 from .step import begin_kernel, forget_kernel, seal_kernel
-from .tuning import SELECT_CHUNK, SELECT_WARPS, TUNING, num_splits, tuning_for
+from .tuning import SELECT_CHUNK, SELECT_WARPS, TUNING, Tuning, num_splits, tuning_for
 
 ARCHITECTURES = tuple(sorted(TUNING))
 """Compute capabilities that are compiled for."""
 WIDTH = 8192
 """Units of the longest context in the catalogue: 128k tokens in units of 16."""
-KV_POINTERS = {"q", "keys", "values", "min_max", "mean_std", "out", "out_a", "out_b"}
-FLOAT_POINTERS = {"logits", "parts", "part_lse", "split_out", "lse", "lse_a", "lse_b", "share"}
-BYTE_POINTERS = {"sealed"}
-LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots"}
-DOUBLE_POINTERS = {"ratios"}
-FLOATS = {"scale", "spread"}
-SCALARS = {
-    "layer", "width", "widest", "capacity", "entry_scale", "plan_stride", "count", "rows",
-}  # fmt: skip
+HEADS = 8
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of server.
+
+    Attributes:
+        head_dim: of K and V.
+        dtype: Triton's name of the cache's element type.
+        unit: tokens per unit.
+        group: query heads per KV head.
+        mean: reduction over the group by mean, else by maximum.
+    """
+
+    head_dim: int = 128
+    dtype: str = "bf16"
+    unit: int = 16
+    group: int = 4
+    mean: bool = False
+
+    def tuning(self, arch: tuple[int, int]) -> Tuning:
+        """Constants on one architecture."""
+        return tuning_for(arch, self.head_dim, 4 if self.dtype == "fp32" else 2)
+
+
+COMMON = Variant()
+"""The variant of which every kernel is compiled, and whose builds tests repeat."""
+VARIANTS = (
+    COMMON,
+    Variant(64, "fp16", 64, 8, True),
+    Variant(128, "fp16", 64, 1),
+    Variant(256, "bf16", 16, 8, True),
+    Variant(256, "fp16", 64, 4),
+    Variant(256, "fp32", 16, 1),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Case:
         name: kernel and use, as the report shows it.
         kernel: the function.
         constants: its compile-time arguments.
-        dtype: Triton's name of the cache's element type.
+        variant: kind of server.
         warps: warps per program.
         float_out: `out` is float32 whatever the cache.
     """
@@ -54,130 +77,83 @@ class Case:
     name: str
     kernel: Any
     constants: dict[str, Any]
-    dtype: str = "bf16"
+    variant: Variant
     warps: int = 4
     float_out: bool = False
 
 
-@dataclass(frozen=True)
-class Build:
-    """What the compiler made of a case for one architecture.
-
-    Attributes:
-        case: name of the case.
-        arch: compute capability.
-        registers: per thread.
-        shared_bytes: per program, static and dynamic.
-        local_bytes: stack and spills per thread; 0 is wanted.
-        warps: per program.
-    """
-
-    case: str
-    arch: tuple[int, int]
-    registers: int
-    shared_bytes: int
-    local_bytes: int
-    warps: int
+def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
+    """Kernels of one variant on one architecture; all of them for COMMON."""
+    found = [
+        *_score(arch, variant), *_select(arch, variant), *_attend(arch, variant),
+        *_summarise(variant),
+    ]  # fmt: skip
+    return found + _others(arch, variant) if variant == COMMON else found
 
 
-def cases(arch: tuple[int, int], head_dim: int, dtype: str = "bf16", group: int = 4) -> list[Case]:
-    """Every kernel for one head size."""
-    tuned = tuning_for(arch, head_dim)
-    blocks = triton.cdiv(WIDTH, tuned.score_units)
-    unit = {"UNIT": 16, "DIM": head_dim}
-    ranks = {"BLOCKS": blocks, "BLOCK": tuned.score_units, "GROUP": group}
-    score = {**unit, **ranks, "IN_STEP": True, "UPCAST": False}
-    table = {**ranks, "BLOCKS_PADDED": triton.next_power_of_2(blocks), "MEAN": False}
-    page = {"UNITS_PER_PAGE": 4}
+def _ranks(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
+    block = variant.tuning(arch).score_units
+    return {"BLOCKS": triton.cdiv(WIDTH, block), "BLOCK": block, "GROUP": variant.group}
+
+
+def _table(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
+    ranks = _ranks(arch, variant)
+    padded = triton.next_power_of_2(ranks["BLOCKS"])
+    return {**ranks, "BLOCKS_PADDED": padded, "MEAN": variant.mean}
+
+
+def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     uses = {"quest": (True, False, False), "mean_std": (False, True, False),
             "quest + oracle": (True, False, True)}  # fmt: skip
-    found = [
-        Case(f"score, {name}", score_kernel,
-             {**score, "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact},
-             dtype, tuned.score_warps)
-        for name, (low, std, exact) in uses.items()
-    ]  # fmt: skip
-    found += [
-        Case("select", select_kernel,
-             {**table, "CHUNK": SELECT_CHUNK, "REDUCED": False, "COPY_DENSE": False, "LOGICAL": False},
-             dtype, SELECT_WARPS),
-        Case("attend", attend_kernel,
-             {**unit, "HEADS": 8, "GROUP": group, "VALUE_DIM": head_dim, "UPCAST": False,
-              "SPLITS": num_splits(8), "TOKENS": tuned.attend_tokens,
-              "STAGES": tuned.attend_stages}, dtype, tuned.attend_warps),
-        Case("merge", merge_kernel, {"VALUE_DIM": head_dim, "BLOCK": 16}, dtype),
-        Case("summarise, quest", summarise_kernel,
-             {**unit, "HAS_MIN_MAX": True, "HAS_MEAN_STD": False}, dtype),
-        Case("summarise, mean_std", summarise_kernel,
-             {**unit, "HAS_MIN_MAX": False, "HAS_MEAN_STD": True}, dtype),
-    ]  # fmt: skip
-    if head_dim == 128:  # these do not depend on it
-        found += [
-            Case("share", share_kernel, table, dtype, float_out=True),
-            Case("begin", begin_kernel, {"UNIT": 16, "BLOCK": BEGIN_UNITS, **page}),
-            Case("forget", forget_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS, **page}),
-            Case("seal", seal_kernel, {"BLOCK": SEAL_UNITS}),
-        ]
-    return found
+    for name, (low, std, exact) in uses.items():
+        constants = {
+            **_ranks(arch, variant), "UNIT": variant.unit, "DIM": variant.head_dim,
+            "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact, "IN_STEP": True,
+            "UPCAST": False,
+        }  # fmt: skip
+        warps = variant.tuning(arch).score_warps
+        yield Case(f"score, {name}", score_kernel, constants, variant, warps)
 
 
-def compile_case(case: Case, arch: tuple[int, int]) -> Build:
-    """Compile one case and read what it needs from the binary."""
-    names = case.kernel.arg_names
-    signature = {name: _type(name, case) for name in names}
-    attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(names)
-        if signature[name].startswith("*") or _is_aligned(name)
-    }
-    constants = {(names.index(name),): value for name, value in case.constants.items()}
-    source = ASTSource(case.kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", arch[0] * 10 + arch[1], 32)
-    built = triton.compile(source, target=target, options={"num_warps": case.warps})
-    registers, stack, local = _resources(built.asm["cubin"])
-    return Build(case.name, arch, registers, built.metadata.shared, stack + local, case.warps)
+def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    """Its own table, the pages of a stock kernel, and with logical units for watched servers."""
+    uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True)}
+    if variant != COMMON:  # the head size does not matter
+        uses = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
+    for name, (dense, logical) in uses.items():
+        constants = {
+            **_table(arch, variant), "CHUNK": SELECT_CHUNK, "REDUCED": False,
+            "COPY_DENSE": dense, "LOGICAL": logical,
+        }  # fmt: skip
+        yield Case(f"select{name}", select_kernel, constants, variant, SELECT_WARPS)
 
 
-def compile_all(
-    head_dims: tuple[int, ...] = (64, 128, 256), dtype: str = "bf16"
-) -> Iterator[tuple[int, Build]]:
-    """(head size, build) of every case on every architecture."""
-    for head_dim in head_dims:
-        for arch in ARCHITECTURES:
-            for case in cases(arch, head_dim, dtype):
-                yield head_dim, compile_case(case, arch)
+def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    tuned = variant.tuning(arch)
+    constants = {
+        "HEADS": HEADS, "GROUP": variant.group, "DIM": variant.head_dim,
+        "VALUE_DIM": variant.head_dim, "UNIT": variant.unit, "SPLITS": num_splits(HEADS),
+        "TOKENS": tuned.attend_tokens, "STAGES": tuned.attend_stages, "UPCAST": False,
+    }  # fmt: skip
+    yield Case("attend", attend_kernel, constants, variant, tuned.attend_warps)
 
 
-def _type(name: str, case: Case) -> str:
-    """Triton's type of a kernel argument, from its name."""
-    if name in case.constants:
-        return "constexpr"
-    if name == "out" and case.float_out:
-        return "*fp32"
-    kinds = (
-        (KV_POINTERS, "*" + case.dtype), (FLOAT_POINTERS, "*fp32"), (BYTE_POINTERS, "*u8"),
-        (LONG_POINTERS, "*i64"), (DOUBLE_POINTERS, "*fp64"), (FLOATS, "fp32"), (SCALARS, "i32"),
-    )  # fmt: skip
-    for names, kind in kinds:
-        if name in names:
-            return kind
-    return "i32" if name.startswith("stride_") else "*i32"
+def _summarise(variant: Variant) -> Iterator[Case]:
+    for name in ("quest", "mean_std"):
+        constants = {
+            "UNIT": variant.unit, "DIM": variant.head_dim, "HAS_MIN_MAX": name == "quest",
+            "HAS_MEAN_STD": name == "mean_std",
+        }  # fmt: skip
+        yield Case(f"summarise, {name}", summarise_kernel, constants, variant)
 
 
-def _is_aligned(name: str) -> bool:
-    """Arguments that are multiples of 16 on every server."""
-    return name.startswith("stride_") or name in ("width", "capacity")
-
-
-def _resources(binary: bytes) -> tuple[int, int, int]:
-    """Registers, stack bytes and local bytes of the one kernel in a cubin."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    assert found, f"cuobjdump says nothing about resources: {text!r}"
-    return int(found[1]), int(found[2]), int(found[3])
+def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:
+    page = {"UNITS_PER_PAGE": 64 // variant.unit}
+    begin = {"UNIT": variant.unit, "BLOCK": BEGIN_UNITS, **page}
+    return [
+        Case("merge", merge_kernel, {"VALUE_DIM": variant.head_dim, "BLOCK": 16}, variant),
+        Case("share", share_kernel, _table(arch, variant), variant, float_out=True),
+        Case("begin", begin_kernel, begin, variant),
+        Case("forget", forget_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS, **page}, variant),
+        Case("seal", seal_kernel, {"BLOCK": SEAL_UNITS}, variant),
+    ]

@@ -46,7 +46,7 @@ class FusedDecode:
     def __init__(self, shape: StepShape, watched: bool = False) -> None:
         check_shape(shape.head_dim, shape.v_head_dim, shape.dtype)
         self.shape = shape
-        self.tuning = tuning(shape.head_dim)
+        self.tuning = tuning(shape.head_dim, shape.dtype)
         self.buffers: StepBuffers = allocate(shape, self.tuning.score_units, watched)
         self.watched = watched
         self._units_per_page = shape.page_size // shape.unit_size
@@ -65,7 +65,8 @@ class FusedDecode:
         """See `FusedDecode.forget`."""
         if slots.numel():
             forget_kernel[(triton.cdiv(slots.numel(), FORGET_SLOTS),)](
-                slots, sealed.view(torch.uint8), slots.numel(), PAGE=self.shape.page_size,
+                slots, sealed.view(torch.uint8), self.buffers.pending_count, slots.numel(),
+                PAGE=self.shape.page_size,
                 UNITS_PER_PAGE=self._units_per_page, BLOCK=FORGET_SLOTS,
             )  # fmt: skip
 

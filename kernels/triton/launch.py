@@ -3,8 +3,8 @@
 from functools import cache
 
 import torch
-import triton
 
+import triton
 from sgl_sparsekv.errors import UnsupportedSetup
 
 from .tuning import Tuning, tuning_for
@@ -31,9 +31,9 @@ def capability() -> tuple[int, int]:
     return OLDEST
 
 
-def tuning(head_dim: int) -> Tuning:
+def tuning(head_dim: int, dtype: torch.dtype) -> Tuning:
     """Constants for this machine."""
-    return tuning_for(capability(), head_dim)
+    return tuning_for(capability(), head_dim, dtype.itemsize)
 
 
 def check_machine() -> None:

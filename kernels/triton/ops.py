@@ -1,14 +1,15 @@
 """The ops of `sgl_sparsekv.ops.Ops`, one kernel each; `fused` is how a server runs them."""
 
 import torch
-import triton
 
+import triton
 from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection, StepShape
 
 from .attend import attend_kernel, merge_kernel
 from .fused import FusedDecode
 from .launch import interpreted, tuning
+from .primitives import PENDING_BLOCK
 from .score import score_kernel, summarise_kernel
 from .select import select_kernel
 from .share import share_kernel
@@ -37,7 +38,7 @@ class TritonOps:
         if not units.numel():
             return
         count = torch.full((1,), units.numel(), dtype=torch.int32, device=keys.device)
-        summarise_kernel[(units.numel(), keys.shape[1])](
+        summarise_kernel[(triton.cdiv(units.numel(), PENDING_BLOCK.value), keys.shape[1])](
             keys, fields, fields, units.int(), count, units.numel(),
             *keys.stride()[:2], *fields.stride()[:3],
             HAS_MIN_MAX=summary.name == "min_max", HAS_MEAN_STD=summary.name == "mean_std",
@@ -81,7 +82,8 @@ class TritonOps:
         unit_size: int,
     ) -> torch.Tensor:
         rows, heads, group, dim = q.shape
-        width, block = candidates.unit_table.shape[1], tuning(dim).score_units
+        tuned = tuning(dim, q.dtype)
+        width, block = candidates.unit_table.shape[1], tuned.score_units
         blocks = triton.cdiv(width, block)
         logits = q.new_empty(rows, heads, group, width, dtype=torch.float32)
         parts = q.new_empty(rows, heads, blocks, 2, group, dtype=torch.float32)
@@ -97,7 +99,7 @@ class TritonOps:
             BLOCKS=blocks, HAS_MIN_MAX=formula == MIN_MAX,
             HAS_MEAN_STD=formula not in (MIN_MAX, EXACT), HAS_EXACT=formula == EXACT,
             IN_STEP=False, GROUP=group, DIM=dim, UNIT=unit_size, BLOCK=block,
-            UPCAST=interpreted(), num_warps=tuning(dim).score_warps,
+            UPCAST=interpreted(), num_warps=tuned.score_warps,
         )  # fmt: skip
         share_kernel[(rows, heads, blocks)](
             logits, parts, candidates.begin, candidates.end, out, width,
@@ -143,7 +145,7 @@ class TritonOps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.attend`."""
         rows, heads, group, dim = q.shape
-        vdim, splits, tuned = values.shape[-1], num_splits(heads), tuning(dim)
+        vdim, splits, tuned = values.shape[-1], num_splits(heads), tuning(dim, q.dtype)
         out = q.new_empty(rows, heads, group, vdim)
         lse = q.new_empty(rows, heads, group, dtype=torch.float32)
         parts = q.new_empty(rows, heads, splits, group, vdim, dtype=torch.float32)

@@ -5,8 +5,8 @@ same metadata at the same time and share it through the L2 cache. What a program
 `logits[row, head, g, u]`, the scaled estimate per query head, and per block of units the maximum
 and the sum of exponentials that the softmax over all candidates needs; `select` joins them.
 
-A unit without a stamp is never scored from its fields: its planes are made from its keys on the spot.
-So a page that was filled unseen is right in its first step, and the workers, which write the
+A unit without a stamp is never scored from its fields: its planes are made from its keys on the
+spot. So a page that was filled unseen is right in its first step, and the workers, which write the
 fields of pending units, need no barrier before the scoring programs.
 """
 
@@ -15,7 +15,6 @@ import triton.language as tl
 
 from . import spec
 from .primitives import (
-    LOG2E,
     PENDING_BLOCK,
     key_rows,
     load_group,
@@ -23,6 +22,7 @@ from .primitives import (
     mean_std_of,
     min_max_of,
     padded,
+    share_of,
     summarise_units,
 )
 
@@ -68,7 +68,7 @@ def exact_share(
         row = key_rows(keys, units, inside, token, stride_slot, UNIT, DIM)
         logit = scale * group_dot(q, row, UPCAST)
         higher = tl.maximum(best, logit)
-        total = total * tl.exp(best - higher) + tl.exp(logit - higher)
+        total = total * share_of(best, higher) + share_of(logit, higher)
         best = higher
     return best + tl.log(total)
 
@@ -99,7 +99,7 @@ def planes_of(
     return a, b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def score_kernel(
     q,
     keys,
@@ -153,7 +153,8 @@ def score_kernel(
         logits: float32 `[rows, H, G, width]`, written for candidates alone.
         parts: float32 `[rows, H, BLOCKS, 2, G]`, written for blocks with candidates.
     """
-    row, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, block = tl.program_id(0), tl.program_id(2)
+    head = tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1)
     keys += head * stride_key_head
     min_max += head * stride_field_head
@@ -179,21 +180,21 @@ def score_kernel(
     q += row.to(tl.int64) * stride_q_row + head * stride_q_head
     group = load_group(q, stride_q_group, GROUP, DIM, UPCAST)
     logit = tl.zeros([padded(GROUP, 16), BLOCK], tl.float32)
-    if HAS_MIN_MAX:
+    if HAS_MIN_MAX:  # noqa: SIM102 - decided when compiled, the inner one when run
         if formula == MIN_MAX:
             low, high = planes_of(
                 min_max, keys, units, inside, sealed, stride_unit, stride_plane, stride_slot,
                 MIN_MAX, IN_STEP, UNIT, DIM,
             )  # fmt: skip
             logit = scale * upper_bound(group, low, high, UPCAST)
-    if HAS_MEAN_STD:
+    if HAS_MEAN_STD:  # noqa: SIM102
         if formula == MEAN_STD:
             mean, std = planes_of(
                 mean_std, keys, units, inside, sealed, stride_unit, stride_plane, stride_slot,
                 MEAN_STD, IN_STEP, UNIT, DIM,
             )  # fmt: skip
             logit = scale * expected_maximum(group, mean, std, spread, UPCAST)
-    if HAS_EXACT:
+    if HAS_EXACT:  # noqa: SIM102
         if formula == EXACT:
             logit = exact_share(group, keys, units, inside, stride_slot, scale, UNIT, DIM, UPCAST)
     logit = tl.where(inside[None, :], logit, float("-inf"))
@@ -202,7 +203,7 @@ def score_kernel(
     where = logits + (pair * GROUP + g[:, None]) * width + unit[None, :]
     tl.store(where, logit, mask=(g < GROUP)[:, None] & inside[None, :])
     best = tl.max(logit, 1)
-    total = tl.sum(tl.exp2((logit - best[:, None]) * LOG2E), 1)
+    total = tl.sum(share_of(logit, best[:, None]), 1)
     part = parts + (pair * BLOCKS + block) * 2 * GROUP + g
     tl.store(part, best, mask=g < GROUP)
     tl.store(part + GROUP, total, mask=g < GROUP)
@@ -239,7 +240,7 @@ def summarise_kernel(
     HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Write the fields of all pending units; grid `[workers, H]`."""
-    worker, head = tl.program_id(0), tl.program_id(1)
+    worker, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     summarise_pending(
         keys + head * stride_key_head,
         min_max + head * stride_field_head,

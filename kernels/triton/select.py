@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import LARGEST, LOG2E
+from .primitives import LARGEST, high_of, share_of
 
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
@@ -75,15 +75,14 @@ def group_rank(
         best = tl.load(part, mask=written, other=float("-inf"))
         highest = tl.max(best)
         total = tl.load(part + GROUP, mask=written, other=0.0)
-        total = tl.sum(tl.where(written, total * tl.exp2((best - highest) * LOG2E), 0.0))
+        total = tl.sum(tl.where(written, total * share_of(best, highest), 0.0))
         share = tl.load(logits + g * width + unit, mask=inside, other=float("-inf"))
         share = share - (highest + tl.log(total))
         if MEAN:
-            top = tl.maximum(rank, share)
-            joined = tl.exp2((rank - top) * LOG2E) + tl.exp2((share - top) * LOG2E)
-            rank = tl.where(top == float("-inf"), top, top + tl.log(joined))
+            top = high_of(rank, share)
+            rank = top + tl.log(share_of(rank, top) + share_of(share, top))
         else:
-            rank = tl.maximum(rank, share, propagate_nan=tl.PropagateNan.ALL)
+            rank = high_of(rank, share)
     if MEAN:
         rank -= tl.log(tl.full([], GROUP, tl.float32))
     return tl.where(inside, rank, float("-inf"))
@@ -106,7 +105,7 @@ def store_table(
     return placed + tl.sum(kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def select_kernel(
     logits,
     parts,
@@ -145,7 +144,7 @@ def select_kernel(
         formulas, begins, ends, num_units, counts, dense_layers: int32 `[rows]`.
         physical: int32, entries `physical unit * entry_scale + head` (or the unit itself when
             entry_scale is 1), each pair's run beginning at `offsets[row, head]`.
-        logical: int32 `[rows, H, widest]`, written when LOGICAL.
+        logical: int32 `[rows, H, widest]`, written when LOGICAL, but not for rows that are dense.
         CHUNK: scores walked at a time.
     """
     row, head = tl.program_id(0), tl.program_id(1)
@@ -164,7 +163,7 @@ def select_kernel(
                 unit = first + tl.arange(0, CHUNK)
                 placed = store_table(
                     unit, unit < total, placed, table, physical, logical, entry_scale, offset,
-                    LOGICAL,
+                    False,
                 )  # fmt: skip
         return
     if formula == POSITION:

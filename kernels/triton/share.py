@@ -1,4 +1,4 @@
-"""Final scores of a layer, written out: for callers that want them; a server's select never does."""
+"""Final scores of a layer, written out for callers that want them; a server needs none."""
 
 import triton
 import triton.language as tl

@@ -1,7 +1,7 @@
-"""Once per decode step, inside the captured graph: plan the rows, list their units, find what is new.
+"""Once per decode step, inside the captured graph: plan rows, list their units, find what is new.
 
-The device repeats the host policy (`selection.policy.plan_rows`) from the lengths and from one table
-of options by row of `req_to_token`, so a step needs no number from the host.
+The device repeats the host policy (`selection.policy.plan_rows`) from the lengths and from one
+table of options by row of `req_to_token`, so a step needs no number from the host.
 """
 
 import triton
@@ -94,11 +94,17 @@ def begin_kernel(
         tl.store(pending + place, physical, mask=(fresh != 0) & (place < capacity))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def forget_kernel(
-    slots, sealed, count, PAGE: tl.constexpr, UNITS_PER_PAGE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Clear the stamps of pages whose first slot is among `slots`; page 0 has none."""
+    slots, sealed, pending_count, count,
+    PAGE: tl.constexpr, UNITS_PER_PAGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Clear the stamps of pages whose first slot is among `slots`; page 0 has none.
+
+    The list of pending units is emptied: a step that broke off may have left some in it.
+    """
+    if tl.program_id(0) == 0:
+        tl.store(pending_count, 0)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots + i, mask=i < count, other=0).to(tl.int64)
     starts = (slot % PAGE == 0) & (slot >= PAGE)

@@ -1,0 +1,103 @@
+"""What every kernel needs on every architecture, from the compiler: no GPU is needed.
+
+python -m bench.compile_report           writes docs/results/kernels.md (a few minutes)
+python -m bench.compile_report --common  prints what tests compare with it, as JSON
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import triton
+from sgl_sparsekv.kernels.triton.catalogue import ARCHITECTURES, COMMON, VARIANTS
+from sgl_sparsekv.kernels.triton.compile import LIMITS, Build, compile_all
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results" / "kernels.md"
+SOURCES = ROOT / "kernels" / "triton"
+HEAD = """# What the Triton kernels need
+
+Written by `python -m bench.compile_report`; do not edit. Every kernel that a server launches is
+compiled ahead of time for five architectures, and the compiler's own figures are listed: no GPU ran
+anything here. [Triton kernels](../triton_kernels.md) says what each does.
+
+| | |
+|---|---|
+| Triton | {version} |
+| kernels/triton, SHA-256 | `{hash}` |
+| builds | {builds}, of which {spilling} spill registers to memory |
+
+A cell reads `warps x registers / shared KiB / local bytes / programs`: warps of a program,
+registers per thread, shared memory per program, stack and spills per thread, and the programs that
+registers, shared memory, warps and program slots of one multiprocessor allow at once. A variant is
+head size, element type, tokens per unit, query heads per KV head and reduction.
+
+"""
+
+
+def source_hash() -> str:
+    """Hash of the kernels' sources, names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def rows(builds: Iterable[Build]) -> list[str]:
+    """Lines of the table, one per kernel and variant."""
+    cells: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
+    for build in builds:
+        v = build.variant
+        kind = f"{v.head_dim} {v.dtype} {v.unit} {v.group} {'mean' if v.mean else 'max'}"
+        used = f"{build.warps}x{build.registers} / {build.shared_bytes / 1024:.3g}"
+        cell = f"{used} / {build.local_bytes} / {build.resident}"
+        cells.setdefault((build.case, kind), {})[build.arch] = cell
+    return [
+        f"| {case} | {kind} | " + " | ".join(found[a] for a in ARCHITECTURES) + " |"
+        for (case, kind), found in cells.items()
+    ]
+
+
+def page(builds: list[Build]) -> str:
+    """The whole page."""
+    head = HEAD.format(
+        version=triton.__version__, hash=source_hash(), builds=len(builds),
+        spilling=sum(build.local_bytes > 0 for build in builds),
+    )  # fmt: skip
+    names = " | ".join(f"sm_{major}{minor}" for major, minor in ARCHITECTURES)
+    table = [f"| kernel | variant | {names} |", "|---" * (2 + len(ARCHITECTURES)) + "|"]
+    return head + "\n".join([*table, *rows(builds)]) + "\n"
+
+
+def main() -> None:
+    """Write the page, or print the builds of the common variant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--common", action="store_true", help="print the common variant's builds")
+    if not parser.parse_args().common:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(page(list(compile_all(VARIANTS))))
+        print(PAGE)
+        return
+    builds = list(compile_all([COMMON]))
+    found = {
+        "triton": triton.__version__,
+        "hash": source_hash(),
+        "rows": rows(builds),
+        "builds": [
+            {
+                "name": f"{build.case} sm_{build.arch[0]}{build.arch[1]}",
+                "local_bytes": build.local_bytes,
+                "shared_bytes": build.shared_bytes,
+                "shared_limit": LIMITS[build.arch].shared_bytes - 1024,
+                "resident": build.resident,
+            }
+            for build in builds
+        ],
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Every kernel compiles for every architecture, without spills, as the committed page says.
+
+In a process of its own: this one has Triton's functions decorated for the interpreter.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "results" / "kernels.md"
+REMEDY = "run `python -m bench.compile_report`"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the compiler says now of the common variant."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.compile_report", "--common"],
+        capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_every_kernel_fits_every_architecture(report: dict[str, Any]) -> None:
+    names = {build["name"] for build in report["builds"]}
+    assert len(names) == len(report["builds"]) >= 60
+    for architecture in ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120"):
+        assert sum(name.endswith(architecture) for name in names) == len(names) // 5
+    for build in report["builds"]:
+        assert build["local_bytes"] == 0, f"{build['name']} spills"
+        assert build["shared_bytes"] <= build["shared_limit"], build["name"]
+        assert build["resident"] >= 1, build["name"]
+
+
+def test_the_page_was_made_from_these_sources(report: dict[str, Any]) -> None:
+    page = PAGE.read_text()
+    assert f"`{report['hash']}`" in page, f"kernels/triton has changed: {REMEDY}"
+    assert f"| Triton | {report['triton']} |" in page, f"Triton has changed: {REMEDY}"
+    lines = page.splitlines()
+    for row in report["rows"]:
+        assert row in lines, f"{REMEDY}; the page lacks {row}"
+
+
+def test_no_variant_of_the_page_spills() -> None:
+    page = PAGE.read_text()
+    assert ", of which 0 spill " in page
+    cells = [
+        cell for line in page.splitlines() if line.startswith("| ") and " / " in line
+        for cell in line.strip("| ").split(" | ") if cell.count(" / ") == 3
+    ]  # fmt: skip
+    assert len(cells) > 200
+    for cell in cells[1:]:
+        assert cell.split(" / ")[2] == "0" and int(cell.split(" / ")[3]) >= 1, cell

@@ -1,0 +1,162 @@
+"""What a step knows before its first layer: plans, tables, new pages, and a row's independence."""
+
+import numpy as np
+import pytest
+import torch
+from sgl_sparsekv.kernels.triton import fused as fused_module
+from sgl_sparsekv.kernels.triton import load
+from sgl_sparsekv.kernels.triton.spec import EXACT, MIN_MAX, NOTHING
+from triton_kit import DEVICE
+from triton_scene import POISON, Request, Step, make_scene
+
+from sgl_sparsekv.config import RequestOptions
+from sgl_sparsekv.geometry import Geometry, ceil_div
+from sgl_sparsekv.selection.policy import RowOptions, plan_rows
+from sgl_sparsekv.types import Reduction, StepShape
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+BLOCK = 16
+"""Units that one program lists where only the plan is looked at."""
+
+
+def random_options(rng: np.random.Generator, unit: int) -> tuple[list[float], float, int, int]:
+    """Budget and least budget, ratio, sink and window of one request that the options allow."""
+    sink, window = (
+        int(rng.choice([0, 1, 16, unit, unit + 1, rng.integers(1, 5000)])) for _ in "ab"
+    )
+    least = (ceil_div(sink, unit) + ceil_div(window, unit) + 1) * unit
+    if rng.random() < 0.5:
+        return [least + int(rng.integers(0, 4 * unit)), least], 0.0, sink, window
+    ratio = float(rng.choice([1.0, 0.1, 0.3, 1 / 3, 2.0**-20, rng.random()]))
+    return [0, least], max(ratio, 1e-9), sink, window
+
+
+def no_slots(unit: int) -> torch.Tensor:
+    """One row of `req_to_token`, page 0 all along: as wide as one program lists."""
+    return torch.zeros(1, BLOCK * unit, dtype=torch.int32, device=DEVICE)
+
+
+@pytest.mark.parametrize("unit,rows", [(16, 6000), (32, 2000), (64, 2000)])
+def test_the_planner_counts_as_the_device(
+    unit: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10,000 random rows: seven numbers each, and which of them read everything."""
+    monkeypatch.setattr(fused_module, "BEGIN_UNITS", BLOCK)  # of the table, not looked at here
+    rng = np.random.default_rng(unit)
+    shape = StepShape(
+        rows, rows, BLOCK, 1, 8, 1, 1, 64, 64, unit, 64, torch.bfloat16, DEVICE,
+        frozenset({"position"}), Reduction.MAX_SOFTMAX,
+    )  # fmt: skip
+    fused, nobody = load().fused(shape), no_slots(unit)
+    lengths = rng.integers(1, 2 ** rng.integers(1, 21, rows))
+    drawn = [random_options(rng, unit) for _ in range(rows)]
+    dense = rng.integers(0, 40, rows)
+    formulas = rng.integers(NOTHING, EXACT + 1, rows)
+    table = [[f, *d[0], d[2], d[3], n] for f, d, n in zip(formulas, drawn, dense, strict=True)]
+    ratios = np.array([d[1] for d in drawn])
+    places = rng.permutation(rows)
+    fused.buffers.options[places] = torch.tensor(np.array(table), dtype=torch.int32, device=DEVICE)
+    fused.buffers.ratios[places] = torch.tensor(ratios, device=DEVICE)
+    fused.begin(
+        torch.zeros(8, dtype=torch.bool, device=DEVICE), torch.tensor(places, device=DEVICE),
+        torch.tensor(lengths, device=DEVICE), nobody.expand(rows, -1),
+    )  # fmt: skip
+    budgets = [
+        max(d[0][1], int(np.floor(d[1] * n))) if d[1] else d[0][0]
+        for d, n in zip(drawn, lengths.tolist(), strict=True)
+    ]
+    options = RowOptions(np.array(budgets), *(np.array([d[i] for d in drawn]) for i in (2, 3)))
+    plan = plan_rows(lengths, options, Geometry(64, unit))
+    got = fused.buffers.plan.cpu().numpy()
+    want = [
+        np.where(plan.dense, NOTHING, formulas), plan.begin, plan.end, plan.num_units, plan.counts,
+        plan.tail, dense,
+    ]  # fmt: skip
+    for index, expected in enumerate(want):
+        assert np.array_equal(got[index], expected), f"field {index} of the plan"
+    assert 0 < plan.dense.sum() < rows
+
+
+def test_a_ratio_is_rounded_as_options_round_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.3 of a context is the host's double, not a float32."""
+    monkeypatch.setattr(fused_module, "BEGIN_UNITS", BLOCK)
+    lengths = [*range(1, 1500, 7), 10**6]
+    shape = StepShape(
+        len(lengths), 1, BLOCK, 1, 8, 1, 1, 64, 64, 16, 64, torch.bfloat16, DEVICE,
+        frozenset({"position"}), Reduction.MAX_SOFTMAX,
+    )  # fmt: skip
+    fused, nobody = load().fused(shape), no_slots(16)
+    for ratio in (0.1, 0.3, 0.7):
+        request = RequestOptions(budget=ratio, sink=0, window=0)
+        row = [MIN_MAX, 0, request.minimum_budget, 0, 0, 0]
+        fused.buffers.options[0] = torch.tensor(row, dtype=torch.int32, device=DEVICE)
+        fused.buffers.ratios[0] = ratio
+        fused.begin(
+            torch.zeros(8, dtype=torch.bool, device=DEVICE),
+            torch.zeros(len(lengths), dtype=torch.int64, device=DEVICE),
+            torch.tensor(lengths, dtype=torch.int32, device=DEVICE), nobody,
+        )  # fmt: skip
+        options = RowOptions.resolve([request] * len(lengths), np.array(lengths))
+        counts = plan_rows(np.array(lengths), options, Geometry(64)).counts
+        assert np.array_equal(fused.buffers.plan[4].cpu().numpy(), counts)
+
+
+def test_the_table_and_the_list_of_new_units() -> None:
+    """Longer rows than one program lists; stamped, partial and page 0's units are not listed."""
+    scene = make_scene([Request(8700), Request(15), Request(16), Request(64)], heads=1)
+    full = scene.full_units()
+    scene.sealed[full[::3]] = True
+    scene.req_to_token[scene.places[3], :64] = torch.arange(64, dtype=torch.int32)  # page 0
+    step = Step.of(scene)
+    step.fused.buffers.table.fill_(POISON)
+    step.begin()
+    table = step.fused.buffers.table.cpu()
+    assert torch.equal(table[:3], scene.batch.table[:3]) and table[3, :4].tolist() == [0, 1, 2, 3]
+    listed = step.fused.buffers.pending[: int(step.fused.buffers.pending_count)].tolist()
+    new = full[:-4][~scene.sealed[full[:-4]]].tolist()
+    assert sorted(listed) == sorted(new) and len(set(listed)) == len(listed) > 300
+
+
+@pytest.mark.parametrize("unit,page", [(16, 64), (16, 16), (32, 64), (64, 64)])
+def test_forget_clears_pages_that_start_anew(unit: int, page: int) -> None:
+    """Any slots in any order; a page whose first slot is not among them keeps its stamps."""
+    scene = make_scene([Request(2000)], heads=1, unit=unit, page=page)
+    step = Step.of(scene)
+    step.sealed.fill_(True)
+    slots = torch.randperm(2048, device=DEVICE)[:700]
+    step.fused.forget(step.sealed, slots)
+    want = torch.ones(len(step.sealed), dtype=torch.bool)
+    pages = [int(s) // page for s in slots if int(s) % page == 0 and int(s) >= page]
+    for at in pages:
+        want[at * (page // unit) : (at + 1) * (page // unit)] = False
+    assert pages and torch.equal(step.sealed.cpu(), want)
+    step.sealed.fill_(True)
+    step.fused.forget(step.sealed, torch.arange(page, device=DEVICE))
+    step.fused.forget(step.sealed, slots[:0])
+    assert step.sealed.all(), "page 0 has no owner"
+
+
+def test_a_row_gives_the_same_bits_alone_and_among_17() -> None:
+    """Output and table; rows of one to many splits, of every formula."""
+    names = ["min_max", "mean_std", "exact", "position", "nothing"]
+    lengths = [1, 16, 17, 32, 33, 255, 256, 257, 272, 273, 65, 130, 500, 100, 210, 90, 40]
+    requests = [
+        Request(length, names[i % len(names)], 112, 16, 30) for i, length in enumerate(lengths)
+    ]
+    scene = make_scene(requests, heads=1, dim=64)
+    full = scene.full_units()
+    scene.seal(full[::2])
+    together = Step.of(scene)
+    together.begin()
+    out = together.decode()
+    selected, plan = together.fused.buffers.selected.clone(), scene.plan()
+    step = Step.of(scene)
+    for row in (0, 1, 5, 7, 9, 11, 12, 16):
+        step.begin([row])
+        alone = step.decode(rows=[row])
+        assert torch.equal(alone[0], out[row])
+        if not plan.dense[row] and requests[row].formula != "nothing":
+            count = int(plan.counts[row])
+            assert torch.equal(step.fused.buffers.selected[0, :, :count], selected[row, :, :count])
+        step.end()
+        step.sealed.copy_(scene.sealed)

@@ -1,0 +1,102 @@
+"""Selection: ties, numbers that are none, long rows, and what stands beside the scores."""
+
+import pytest
+import torch
+from cases import make_batch
+from triton_kit import REFERENCE, SUMMARIES, HostOps
+
+from sgl_sparsekv.types import Candidates, Reduction
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+UNITS = [1, 3, 16, 40, 260, 2048, 4500]
+"""Of the rows: below, at and above the 2048 scores that the kernel walks at a time."""
+
+
+@pytest.fixture(scope="module")
+def ops() -> HostOps:
+    """The Triton ops, on tensors of the host."""
+    return HostOps()
+
+
+def candidates_of(units: list[int], seed: int = 0) -> tuple[torch.Tensor, Candidates]:
+    """Rows with 2 sink units and a window of 3."""
+    rng = torch.Generator().manual_seed(seed)
+    num_units = torch.tensor(units, dtype=torch.int32)
+    table = torch.randint(0, 10**6, (len(units), max(units)), generator=rng, dtype=torch.int32)
+    begin = num_units.clamp(max=2)
+    return num_units, Candidates(table, begin, torch.maximum(begin, num_units - 3))
+
+
+def same_selection(
+    ops: HostOps, scores: torch.Tensor, candidates: Candidates, units: torch.Tensor, counts: list
+) -> None:
+    """The reference and the kernel choose the same, in the same order."""
+    kept = torch.tensor(counts, dtype=torch.int32)
+    got = ops.select(scores, candidates, units, kept)
+    want = REFERENCE.select(scores, candidates, units, kept)
+    assert torch.equal(got.logical, want.logical)
+    assert torch.equal(got.physical, want.physical)
+    assert torch.equal(got.counts, want.counts)
+
+
+@pytest.mark.parametrize("levels", [2, 10**6])
+def test_ties_go_to_the_lower_unit(ops: HostOps, levels: int) -> None:
+    rng = torch.Generator().manual_seed(levels)
+    num_units, candidates = candidates_of(UNITS, levels)
+    shape = (len(UNITS), 3, max(UNITS))
+    scores = torch.randint(-levels, levels, shape, generator=rng) / levels
+    scores[torch.rand(scores.shape, generator=rng) < 0.2] = -torch.inf
+    scores[:, 1][scores[:, 1] == 0] = -0.0
+    for counts in (UNITS, [1, 3, 9, 20, 128, 700, 2500], [1, 2, 5, 6, 6, 6, 6]):
+        same_selection(ops, scores, candidates, num_units, counts)
+
+
+def test_what_is_not_a_number_ranks_behind_what_is_always_kept(ops: HostOps) -> None:
+    """NaN, both infinities, the largest floats, denormals, and both zeros as equals."""
+    rng = torch.Generator().manual_seed(5)
+    largest, smallest = torch.finfo(torch.float32).max, 2.0**-149
+    special = [torch.nan, torch.inf, -torch.inf, largest, -largest, smallest, -smallest, 0.0, -0.0]
+    values = torch.tensor([*special, 1.0, -1.0])
+    num_units, candidates = candidates_of([40, 300, 17])
+    scores = values[torch.randint(0, len(values), (3, 4, 300), generator=rng)]
+    scores[0, 0] = torch.nan
+    scores[1, 0] = -torch.inf
+    scores[1, 1] = -0.0
+    scores[1, 1, ::3] = 0.0
+    for counts in ([40, 300, 17], [6, 6, 6], [12, 90, 9], [30, 200, 15], [5, 5, 5]):
+        same_selection(ops, scores, candidates, num_units, counts)
+
+
+def test_fewer_units_than_are_always_kept(ops: HostOps) -> None:
+    """No server asks for it; the lowest are taken, as the reference does."""
+    num_units, candidates = candidates_of([16, 40])
+    same_selection(ops, torch.rand(2, 2, 40), candidates, num_units, [1, 4])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("reduction", list(Reduction))
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_broken_key_selects_as_the_reference_does(
+    ops: HostOps, exact: bool, reduction: Reduction, value: float
+) -> None:
+    """The ranks that follow from an overflowed or invalid key are those of the reference."""
+    batch = make_batch([1400, 1400], heads=2, group=4, dim=64)
+    batch.q[:, :, 0, 3], batch.q[:, :, 1, 3] = 2.0, -2.0
+    slots = batch.slots(0)
+    batch.keys[slots[16 * 30 + 5], 0, 3] = value  # one key of one head
+    batch.keys[slots[16 * 33 : 16 * 65], 1, 3] = value  # all units of a block of scores
+    if exact:
+        args = (batch.q, batch.keys, batch.candidates, 0.1, reduction, 16)
+        got, want = ops.score_exact(*args), REFERENCE.score_exact(*args)
+    else:
+        fields = torch.full((batch.keys.shape[0] // 16, 2, 2, 64), torch.nan)
+        summary = SUMMARIES["min_max"]
+        for row in range(2):
+            units = batch.table[row, : batch.lengths[row] // 16].long()
+            REFERENCE.summarise(summary, batch.keys, fields, units)
+        args = (summary, batch.q, fields, batch.candidates, 0.1, reduction)
+        got, want = ops.score(*args), REFERENCE.score(*args)
+    ranks = [scores.nan_to_num(3e38, posinf=3e38, neginf=-3e38) for scores in (got, want)]
+    assert (ranks[0] - ranks[1]).abs().max() <= 1e-4
+    args = (batch.candidates, batch.num_units, torch.full((2,), 20, dtype=torch.int32))
+    assert torch.equal(ops.select(got, *args).logical, REFERENCE.select(want, *args).logical)
