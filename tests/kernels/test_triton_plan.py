@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from sgl_sparsekv.kernels.triton import fused as fused_module
 from sgl_sparsekv.kernels.triton import load
 from sgl_sparsekv.kernels.triton.spec import EXACT, MIN_MAX, NOTHING
+from sgl_sparsekv.kernels.triton.step import plan_row
 from triton_kit import DEVICE
 from triton_scene import POISON, Request, Step, make_scene
 
@@ -36,11 +39,25 @@ def no_slots(unit: int) -> torch.Tensor:
     return torch.zeros(1, BLOCK * unit, dtype=torch.int32, device=DEVICE)
 
 
-@pytest.mark.parametrize("unit,rows", [(16, 6000), (32, 2000), (64, 2000)])
+@triton.jit
+def plan_many(lengths, places, options, ratios, plan, rows, stride, UNIT: tl.constexpr):
+    """`plan_row` of 1024 rows at once: one row per program would take minutes to interpret."""
+    i = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+    found = plan_row(
+        tl.load(lengths + i).to(tl.int32), options, ratios, tl.load(places + i), stride, UNIT
+    )
+    for index in tl.static_range(7):
+        tl.store(plan + index * rows + i, found[index])
+
+
+@pytest.mark.parametrize("unit,rows", [(16, 6144), (32, 2048), (64, 2048)])
 def test_the_planner_counts_as_the_device(
     unit: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """10,000 random rows: seven numbers each, and which of them read everything."""
+    """10,000 random rows: seven numbers each, and which of them read everything.
+
+    All through the function that plans a row, the first 500 through `begin` as well.
+    """
     monkeypatch.setattr(fused_module, "BEGIN_UNITS", BLOCK)  # of the table, not looked at here
     rng = np.random.default_rng(unit)
     shape = StepShape(
@@ -57,23 +74,28 @@ def test_the_planner_counts_as_the_device(
     places = rng.permutation(rows)
     fused.buffers.options[places] = torch.tensor(np.array(table), dtype=torch.int32, device=DEVICE)
     fused.buffers.ratios[places] = torch.tensor(ratios, device=DEVICE)
-    fused.begin(
-        torch.zeros(8, dtype=torch.bool, device=DEVICE), torch.tensor(places, device=DEVICE),
-        torch.tensor(lengths, device=DEVICE), nobody.expand(rows, -1),
-    )  # fmt: skip
+    where, tokens = (torch.tensor(x, device=DEVICE) for x in (places, lengths))
+    stamps = torch.zeros(8, dtype=torch.bool, device=DEVICE)
+    fused.begin(stamps, where[:500], tokens[:500], nobody.expand(rows, -1))
+    every = torch.zeros(7, rows, dtype=torch.int32, device=DEVICE)
+    table = fused.buffers.options
+    plan_many[(rows // 1024,)](
+        tokens, where, table, fused.buffers.ratios, every, rows, table.stride(0), UNIT=unit
+    )
     budgets = [
         max(d[0][1], int(np.floor(d[1] * n))) if d[1] else d[0][0]
         for d, n in zip(drawn, lengths.tolist(), strict=True)
     ]
     options = RowOptions(np.array(budgets), *(np.array([d[i] for d in drawn]) for i in (2, 3)))
     plan = plan_rows(lengths, options, Geometry(64, unit))
-    got = fused.buffers.plan.cpu().numpy()
+    got, begun = every.cpu().numpy(), fused.buffers.plan[:, :500].cpu().numpy()
     want = [
         np.where(plan.dense, NOTHING, formulas), plan.begin, plan.end, plan.num_units, plan.counts,
         plan.tail, dense,
     ]  # fmt: skip
     for index, expected in enumerate(want):
         assert np.array_equal(got[index], expected), f"field {index} of the plan"
+        assert np.array_equal(begun[index], expected[:500]), f"field {index} of the plan"
     assert 0 < plan.dense.sum() < rows
 
 
