@@ -256,7 +256,10 @@ class FusedDecode(Protocol):
         ...
 
     def forget(self, sealed: torch.Tensor, slots: torch.Tensor) -> None:
-        """Clear the stamps of pages whose first slot is among `slots` int64 `[n]`; not page 0."""
+        """Clear the stamps of pages whose first slot is among `slots` int64 `[n]`; not page 0.
+
+        Every step begins so; what a step that broke off had listed is dropped too.
+        """
         ...
 
     def begin(

@@ -154,8 +154,7 @@ class FusedBackend(SparseKVBackend):
             self.observer.begin_step(None, 0)
             return
         for row in plan.rows.tolist():
-            entry = self.table.entry(row)
-            self.option_table.bind(row, entry.serial, entry.options)
+            self.option_table.bind(row, self.table.entry(row).options)
         filled = int((plan.lengths % self.geometry.unit_size == 0).sum()) if self._sparse else 0
         self.observer.begin_step(plan, filled, dense=not self._sparse)
         if self.observer.check_is_due:

@@ -1,7 +1,5 @@
 """Request options on the device, by row of `req_to_token`: what `begin` plans from."""
 
-from typing import Any
-
 import torch
 
 from ..config import RequestOptions
@@ -13,7 +11,7 @@ class OptionTable:
     """Keeps the device's table of options equal to the requests that own the rows.
 
     Writes are ordered on the forward stream before the step that needs them. The host's copy is
-    pinned, so a copy neither waits nor allocates.
+    page-locked, so a write neither waits nor allocates.
     """
 
     def __init__(self, step: FusedDecode, default: RequestOptions) -> None:
@@ -22,17 +20,17 @@ class OptionTable:
         pinned = options.device.type == "cuda"
         self._options = torch.zeros(options.shape, dtype=options.dtype, pin_memory=pinned)
         self._ratios = torch.zeros(ratios.shape, dtype=ratios.dtype, pin_memory=pinned)
-        self._owner: dict[int, Any] = {}
+        self._written: dict[int, RequestOptions] = {}
         self._options[:] = torch.tensor(self._values(default), dtype=torch.int32)
         self._ratios[:] = self._ratio(default)
         options.copy_(self._options)
         ratios.copy_(self._ratios)
 
-    def bind(self, row: int, owner: Any, options: RequestOptions) -> None:
-        """Give a row to a request; nothing happens when it has it already."""
-        if self._owner.get(row) == owner:
+    def bind(self, row: int, options: RequestOptions) -> None:
+        """Give a row the options of the request that owns it now."""
+        if self._written.get(row) == options:
             return
-        self._owner[row] = owner
+        self._written[row] = options
         self._options[row] = torch.tensor(self._values(options), dtype=torch.int32)
         self._ratios[row] = self._ratio(options)
         device = self._step.buffers

@@ -75,7 +75,10 @@ class Host(Memory):
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         self.serial += 1
-        params = SamplingParams(custom_params={"sparsekv": options or {}})
+        options = options or {}
+        if self.kind == "fused":  # it selects anew in every step
+            options = options | {"reselect_every": 1}
+        params = SamplingParams(custom_params={"sparsekv": options})
         req = Req(f"r{self.serial}", "", array("q", prompt), params, extra_key=namespace)
         live = Live(req, self.model.paths(prompt, namespace))
         self.live.append(live)
@@ -370,6 +373,7 @@ class Host(Memory):
             out_cache_loc=torch.cat([slots for _, slots in rows] + [torch.zeros(padding).long()]),
             out_cache_loc_is_physical=True,
             extend_seq_lens_cpu=sizes + [1] * padding,
+            batch_size=len(indices) + padding,
         )
         self.backend.init_forward_metadata(batch)
         return batch

@@ -62,7 +62,7 @@ def check_metadata(host: Host) -> None:
     unit = host.geometry.unit_size
     require(not bool(sealed[: host.geometry.units_per_page].any()), "R2 sealed", "page 0")
     owned = sealed.clone()
-    for slots in host.backend.seal._handed_out:  # lose their stamps when the next step begins
+    for slots in host.handed_out:  # lose their stamps when the next step begins
         owned[host.geometry.units_of_pages(host.geometry.page_starts(slots))] = False
     owned[host.geometry.units_of_pages(host.allocator.get_all_free_pages())] = False
     units = torch.nonzero(owned).flatten()
@@ -108,6 +108,10 @@ class Checker:
             physical = host.recorder.physical_of(layer, judged.place)
             if physical is not None:
                 self._check_selection(judged, layer, units, physical, free, cold)
+            elif host.chooses:
+                kept = units_to_keep(judged.length, options, host_unit(host))
+                everything = options.method == "full" or layer < options.dense_layers
+                require(everything or kept == len(units[0]), "R7 budget", "everything was read")
             expected = cold.attention(layer, judged.length, units)
             token = judged.place
             if host.backend._decode_tokens is not None:

@@ -5,8 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from sgl_sparsekv.config import parse_request_options
 
@@ -15,6 +23,8 @@ from .invariants import Checker, require
 from .memory import METHODS
 from .toy_model import SYMBOLS
 
+STEPS = 60
+"""Longest script; short enough to shrink."""
 MAX_LIVE = 6
 MAX_TOKENS = 384
 OPTIONS = st.fixed_dictionaries(
@@ -39,6 +49,7 @@ class CacheMachine(RuleBasedStateMachine):
     core: str
     page_size: int
     counts: Counter[str]
+    kind: str = "grouped"
     changed: Callable[[Any], None] | None = None
     """Applied to the freshly made host: how a mutant is installed."""
 
@@ -53,7 +64,7 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def make(self, pages: int, poison: bool, dtype: torch.dtype) -> None:
         """A pool of `pages` pages."""
-        self.host = Host(self.core, self.page_size, pages, dtype, poison)
+        self.host = Host(self.core, self.page_size, pages, dtype, poison, kind=self.kind)
         self.checker = Checker(self.host)
         if self.changed is not None:
             type(self).changed(self.host)  # type: ignore[misc]
@@ -267,3 +278,33 @@ class CacheMachine(RuleBasedStateMachine):
         self.host.evict(self.host.pages * self.page_size)
         free = len(self.host.allocator.get_all_free_pages())
         require(free == self.host.pages, "leak", f"{free} of {self.host.pages} pages are free")
+
+
+class FusedMachine(CacheMachine):
+    """The same over the GPU's backend, where a gate makes some decode steps dense."""
+
+    kind = "fused"
+
+    @rule(needed=st.sampled_from((0, 0, 0, 10**6)))
+    def gate(self, needed: int) -> None:
+        """From now on decode steps are sparse, or dense."""
+        self.host.backend.gate.needed = needed
+        self.did("gate")
+
+
+def run_machine(machine: type[CacheMachine], operations: int, fresh: int | None) -> None:
+    """Run scripts until `operations` operations were done, with a fixed or a fresh seed."""
+    done_before = sum(machine.counts.values())
+    while (missing := operations - sum(machine.counts.values()) + done_before) > 0:
+        chosen = settings(
+            max_examples=max(2, missing // STEPS),
+            stateful_step_count=STEPS,
+            derandomize=False,
+            deadline=None,
+            database=None,
+            print_blob=False,
+            suppress_health_check=list(HealthCheck),
+        )
+        machine.TestCase.settings = chosen
+        number = (fresh or 0) + sum(machine.counts.values())
+        run_state_machine_as_test(seed(number)(machine), settings=chosen)

@@ -19,6 +19,7 @@ from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata import StepSeal
 from sgl_sparsekv.plugin import HOOKS
 
+from .fused_backend import fused_backend
 from .recorder import Recorder
 from .toy_model import DIM, HEADS, LAYERS, ToyModel
 
@@ -37,6 +38,7 @@ class Memory:
         pages: pages of the pool, without the dummy one.
         dtype: element type of K and V.
         poison: fill K, V and page metadata of freed pages with NaN.
+        kind: "grouped" or "fused", how the backend decodes.
     """
 
     core: str
@@ -45,6 +47,7 @@ class Memory:
     dtype: torch.dtype = torch.float32
     poison: bool = True
     rows: int = 6
+    kind: str = "grouped"
     model: ToyModel = field(init=False)
     fail_next_alloc: bool = False
 
@@ -75,10 +78,21 @@ class Memory:
         self.metadata.poison = self.poison
         self.geometry = self.metadata.geometry
         self.recorder = Recorder()
-        self.backend = self._backend()
+        self.backend = self._backend() if self.kind == "grouped" else fused_backend(self)
         self._held_back: list[torch.Tensor] | None = None
         self._watch_allocator()
         self._poison_pages(torch.arange(1, self.pages + 1))
+
+    @property
+    def handed_out(self) -> list[torch.Tensor]:
+        """Slots whose pages lose their stamps when the next step begins."""
+        owner = self.backend.seal if self.kind == "grouped" else self.backend
+        return owner._handed_out
+
+    @property
+    def chooses(self) -> bool:
+        """Whether every decode step is sparse for rows that ask for it."""
+        return self.kind == "grouped" or self.backend.gate.needed == 0
 
     # -- construction ----------------------------------------------------------------------
 

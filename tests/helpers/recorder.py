@@ -67,6 +67,14 @@ class Recorder:
     def prefix_hit(self, slots: torch.Tensor) -> None:
         """See `StepObserver.prefix_hit`."""
 
+    def prefix_units(self, count: int) -> None:
+        """See `StepObserver.prefix_units`."""
+
+    @property
+    def check_is_due(self) -> bool:
+        """See `StepObserver.check_is_due`."""
+        return False
+
     def units_of(self, layer: int, place: int) -> list[list[int]]:
         """Logical units `[H][n]` that a plan row read in a layer."""
         for group, selection in self.groups[layer]:

@@ -11,35 +11,13 @@ import time
 from collections import Counter
 
 import pytest
-from helpers.machine import CacheMachine
-from hypothesis import HealthCheck, seed, settings
-from hypothesis.stateful import run_state_machine_as_test
+from helpers.machine import CacheMachine, run_machine
 
 OPERATIONS = int(os.environ.get("SPARSEKV_STATE_OPERATIONS", "20400"))
 """Operations over all cores and page sizes."""
 CORES = ("rust", "python")
 PAGE_SIZES = (4, 16, 64)
-STEPS = 60
-"""Longest script; short enough to shrink."""
 SHARE = OPERATIONS // (len(CORES) * len(PAGE_SIZES))
-
-
-def run_machine(machine: type[CacheMachine], operations: int, fresh: int | None) -> None:
-    """Run scripts until `operations` operations were done, with a fixed or a fresh seed."""
-    done_before = sum(machine.counts.values())
-    while (missing := operations - sum(machine.counts.values()) + done_before) > 0:
-        chosen = settings(
-            max_examples=max(2, missing // STEPS),
-            stateful_step_count=STEPS,
-            derandomize=False,
-            deadline=None,
-            database=None,
-            print_blob=False,
-            suppress_health_check=list(HealthCheck),
-        )
-        machine.TestCase.settings = chosen
-        number = (fresh or 0) + sum(machine.counts.values())
-        run_state_machine_as_test(seed(number)(machine), settings=chosen)
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)

@@ -1,0 +1,122 @@
+"""The GPU's way of keeping metadata true: lazy, with no number from the device.
+
+The same histories and the same checks as for the CPU's way; only the backend differs. Dense steps,
+which leave what they fill without a stamp, are thrown in between sparse ones.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import scenarios
+from helpers.host import Host, StepDied
+from helpers.invariants import Broken
+from helpers.machine import FusedMachine, run_machine
+from helpers.scenarios import Script
+from helpers.torch_fused import TorchFused
+from pytest import MonkeyPatch
+
+OPERATIONS = int(os.environ.get("SPARSEKV_FUSED_OPERATIONS", "6000"))
+"""Operations over the page sizes."""
+PAGE_SIZES = (16, 64)
+SCENARIOS = [
+    scenario
+    for name, scenario in vars(scenarios).items()
+    if getattr(scenario, "__module__", "") == scenarios.__name__
+    and name not in ("prompt", "Script")
+]
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_metadata_stays_true_under_any_history(page_size: int, sglang: None) -> None:
+    """No stale read and no mismatch, dense steps between sparse ones included."""
+    machine = type(
+        f"FusedMachine_{page_size}",
+        (FusedMachine,),
+        {"core": "rust", "page_size": page_size, "counts": Counter()},
+    )
+    run_machine(machine, OPERATIONS // len(PAGE_SIZES), None)
+    counts: Counter[str] = machine.counts
+    print(f"fused, page {page_size}: {counts.total()} operations")
+    assert counts.total() >= OPERATIONS // len(PAGE_SIZES)
+
+
+def fused_script() -> Script:
+    """A script over the fused backend."""
+    script = Script("rust")
+    script.host = Host("rust", scenarios.PAGE, scenarios.PAGES, kind="fused")
+    script.checker = type(script.checker)(script.host)
+    return script
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_correct_code_passes_every_scenario(
+    scenario: Callable[[Script], None], sglang: None
+) -> None:
+    """No check is triggered by the code as it is."""
+    scenario(fused_script())
+
+
+def died_in_prefill(script: Script) -> None:
+    """A prefill dies between two layers; what it had begun to summarise stays in the tree."""
+    script.load_back(scenarios.prompt(2))
+    live = script.start(scenarios.prompt(2), scenarios.SPARSE)
+    try:
+        script.host.prefill([live], 1000, die_after=0)
+    except StepDied:
+        script.release(live, insert=False)
+    script.serve(2)
+
+
+def _never_forgets(patch: MonkeyPatch) -> None:
+    patch.setattr(TorchFused, "forget", lambda self, sealed, slots: None)
+
+
+def _lists_nothing_old(patch: MonkeyPatch) -> None:
+    begin = TorchFused.begin
+
+    def only_the_newest(self: Any, sealed: torch.Tensor, *args: Any) -> None:
+        begin(self, torch.ones_like(sealed), *args)
+
+    patch.setattr(TorchFused, "begin", only_the_newest)
+
+
+def _seals_at_once(patch: MonkeyPatch) -> None:
+    begin = TorchFused.begin
+
+    def sealing(self: Any, sealed: torch.Tensor, *args: Any) -> None:
+        begin(self, sealed, *args)
+        sealed[self.pending] = True
+
+    patch.setattr(TorchFused, "begin", sealing)
+
+
+def _keeps_options(patch: MonkeyPatch) -> None:
+    from sgl_sparsekv.backend.option_table import OptionTable
+
+    patch.setattr(OptionTable, "bind", lambda self, row, options: None)
+
+
+@pytest.mark.parametrize(
+    ("install", "scenario"),
+    [
+        (_never_forgets, scenarios.reuse),
+        (_lists_nothing_old, scenarios.load_back),
+        (_seals_at_once, died_in_prefill),
+        (_keeps_options, scenarios.grow),
+    ],
+    ids=lambda value: value.__name__.strip("_"),
+)
+def test_every_mutant_is_caught(
+    install: Callable[[MonkeyPatch], None],
+    scenario: Callable[[Script], None],
+    sglang: None,
+    monkeypatch: MonkeyPatch,
+) -> None:
+    """The checks see what can go wrong in this way of doing it."""
+    install(monkeypatch)
+    with pytest.raises(Broken):
+        scenario(fused_script())
