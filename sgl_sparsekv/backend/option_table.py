@@ -6,6 +6,9 @@ from ..config import RequestOptions
 from ..ops import FusedDecode
 from ..selection import load_method
 
+LONGEST = 1 << 30
+"""Tokens; more than any context, and sums of two still fit in 32 bits."""
+
 
 class OptionTable:
     """Keeps the device's table of options equal to the requests that own the rows.
@@ -40,12 +43,10 @@ class OptionTable:
     def _values(self, options: RequestOptions) -> list[int]:
         """formula, budget, least budget, sink, window, dense layers"""
         tokens = options.budget if isinstance(options.budget, int) else 0
+        counts = (tokens, options.minimum_budget, options.sink, options.window)
         return [
             self._step.formula(load_method(options.method).formula),
-            tokens,
-            options.minimum_budget,
-            options.sink,
-            options.window,
+            *(min(count, LONGEST) for count in counts),
             options.dense_layers,
         ]
 

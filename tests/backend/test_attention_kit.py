@@ -1,17 +1,21 @@
 """SGLang's own attention kit, run on our backend with every unit read.
 
+On a GPU also with its graph runner: metadata as for a captured graph, padded rows included.
 Left out, with the reason:
     page size 1          refused by the backend (a server says so at start)
-    graph, split-op and speculative runner modes   need CUDA streams and graphs
+    split-op and speculative runner modes          speculative decoding is not served
     MLA, DSA, GDN, KDA, lightning, mamba, DSv4     other attention families; MLA is refused
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any, NoReturn
 from unittest import TestCase
 
 import pytest
 import torch
+
+from sgl_sparsekv.backend.gate import SPARSE, BreakEven
 
 pytestmark = pytest.mark.usefixtures("sglang_plugins")
 
@@ -24,10 +28,18 @@ class Case(TestCase):
         pytest.fail(reason)
 
 
-@pytest.fixture(params=["reference", "cpu"])
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.fixture(params=["reference", "cpu", pytest.param("triton", marks=GPU)])
 def kit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The kit's dense module, building our pool as the configurator hook does."""
-    monkeypatch.setenv("SGL_SPARSEKV_CONFIG", f'{{"method": "full", "device": "{request.param}"}}')
+    if request.param != "triton" and torch.cuda.is_available():
+        pytest.skip("SGLang takes the GPU of this machine")
+    config = {"method": "full", "device": request.param, "dense_below": 0}
+    monkeypatch.setenv("SGL_SPARSEKV_CONFIG", json.dumps(config))
+    # The kit's batches own no requests, and without a plan a step would be dense.
+    monkeypatch.setattr(BreakEven, "select", always_sparse)
     from sglang.test.kits.attention_unittest.attention_methods import dense_attention
 
     from sgl_sparsekv.backend.kv_pool import pool_class, summaries
@@ -44,6 +56,12 @@ def kit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield dense_attention
 
 
+def always_sparse(gate: BreakEven, forward_batch: Any) -> str:
+    """In place of the break-even."""
+    gate.chosen = SPARSE
+    return SPARSE
+
+
 def cases(kit: Any) -> list[Any]:
     made = [
         *kit.make_dense_cases("sparsekv"),
@@ -56,13 +74,33 @@ def cases(kit: Any) -> list[Any]:
 @torch.no_grad()  # the kit writes K and V by kernels that autograd does not see
 @pytest.mark.parametrize("layout", ["contiguous", "shuffled_pages", "interleaved_pages"])
 @pytest.mark.parametrize("head_dim", [16, 64])
-def test_kit_cases_match_the_kits_reference(kit: Any, layout: str, head_dim: int) -> None:
-    """Extend and decode over page edges; MHA, GQA, MQA; sliding windows through torch_native."""
+def test_kit_cases_match_the_kits_reference(
+    kit: Any, layout: str, head_dim: int, request: pytest.FixtureRequest
+) -> None:
+    """Extend and decode over page edges; MHA, GQA, MQA; sliding windows through SGLang's own."""
+    on_gpu = request.node.get_closest_marker("gpu") is not None
+    if on_gpu and head_dim == 16:
+        pytest.skip("no kernel for head_dim 16")
     torch.set_num_threads(2)
     ran = 0
     for case in cases(kit):
         kit.run_dense_attention_case(
-            Case(), case, device="cpu", loc_layout=layout, head_dim=head_dim
+            Case(), case, device="cuda" if on_gpu else "cpu", loc_layout=layout, head_dim=head_dim
         )
         ran += 1
     assert ran >= 12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kit", [pytest.param("triton", marks=GPU)], indirect=True)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_graph_runner_cases_match_the_kits_reference(kit: Any, head_dim: int) -> None:
+    """The kit's decode cases through the phases of a captured graph."""
+    from sglang.test.kits.attention_unittest.runner_modes import cuda_graph_decode_runner
+
+    decode = [case for case in cases(kit) if case.forward_mode.is_decode()]
+    for case in decode:
+        cuda_graph_decode_runner.run_dense_cuda_graph_decode_case(
+            Case(), case, head_dim=head_dim, device="cuda"
+        )
+    assert decode

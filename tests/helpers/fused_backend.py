@@ -1,4 +1,4 @@
-"""The GPU's attention backend on a CPU: SGLang's memory below it, plain torch in place of kernels."""
+"""The GPU's attention backend on a CPU: SGLang's memory, plain torch in place of kernels."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +11,8 @@ from sgl_sparsekv.backend.request_table import activate
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.types import Selection, StepShape
 
-from .toy_model import DIM, GROUP, HEADS, LAYERS
 from .torch_fused import FORMULAS, TorchFused
+from .toy_model import DIM, GROUP, HEADS, LAYERS
 
 
 def fused_backend(memory: Any) -> Any:
