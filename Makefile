@@ -8,7 +8,10 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench gpu clean
+
+# An environment that is there already, with or without this package: a GPU host may be offline.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +37,11 @@ bench: setup ## kernels and a whole server, against SGLang's torch_native in the
 	@mkdir -p bench/results
 	@$(BIN)/python -m bench.kernels --device cpu --json bench/results/kernels-cpu-$$(date +%Y%m%d-%H%M%S).json
 	@$(BIN)/python -m bench.serve --device cpu --json bench/results/serve-cpu-$$(date +%Y%m%d-%H%M%S).json
+	@$(BIN)/python -m bench.report
+
+gpu: ## everything a GPU must tell; WHEELS=DIR installs from there first, GPU_ARGS=... as docs/gpu.md
+	@$(GPU_PYTHON) -m bench.gpu $(if $(WHEELS),--wheels "$(WHEELS)") $(GPU_ARGS); \
+	status=$$?; [ $$status -eq 2 ] || $(GPU_PYTHON) -m bench.report; exit $$status
 
 clean: ## remove the virtual environment and build products
 	rm -rf $(VENV) .uv build *.egg-info kernels/cpu/*.so
