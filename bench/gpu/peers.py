@@ -180,8 +180,13 @@ def usable(
         made: list[Attend] = []
 
         def attempt(peer: Peer = peer, made: list[Attend] = made) -> str:
-            call = peer.make(scene, table)
-            out = call(0)
+            try:
+                call = peer.make(scene, table)
+                out = call(0)
+            except Exception as error:
+                if isinstance(error, Skip):
+                    raise
+                raise Skip(f"does not run here: {last_line(error)}") from error
             check(out.isfinite().all(), f"{peer.name} gives numbers that are not finite")
             if peer.judges:
                 size = scene.extents.page

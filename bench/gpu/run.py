@@ -100,7 +100,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
     """End a part and all that it started."""
     try:
         os.killpg(process.pid, 15)
-        process.wait(5)
+        process.wait(30)  # it ends its servers first
     except (ProcessLookupError, subprocess.TimeoutExpired):
         pass
     try:

@@ -19,7 +19,14 @@ from sgl_sparsekv.demo.servers import ServerSpec, serve
 COMMON = (
     *("--dtype", "bfloat16", "--page-size", "64", "--random-seed", "0"),
     *("--max-total-tokens", "131072", "--mem-fraction-static", "0.3"),
-    *("--chunked-prefill-size", "2048", "--cuda-graph-max-bs", "8", "--max-running-requests", "32"),
+    *(
+        "--chunked-prefill-size",
+        "2048",
+        "--cuda-graph-max-bs-decode",
+        "8",
+        "--max-running-requests",
+        "32",
+    ),
 )
 DENSE = ("--attention-backend", "flashinfer")
 SPARSE = (

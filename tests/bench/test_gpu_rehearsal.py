@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu import checkout, gate, peers, run, steps
+from bench.gpu import checkout, gate, peers, run, server, steps
 from bench.gpu.cascade import cascade_arguments, cascade_buffers, cascade_plan
 from bench.gpu.kernels import versus
 from bench.gpu.log import FAILED, Check, Fact, Log, Measured, read
@@ -132,11 +132,12 @@ def test_routes_serve_the_measured_shape(name: str) -> None:
     )  # fmt: skip
 
 
-def test_flags_of_one_batch_are_known(tmp_path: Path) -> None:
+def test_flags_for_sglang_are_known(tmp_path: Path) -> None:
     """By SGLang's own parser with our flags added, in a process of its own."""
     pytest.importorskip("sglang")
     flags = ("--sparsekv-unit-size", "64", "--sparsekv-budget", "2048")
     wanted = steps.arguments(tmp_path, "sparsekv", flags, tmp_path / "x.jsonl")
+    server_flags = ("--model-path", str(tmp_path), *server.COMMON, *server.SPARSE)
     script = (
         "import argparse, sys\n"
         "from sglang.srt.plugins import load_plugins\n"
@@ -146,10 +147,15 @@ def test_flags_of_one_batch_are_known(tmp_path: Path) -> None:
         "parser = argparse.ArgumentParser()\n"
         "ServerArgs.add_cli_args(parser)\n"
         "BenchArgs.add_cli_args(parser)\n"
-        "parser.parse_args(sys.argv[1:])\n"
+        "cut = sys.argv.index('--')\n"
+        "parser.parse_args(sys.argv[1:cut])\n"
+        "parser.parse_args(sys.argv[cut + 1 :])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *wanted], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, *wanted, "--", *server_flags],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
