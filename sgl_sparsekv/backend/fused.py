@@ -85,7 +85,7 @@ class FusedBackend(SparseKVBackend):
         if max_bs < self.max_rows:
             logger.warning(
                 "sparsekv: batches of more than %d requests run without CUDA graphs; raise "
-                "--cuda-graph-max-bs to have them captured",
+                "--cuda-graph-max-bs-decode to have them captured",
                 max_bs,
             )
 

@@ -63,6 +63,18 @@ class Fleet:
                     STRICT,
                 ),
                 self._spec(
+                    "interpreted",
+                    (
+                        *("--attention-backend", "sparsekv", "--sparsekv-device", "triton"),
+                        *("--sparsekv-dense-below", "0", "--sparsekv-dense-layers", "0"),
+                        *("--sparsekv-budget", "128", "--sparsekv-check", "raise"),
+                        *("--sparsekv-check-interval", "3", "--dtype", "float32"),
+                        *("--context-length", "2048", "--max-total-tokens", "8192"),
+                        *("--chunked-prefill-size", "512", "--max-running-requests", "8"),
+                    ),
+                    (*STRICT, ("TRITON_INTERPRET", "1")),
+                ),
+                self._spec(
                     "two_ranks",
                     (*SPARSE, *ROOMY, "--tp", "2", *self.trace_flags(2)),
                     (*STRICT, ("SGLANG_CPU_OMP_THREADS_BIND", "0|1")),

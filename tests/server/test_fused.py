@@ -1,0 +1,36 @@
+"""The GPU's backend in a real server: SGLang's scheduler and radix cache, kernels interpreted.
+
+What only a GPU has is left out: graphs (`tests/backend/test_graphs.py`) and speed.
+"""
+
+from sgl_sparsekv.models.documents import chain_document
+
+from .client import ask_for, generate_all, metric, wrong_answers
+from .fleet import Fleet
+
+
+def test_mixed_methods_over_a_shared_prefix(fleet: Fleet) -> None:
+    """Cold, then on prefix hits in one batch of four methods; metadata is checked as it goes."""
+    server = fleet.get("interpreted")
+    document = chain_document(600, num_questions=4, num_hops=5, seed=11)
+    cold = ask_for(document, document.questions[0])
+    (answer,) = generate_all(server.url, [cold], concurrency=1)
+    assert answer is not None
+    assert not wrong_answers([cold], [answer])
+    report = answer["meta_info"]["sparsekv"]
+    assert report["rejected"] is None and report["decode_steps"] == cold.tokens - 1
+    assert report["tokens_attended"] < 0.25 * report["tokens_in_context"]
+    summarised = metric(server.url, "units_summarised_total")
+    options = (None, {"method": "full"}, {"method": "quest", "budget": 0.3, "dense_layers": 1})
+    asks = [
+        ask_for(document, question, option)
+        for question, option in zip(document.questions[1:], options, strict=True)
+    ]
+    lost = ask_for(document, document.questions[0], {"method": "streaming"})
+    answers = generate_all(server.url, [*asks, lost], concurrency=4)
+    assert not wrong_answers(asks, answers[:3])
+    assert wrong_answers([lost], answers[3:]), "streaming cannot see the middle of the document"
+    assert all(one["meta_info"]["cached_tokens"] >= 512 for one in answers if one)
+    new = metric(server.url, "units_summarised_total") - summarised
+    assert new < 600 // 16, "the shared prefix was summarised again"
+    fleet.stop("interpreted")
