@@ -145,17 +145,21 @@ class FusedBackend(SparseKVBackend):
 
         return bool(get_capture_attention_variant() != DENSE)
 
-    def _before_step(self, plan: HostPlan | None) -> None:
-        """Pages that the allocator gave to writers we do not see, and who owns which row."""
+    def _before_step(self, plan: HostPlan | None, filled: int = 0) -> None:
+        """Pages that the allocator gave to writers we do not see, and who owns which row.
+
+        `filled` units are those that prefill fills; of decode rows they are counted here.
+        """
         for slots in self._handed_out:
             self.step.forget(self.metadata.sealed, slots)
         self._handed_out.clear()
         if plan is None:
-            self.observer.begin_step(None, 0)
+            self.observer.begin_step(None, filled)
             return
         for row in plan.rows.tolist():
             self.option_table.bind(row, self.table.entry(row).options)
-        filled = int((plan.lengths % self.geometry.unit_size == 0).sum()) if self._sparse else 0
+        if self._sparse:
+            filled += int((plan.lengths % self.geometry.unit_size == 0).sum())
         self.observer.begin_step(plan, filled, dense=not self._sparse)
         if self.observer.check_is_due:
             self._check(plan)
@@ -180,16 +184,16 @@ class FusedBackend(SparseKVBackend):
         self.dense.init_forward_metadata(forward_batch)
         self._sparse = True
         launched, self.table.launched = self.table.launched, None
-        decode = np.zeros(0, dtype=bool)
+        decode, filled = np.zeros(0, dtype=bool), 0
         if launched is not None:
-            self._note_extends(forward_batch, launched)
             decode = self.table.is_decode(launched)
+            filled = self._note_extends(forward_batch, launched, decode)
         mixed = 0 < decode.sum() <= self.max_rows
         host = host_lengths(forward_batch)[: len(decode)] if mixed else None
         plan = None
         if launched is not None and host is not None:
             plan = self._host_plan_of(launched[decode], host[decode])
-        self._before_step(plan)
+        self._before_step(plan, filled)
         self.step.forget(self.metadata.sealed, forward_batch.out_cache_loc)
         rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         for first in range(0, rows.numel(), self.max_rows):
@@ -208,14 +212,18 @@ class FusedBackend(SparseKVBackend):
             self.paged.plan(len(plan.rows), plan, graph=False)
         self._begin(rows[place], lengths[place])
 
-    def _note_extends(self, forward_batch: Any, launched: IntArray) -> None:
-        lengths = host_lengths(forward_batch)
-        new = forward_batch.extend_seq_lens_cpu
-        for row, length, added in zip(launched.tolist(), lengths, new, strict=False):
+    def _note_extends(self, forward_batch: Any, launched: IntArray, decode: BoolArray) -> int:
+        """Note prefix hits of requests that begin; gives the units that prefill fills."""
+        unit, filled = self.geometry.unit_size, 0
+        lengths, new = host_lengths(forward_batch).tolist(), forward_batch.extend_seq_lens_cpu
+        for i in np.flatnonzero(~decode).tolist():
+            row, length, added = int(launched[i]), lengths[i], new[i]
             entry = self.table.entry(row)
+            filled += length // unit - (length - added) // unit
             if not entry.extended:
                 entry.extended = True
-                self.observer.prefix_units((int(length) - added) // self.geometry.unit_size)
+                self.observer.prefix_units((length - added) // unit)
+        return filled
 
     # -- host mirror -----------------------------------------------------------------------
 

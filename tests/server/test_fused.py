@@ -32,5 +32,6 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet) -> None:
     assert wrong_answers([lost], answers[3:]), "streaming cannot see the middle of the document"
     assert all(one["meta_info"]["cached_tokens"] >= 512 for one in answers if one)
     new = metric(server.url, "units_summarised_total") - summarised
+    assert summarised >= 600 // 16, "the first request summarised the document"
     assert new < 600 // 16, "the shared prefix was summarised again"
     fleet.stop("interpreted")
