@@ -20,6 +20,7 @@ ALLOWED = {
     "ops": {"types"},
     "selection": {*BASE, "ops", "config"},
     "page_metadata": {*BASE, "ops"},
+    "segments": BASE,
     "config": {"errors", "geometry", "types", "selection", "ops"},
 }
 """Parts below the backend, and the parts they may import."""

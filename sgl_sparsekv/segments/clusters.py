@@ -1,0 +1,132 @@
+"""Clusters of one segment's keys (ClusterKV, arXiv 2412.03213), built segment by segment.
+
+As in the paper: cosine distance, because a few large channels make other distances unstable;
+centroids are means of the raw rotated keys, so that their length counts in q·centroid. Unlike it:
+a segment in place of a prompt, strided in place of random initial centroids, and while iterating a
+centroid is the mean *direction* of its members, for which the objective cannot rise.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..geometry import ceil_div
+from .exact import group_counts, group_sums, require_finite, sum_grid
+from .lloyd import Fit, fit, spill
+
+TOKENS_PER_CENTROID = 16
+"""One centroid for as many tokens."""
+ITERATIONS = 6
+"""Updates of the centroids."""
+CAP = 4.0
+"""Largest cluster, in multiples of the mean size."""
+LONGEST = 1 << 15
+"""Tokens of a segment whose offsets an int16 can hold."""
+
+
+@dataclass(frozen=True)
+class ClusterIndex:
+    """Clusters of one segment of S tokens, all H KV heads.
+
+    Attributes:
+        centroids: `[H, C, D]` in the keys' dtype, means of the members; zero without members.
+        order: int16 `[H, S]`, offsets in the segment: first the skipped ones, then the members of
+            cluster 0, 1, ..., ascending inside a cluster.
+        starts: int32 `[H, C + 1]`: cluster c holds `order[h, starts[h, c] : starts[h, c + 1]]`.
+    """
+
+    centroids: torch.Tensor
+    order: torch.Tensor
+    starts: torch.Tensor
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """Tokens of each cluster, int32 `[H, C]`."""
+        return self.starts.diff(dim=-1)
+
+    def labels(self) -> torch.Tensor:
+        """Cluster of each offset, int64 `[H, S]`; -1 for the skipped ones."""
+        place = torch.arange(self.order.shape[1], device=self.order.device, dtype=torch.int32)
+        place = place.expand(self.order.shape).contiguous()
+        cluster = torch.searchsorted(self.starts, place, right=True) - 1
+        return torch.empty_like(cluster).scatter_(-1, self.order.long(), cluster)
+
+
+def build_clusters(
+    keys: torch.Tensor,
+    tokens_per_centroid: int = TOKENS_PER_CENTROID,
+    iterations: int = ITERATIONS,
+    cap: float | None = CAP,
+    skip: int = 0,
+) -> ClusterIndex:
+    """Cluster the keys of one segment, every KV head alone.
+
+    Args:
+        keys: `[S, H, D]`, rotated.
+        tokens_per_centroid: C = S / tokens_per_centroid, rounded up, whatever is skipped.
+        iterations: updates of the centroids.
+        cap: no cluster holds more than `cap` times the mean; what does not fit goes to the nearest
+            cluster with room (`lloyd.spill`). None: no bound.
+        skip: first tokens left out (the sinks, in the first segment).
+
+    Raises:
+        ValueError: a key is not finite, or an argument is outside its range.
+    """
+    found = fit_keys(keys, tokens_per_centroid, iterations, skip)
+    tokens, clusters = found.similarity.shape[1:]
+    labels = found.labels
+    if cap is not None:
+        if not cap >= 1:
+            raise ValueError(f"cap must be at least 1, got {cap}")
+        labels = spill(found.similarity, math.ceil(cap * tokens / clusters))
+    counts = group_counts(labels, clusters)
+    sums = group_sums(sum_grid(keys[skip:].movedim(0, 1)), labels, clusters)
+    centroids = (sums / counts.clamp(min=1)[..., None]).to(keys.dtype)
+    first = torch.arange(skip, device=keys.device).expand(keys.shape[1], skip)
+    order = torch.cat((first, labels.sort(dim=-1, stable=True).indices + skip), -1)
+    starts = torch.nn.functional.pad(counts.cumsum(-1), (1, 0)) + skip
+    return ClusterIndex(centroids, order.to(torch.int16), starts.to(torch.int32))
+
+
+def objective(
+    keys: torch.Tensor,
+    tokens_per_centroid: int = TOKENS_PER_CENTROID,
+    iterations: int = ITERATIONS,
+    skip: int = 0,
+) -> torch.Tensor:
+    """Sum of 1 - cosine(key, centroid) before each update and at the end, before the cap.
+
+    Returns:
+        float64 `[iterations + 1, H]`; never rises.
+    """
+    return fit_keys(keys, tokens_per_centroid, iterations, skip).objective
+
+
+def fit_keys(keys: torch.Tensor, tokens_per_centroid: int, iterations: int, skip: int) -> Fit:
+    """Cosine k-means over keys `[S, H, D]` from `skip` on, before the cap."""
+    length = keys.shape[0]
+    if not 1 <= length <= LONGEST:
+        raise ValueError(f"keys must hold 1 to {LONGEST} tokens, got {length}")
+    if not 0 <= skip < length:
+        raise ValueError(f"skip must be at least 0 and below {length} tokens, got {skip}")
+    if tokens_per_centroid < 1:
+        raise ValueError(f"tokens_per_centroid must be at least 1, got {tokens_per_centroid}")
+    if iterations < 0:
+        raise ValueError(f"iterations must be at least 0, got {iterations}")
+    require_finite("keys", keys)
+    clusters = ceil_div(length, tokens_per_centroid)
+    return fit(keys[skip:].movedim(0, 1), clusters, iterations, cosine=True)
+
+
+def value_sums(values: torch.Tensor, index: ClusterIndex) -> torch.Tensor:
+    """Sum of the values of each cluster: `[S, H, Dv]` -> float32 `[H, C, Dv]`.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    require_finite("values", values)
+    labels, clusters = index.labels(), index.starts.shape[1] - 1
+    spare = labels.masked_fill(labels < 0, clusters)  # a group for what is skipped
+    rows = sum_grid(values.movedim(0, 1))
+    return group_sums(rows, spare, clusters + 1)[:, :clusters].float()
