@@ -26,7 +26,7 @@ demo: setup ## one long document, many questions: dense, full, quest and streami
 	@$(BIN)/sparsekv demo --out demo-out
 
 test: setup ## every test that this machine can run
-	@$(BIN)/python -m pytest
+	@PYTHON=$(BIN)/python tests/run
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check --output-format concise .
