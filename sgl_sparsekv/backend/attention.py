@@ -36,10 +36,14 @@ def create_backend(runner: Any) -> "SparseKVBackend":
 
 
 def dense_backend(runner: Any) -> AttentionBackend:
-    """SGLang's own dense backend of the device."""
+    """The dense backend that SGLang would choose for the device: FlashAttention 3 on Hopper, ..."""
+    from sglang.srt.arg_groups.model_override_base import get_default_attn_backend
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    name = "torch_native" if str(runner.device) == "cpu" else "flashinfer"
+    name = "torch_native"
+    if str(runner.device) != "cpu":
+        name = get_default_attn_backend(runner.server_args, False, runner.model_config)
+    logger.info("sparsekv: prefill and dense decode by SGLang's %s", name)
     return ATTENTION_BACKENDS[name](runner)
 
 

@@ -41,6 +41,10 @@ class FusedBackend(SparseKVBackend):
         modules = attention_layers(runner.model)
         served = [module for module in modules if not dense_reason(module)]
         self._needs_dense = len(served) < len(modules)
+        if not served:
+            raise UnsupportedSetup(
+                "no layer of this model can be sparse (see the log for why); use another backend"
+            )
         shape = step_shape(self, served[0])
         self.step = ops.fused(shape, watched=bool(options.trace))
         self.max_rows = shape.max_rows

@@ -106,3 +106,37 @@ def test_batches_beyond_the_captured_ones_are_announced(
         assert not caplog.records
         backend.init_cuda_graph_state(backend.max_rows - 1, 64)
     assert "run without CUDA graphs; raise --cuda-graph-max-bs-decode" in caplog.messages[0]
+
+
+def test_dense_work_goes_to_what_sglang_would_choose(
+    sglang: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU by SGLang's own rule for that GPU, asked through SGLang's own function."""
+    from sglang.srt.arg_groups import model_override_base as rule
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    from sgl_sparsekv.backend.attention import dense_backend
+
+    for name in ("fa3", "trtllm_mha", "flashinfer", "torch_native"):
+        monkeypatch.setitem(ATTENTION_BACKENDS, name, lambda runner, name=name: name)
+    monkeypatch.setattr(rule, "current_platform", SimpleNamespace(is_out_of_tree=lambda: False))
+    monkeypatch.setattr(rule, "resolving_view", lambda server_args: server_args)
+    monkeypatch.setattr(rule, "resolved_view", lambda server_args: server_args)
+    monkeypatch.setattr(rule, "is_no_spec_infer_or_topk_one", lambda view: True)
+    runner = SimpleNamespace(
+        device="cuda",
+        server_args=SimpleNamespace(speculative_algorithm=None),
+        model_config=SimpleNamespace(
+            hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"]),
+            has_asymmetric_kv=False,
+            has_attention_sinks=False,
+        ),
+    )
+    for hopper, blackwell, wanted in ((1, 0, "fa3"), (0, 1, "trtllm_mha"), (0, 0, "flashinfer")):
+        gpu = SimpleNamespace(
+            is_hopper_with_cuda_12_3=hopper, is_sm100=blackwell, is_hip=False, has_flashinfer=True
+        )
+        monkeypatch.setattr(rule, "get_platform", lambda gpu=gpu: gpu)
+        assert dense_backend(runner) == wanted
+    runner.device = "cpu"
+    assert dense_backend(runner) == "torch_native"
