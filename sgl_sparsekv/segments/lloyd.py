@@ -124,7 +124,9 @@ def spill(similarity: torch.Tensor, capacity: int) -> torch.Tensor:
     room = labels.new_full((batch, clusters + 1), capacity)
     room[:, clusters] = 0  # where those ask who have a place
     position = torch.arange(count, device=similarity.device)
-    while bool((labels < 0).any()):
+    for _ in range(clusters):
+        if not bool((labels < 0).any()):
+            break
         open_only = similarity.masked_fill(room[:, None, :clusters] == 0, -torch.inf)
         wish = open_only.argmax(-1)
         nearness = open_only.gather(-1, wish[..., None])[..., 0]
@@ -136,4 +138,5 @@ def spill(similarity: torch.Tensor, capacity: int) -> torch.Tensor:
         taken = rank < room.gather(-1, asked)
         labels.scatter_(-1, point, torch.where(taken, asked, labels.gather(-1, point)))
         room.scatter_add_(-1, asked, -taken.long())
+    assert bool((labels >= 0).all())
     return labels
