@@ -20,7 +20,7 @@ from sgl_sparsekv.segments.choose import (
 )
 from sgl_sparsekv.segments.clusters import ClusterIndex, build_clusters, value_sums
 
-CASES = 2000
+CASES = 1000
 HEADS = 2
 
 

@@ -1,7 +1,9 @@
 """One fleet of servers for all server tests, started while other tests still run."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -11,6 +13,16 @@ from sgl_sparsekv.models.documents import Document, chain_document
 from .fleet import Fleet
 
 _fleet: list[Fleet] = []
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """A termination ends the session as Ctrl-C does: with its servers."""
+    raise KeyboardInterrupt
+
+
+def pytest_configure() -> None:
+    """Whoever ends these tests ends the servers they started."""
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
