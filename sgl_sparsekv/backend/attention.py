@@ -21,6 +21,16 @@ from .support import check_runner, dense_reason
 logger = logging.getLogger(__name__)
 
 
+DENSE_LIMITS = (
+    "extend_dummy_seqs_capped_by_req_pool",
+    "prefer_eager_mixed_prefill_under_dp_attention",
+    "prefill_cuda_graph_default_max_seq_len",
+    "prefill_cuda_graph_max_batch_size",
+    "supports_prefill_cuda_graph_max_context_size",
+)
+"""What SGLang asks a backend about prefill; the base class would answer for the dense one."""
+
+
 def create_backend(runner: Any) -> "SparseKVBackend":
     """Factory that SGLang calls for `--attention-backend sparsekv`."""
     from .fused import FusedBackend
@@ -62,6 +72,8 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         self.ops = ops
         check_runner(runner, options.methods, self.ops)
         self.dense = dense_backend(runner)
+        for limit in DENSE_LIMITS:
+            setattr(self, limit, getattr(self.dense, limit))
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.metadata: PageMetadata = self.token_to_kv_pool.page_metadata

@@ -140,3 +140,15 @@ def test_dense_work_goes_to_what_sglang_would_choose(
         assert dense_backend(runner) == wanted
     runner.device = "cpu"
     assert dense_backend(runner) == "torch_native"
+
+
+def test_prefill_limits_are_those_of_the_dense_backend(sglang: None) -> None:
+    """Names that this SGLang knows, so that none is asked of the base class by mistake."""
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+    from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
+
+    from sgl_sparsekv.backend.attention import DENSE_LIMITS
+
+    assert all(hasattr(AttentionBackend, limit) for limit in DENSE_LIMITS)
+    assert FlashInferAttnBackend.extend_dummy_seqs_capped_by_req_pool
+    assert "extend_dummy_seqs_capped_by_req_pool" in DENSE_LIMITS
