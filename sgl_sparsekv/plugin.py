@@ -173,7 +173,7 @@ def version_problem() -> str | None:
 
 
 def _create_backend(runner: Any) -> Any:
-    from .backend.attention import create_backend
+    from .backend.factory import create_backend
 
     return create_backend(runner)
 

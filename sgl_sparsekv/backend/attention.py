@@ -2,20 +2,18 @@
 
 import logging
 from abc import abstractmethod
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
-from ..config import FUSED_DEVICES, ServerOptions
-from ..ops import FusedOps, Ops, load_ops
+from ..config import ServerOptions
+from ..ops import Ops
 from ..page_metadata import PageMetadata
-from .flags import options_of
 from .observer import StepObserver
 from .request_table import activate
-from .resolution import device_of
 from .support import check_runner, dense_reason
 
 logger = logging.getLogger(__name__)
@@ -29,20 +27,6 @@ DENSE_LIMITS = (
     "supports_prefill_cuda_graph_max_context_size",
 )
 """What SGLang asks a backend about prefill; the base class would answer for the dense one."""
-
-
-def create_backend(runner: Any) -> "SparseKVBackend":
-    """Factory that SGLang calls for `--attention-backend sparsekv`."""
-    from .fused import FusedBackend
-    from .grouped import GroupedBackend
-
-    options = options_of(runner.server_args)
-    assert options is not None, "the sparsekv backend is created only when it was chosen"
-    options = device_of(options, str(runner.device))
-    ops = load_ops(options.device)
-    if options.device in FUSED_DEVICES:
-        return FusedBackend(runner, options, cast(FusedOps, ops))
-    return GroupedBackend(runner, options, ops)
 
 
 def dense_backend(runner: Any) -> AttentionBackend:

@@ -1,0 +1,22 @@
+"""Which attention backend a server gets: by the kernels of its device."""
+
+from typing import Any, cast
+
+from ..config import FUSED_DEVICES
+from ..ops import FusedOps, load_ops
+from .attention import SparseKVBackend
+from .flags import options_of
+from .fused import FusedBackend
+from .grouped import GroupedBackend
+from .resolution import device_of
+
+
+def create_backend(runner: Any) -> SparseKVBackend:
+    """Factory that SGLang calls for `--attention-backend sparsekv`."""
+    options = options_of(runner.server_args)
+    assert options is not None, "the sparsekv backend is created only when it was chosen"
+    options = device_of(options, str(runner.device))
+    ops = load_ops(options.device)
+    if options.device in FUSED_DEVICES:
+        return FusedBackend(runner, options, cast(FusedOps, ops))
+    return GroupedBackend(runner, options, ops)
