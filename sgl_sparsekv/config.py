@@ -13,7 +13,8 @@ from typing import Any
 
 from .errors import ConfigError, RequestOptionError
 from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div
-from .ops import DEVICES, ROUTES
+from .ops import DEVICES
+from .routes import ROUTES
 from .selection import METHODS, load_method, method_names
 from .types import Reduction
 

@@ -16,7 +16,7 @@ from bench.gpu.shapes import SHARPNESS, UNITS, K, Scene, Shape, fits, layers_of,
 from bench.gpu.step import Step, make_step
 from bench.gpu.timing import interleave, record
 from sgl_sparsekv.errors import UnsupportedSetup
-from sgl_sparsekv.ops import ROUTES, PagedAttend, load_route
+from sgl_sparsekv.routes import ROUTES, PagedAttend, load_route
 from sgl_sparsekv.types import AttendShape
 
 SMALL = Shape(4 * K, 3)

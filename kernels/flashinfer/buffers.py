@@ -6,7 +6,7 @@ import torch
 
 from sgl_sparsekv.types import AttendShape
 
-from .lengths import Int32
+from .lengths import Int32, Int64, check_plan, write_lengths
 
 
 class HostNumbers:
@@ -51,6 +51,7 @@ class BlockTable:
     """
 
     def __init__(self, shape: AttendShape) -> None:
+        self._shape = shape
         requests = shape.rows * shape.heads
         like = {"dtype": torch.int32, "device": shape.device}
         self.pages = shared_pages(shape.device, requests * shape.max_units)
@@ -60,8 +61,11 @@ class BlockTable:
         self.lengths = torch.ones(requests, **like)
         self.host = HostNumbers(requests, shape.device)
 
-    def send(self) -> None:
-        """Queue the copy of `host` to `lengths`."""
+    def plan(self, counts: Int64, tails: Int64) -> None:
+        """See `PagedAttend.plan`: queue the copy of the lengths to the device."""
+        check_plan(counts, tails, self._shape)
+        self.host.wait()
+        write_lengths(self.host.array, counts, tails, self._shape)
         self.lengths.copy_(self.host.tensor, non_blocking=True)
         self.host.mark_sent()
 

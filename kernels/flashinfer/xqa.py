@@ -7,7 +7,7 @@ from sgl_sparsekv.types import AttendShape
 
 from .buffers import BlockTable, workspace
 from .layout import head_pages
-from .lengths import Int64, check_plan, write_lengths
+from .lengths import Int64
 from .limits import unsupported_anywhere
 
 CAPABILITIES = (9, 10, 12)
@@ -64,10 +64,7 @@ class XqaAttend:
 
     def plan(self, counts: Int64, tails: Int64) -> None:
         """See `PagedAttend.plan`."""
-        check_plan(counts, tails, self._shape)
-        self._lists.host.wait()
-        write_lengths(self._lists.host.array, counts, tails, self._shape)
-        self._lists.send()
+        self._lists.plan(counts, tails)
 
     def run(
         self,

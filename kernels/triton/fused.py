@@ -17,7 +17,7 @@ import triton
 from sgl_sparsekv.types import Reduction, StepShape
 
 if TYPE_CHECKING:
-    from sgl_sparsekv.ops import PagedAttend
+    from sgl_sparsekv.routes import PagedAttend
 
 from .attend import attend_kernel
 from .buffers import StepBuffers, allocate

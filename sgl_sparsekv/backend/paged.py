@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..errors import UnsupportedSetup
-from ..ops import PagedAttend, load_route
+from ..routes import PagedAttend, load_route
 from ..types import AttendShape, StepShape
 from .planner import HostPlan
 

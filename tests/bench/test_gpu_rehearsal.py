@@ -19,7 +19,7 @@ from bench.gpu.parts import PARTS
 from bench.gpu.shapes import LLAMA, TOY, Shape, make_scene
 from bench.gpu.timing import Times
 from bench.results_schema import load
-from sgl_sparsekv.ops import load_route
+from sgl_sparsekv.routes import load_route
 from sgl_sparsekv.types import AttendShape
 
 ROOT = Path(__file__).parents[2]

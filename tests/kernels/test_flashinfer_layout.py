@@ -14,7 +14,8 @@ from helpers import paged_emulator
 from sgl_sparsekv.kernels.flashinfer import buffers, choose, fa2, layout
 from sgl_sparsekv.kernels.flashinfer.layout import encode, head_pages
 
-from sgl_sparsekv.ops import ROUTES, PagedAttend, load_ops, load_route
+from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.routes import ROUTES, PagedAttend, load_route
 from sgl_sparsekv.types import AttendShape
 
 REFERENCE = load_ops("reference")

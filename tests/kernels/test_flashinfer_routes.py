@@ -9,7 +9,7 @@ import torch
 from sgl_sparsekv.kernels.flashinfer import choose, limits, routes
 
 from sgl_sparsekv.errors import UnsupportedSetup
-from sgl_sparsekv.ops import ROUTES, load_route
+from sgl_sparsekv.routes import ROUTES, load_route
 from sgl_sparsekv.types import AttendShape
 
 DOCS = Path(__file__).parents[2] / "docs" / "attend_routes.md"
