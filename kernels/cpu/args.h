@@ -16,7 +16,7 @@ struct AttendArgs {
 };
 
 struct ScoreArgs {
-  const void *q, *data;  // [rows, H, G, D]; fields [units, H, 2, D], or keys [slots, H, D]
+  const void *q, *data;  // [rows, H, G, D]; fields [units, H, planes, D], or keys
   const int32_t *table, *begin, *end;
   float* out;      // [rows, H, U] contiguous
   float* scratch;  // score_scratch() floats
@@ -27,7 +27,7 @@ struct ScoreArgs {
   double scale, spread;
 };
 
-enum Formula : int64_t { kUpperBound = 0, kExpectedMaximum = 1, kExact = 2 };
+enum Formula : int64_t { kUpperBound = 0, kExpectedMaximum = 1, kExact = 2, kProduct = 3 };
 
 struct SelectArgs {
   const float* scores;  // [rows, H, U] contiguous
@@ -39,9 +39,11 @@ struct SelectArgs {
 
 struct SummariseArgs {
   const void* keys;      // [slots, H, D]
-  void* fields;          // [units, H, 2, D]
+  void* fields;          // [units, H, planes, D]; kMisfit: [units, H, 1, 1]
   const int64_t* units;  // [m]
   int64_t count, heads, dim, unit, dtype, threads;
-  int64_t mean_std;  // 0: planes min, max; 1: planes mean, std
+  int64_t planes;  // Planes
   int64_t k_slot, k_head, f_unit, f_head, f_plane;
 };
+
+enum Planes : int64_t { kMinMax = 0, kMeanStd = 1, kMean = 2, kMisfit = 3 };

@@ -53,7 +53,7 @@ class SummariseArgs(ctypes.Structure):
 
     _fields_ = [
         *_fields("keys fields units", ctypes.c_void_p),
-        *_fields("count heads dim unit dtype threads mean_std"),
+        *_fields("count heads dim unit dtype threads planes"),
         *_fields("k_slot k_head f_unit f_head f_plane"),
     ]
 

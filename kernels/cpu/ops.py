@@ -8,14 +8,23 @@ import torch
 
 from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
-from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection
+from sgl_sparsekv.types import (
+    Candidates,
+    PageSummary,
+    Reduction,
+    SegmentIndex,
+    SegmentSummary,
+    Selection,
+)
 
 from .library import DTYPES, AttendArgs, ScoreArgs, SelectArgs, SummariseArgs, load_library
 from .prefill import merge, prefill
 
-UPPER_BOUND, EXPECTED_MAXIMUM, EXACT = 0, 1, 2
+UPPER_BOUND, EXPECTED_MAXIMUM, EXACT, PRODUCT = range(4)
 """`Formula` of args.h."""
-FORMULAS = {"min_max": UPPER_BOUND, "mean_std": EXPECTED_MAXIMUM}
+FORMULAS = {"min_max": UPPER_BOUND, "mean_std": EXPECTED_MAXIMUM, "landmark": PRODUCT}
+PLANES = {"min_max": 0, "mean_std": 1, "landmark": 2, "misfit": 3}
+"""`Planes` of args.h."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 
 
@@ -36,6 +45,7 @@ class CpuOps:
     """Fused kernels of one instruction set."""
 
     name = "cpu"
+    has_segments = True
 
     def __init__(self, level: str | None = None) -> None:
         self._library = load_library(level)
@@ -43,13 +53,13 @@ class CpuOps:
 
     def summaries(self) -> frozenset[str] | None:
         """See `Ops.summaries`."""
-        return frozenset(FORMULAS)
+        return frozenset(PLANES)
 
     def summarise(
         self, summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor, units: torch.Tensor
     ) -> None:
         """See `Ops.summarise`."""
-        if summary.name not in FORMULAS:
+        if summary.name not in PLANES:
             raise UnsupportedOnDevice(summary.name, "summarise", self.name)
         _check_rows(keys=keys, fields=fields)
         units = units.contiguous()
@@ -58,7 +68,7 @@ class CpuOps:
         args = SummariseArgs(
             *(keys.data_ptr(), fields.data_ptr(), units.data_ptr()),
             *(units.numel(), heads, dim, keys.shape[0] // fields.shape[0]),
-            *(DTYPES[keys.dtype], torch.get_num_threads(), summary.name == "mean_std"),
+            *(DTYPES[keys.dtype], torch.get_num_threads(), PLANES[summary.name]),
             *(*keys.stride()[:2], *fields.stride()[:3]),
         )
         self._library.summarise(ctypes.byref(args))
@@ -120,6 +130,49 @@ class CpuOps:
         args.scratch = self._scratch.pointer(self._library.score_scratch(pointer))
         self._library.score(pointer)
         return out
+
+    def index_segments(
+        self,
+        summary: SegmentSummary,
+        keys: torch.Tensor,
+        slots: torch.Tensor,
+        skips: torch.Tensor,
+        index: SegmentIndex,
+        records: torch.Tensor,
+    ) -> None:
+        """See `Ops.index_segments`."""
+        for segment, skip, record in zip(slots, skips.tolist(), records.tolist(), strict=True):
+            index.codes[record], index.codebooks[record] = summary.build(keys[segment], skip)
+
+    def score_codes(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        index: SegmentIndex,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+    ) -> torch.Tensor:
+        """See `Ops.score_codes`."""
+        rows, heads, group, _ = q.shape
+        scores = torch.full((rows, heads, candidates.unit_table.shape[1]), -torch.inf)
+        for row in range(rows):
+            begin, end = int(candidates.begin[row]), int(candidates.end[row])
+            if begin >= end:
+                continue
+            k = keys[candidates.unit_table[row, :end].long()].float().movedim(1, 0)
+            for segment, record in enumerate(index.table[row].tolist()):
+                first = segment * index.segment_size
+                if record >= 0 and first < end:
+                    codes, book = index.codes[record].long(), index.codebooks[record].float()
+                    picked = codes[..., None].expand(*codes.shape, book.shape[-1])
+                    coded = book.gather(2, picked).movedim(1, 2).flatten(2)
+                    k[:, first : first + index.segment_size] = coded[:, : end - first]
+            share = (q[row].float() @ k[:, begin:].mT * scale).log_softmax(-1)
+            mean = share.logsumexp(1) - math.log(group)
+            best = share.amax(1) if reduction is Reduction.MAX_SOFTMAX else mean
+            scores[row, :, begin:end] = best
+        return scores
 
     def select(
         self,

@@ -18,7 +18,7 @@ float* logits_of(const ScoreArgs& a, int64_t row, int64_t head) {
 }
 
 // Two query sets [G, padded(D)] per (row, KV head), behind the logits: the positive and negative
-// parts for the bound, q and (in float32) its square for the expected maximum, q alone for exact.
+// parts for the bound, q and (in float32) its square for the expected maximum, else q alone.
 template <typename T>
 T* queries_of(const ScoreArgs& a, int64_t row, int64_t head, int64_t set) {
   int64_t logits = a.rows * a.heads * a.group * logit_stride(a);
@@ -31,7 +31,7 @@ void prepare_queries(const ScoreArgs& a, int64_t row, int64_t head) {
   const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
   Query<T>* first = queries_of<Query<T>>(a, row, head, 0);
   copy_queries(first, q, a.group, a.q_group, a.dim);
-  if (a.formula == kExact) return;
+  if (a.formula == kExact || a.formula == kProduct) return;
   for (int64_t i = 0; i < a.group * padded(a.dim); i += LANES) {
     VecF x = load(first + i);
     if (a.formula == kUpperBound) {
@@ -55,6 +55,10 @@ INLINE VecF estimate(const ScoreArgs& a, int64_t row, int64_t head, int64_t g,
   const T* plane[kRows];
   for (int j = 0; j < kRows; ++j) plane[j] = unit[j] + a.d_plane;
   VecF acc[LANES] = {};
+  if (a.formula == kProduct) {
+    dot_rows<T, G>(acc, q, stride, unit, a.dim);
+    return sum_each(acc) * static_cast<float>(a.scale);
+  }
   if (a.formula == kUpperBound) {
     dot_rows<T, G>(acc, q, stride, plane, a.dim);
     dot_rows<T, G>(acc, queries_of<Query<T>>(a, row, head, 1) + g * stride, stride, unit, a.dim);
@@ -95,7 +99,7 @@ void estimate_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last
       for (int64_t j = 0; j < kStep; ++j) {
         const T* ahead = unit_at(u + kStep + j) + h * a.d_head;
         prefetch_row(ahead, a.dim);
-        prefetch_row(ahead + a.d_plane, a.dim);
+        if (a.formula != kProduct) prefetch_row(ahead + a.d_plane, a.dim);
       }
       for_query_blocks(a.group, [&]<int G>(int64_t g) {
         constexpr int kRows = LANES / G;
