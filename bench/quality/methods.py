@@ -1,0 +1,233 @@
+"""The methods that are compared, each set up as a server would have it, and what each reads."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from bench.quality.dump import LayerDump
+from sgl_sparsekv.geometry import UNIT_SIZE, Geometry, ceil_div
+from sgl_sparsekv.ops import Ops
+from sgl_sparsekv.segments.quantise import Codebook, encode
+from sgl_sparsekv.selection import SelectionMethod, load_method
+from sgl_sparsekv.selection.base import IndexOptions
+from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
+from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, SegmentIndex, Selection
+
+SINK, WINDOW = 16, 64
+"""Tokens that are always read: the server's defaults."""
+GEOMETRY = Geometry(UNIT_SIZE)
+ELEMENT = 2
+"""Bytes of an element of K, V and metadata."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with the options that shape it.
+
+    Attributes:
+        name: as tables call it.
+        method: name in the registry.
+        index: how segments are indexed.
+        inherited: all segments are coded with the first one's codebook.
+        estimate: what is not read enters as centroid and sum of values (clusters only).
+        unit: tokens per unit, for methods without a grain of their own.
+        free: its choosing is not counted: a bound and no method.
+        rescored: its scores depend on the budget.
+    """
+
+    name: str
+    method: str
+    index: IndexOptions = field(default_factory=IndexOptions)
+    inherited: bool = False
+    estimate: bool = False
+    unit: int = UNIT_SIZE
+    free: bool = False
+    rescored: bool = False
+
+    @property
+    def selection(self) -> SelectionMethod:
+        """The method itself."""
+        return load_method(self.method)
+
+    @property
+    def unit_size(self) -> int:
+        """Tokens of what it selects."""
+        return self.selection.unit_size or self.unit
+
+    def plan(self, lengths: IntArray, budget: int) -> RowPlan:
+        """What rows of these lengths keep of a budget."""
+        full = [np.full_like(lengths, value) for value in (budget, SINK, WINDOW, self.unit_size)]
+        return plan_rows(lengths, RowOptions(*full[:3]), GEOMETRY, full[3])
+
+
+def clustered(segment: int, tokens: int, estimate: bool = False) -> Variant:
+    """`clusterkv` with segments and mean clusters of so many tokens."""
+    name = f"clusterkv {tokens}/{segment}{' + estimate' if estimate else ''}"
+    options = IndexOptions(cluster_segment=segment, tokens_per_centroid=tokens)
+    return Variant(name, "clusterkv", options, estimate=estimate)
+
+
+def quantised(segment: int, subspaces: int, bits: int, inherited: bool = False) -> Variant:
+    """`pqcache` with a codebook per segment, or the first one's."""
+    name = f"pqcache {subspaces}x{bits}/{segment}{' inherited' if inherited else ''}"
+    options = IndexOptions(pq_segment=segment, pq_subspaces=subspaces, pq_bits=bits)
+    return Variant(name, "pqcache", options, inherited=inherited)
+
+
+VARIANTS = (
+    Variant("quest", "quest"),
+    Variant("mean_std", "mean_std"),
+    Variant("shadowkv", "shadowkv", rescored=True),
+    *(clustered(s, t) for s in (1024, 4096) for t in (16, 32, 64, 80)),
+    *(clustered(s, t, estimate=True) for s in (1024, 4096) for t in (16, 32, 64, 80)),
+    *(
+        quantised(s, m, b, inherited)
+        for m, b in ((2, 6), (4, 8))
+        for s in (1024, 4096)
+        for inherited in (False, True)
+    ),
+    Variant("streaming", "streaming"),
+    Variant("oracle, units", "oracle", free=True),
+    Variant("oracle, tokens", "oracle", unit=1, free=True),
+)
+
+
+class Runner:
+    """One variant over one layer's pool: slot = position."""
+
+    def __init__(self, variant: Variant, layer: LayerDump, lengths: IntArray, ops: Ops) -> None:
+        self.variant, self.layer, self.lengths, self.ops = variant, layer, lengths, ops
+        spare = -len(layer.keys) % UNIT_SIZE
+        self.keys, self.values = (
+            torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, spare))
+            for rows in (layer.keys, layer.values)
+        )
+        self._fields = {summary.name: self._field(summary) for summary in self.method.summaries}
+        self.index = self._index()
+        self._held: torch.Tensor | None = None
+
+    @property
+    def method(self) -> SelectionMethod:
+        """The method."""
+        return self.variant.selection
+
+    def select(self, plan: RowPlan) -> Selection:
+        """What every row reads under a plan."""
+        candidates = self.candidates(plan)
+        num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
+        if self._held is None or self.variant.rescored:
+            inputs = ScoreInputs(
+                *(self.layer.q, self.keys, self._fields, self.index, candidates),
+                *(num_units, counts, self.layer.scale, Reduction.MAX_SOFTMAX),
+                self.variant.unit_size,
+            )
+            self._held = self.method.score(self.ops, inputs)
+        return self.ops.select(self._held, candidates, num_units, counts)
+
+    def attend(self, selection: Selection, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output float32 `[rows, H, G, Dv]` and lse of what was selected."""
+        tails = torch.from_numpy(plan.tail).int()
+        return self.ops.attend(
+            *(self.layer.q, self.keys, self.values, selection.physical, selection.counts),
+            *(tails, self.layer.scale, self.variant.unit_size),
+        )
+
+    def candidates(self, plan: RowPlan) -> Candidates:
+        """The units that rows of a plan rank."""
+        units = torch.arange(len(self.keys) // self.variant.unit_size, dtype=torch.int32)
+        table = units.expand(len(self.lengths), -1).contiguous()
+        begin, end = (torch.from_numpy(x).int() for x in (plan.begin, plan.end))
+        return Candidates(table, begin, end)
+
+    def _field(self, summary) -> torch.Tensor:
+        units = len(self.keys) // (summary.tokens or UNIT_SIZE)
+        heads, width = self.keys.shape[1], summary.width or self.keys.shape[2]
+        field = self.keys.new_zeros(units, heads, len(summary.planes), width)
+        self.ops.summarise(summary, self.keys, field, torch.arange(units))
+        return field
+
+    def _index(self) -> SegmentIndex | None:
+        summary = self.method.segments(self.variant.index)
+        if summary is None:
+            return None
+        size, (length, heads, width) = summary.segment_size, self.layer.keys.shape
+        count = length // size
+        parts = summary.subspaces
+        codes = torch.zeros(count, heads, parts, size, dtype=torch.uint8)
+        books = self.keys.new_zeros(count, heads, parts, summary.codes, width // parts)
+        ends = torch.arange(1, count + 1) * size
+        whole = ends[None] <= torch.from_numpy(self.lengths)[:, None]
+        table = torch.arange(count).expand_as(whole).masked_fill(~whole, -1).int()
+        index = SegmentIndex(codes, books, table)
+        built = min(count, 1) if self.variant.inherited else count
+        slots = torch.arange(count * size).view(count, size)
+        skips = torch.tensor([summary.sinks, *[0] * count])[:built]
+        self.ops.index_segments(
+            summary, self.keys, slots[:built], skips, index, torch.arange(built)
+        )
+        for record in range(built, count):
+            books[record] = books[0]
+            codes[record] = encode(self.keys[slots[record]], Codebook(books[0])).permute(1, 2, 0)
+        return index
+
+
+@dataclass(frozen=True)
+class BytesRead:
+    """Mean bytes of a decode step, layer and KV head.
+
+    Attributes:
+        metadata: read to choose: planes, codes, codebooks, keys without a code.
+        kv: K and V of what is attended.
+    """
+
+    metadata: float
+    kv: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.metadata + self.kv
+
+
+def bytes_read(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> BytesRead:
+    """What rows of a plan read, keys and values being `dim` elements of two bytes."""
+    tokens = (plan.end - plan.begin) * plan.unit_size
+    metadata = np.zeros_like(lengths)
+    if not variant.free:
+        for summary in variant.selection.summaries:
+            plane = len(summary.planes) * (summary.width or dim) * ELEMENT
+            metadata += tokens // (summary.tokens or UNIT_SIZE) * plane
+        metadata += _record_bytes(variant, plan, lengths, dim)
+    return BytesRead(metadata.mean().item(), (plan.attended * 2 * dim * ELEMENT).mean().item())
+
+
+def _record_bytes(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> IntArray:
+    summary = variant.selection.segments(variant.index)
+    if summary is None:
+        return np.zeros_like(lengths)
+    begin, end = plan.begin * plan.unit_size, plan.end * plan.unit_size
+    whole = lengths // summary.segment_size * summary.segment_size
+    coded = np.minimum(end, whole) - np.minimum(begin, whole)
+    uncoded = end - begin - coded
+    last = np.minimum(ceil_div(end, summary.segment_size), whole // summary.segment_size)
+    records = np.where(coded > 0, last - begin // summary.segment_size, 0)
+    books = np.minimum(records, 1) if variant.inherited else records
+    book = summary.codes * dim * ELEMENT
+    values = records * summary.codes * (dim + 1) * ELEMENT if variant.estimate else 0
+    return coded * summary.subspaces + books * book + uncoded * dim * ELEMENT + values
+
+
+def equal_budget(variant: Variant, target: float, lengths: IntArray, dim: int) -> int | None:
+    """Largest budget in tokens that reads at most `target` bytes; None if no budget does."""
+    low, high = SINK + WINDOW + UNIT_SIZE, int(lengths.max()) + UNIT_SIZE
+
+    def fits(budget: int) -> bool:
+        return bytes_read(variant, variant.plan(lengths, budget), lengths, dim).total <= target
+
+    if not fits(low):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
