@@ -29,11 +29,24 @@ struct ScoreArgs {
 
 enum Formula : int64_t { kUpperBound = 0, kExpectedMaximum = 1, kExact = 2, kProduct = 3 };
 
+struct CodeArgs {
+  const void *q, *keys, *codebooks;  // [rows, H, G, D]; [slots, H, D]; [records, H, m, K, D / m]
+  const uint8_t* codes;              // [records, H, m, S]; as the codebooks contiguous
+  const int32_t *records, *slots;    // [rows, segments]; [rows, U]
+  const int32_t *begin, *end;
+  float* out;      // [rows, H, U] contiguous
+  float* scratch;  // score_codes_scratch() floats
+  int64_t rows, heads, group, dim, width, segments, segment, subspaces, entries, dtype, threads;
+  int64_t mean;  // as in ScoreArgs
+  int64_t q_row, q_head, q_group, k_slot, k_head, r_row, s_row;
+  double scale;
+};
+
 struct SelectArgs {
   const float* scores;  // [rows, H, U] contiguous
   const int32_t *table, *begin, *end, *num_units, *counts;
   int32_t *logical, *physical;  // [rows, H, n] contiguous
-  int32_t* scratch;             // [rows, H, U]
+  int32_t* scratch;             // [rows, H, 2, U]
   int64_t rows, heads, width, n, threads, t_row;
 };
 

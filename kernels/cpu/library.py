@@ -38,6 +38,17 @@ class ScoreArgs(ctypes.Structure):
     ]
 
 
+class CodeArgs(ctypes.Structure):
+    """`CodeArgs` of args.h."""
+
+    _fields_ = [
+        *_fields("q keys codebooks codes records slots begin end out scratch", ctypes.c_void_p),
+        *_fields("rows heads group dim width segments segment subspaces entries dtype threads"),
+        *_fields("mean q_row q_head q_group k_slot k_head r_row s_row"),
+        *_fields("scale", ctypes.c_double),
+    ]
+
+
 class SelectArgs(ctypes.Structure):
     """`SelectArgs` of args.h."""
 
@@ -100,12 +111,17 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
     for name, args in (
         ("attend", AttendArgs),
         ("score", ScoreArgs),
+        ("score_codes", CodeArgs),
         ("select_units", SelectArgs),
         ("summarise", SummariseArgs),
     ):
         getattr(library, name).argtypes = [ctypes.POINTER(args)]
         getattr(library, name).restype = None
-    for name, args in (("attend_scratch", AttendArgs), ("score_scratch", ScoreArgs)):
+    for name, args in (
+        ("attend_scratch", AttendArgs),
+        ("score_scratch", ScoreArgs),
+        ("score_codes_scratch", CodeArgs),
+    ):
         getattr(library, name).argtypes = [ctypes.POINTER(args)]
         getattr(library, name).restype = ctypes.c_int64
     return library

@@ -17,7 +17,15 @@ from sgl_sparsekv.types import (
     Selection,
 )
 
-from .library import DTYPES, AttendArgs, ScoreArgs, SelectArgs, SummariseArgs, load_library
+from .library import (
+    DTYPES,
+    AttendArgs,
+    CodeArgs,
+    ScoreArgs,
+    SelectArgs,
+    SummariseArgs,
+    load_library,
+)
 from .prefill import merge, prefill
 
 UPPER_BOUND, EXPECTED_MAXIMUM, EXACT, PRODUCT = range(4)
@@ -154,25 +162,25 @@ class CpuOps:
         reduction: Reduction,
     ) -> torch.Tensor:
         """See `Ops.score_codes`."""
-        rows, heads, group, _ = q.shape
-        scores = torch.full((rows, heads, candidates.unit_table.shape[1]), -torch.inf)
-        for row in range(rows):
-            begin, end = int(candidates.begin[row]), int(candidates.end[row])
-            if begin >= end:
-                continue
-            k = keys[candidates.unit_table[row, :end].long()].float().movedim(1, 0)
-            for segment, record in enumerate(index.table[row].tolist()):
-                first = segment * index.segment_size
-                if record >= 0 and first < end:
-                    codes, book = index.codes[record].long(), index.codebooks[record].float()
-                    picked = codes[..., None].expand(*codes.shape, book.shape[-1])
-                    coded = book.gather(2, picked).movedim(1, 2).flatten(2)
-                    k[:, first : first + index.segment_size] = coded[:, : end - first]
-            share = (q[row].float() @ k[:, begin:].mT * scale).log_softmax(-1)
-            mean = share.logsumexp(1) - math.log(group)
-            best = share.amax(1) if reduction is Reduction.MAX_SOFTMAX else mean
-            scores[row, :, begin:end] = best
-        return scores
+        table, codes, books = candidates.unit_table, index.codes, index.codebooks
+        _check_rows(q=q, keys=keys, unit_table=table, table=index.table)
+        _check_dtype(q, keys)
+        assert codes.is_contiguous() and books.is_contiguous() and books.dtype is keys.dtype
+        begin, end = candidates.begin.contiguous(), candidates.end.contiguous()
+        rows, heads, group, dim = q.shape
+        out = torch.empty(rows, heads, table.shape[1])
+        args = CodeArgs(
+            *(q.data_ptr(), keys.data_ptr(), books.data_ptr(), codes.data_ptr()),
+            *(index.table.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
+            *(out.data_ptr(), None, rows, heads, group, dim, table.shape[1]),
+            *(index.table.shape[1], index.segment_size, *books.shape[2:4]),
+            *(DTYPES[q.dtype], torch.get_num_threads(), reduction is Reduction.MEAN_SOFTMAX),
+            *(*q.stride()[:3], *keys.stride()[:2], index.table.stride(0), table.stride(0), scale),
+        )
+        pointer = ctypes.byref(args)
+        args.scratch = self._scratch.pointer(self._library.score_codes_scratch(pointer))
+        self._library.score_codes(pointer)
+        return out
 
     def select(
         self,
@@ -194,7 +202,7 @@ class CpuOps:
         args = SelectArgs(
             *(scores.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
             *(num_units.data_ptr(), kept.data_ptr(), logical.data_ptr(), physical.data_ptr()),
-            self._scratch.pointer(scores.numel()),
+            self._scratch.pointer(2 * scores.numel()),
             *(rows, heads, width, widest, torch.get_num_threads(), table.stride(0)),
         )
         self._library.select_units(ctypes.byref(args))

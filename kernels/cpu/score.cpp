@@ -4,14 +4,13 @@
 #include "args.h"
 #include "dot.h"
 #include "parallel.h"
+#include "shares.h"
 
 namespace {
 
 constexpr int64_t kBlock = 64;  // units per task
 
-// Distance between the logits of two query heads; odd in cache lines, so that the heads of one
-// unit do not all fall into one cache set.
-int64_t logit_stride(const ScoreArgs& a) { return (a.width + 31) / 32 * 32 + 16; }
+int64_t logit_stride(const ScoreArgs& a) { return ::logit_stride(a.width); }
 
 float* logits_of(const ScoreArgs& a, int64_t row, int64_t head) {
   return a.scratch + (row * a.heads + head) * a.group * logit_stride(a);
@@ -43,6 +42,12 @@ void prepare_queries(const ScoreArgs& a, int64_t row, int64_t head) {
   }
 }
 
+// Log-sum-exp of each query head, behind the queries.
+float* lse_of(const ScoreArgs& a, int64_t row, int64_t head) {
+  int64_t heads = a.rows * a.heads * a.group * (logit_stride(a) + 2 * padded(a.dim));
+  return a.scratch + heads + (row * a.heads + head) * a.group;
+}
+
 INLINE VecF sqrt_vec(VecF x) { return __builtin_elementwise_sqrt(x); }
 
 // Estimates of LANES / G units for the query heads [g, g + G), times the scale.
@@ -72,19 +77,6 @@ INLINE VecF estimate(const ScoreArgs& a, int64_t row, int64_t head, int64_t g,
   return sum * static_cast<float>(a.scale);
 }
 
-// Writes sums [G, LANES / G] to the logits of `count` units from `u` on.
-template <int G>
-INLINE void put_logits(const ScoreArgs& a, float* logits, int64_t u, int64_t count, VecF sums) {
-  constexpr int kRows = LANES / G;
-  float lane[LANES];
-  store(lane, sums);
-  for (int g = 0; g < G; ++g) {
-    for (int64_t j = 0; j < (count < kRows ? count : kRows); ++j) {
-      logits[g * logit_stride(a) + u + j] = lane[g * kRows + j];
-    }
-  }
-}
-
 // Estimates of the units [first, last) of a row for all its heads.
 template <typename T>
 void estimate_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last) {
@@ -109,8 +101,8 @@ void estimate_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last
           for (int j = 0; j < kRows; ++j) {
             unit[j] = unit_at(v + j < end ? v + j : end - 1) + h * a.d_head;
           }
-          put_logits<G>(a, logits_of(a, row, h) + g * logit_stride(a), v, end - v,
-                        estimate<T, G>(a, row, h, g, unit));
+          put_logits<G>(logits_of(a, row, h) + g * logit_stride(a) + v,
+                        logit_stride(a), end - v, estimate<T, G>(a, row, h, g, unit));
         }
       });
     }
@@ -156,21 +148,6 @@ void exact_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last) {
   }
 }
 
-// Natural log of the sum of exp over logits[begin, end).
-float log_sum_exp(const float* logits, int64_t begin, int64_t end) {
-  VecF best = splat(-kInf), total = {};
-  auto at = [&](int64_t u) {
-    if (end - u >= LANES) return load(logits + u);
-    VecF x = splat(-kInf);
-    for (int64_t j = 0; j < end - u; ++j) x[j] = logits[u + j];
-    return x;
-  };
-  for (int64_t u = begin; u < end; u += LANES) best = vmax(best, at(u));
-  float max = max_lanes(best);
-  for (int64_t u = begin; u < end; u += LANES) total += exp2_vec((at(u) - max) * kLog2E);
-  return max + log2_one(sum_lanes(total)) * kLn2;
-}
-
 // log of the maximum or mean over the group of softmax(logits), -inf outside the candidates.
 void reduce_group(const ScoreArgs& a, int64_t row, int64_t head) {
   int64_t begin = a.begin[row], end = a.end[row], stride = logit_stride(a);
@@ -178,25 +155,11 @@ void reduce_group(const ScoreArgs& a, int64_t row, int64_t head) {
   float* logits = logits_of(a, row, head);
   for (int64_t u = 0; u < a.width; ++u) out[u] = -kInf;
   if (begin >= end) return;
+  float* lse = lse_of(a, row, head);
   for (int64_t g = 0; g < a.group; ++g) {
-    float lse = log_sum_exp(logits + g * stride, begin, end);
-    for (int64_t u = begin; u < end; ++u) {
-      float share = logits[g * stride + u] - lse;
-      logits[g * stride + u] = share;
-      out[u] = share > out[u] ? share : out[u];
-    }
+    lse[g] = log_sum_exp(mass_of(logits + g * stride + begin, end - begin));
   }
-  if (!a.mean) return;
-  for (int64_t u = begin; u < end; u += LANES) {
-    int64_t count = end - u < LANES ? end - u : LANES;
-    VecF best = {}, total = {};
-    __builtin_memcpy(&best, out + u, count * sizeof(float));
-    for (int64_t g = 0; g < a.group; ++g) {
-      total += exp2_vec((load(logits + g * stride + u) - best) * kLog2E);
-    }
-    VecF mean = best + log2_vec(total / static_cast<float>(a.group)) * kLn2;
-    __builtin_memcpy(out + u, &mean, count * sizeof(float));
-  }
+  reduce_logits(logits + begin, stride, a.group, lse, a.mean, end - begin, out + begin);
 }
 
 template <typename T>
@@ -222,7 +185,7 @@ void score(const ScoreArgs& a) {
 }  // namespace
 
 extern "C" int64_t score_scratch(const ScoreArgs* a) {
-  return a->rows * a->heads * a->group * (logit_stride(*a) + 2 * padded(a->dim));
+  return a->rows * a->heads * a->group * (logit_stride(*a) + 2 * padded(a->dim) + 1);
 }
 
 extern "C" void score(const ScoreArgs* a) {

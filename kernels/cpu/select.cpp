@@ -6,8 +6,11 @@
 
 namespace {
 
+constexpr float kLargest = 0x1.fffffep127f;  // rank of what is not a number, and of infinity
+
 // Order-preserving map of float to int32; -0 and +0 are equal.
 INLINE VecI order_keys(VecF scores) {
+  scores = scores < kLargest ? scores : splat(kLargest);
   VecI bits = reinterpret_cast<VecI>(scores + 0.0f);
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
@@ -16,6 +19,12 @@ INLINE VecI load_keys(const int32_t* p) {
   VecI x;
   __builtin_memcpy(&x, p, sizeof x);
   return x;
+}
+
+INLINE uint32_t any_bits(VecI x) {
+  uint32_t bits = 0;
+  for (int i = 0; i < LANES; ++i) bits |= static_cast<uint32_t>(x[i]);
+  return bits;
 }
 
 // Keys of n scores; returns the bits in which any two of them differ.
@@ -32,8 +41,7 @@ uint32_t write_keys(const float* scores, int64_t n, int32_t* keys) {
     keys[u] = order_keys(splat(scores[u]))[0];
     bits |= static_cast<uint32_t>(keys[u] ^ keys[0]);
   }
-  for (int i = 0; i < LANES; ++i) bits |= static_cast<uint32_t>(differ[i]);
-  return bits;
+  return bits | any_bits(differ);
 }
 
 int64_t count_at_least(const int32_t* keys, int64_t n, int32_t key) {
@@ -65,14 +73,67 @@ int32_t threshold(const int32_t* keys, int64_t n, uint32_t differ, int64_t wante
   return static_cast<int32_t>(key ^ kSign);
 }
 
+// Bit i is set where x[i] >= key.
+INLINE uint32_t reaching(VecI x, int32_t key) {
+  typedef bool Flags __attribute__((ext_vector_type(LANES)));
+  Flags flags = __builtin_convertvector(x >= key, Flags);
+  uint32_t bits = 0;
+  __builtin_memcpy(&bits, &flags, (LANES + 7) / 8);
+  return bits & ((1u << LANES) - 1);
+}
+
+// Of n scores those that can be among the best `wanted`: writes their keys and, ascending, their
+// places; returns how many. Maxima of `share` scores each are counted first: where `wanted` of them
+// reach a key, so many scores do, and those below it cannot be wanted.
+int64_t sieve(const float* scores, int64_t n, int64_t share, int64_t wanted, int32_t* keys,
+              int32_t* places, uint32_t* differ) {
+  int64_t maxima = n / (share * LANES) * LANES, reached, kept = 0, u = 0;
+  VecI varied = {};
+  for (int64_t i = 0; i < maxima; i += LANES) {
+    const float* from = scores + i * share;
+    VecI best = order_keys(load(from));
+    for (int64_t j = 1; j < share; ++j) {
+      VecI x = order_keys(load(from + j * LANES));
+      best = x > best ? x : best;
+    }
+    __builtin_memcpy(keys + i, &best, sizeof best);
+    varied |= best ^ keys[0];
+  }
+  int32_t least = threshold(keys, maxima, any_bits(varied), wanted, &reached);
+  for (; u + LANES <= n; u += LANES) {
+    VecI x = order_keys(load(scores + u));
+    for (uint32_t bits = reaching(x, least); bits; bits &= bits - 1) {
+      int i = __builtin_ctz(bits);
+      keys[kept] = x[i];
+      places[kept++] = static_cast<int32_t>(u + i);
+    }
+  }
+  for (; u < n; ++u) {
+    keys[kept] = order_keys(splat(scores[u]))[0];
+    places[kept] = static_cast<int32_t>(u);
+    kept += keys[kept] >= least;
+  }
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < kept; ++i) bits |= static_cast<uint32_t>(keys[i] ^ keys[0]);
+  *differ = bits;
+  return kept;
+}
+
 // Appends `wanted` units of [begin, end) to `to`, the best ones, lower units first among equals.
 // Every unit is written to the next place, and stays if it is counted: no branch to mispredict.
 int64_t take_best(const float* scores, int64_t begin, int64_t end, int64_t wanted, int32_t* keys,
-                  int32_t* to) {
+                  int32_t* places, int32_t* to) {
   int64_t n = end - begin, reached;
   if (wanted > n) wanted = n;
   if (wanted <= 0) return 0;
-  uint32_t differ = write_keys(scores + begin, n, keys);
+  int64_t share = n / (4 * wanted);
+  bool sieved = share >= 2;
+  uint32_t differ;
+  if (sieved) {
+    n = sieve(scores + begin, n, share < 16 ? share : 16, wanted, keys, places, &differ);
+  } else {
+    differ = write_keys(scores + begin, n, keys);
+  }
   int32_t key = threshold(keys, n, differ, wanted, &reached);
   int64_t surplus = reached - wanted;  // all of it equals the key
   int64_t equal_left = n;
@@ -83,7 +144,7 @@ int64_t take_best(const float* scores, int64_t begin, int64_t end, int64_t wante
   int64_t taken = 0;
   for (int64_t u = 0; taken < wanted; ++u) {
     bool equal = keys[u] == key;
-    to[taken] = static_cast<int32_t>(begin + u);
+    to[taken] = static_cast<int32_t>(begin + (sieved ? places[u] : u));
     taken += (keys[u] > key) | (equal & (equal_left > 0));
     equal_left -= equal;
   }
@@ -101,8 +162,9 @@ void select_head(const SelectArgs& a, int64_t row, int64_t head) {
   if (window > total) window = total;
   int64_t n = 0;
   for (int64_t u = 0; u < sinks && n < wanted; ++u) logical[n++] = static_cast<int32_t>(u);
-  n += take_best(scores, sinks, window, wanted - sinks - (total - window),
-                 a.scratch + (row * a.heads + head) * a.width, logical + n);
+  int32_t* keys = a.scratch + (row * a.heads + head) * 2 * a.width;
+  n += take_best(scores, sinks, window, wanted - sinks - (total - window), keys, keys + a.width,
+                 logical + n);
   for (int64_t u = window; u < total && n < wanted; ++u) logical[n++] = static_cast<int32_t>(u);
   for (int64_t i = 0; i < n; ++i) physical[i] = table[logical[i]];
   for (int64_t i = n; i < a.n; ++i) {

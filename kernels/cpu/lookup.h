@@ -1,0 +1,151 @@
+// Table look-up of coded tokens, for four query heads at a time: entries of four heads lie side by
+// side, so one load fetches them.
+#pragma once
+
+#include "shares.h"
+
+typedef float Vec4 __attribute__((vector_size(16)));
+
+constexpr float kVanishing = 0x1p-80f;  // sums below may have lost terms to underflow
+
+INLINE Vec4 load4(const float* p) {
+  Vec4 x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+INLINE void store4(float* p, Vec4 x) { __builtin_memcpy(p, &x, sizeof x); }
+
+INLINE Vec4 max4(Vec4 a, Vec4 b) { return a > b ? a : b; }
+
+INLINE VecF repeat4(Vec4 x) {
+  VecF wide;
+  for (int i = 0; i < LANES; i += 4) __builtin_memcpy(reinterpret_cast<float*>(&wide) + i, &x, 16);
+  return wide;
+}
+
+INLINE Vec4 exp4(Vec4 x) {
+  VecF wide = exp2_vec(repeat4(x) * kLog2E);
+  return load4(reinterpret_cast<float*>(&wide));
+}
+
+INLINE Vec4 log4(Vec4 x) {
+  VecF wide = log2_vec(repeat4(x)) * kLn2;
+  return load4(reinterpret_cast<float*>(&wide));
+}
+
+INLINE void exp_each(Vec4 (&x)[4]) {
+  VecF wide[16 / LANES];
+  __builtin_memcpy(wide, x, sizeof wide);
+  UNROLL for (int i = 0; i < 16 / LANES; ++i) wide[i] = exp2_vec(wide[i] * kLog2E);
+  __builtin_memcpy(x, wide, sizeof wide);
+}
+
+INLINE void transpose4(Vec4 (&x)[4]) {
+  Vec4 a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5);
+  Vec4 b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+  Vec4 c = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+  Vec4 d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+  x[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  x[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  x[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  x[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+// Codes [m, S] of one KV head and tables [m, entries, 4] to look them up in; M is m, or 0 for any.
+template <int M>
+struct Lookup {
+  const uint8_t* codes;
+  int64_t length;     // S
+  int64_t subspaces;  // m
+  int64_t entries;
+
+  int64_t parts() const { return M ? M : subspaces; }
+
+  template <typename Combine>
+  __attribute__((always_inline)) Vec4 all(const float* table, int64_t t, Combine combine) const {
+    Vec4 x = load4(table + codes[t] * 4);
+    for (int64_t j = 1; j < parts(); ++j) {
+      x = combine(x, load4(table + (j * entries + codes[j * length + t]) * 4));
+    }
+    return x;
+  }
+
+  // The sum of token t's entries.
+  __attribute__((always_inline)) Vec4 sum(const float* table, int64_t t) const {
+    return all(table, t, [](Vec4 a, Vec4 b) __attribute__((always_inline)) { return a + b; });
+  }
+
+  // exps = exp(table - maximum), each sub-vector by its own; returns the sum of the maxima.
+  Vec4 exponentiate(const float* table, float* exps) const {
+    Vec4 total = {};
+    for (int64_t j = 0; j < parts(); ++j) {
+      const float* from = table + j * entries * 4;
+      Vec4 best = load4(from);
+      for (int64_t k = 1; k < entries; ++k) best = max4(best, load4(from + k * 4));
+      for (int64_t i = 0; i < entries * 4; i += LANES) {
+        store(exps + j * entries * 4 + i, exp2_vec((load(from + i) - repeat4(best)) * kLog2E));
+      }
+      total += best;
+    }
+    return total;
+  }
+
+  // Sum over the tokens [first, last) of the products of their exponentiated entries.
+  Vec4 sum_products(const float* exps, int64_t first, int64_t last) const {
+    auto weight = [&](int64_t t) __attribute__((always_inline)) {
+      return all(exps, t, [](Vec4 a, Vec4 b) __attribute__((always_inline)) { return a * b; });
+    };
+    Vec4 sums[4] = {};
+    int64_t t = first;
+    for (; t + 4 <= last; t += 4) {
+      UNROLL for (int i = 0; i < 4; ++i) sums[i] += weight(t + i);
+    }
+    for (; t < last; ++t) sums[0] += weight(t);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+  // Maximum and sum of exp(logit - maximum) over the tokens [first, last), for `heads` query heads.
+  void mass(const float* table, float* exps, int64_t first, int64_t last, int64_t heads,
+            Vec4* max, Vec4* total) const {
+    *max = exponentiate(table, exps);
+    *total = sum_products(exps, first, last);
+    bool vanished = false;
+    for (int64_t g = 0; g < heads; ++g) vanished |= !((*total)[g] > kVanishing);
+    if (!vanished) return;
+    *max = sum(table, first);
+    *total = Vec4{};
+    for (int64_t t = first; t < last; ++t) *max = max4(*max, sum(table, t));
+    for (int64_t t = first; t < last; ++t) *total += exp4(sum(table, t) - *max);
+  }
+
+  // out[t] = maximum, or log of the mean of exp, of token first + t's sums over all query heads:
+  // `blocks` of four of them, `stride` floats apart.
+  void reduce(const float* tables, int64_t blocks, int64_t stride, int64_t group, bool mean,
+              int64_t first, int64_t count, float* out) const {
+    for (int64_t t = 0; t < count; t += 4) {
+      int64_t n = count - t < 4 ? count - t : 4;
+      auto sums = [&](Vec4(&x)[4], int64_t block) __attribute__((always_inline)) {
+        const float* table = tables + block * stride;
+        UNROLL for (int i = 0; i < 4; ++i) x[i] = sum(table, first + t + (i < n ? i : 0));
+        transpose4(x);
+      };
+      Vec4 x[4], best = Vec4{} - kInf;
+      for (int64_t block = 0; block < blocks; ++block) {
+        sums(x, block);
+        best = max4(best, max4(max4(x[0], x[1]), max4(x[2], x[3])));
+      }
+      if (mean) {
+        Vec4 total = {};
+        for (int64_t block = 0; block < blocks; ++block) {
+          sums(x, block);
+          UNROLL for (int i = 0; i < 4; ++i) x[i] -= best;
+          exp_each(x);
+          total += (x[0] + x[1]) + (x[2] + x[3]);
+        }
+        best += log4(total / static_cast<float>(group));
+      }
+      __builtin_memcpy(out + t, &best, n * sizeof(float));
+    }
+  }
+};
