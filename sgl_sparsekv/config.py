@@ -15,7 +15,7 @@ from .errors import ConfigError, RequestOptionError
 from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div
 from .ops import DEVICES
 from .routes import ROUTES
-from .selection import METHODS, load_method, method_names
+from .selection import METHODS, IndexOptions, load_method, method_names
 from .types import Reduction
 
 ENV_CONFIG = "SGL_SPARSEKV_CONFIG"
@@ -97,6 +97,7 @@ class ServerOptions:
         request: options of a request that names none.
         methods: methods a request may choose; each with a page summary costs metadata memory.
         reduction: how the query heads of a KV head share one selection.
+        index: how segments are indexed, for methods that read segment records.
         device: kernels to use; "auto" takes the ones of the model's device.
         attend: on a GPU, the kernel that reads the selection: our own, or a stock one.
         dense_below: on a GPU, steps that would save fewer than this many tokens a layer over the
@@ -110,6 +111,7 @@ class ServerOptions:
     request: RequestOptions = field(default_factory=RequestOptions)
     methods: tuple[str, ...] = ("full", "oracle", "quest", "streaming")
     reduction: Reduction = Reduction.MAX_SOFTMAX
+    index: IndexOptions = field(default_factory=IndexOptions)
     device: str = "auto"
     attend: str = "triton"
     dense_below: int | str = "auto"
@@ -124,6 +126,7 @@ class ServerOptions:
                 raise ValueError(f"methods must be among {_listed(method_names())}, got {name!r}")
         if self.request.method not in self.methods:
             object.__setattr__(self, "methods", tuple(sorted({*self.methods, self.request.method})))
+        _check_index(self.index)
         _check_choice("device", self.device, ("auto", *sorted(DEVICES)))
         _check_choice("attend", self.attend, ("triton", *sorted(ROUTES)))
         if self.dense_below != "auto":
@@ -141,11 +144,22 @@ class ServerOptions:
     def as_dict(self) -> dict[str, Any]:
         """Flat JSON form, as a configuration file would hold it."""
         flat = asdict(self)
-        request = flat.pop("request")
-        return {**request, **flat, "methods": list(self.methods), "reduction": str(self.reduction)}
+        request, index = flat.pop("request"), flat.pop("index")
+        return {
+            **request,
+            **index,
+            **flat,
+            "methods": list(self.methods),
+            "reduction": str(self.reduction),
+        }
 
 
-SERVER_FIELDS = (*SERVER_ONLY, *(f.name for f in fields(ServerOptions) if f.name != "request"))
+INDEX_FIELDS = tuple(f.name for f in fields(IndexOptions))
+SERVER_FIELDS = (
+    *SERVER_ONLY,
+    *(f.name for f in fields(ServerOptions) if f.name not in ("request", "index")),
+    *INDEX_FIELDS,
+)
 
 
 def parse_server_options(values: Mapping[str, Any]) -> ServerOptions:
@@ -161,13 +175,14 @@ def parse_server_options(values: Mapping[str, Any]) -> ServerOptions:
     try:
         own = (*REQUEST_FIELDS, *SERVER_ONLY)
         request = RequestOptions(**{k: v for k, v in values.items() if k in own})
-        server = {k: v for k, v in values.items() if k not in own}
+        index = IndexOptions(**{k: v for k, v in values.items() if k in INDEX_FIELDS})
+        server = {k: v for k, v in values.items() if k not in (*own, *INDEX_FIELDS)}
         if "methods" in server:
             server["methods"] = _method_list(server["methods"])
         if "reduction" in server:
             _check_choice("reduction", server["reduction"], tuple(Reduction))
             server["reduction"] = Reduction(server["reduction"])
-        return ServerOptions(request=request, **server)
+        return ServerOptions(request=request, index=index, **server)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -248,10 +263,16 @@ def check_page_size(page_size: int, unit_size: int = UNIT_SIZE) -> None:
         )
 
 
-def summaries_of(methods: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the page summaries that the methods read, without repeats."""
-    named = (load_method(name).summary for name in methods)
-    return tuple(dict.fromkeys(summary.name for summary in named if summary))
+def _check_index(index: IndexOptions) -> None:
+    for name in ("cluster_segment", "pq_segment"):
+        size = getattr(index, name)
+        _check_int(name, size, max(PAGE_SIZES), 16384)
+        if size % max(PAGE_SIZES):
+            raise ValueError(f"{name} must be a multiple of {max(PAGE_SIZES)} tokens, got {size}")
+    _check_int("tokens_per_centroid", index.tokens_per_centroid, 1, index.cluster_segment)
+    _check_int("pq_bits", index.pq_bits, 1, 8)
+    _check_choice("pq_subspaces", index.pq_subspaces, (1, 2, 4, 8, 16))
+    load_method("clusterkv").segments(index)  # refuses more clusters than codes
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:

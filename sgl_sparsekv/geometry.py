@@ -7,6 +7,10 @@ page, and slot ≡ position (mod page_size), a unit of the sequence is one unit 
 
     physical unit = slot     // unit_size      where the unit lies in the pool
     logical unit  = position // unit_size      where it lies in the sequence
+
+A method may select in a divisor of that unit: chunks of 8, or single tokens, whose unit is the
+slot. *Segments* are longer runs, whole pages, that begin at multiples of their size in the
+sequence; they lie scattered in the pool and are known by the page they end with.
 """
 
 from dataclasses import dataclass
@@ -71,14 +75,41 @@ class Geometry:
         """Physical unit of each slot, any shape."""
         return slots // self.unit_size
 
-    def unit_table(self, slots: torch.Tensor) -> torch.Tensor:
-        """Physical units of slots in position order: `[..., L]` -> `[..., ceil(L / unit)]`."""
-        return slots[..., :: self.unit_size] // self.unit_size
+    def unit_table(self, slots: torch.Tensor, unit_size: int | None = None) -> torch.Tensor:
+        """Physical units of slots in position order: `[..., L]` -> `[..., ceil(L / unit)]`.
+
+        Args:
+            slots: of consecutive positions, beginning at a multiple of the unit.
+            unit_size: a divisor of this geometry's unit to count in; None: that unit.
+        """
+        unit_size = unit_size or self.unit_size
+        return slots[..., ::unit_size] // unit_size
+
+    def finer(self, units: torch.Tensor, unit_size: int | None) -> torch.Tensor:
+        """The smaller units inside units `[n]`: `[n * unit / unit_size]`; None: the same units."""
+        if unit_size is None or unit_size == self.unit_size:
+            return units
+        parts = self.unit_size // unit_size
+        offsets = torch.arange(parts, device=units.device, dtype=units.dtype)
+        return (units[:, None] * parts + offsets).reshape(-1)
 
     def units_of_pages(self, pages: torch.Tensor) -> torch.Tensor:
         """Physical units inside pages: `[n]` -> `[n * units_per_page]`."""
         offsets = torch.arange(self.units_per_page, device=pages.device, dtype=pages.dtype)
         return (pages[:, None] * self.units_per_page + offsets).reshape(-1)
+
+    def require_whole_pages(self, tokens: int) -> None:
+        """Refuse segments that end within a page.
+
+        Raises:
+            ValueError: names both sizes.
+        """
+        if tokens % self.page_size:
+            raise ValueError(f"a segment of {tokens} tokens is no whole pages of {self.page_size}")
+
+    def segment_pages(self, slots: torch.Tensor, segment_size: int) -> torch.Tensor:
+        """Last page of every whole segment of slots in position order: `[L]` -> `[L // size]`."""
+        return slots[segment_size - 1 :: segment_size] // self.page_size
 
     def page_starts(self, slots: torch.Tensor) -> torch.Tensor:
         """Pages whose first slot is among `slots` `[n]`: those that start a new life."""

@@ -7,7 +7,15 @@ from typing import Any, Protocol
 import torch
 
 from .routes import PagedAttend
-from .types import Candidates, PageSummary, Reduction, Selection, StepShape
+from .types import (
+    Candidates,
+    PageSummary,
+    Reduction,
+    SegmentIndex,
+    SegmentSummary,
+    Selection,
+    StepShape,
+)
 
 DEVICES = {
     "reference": "sgl_sparsekv.kernels.reference",
@@ -30,6 +38,11 @@ class Ops(Protocol):
         """Names of the page summaries this device has kernels for; None means any."""
         ...
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether this device has `index_segments` and `score_codes`."""
+        ...
+
     def summarise(
         self, summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor, units: torch.Tensor
     ) -> None:
@@ -38,7 +51,7 @@ class Ops(Protocol):
         Args:
             summary: what to compute.
             keys: `[slots, H, D]`, the pool's K.
-            fields: `[pool units, H, planes, D]`, written at `units`.
+            fields: `[pool units, H, planes, W]`, written at `units`.
             units: int64 `[m]`, full physical units.
         """
         ...
@@ -73,6 +86,48 @@ class Ops(Protocol):
 
         Returns:
             As `score`, with the unit's log-sum-exp of scaled q·k in place of an estimate.
+        """
+        ...
+
+    def index_segments(
+        self,
+        summary: SegmentSummary,
+        keys: torch.Tensor,
+        slots: torch.Tensor,
+        skips: torch.Tensor,
+        index: SegmentIndex,
+        records: torch.Tensor,
+    ) -> None:
+        """Write the records of whole segments; each is the same bits in any company.
+
+        Keys that are not finite count as zero.
+
+        Args:
+            summary: what to compute.
+            keys: `[slots, H, D]`, the pool's K.
+            slots: int64 `[n, S]`, slots of each segment's tokens, in order.
+            skips: int64 `[n]`, first tokens of each segment not to learn from; they get codes.
+            index: its codes and codebooks are written at `records`.
+            records: int64 `[n]`.
+        """
+        ...
+
+    def score_codes(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        index: SegmentIndex,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+    ) -> torch.Tensor:
+        """Score candidate tokens by what their codes stand for, uncoded ones by their keys.
+
+        Args:
+            candidates: with units of one token, so its table holds slots.
+
+        Returns:
+            As `score`; tokens of one code and m = 1 have equal scores.
         """
         ...
 

@@ -3,9 +3,14 @@
 rows  requests of the batch (or of one group of it)      H  KV heads of this rank
 G     query heads per KV head (`group_size`)              D  head_dim
 U     widest unit table of the rows                       n  widest selection of the rows
+S     tokens of a segment                                 m  sub-vectors of a coded key
+K     codes that a sub-vector can have
+
+What a method selects are *units*: `unit_size` consecutive tokens, 16 for page methods, 8 for
+ShadowKV's chunks, 1 where tokens are chosen one by one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,19 +30,76 @@ class PageSummary:
 
     Attributes:
         name: names the field in the pool and the fused kernels of a device.
-        planes: one name per vector `[D]` stored for each unit and KV head.
-        summarise: keys `[m, unit_size, H, D]` -> planes `[m, H, planes, D]` in the keys' dtype.
-        score: float32 q `[..., G, D]`, float32 planes `[..., u, planes, D]` -> `[..., G, u]`,
-            an estimate of (or bound on) max q·k over the unit, without the softmax scale.
+        planes: one name per vector `[W]` stored for each unit and KV head.
+        summarise: keys `[n, unit, H, D]` -> planes `[n, H, planes, W]` in the keys' dtype.
+        score: float32 q `[..., G, D]`, float32 planes `[..., u, planes, W]` -> `[..., G, u]`,
+            an estimate of (or bound on) max q·k over the unit, without the softmax scale; None
+            for a field that does not rank.
         ulps: how far two correct implementations may lie apart, in units in the last place of the
             vector's largest channel; 0 when planes are copies of keys.
+        tokens: tokens of the unit it summarises, a divisor of the server's unit; None: that unit.
+        width: channels W of a plane; None: those of a key, D.
     """
 
     name: str
     planes: tuple[str, ...]
     summarise: Callable[[torch.Tensor], torch.Tensor]
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
     ulps: int = 0
+    tokens: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class SegmentSummary:
+    """What a segment's record holds: a code per token, and the vectors that codes stand for.
+
+    A key is cut into m sub-vectors, each replaced by one of K centroids of its place. Clusters are
+    the case m = 1: the code is the cluster, its vector the cluster's centroid.
+
+    Attributes:
+        name: names the records in the pool.
+        segment_size: tokens of a segment, S; segments begin at multiples of it.
+        subspaces: sub-vectors of a key, m; divides D.
+        codes: centroids of a subspace, K, at most 256.
+        cosine: k-means by direction, centroids being the mean raw key; else Euclidean.
+        iterations: updates of the centroids.
+        capacity: most tokens of one code, or None.
+        sinks: first tokens of a sequence that centroids do not learn from; they get codes.
+        build: keys `[S, H, D]` and the first tokens not to learn from -> codes uint8
+            `[H, m, S]`, codebook `[H, m, K, D / m]` in the keys' dtype; in plain torch.
+    """
+
+    name: str
+    segment_size: int
+    subspaces: int
+    codes: int
+    cosine: bool
+    iterations: int
+    capacity: int | None
+    sinks: int
+    build: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class SegmentIndex:
+    """The records of one layer, and which of them the rows of a group read.
+
+    Attributes:
+        codes: uint8 `[records, H, m, S]`.
+        codebooks: `[records, H, m, K, D / m]` in the keys' dtype.
+        table: int32 `[rows, segments]`, record of each whole segment of a row; -1 where there is
+            none, and its tokens are scored by their keys.
+    """
+
+    codes: torch.Tensor
+    codebooks: torch.Tensor
+    table: torch.Tensor
+
+    @property
+    def segment_size(self) -> int:
+        """Tokens of a segment, S."""
+        return int(self.codes.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -62,8 +124,11 @@ class ScoreInputs:
     Attributes:
         q: `[rows, H, G, D]`, rotated queries.
         keys: `[slots, H, D]`, the pool's K of this layer.
-        fields: `[pool units, H, planes, D]` of the method's summary, or None.
+        fields: `[pool units, H, planes, W]` of each of the method's page summaries, by name.
+        index: records of the method's segment summary, or None.
         candidates: units to score.
+        num_units: int32 `[rows]`, units of the sequence.
+        counts: int32 `[rows]`, units that will be kept.
         scale: softmax scale of the layer.
         reduction: from G query heads to one score.
         unit_size: tokens per unit.
@@ -71,8 +136,11 @@ class ScoreInputs:
 
     q: torch.Tensor
     keys: torch.Tensor
-    fields: torch.Tensor | None
+    fields: Mapping[str, torch.Tensor]
+    index: SegmentIndex | None
     candidates: Candidates
+    num_units: torch.Tensor
+    counts: torch.Tensor
     scale: float
     reduction: Reduction
     unit_size: int

@@ -19,7 +19,7 @@ ALLOWED = {
     "types": set(),
     "routes": {"types"},
     "ops": {"types", "routes"},
-    "selection": {*BASE, "ops", "config"},
+    "selection": {*BASE, "ops", "config", "segments"},
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,
     "config": {"errors", "geometry", "types", "selection", "ops", "routes"},

@@ -2,7 +2,14 @@
 
 import torch
 
-from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection
+from sgl_sparsekv.types import (
+    Candidates,
+    PageSummary,
+    Reduction,
+    SegmentIndex,
+    SegmentSummary,
+    Selection,
+)
 
 LARGEST = torch.finfo(torch.float32).max
 """Rank of a score that is not a number: kept if there is room, behind what is always kept."""
@@ -12,6 +19,7 @@ class ReferenceOps:
     """Plain torch; any method runs here, from the formula in its own file."""
 
     name = "reference"
+    has_segments = True
 
     def summaries(self) -> frozenset[str] | None:
         """None: every summary, through its torch formula."""
@@ -25,6 +33,19 @@ class ReferenceOps:
             return
         fields[units] = summary.summarise(unit_rows(keys, units, keys.shape[0] // fields.shape[0]))
 
+    def index_segments(
+        self,
+        summary: SegmentSummary,
+        keys: torch.Tensor,
+        slots: torch.Tensor,
+        skips: torch.Tensor,
+        index: SegmentIndex,
+        records: torch.Tensor,
+    ) -> None:
+        """See `Ops.index_segments`."""
+        for segment, skip, record in zip(slots, skips.tolist(), records.tolist(), strict=True):
+            index.codes[record], index.codebooks[record] = summary.build(keys[segment], skip)
+
     def score(
         self,
         summary: PageSummary,
@@ -36,6 +57,7 @@ class ReferenceOps:
     ) -> torch.Tensor:
         """See `Ops.score`."""
         rows, heads, _, _ = q.shape
+        assert summary.score is not None, f"{summary.name} does not rank"
         scores = q.new_full((rows, heads, candidates.unit_table.shape[1]), -torch.inf).float()
         for row, begin, end in candidate_spans(candidates):
             units = candidates.unit_table[row, begin:end].long()
@@ -60,6 +82,30 @@ class ReferenceOps:
             k = unit_rows(keys, candidates.unit_table[row, begin:end].long(), unit_size).float()
             logits = torch.einsum("hgd,uthd->hgut", q[row].float(), k) * scale
             scores[row, :, begin:end] = reduce_group(logits.logsumexp(-1), reduction)
+        return scores
+
+    def score_codes(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        index: SegmentIndex,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+    ) -> torch.Tensor:
+        """See `Ops.score_codes`: keys of coded tokens are put together from their codes."""
+        rows, heads, _, _ = q.shape
+        scores = q.new_full((rows, heads, candidates.unit_table.shape[1]), -torch.inf).float()
+        for row, begin, end in candidate_spans(candidates):
+            slots = candidates.unit_table[row, :end].long()
+            k = keys[slots].float().movedim(1, 0)  # [H, end, D]
+            for segment, record in enumerate(index.table[row].tolist()):
+                first = segment * index.segment_size
+                if record >= 0 and first < end:
+                    coded = decoded(index.codes[record], index.codebooks[record])
+                    k[:, first : first + index.segment_size] = coded[:, : end - first]
+            logits = q[row].float() @ k[:, begin:].mT * scale
+            scores[row, :, begin:end] = reduce_group(logits, reduction)
         return scores
 
     def select(
@@ -144,6 +190,12 @@ class ReferenceOps:
 def unit_rows(keys: torch.Tensor, units: torch.Tensor, unit_size: int) -> torch.Tensor:
     """Rows of whole units: keys `[slots, H, D]`, units `[m]` -> `[m, unit_size, H, D]`."""
     return keys.unflatten(0, (-1, unit_size))[units]
+
+
+def decoded(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Keys that codes stand for: uint8 `[H, m, S]`, `[H, m, K, D / m]` -> float32 `[H, S, D]`."""
+    picked = codes.long()[..., None].expand(*codes.shape, codebook.shape[-1])
+    return codebook.float().gather(2, picked).movedim(1, 2).flatten(2)
 
 
 def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from ..config import (
+    INDEX_FIELDS,
     REQUEST_FIELDS,
     SERVER_FIELDS,
     ServerOptions,
@@ -32,6 +33,11 @@ _HELP = {
     "methods": "comma-separated methods that requests may choose",
     "reduction": "how query heads of a KV head share a selection: max_softmax or mean_softmax",
     "unit_size": "tokens per unit that is scored and read as one: 16, 32 or 64",
+    "cluster_segment": "tokens that clusterkv clusters together, a multiple of 64",
+    "tokens_per_centroid": "mean size of clusterkv's clusters",
+    "pq_segment": "tokens that share a codebook in pqcache, a multiple of 64",
+    "pq_subspaces": "sub-vectors of a key in pqcache: 1, 2, 4, 8 or 16",
+    "pq_bits": "bits of a sub-vector's code in pqcache: 1 to 8",
     "device": "kernels: auto, cpu, reference or triton",
     "attend": "on a GPU, what reads the selection: triton, fa2, fa3 or xqa",
     "dense_below": "on a GPU, run SGLang's dense decode where fewer tokens than this are saved",
@@ -129,6 +135,7 @@ def _typed(name: str, text: str) -> Any:
         "check_interval",
         "unit_size",
         "dense_below",
+        *INDEX_FIELDS,
     ):
         for parse in (int, float):
             try:

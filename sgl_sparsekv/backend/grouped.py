@@ -11,7 +11,8 @@ import torch
 
 from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
-from ..page_metadata import StepSeal
+from ..page_metadata import PageMetadata, RowSegments, StepIndex, StepSeal
+from ..selection import load_method
 from ..types import ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
@@ -26,6 +27,7 @@ class GroupedBackend(SparseKVBackend):
         super().__init__(runner, options, ops)
         self.seal = StepSeal(self.metadata, self.ops)
         self.metadata.poison = options.check != "off"
+        self.indexes = step_indexes(self.metadata, self.ops, options)
         self.held = HeldScores()
         listen_to_allocator(self.seal.hand_out)
         self.plan: StepPlan | None = None
@@ -50,6 +52,7 @@ class GroupedBackend(SparseKVBackend):
             self._plan_extend(forward_batch, rows, lengths)
         needed = self.plan.needed_units() if self.plan else torch.empty(0, dtype=torch.int64)
         self.seal.begin_step(forward_batch.out_cache_loc, needed)
+        self._find_records(forward_batch, rows, lengths)
         self.observer.begin_step(self.plan, self.seal.pending.numel())
 
     def _plan_decode(self, rows: Any, lengths: Any) -> None:
@@ -82,6 +85,29 @@ class GroupedBackend(SparseKVBackend):
             self._decode_tokens = torch.from_numpy(ends[decode] - 1)
             self._plan_decode(rows[decode], lengths[decode])
 
+    def _find_records(self, forward_batch: Any, rows: Any, lengths: Any) -> None:
+        """Which segment records the rows read, and which are to be built in this step."""
+        if not self.indexes:
+            return
+        decodes = forward_batch.forward_mode.is_decode()
+        new = [1] * len(rows) if decodes else forward_batch.extend_seq_lens_cpu
+        table = self.req_to_token_pool.req_to_token
+        slots = [table[row, :length] for row, length in zip(rows.tolist(), lengths, strict=True)]
+        deciding = None if self.plan is None else self.plan.rows.tolist()
+        for method, index in self.indexes.items():
+            reads = self.plan.reads(method).tolist() if self.plan is not None else []
+            readers = {row for row, it in zip(deciding or [], reads, strict=True) if it}
+            found = index.begin_step(
+                [
+                    RowSegments(own, len(own) - int(n), row in readers)
+                    for own, n, row in zip(slots, new, rows.tolist(), strict=True)
+                ]
+            )
+            self.observer.indexed(method, index.records)
+            if self.plan is not None:
+                place = {row: i for i, row in enumerate(rows.tolist())}
+                self.plan.records[method] = found[[place[row] for row in deciding or []]]
+
     # -- once per layer --------------------------------------------------------------------
 
     @property
@@ -92,6 +118,8 @@ class GroupedBackend(SparseKVBackend):
     def _summarise(self, layer: Any) -> None:
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         self.seal.summarise(self._local(layer), keys)
+        for index in self.indexes.values():
+            index.summarise(self._local(layer), keys)
 
     def _prefill(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
         out = q.new_zeros(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
@@ -122,7 +150,7 @@ class GroupedBackend(SparseKVBackend):
                 group.counts,
                 group.tails,
                 layer.scaling,
-                self.geometry.unit_size,
+                group.unit_size,
             )
             if group.whole:
                 out = part
@@ -133,6 +161,8 @@ class GroupedBackend(SparseKVBackend):
                 out[group.index] = part
         assert out is not None
         self.observer.end_layer(self._local(layer), keys)
+        for index in self.indexes.values():
+            self.observer.check_records(index, self._local(layer), keys)
         return out.view(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
 
     def _table(
@@ -162,21 +192,41 @@ class GroupedBackend(SparseKVBackend):
             width = group.candidates.unit_table.shape[1]
             scores = q.new_empty(len(rows), q.shape[1], width, dtype=torch.float32)
         else:
-            summary = group.method.summary
-            fields = self.metadata.fields(summary.name, local) if summary else None
-            inputs = ScoreInputs(
-                q,
-                keys,
-                fields,
-                group.candidates,
-                layer.scaling,
-                self.options.reduction,
-                self.geometry.unit_size,
-            )
-            scores = group.method.score(self.ops, inputs)
+            scores = group.method.score(self.ops, self._inputs(group, q, keys, layer))
         for i, row in enumerate(rows):
             if i in held:
                 self.held.load(row, local, scores[i])
             else:
                 self.held.store(row, local, scores[i])
         return scores
+
+    def _inputs(
+        self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
+    ) -> ScoreInputs:
+        assert group.method is not None
+        local, index = self._local(layer), None
+        if group.records is not None:
+            index = self.indexes[group.method.name].view(local, group.records)
+        return ScoreInputs(
+            q=q,
+            keys=keys,
+            fields={s.name: self.metadata.fields(s.name, local) for s in group.method.summaries},
+            index=index,
+            candidates=group.candidates,
+            num_units=group.num_units,
+            counts=group.counts,
+            scale=layer.scaling,
+            reduction=self.options.reduction,
+            unit_size=group.unit_size,
+        )
+
+
+def step_indexes(metadata: PageMetadata, ops: Ops, options: ServerOptions) -> dict[str, StepIndex]:
+    """What indexes the segments of each served method that reads records."""
+    indexes = {}
+    for name in options.methods:
+        summary = load_method(name).segments(options.index)
+        if summary is not None:
+            records, layers = metadata.records[summary.name], metadata.layout.num_layers
+            indexes[name] = StepIndex(records, metadata.geometry, ops, layers)
+    return indexes

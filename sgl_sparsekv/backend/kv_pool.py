@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from ..config import ServerOptions, summaries_of
+from ..config import ServerOptions
 from ..errors import UnsupportedSetup
 from ..geometry import UNIT_SIZE, Geometry, ceil_div
-from ..page_metadata import PageMetadata
-from ..page_metadata.pool import KeyLayout, bytes_per_unit
+from ..page_metadata import KeyLayout, PageMetadata, bytes_per_record, bytes_per_unit
+from ..page_metadata.records import record_capacity
 from ..selection import load_method
-from ..types import PageSummary
+from ..types import PageSummary, SegmentSummary
 from .flags import options_of
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,13 @@ def cell_size_with_metadata(
     options = options_of(kvc.server_args)
     if options is None or kvc.is_draft_worker or kvc.use_mla_backend:
         return size
-    per_unit = bytes_per_unit(_layout(kvc, num_layers), summaries(options))
-    return size + ceil_div(per_unit, options.request.unit_size)
+    layout, unit = _layout(kvc, num_layers), options.request.unit_size
+    size += ceil_div(bytes_per_unit(layout, summaries(options), unit), unit)
+    for summary in segments(options):
+        many = 1 << 24  # so that the rounding of one pool does not matter
+        records = record_capacity(many, summary.segment_size)
+        size += ceil_div(bytes_per_record(summary, layout) * records, many)
+    return size
 
 
 def build_pool_with_metadata(
@@ -48,7 +53,7 @@ def build_pool_with_metadata(
             "backend: page bounds need 16- or 32-bit floating keys; use --kv-cache-dtype auto"
         )
     kwargs["mha_pool_class"] = pool_class(
-        kwargs["mha_pool_class"], summaries(options), options.request.unit_size
+        kwargs["mha_pool_class"], summaries(options), options.request.unit_size, segments(options)
     )
     return original(configurator, *args, **kwargs)
 
@@ -66,14 +71,23 @@ def listen_to_allocator(listener: Callable[[torch.Tensor], None]) -> None:
 
 
 def summaries(options: ServerOptions) -> tuple[PageSummary, ...]:
-    """Page summaries that the server's methods read."""
-    by_name = {s.name: s for name in options.methods if (s := load_method(name).summary)}
-    return tuple(by_name[name] for name in summaries_of(options.methods))
+    """Page summaries that the server's methods read, without repeats."""
+    named = (s for name in options.methods for s in load_method(name).summaries)
+    return tuple(dict.fromkeys(named))
+
+
+def segments(options: ServerOptions) -> tuple[SegmentSummary, ...]:
+    """Segment summaries that the server's methods read, without repeats."""
+    named = (load_method(name).segments(options.index) for name in options.methods)
+    return tuple(dict.fromkeys(summary for summary in named if summary is not None))
 
 
 @cache
 def pool_class(
-    base: type, page_summaries: tuple[PageSummary, ...], unit_size: int = UNIT_SIZE
+    base: type,
+    page_summaries: tuple[PageSummary, ...],
+    unit_size: int = UNIT_SIZE,
+    segment_summaries: tuple[SegmentSummary, ...] = (),
 ) -> type:
     """A subclass of SGLang's pool `base` that allocates `page_metadata` beside K and V."""
 
@@ -89,12 +103,14 @@ def pool_class(
                 KeyLayout(self.layer_num, heads, head_dim, self.dtype),
                 rows,
                 self.device,
+                segment_summaries,
             )
+            names = [*(s.name for s in page_summaries), *(s.name for s in segment_summaries)]
             logger.info(
                 "sparsekv: %.1f MiB of page metadata (%.2f %% of K and V) for %s",
                 self.page_metadata.nbytes / 2**20,
                 100 * self.page_metadata.nbytes / max(1, sum(super().get_kv_size_bytes())),
-                ", ".join(s.name for s in page_summaries) or "no summary",
+                ", ".join(names) or "no summary",
             )
 
         def get_kv_size_bytes(self) -> tuple[int, int]:

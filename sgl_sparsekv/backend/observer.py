@@ -8,7 +8,7 @@ import torch
 
 from ..config import ServerOptions
 from ..errors import StaleMetadata
-from ..page_metadata import PageMetadata, find_mismatches
+from ..page_metadata import Mismatch, PageMetadata, SegmentRecords, StepIndex, find_mismatches
 from ..serving.metrics import process_metrics
 from ..serving.trace import SelectionRecord, TracePublisher, rank_endpoint
 from ..types import Selection
@@ -41,6 +41,7 @@ class StepObserver:
             self.trace = TracePublisher(endpoint, metrics=self.metrics)
         self.step = 0
         self._plan: HostPlan | None = None
+        self._indexed: dict[str, tuple[int, int, int]] = {}
         self._checked: torch.Tensor | None = None
 
     def log_start(self, device: str, on_cpu: bool) -> None:
@@ -102,6 +103,13 @@ class StepObserver:
         if self.check_is_due and isinstance(plan, StepPlan):
             self._checked = self._sample(plan.unit_table)
 
+    def indexed(self, method: str, records: SegmentRecords) -> None:
+        """A step has found its segment records; count what that changed."""
+        now = (records.built, records.evicted, records.refused)
+        before = self._indexed.get(method, (0, 0, 0))
+        self._indexed[method] = now
+        self.metrics.segments(method, *(a - b for a, b in zip(now, before, strict=True)))
+
     @property
     def check_is_due(self) -> bool:
         """Whether this step is one of those that are checked."""
@@ -122,43 +130,67 @@ class StepObserver:
         if self._checked is None:
             return
         found = find_mismatches(self.metadata, layer, keys, self._checked)
-        self.metrics.checked(self._checked.numel(), len(found))
+        self._found(self._checked.numel(), found)
+
+    def _found(self, compared: int, found: list[Mismatch]) -> None:
+        self.metrics.checked(compared, len(found))
         if not found:
             return
-        message = f"sparsekv: {len(found)} stale fields, the first: {found[0]}"
+        message = f"sparsekv: {len(found)} stale fields or records, the first: {found[0]}"
         if self.options.check == "raise":
             raise StaleMetadata(message)
         logger.error(message)
+
+    def check_records(self, index: StepIndex, layer: int, keys: torch.Tensor) -> None:
+        """Where a check is due, compare one segment record of the step with its keys.
+
+        Raises:
+            StaleMetadata: it differs and the check mode is `raise`.
+        """
+        if self._checked is not None:
+            compared, found = index.mismatches(layer, keys, self.step)
+            self._found(compared, found)
 
     def dense(self, layer: int, group: RowGroup) -> None:
         """Rows read everything in a layer."""
         if self.trace is not None:
             for i, count in enumerate(group.counts.tolist()):
                 heads = self.metadata.layout.num_kv_heads
-                self._publish(layer, int(group.index[i]), _name(group), everything_of(heads, count))
+                units = everything_of(heads, count)
+                self._publish(layer, int(group.index[i]), _name(group), units, group.unit_size)
 
     def selected(self, layer: int, group: RowGroup, selection: Selection) -> None:
         """Rows read a selection in a layer."""
         if self.trace is not None:
             logical = selection.logical.cpu().numpy()
             for i in range(len(logical)):
-                self._publish(layer, int(group.index[i]), _name(group), logical[i])
+                place = int(group.index[i])
+                self._publish(layer, place, _name(group), logical[i], group.unit_size)
 
     def watched(self, layer: int, logical: torch.Tensor) -> None:
         """Rows read what a device's own buffers `[rows, H, n]` say, or everything."""
         if self.trace is None or self._plan is None:
             return
         plan, heads = self._plan, self.metadata.layout.num_kv_heads
+        unit_size = self.metadata.geometry.unit_size
         dense, chosen = plan.dense_rows(layer), logical[: len(plan.rows)].cpu().numpy()
         for place, option in enumerate(plan.options):
             if dense[place]:
                 units = everything_of(heads, int(plan.plan.num_units[place]))
-                self._publish(layer, place, "full", units)
+                self._publish(layer, place, "full", units, unit_size)
             else:
                 units = chosen[place, :, : int(plan.plan.counts[place])]
-                self._publish(layer, place, option.method, np.ascontiguousarray(units))
+                units = np.ascontiguousarray(units)
+                self._publish(layer, place, option.method, units, unit_size)
 
-    def _publish(self, layer: int, place: int, method: str, units: "np.ndarray[Any, Any]") -> None:
+    def _publish(
+        self,
+        layer: int,
+        place: int,
+        method: str,
+        units: "np.ndarray[Any, Any]",
+        unit_size: int,
+    ) -> None:
         assert self.trace is not None and self._plan is not None
         self.trace.publish(
             SelectionRecord(
@@ -168,7 +200,7 @@ class StepObserver:
                 method=method,
                 length=int(self._plan.lengths[place]),
                 units=units,
-                unit_size=self.metadata.geometry.unit_size,
+                unit_size=unit_size,
                 tp_rank=self.tp_rank,
             )
         )

@@ -19,21 +19,25 @@ class RowGroup:
 
     Attributes:
         method: how units are ranked, or None to read every unit.
+        unit_size: tokens per unit, here and in all that follows.
         index: int64 `[rows]`, positions of the rows in the step.
         candidates: what the method may rank.
         num_units: int32 `[rows]`.
         counts: int32 `[rows]`, units kept.
         tails: int32 `[rows]`, tokens in the last unit.
         whole: the group is the whole step, in order.
+        records: int32 `[rows, segments]`, records of the rows' whole segments, or None.
     """
 
     method: SelectionMethod | None
+    unit_size: int
     index: torch.Tensor
     candidates: Candidates
     num_units: torch.Tensor
     counts: torch.Tensor
     tails: torch.Tensor
     whole: bool
+    records: torch.Tensor | None
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows `[step rows, ...]` of this group."""
@@ -61,11 +65,12 @@ class HostPlan:
         self.lengths = lengths
         self.options = options
         self.geometry = geometry
-        self.plan: RowPlan = plan_rows(lengths, RowOptions.resolve(options, lengths), geometry)
+        self.methods = [load_method(o.method) for o in options]
+        units = np.array([m.unit_size or geometry.unit_size for m in self.methods])
+        chosen = RowOptions.resolve(options, lengths)
+        self.plan: RowPlan = plan_rows(lengths, chosen, geometry, units)
         self._dense_layers = np.array([o.dense_layers for o in options])
-        self._always_dense = self.plan.dense | np.array(
-            [load_method(o.method).dense for o in options]
-        )
+        self._always_dense = self.plan.dense | np.array([m.dense for m in self.methods])
 
     @cached_property
     def max_dense_layers(self) -> int:
@@ -96,6 +101,10 @@ class HostPlan:
 class StepPlan(HostPlan):
     """A plan with the tensors that kernels of any device take, group by group.
 
+    Attributes:
+        slots: int32 `[rows, L]`, slot of each position of the longest row.
+        records: int32 `[rows, segments]` by method; filled once they are found.
+
     Args:
         rows, lengths, options, geometry: see `HostPlan`.
         req_to_token: int32 `[max rows, max context]`, slot of each position.
@@ -111,10 +120,16 @@ class StepPlan(HostPlan):
     ) -> None:
         super().__init__(rows, lengths, options, geometry)
         self._device = req_to_token.device
-        span = int(self.plan.num_units.max()) * geometry.unit_size
-        slots = req_to_token[:, :span][:, :: geometry.unit_size]
+        span = geometry.num_units(int(lengths.max())) * geometry.unit_size
         index = torch.from_numpy(rows).to(self._device)
-        self.unit_table = geometry.unit_of(slots.index_select(0, index))
+        narrow = req_to_token[:, :span]
+        if all(method.unit_size is None for method in self.methods):
+            narrow = narrow[:, :: geometry.unit_size]
+            self.unit_table = geometry.unit_of(narrow.index_select(0, index))
+        else:
+            self.slots = narrow.index_select(0, index)
+            self.unit_table = geometry.unit_table(self.slots)
+        self.records: dict[str, torch.Tensor] = {}
         self._groups: dict[bytes, list[RowGroup]] = {}
 
     def groups(self, layer: int) -> list[RowGroup]:
@@ -127,14 +142,23 @@ class StepPlan(HostPlan):
 
     def needed_units(self) -> torch.Tensor:
         """Full physical units that some row's method may score, `[m]`, repeats allowed."""
+        plan, whole = self.plan, self.geometry.unit_size
+        begins = plan.begin * plan.unit_size // whole
+        ends = plan.end * plan.unit_size // whole
         scored = [
-            self.unit_table[i, int(self.plan.begin[i]) : int(self.plan.end[i])]
-            for i, option in enumerate(self.options)
-            if not self._always_dense[i] and load_method(option.method).summary is not None
+            self.unit_table[i, int(begins[i]) : int(ends[i])]
+            for i, method in enumerate(self.methods)
+            if not self._always_dense[i] and method.summaries
         ]
         if not scored:
             return torch.empty(0, dtype=torch.int64, device=self._device)
         return torch.cat(scored).long()
+
+    def reads(self, method: str) -> BoolArray:
+        """Which rows choose by `method` in some layer."""
+        chosen = np.array([o.method == method for o in self.options], dtype=bool)
+        reading: BoolArray = chosen & ~self._always_dense
+        return reading
 
     def _split(self, dense: BoolArray) -> list[RowGroup]:
         by_method: dict[str | None, list[int]] = {}
@@ -143,20 +167,29 @@ class StepPlan(HostPlan):
         return [self._group(name, np.array(index)) for name, index in by_method.items()]
 
     def _group(self, name: str | None, index: IntArray) -> RowGroup:
-        plan, whole = self.plan, len(index) == len(self.rows)
+        whole = len(index) == len(self.rows)
         where = torch.from_numpy(index).to(self._device)
-        widest = int(plan.num_units[index].max())
-        table = self.unit_table if whole else self.unit_table[where, :widest]
+        method = None if name is None else load_method(name)
+        unit_size = (method.unit_size if method else None) or self.geometry.unit_size
+        own = RowPlan.everything(self.lengths, unit_size) if method is None else self.plan
+        widest = int(own.num_units[index].max())
+        table = self.unit_table
+        if unit_size != self.geometry.unit_size:
+            table = self.geometry.unit_table(self.slots, unit_size)
+        table = table if whole else table[where, :widest]
+        records = None if name is None else self.records.get(name)
 
         def tensor(values: IntArray) -> torch.Tensor:
             return torch.from_numpy(values[index].astype(np.int32)).to(self._device)
 
         return RowGroup(
-            method=None if name is None else load_method(name),
+            method=method,
+            unit_size=unit_size,
             index=where,
-            candidates=Candidates(table, tensor(plan.begin), tensor(plan.end)),
-            num_units=tensor(plan.num_units),
-            counts=tensor(plan.num_units if name is None else plan.counts),
-            tails=tensor(plan.tail),
+            candidates=Candidates(table, tensor(own.begin), tensor(own.end)),
+            num_units=tensor(own.num_units),
+            counts=tensor(own.counts),
+            tails=tensor(own.tail),
             whole=whole,
+            records=records if records is None or whole else records[where],
         )

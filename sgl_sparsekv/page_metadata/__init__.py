@@ -1,7 +1,22 @@
-"""Page metadata: fields by layer and physical unit, and the life of a unit."""
+"""Page metadata: fields by layer and physical unit, segment records, and the life of both."""
 
-from .check import Mismatch, find_mismatches
-from .lifecycle import StepSeal
-from .pool import PageMetadata
+from .check import Mismatch, find_mismatches, find_record_mismatches
+from .layout import KeyLayout
+from .lifecycle import RowSegments, StepIndex, StepSeal
+from .pool import PageMetadata, bytes_per_unit
+from .records import SegmentRecords, bytes_per_record, record_capacity
 
-__all__ = ["Mismatch", "PageMetadata", "StepSeal", "find_mismatches"]
+__all__ = [
+    "KeyLayout",
+    "Mismatch",
+    "PageMetadata",
+    "RowSegments",
+    "SegmentRecords",
+    "StepIndex",
+    "StepSeal",
+    "bytes_per_record",
+    "bytes_per_unit",
+    "find_mismatches",
+    "find_record_mismatches",
+    "record_capacity",
+]

@@ -4,13 +4,22 @@ from dataclasses import dataclass
 
 import torch
 
-from ..types import PageSummary
+from ..ops import Ops
+from ..types import PageSummary, SegmentIndex
 from .pool import PageMetadata
+from .records import SegmentRecords
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A sealed unit whose field is not what its keys give."""
+    """A sealed unit or a segment's record that is not what its keys give.
+
+    Attributes:
+        summary: what is wrong.
+        layer: counted from this rank's first.
+        unit: physical unit, or number of the record.
+        worst: largest difference of a field, or codes that differ.
+    """
 
     summary: str
     layer: int
@@ -19,7 +28,7 @@ class Mismatch:
 
     def __str__(self) -> str:
         return (
-            f"{self.summary} of layer {self.layer}, physical unit {self.unit} differs from its "
+            f"{self.summary} of layer {self.layer}, unit or record {self.unit}, differs from its "
             f"keys by {self.worst:g}"
         )
 
@@ -35,14 +44,47 @@ def find_mismatches(
     units = units[metadata.sealed[units]]
     found: list[Mismatch] = []
     for summary in metadata.summaries if units.numel() else ():
-        rows = keys.unflatten(0, (-1, metadata.geometry.unit_size))[units]
-        expected = summary.summarise(rows).float()
-        actual = metadata.fields(summary.name, layer)[units].float()
+        unit_size = summary.tokens or metadata.geometry.unit_size
+        finer = metadata.geometry.finer(units, summary.tokens)
+        expected = summary.summarise(keys.unflatten(0, (-1, unit_size))[finer]).float()
+        actual = metadata.fields(summary.name, layer)[finer].float()
         error = _excess(summary, expected, actual, keys.dtype).flatten(1).amax(1)
         found += [
-            Mismatch(summary.name, layer, int(units[i]), float(error[i]))
+            Mismatch(summary.name, layer, int(finer[i]), float(error[i]))
             for i in torch.nonzero(~(error <= 0)).flatten().tolist()
         ]
+    return found
+
+
+def find_record_mismatches(
+    records: SegmentRecords,
+    ops: Ops,
+    layer: int,
+    keys: torch.Tensor,
+    slots: torch.Tensor,
+    skips: torch.Tensor,
+    held: torch.Tensor,
+) -> list[Mismatch]:
+    """Index segments again and compare bits with their records.
+
+    Args:
+        slots: int64 `[n, S]`, of the segments' tokens.
+        skips: int64 `[n]`, see `Ops.index_segments`.
+        held: int64 `[n]`, records that stand for them.
+    """
+    codes, books = records.codes[layer], records.codebooks[layer]
+    fresh = SegmentIndex(
+        codes.new_zeros(len(held), *codes.shape[1:]),
+        books.new_zeros(len(held), *books.shape[1:]),
+        torch.empty(0, 0, dtype=torch.int32),
+    )
+    ops.index_segments(records.summary, keys, slots, skips, fresh, torch.arange(len(held)))
+    found = []
+    for i, record in enumerate(held.tolist()):
+        differ = int((fresh.codes[i] != codes[record]).sum())
+        same = torch.equal(fresh.codebooks[i], books[record])
+        if differ or not same:
+            found.append(Mismatch(records.summary.name, layer, record, max(differ, 1)))
     return found
 
 

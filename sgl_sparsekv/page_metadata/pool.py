@@ -1,30 +1,23 @@
-"""Fields of page metadata, stored by layer and physical unit, and the sealed stamps."""
+"""Page metadata: fields by layer and physical unit, the sealed stamps, and segment records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from ..geometry import Geometry
-from ..types import PageSummary
+from ..types import PageSummary, SegmentSummary
+from .layout import KeyLayout
+from .records import SegmentRecords
 
 
-@dataclass(frozen=True)
-class KeyLayout:
-    """What one layer's K looks like: `[slots, num_kv_heads, head_dim]` of `dtype`."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-
-def bytes_per_unit(layout: KeyLayout, summaries: Sequence[PageSummary]) -> int:
-    """Bytes of metadata that one physical unit takes over all layers, its stamp included."""
-    planes = sum(len(summary.planes) for summary in summaries)
+def bytes_per_unit(layout: KeyLayout, summaries: Sequence[PageSummary], unit_size: int) -> int:
+    """Bytes of fields that one physical unit takes over all layers, its stamp included."""
+    channels = sum(
+        len(s.planes) * (s.width or layout.head_dim) * (unit_size // (s.tokens or unit_size))
+        for s in summaries
+    )
     itemsize: int = layout.dtype.itemsize
-    row = layout.num_kv_heads * planes * layout.head_dim * itemsize
-    return layout.num_layers * row + 1
+    return layout.num_layers * layout.num_kv_heads * channels * itemsize + 1
 
 
 class PageMetadata:
@@ -42,44 +35,55 @@ class PageMetadata:
         layout: KeyLayout,
         num_slots: int,
         device: torch.device | str,
+        segments: Sequence[SegmentSummary] = (),
     ) -> None:
         self.geometry = geometry
         self.summaries = tuple(summaries)
         self.layout = layout
         self.num_units = geometry.pool_units(num_slots)
         self.sealed = torch.zeros(self.num_units, dtype=torch.bool, device=device)
-        shape = (self.num_units, layout.num_kv_heads)
         self._fields = {
-            summary.name: [
-                torch.zeros(
-                    (*shape, len(summary.planes), layout.head_dim),
-                    dtype=layout.dtype,
-                    device=device,
-                )
-                for _ in range(layout.num_layers)
-            ]
+            summary.name: [self._field(summary, device) for _ in range(layout.num_layers)]
             for summary in self.summaries
+        }
+        self.records = {
+            summary.name: SegmentRecords(summary, layout, geometry, num_slots, device)
+            for summary in segments
         }
         self.poison = False
         """Fill the fields of units that lose their stamp with NaN, so that a stale read shows."""
 
+    def _field(self, summary: PageSummary, device: torch.device | str) -> torch.Tensor:
+        parts = self.geometry.unit_size // (summary.tokens or self.geometry.unit_size)
+        shape = (
+            self.num_units * parts,
+            self.layout.num_kv_heads,
+            len(summary.planes),
+            summary.width or self.layout.head_dim,
+        )
+        return torch.zeros(shape, dtype=self.layout.dtype, device=device)
+
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.num_units * bytes_per_unit(self.layout, self.summaries)
+        unit = bytes_per_unit(self.layout, self.summaries, self.geometry.unit_size)
+        return self.num_units * unit + sum(r.nbytes for r in self.records.values())
 
     def fields(self, summary: str, layer: int) -> torch.Tensor:
-        """Field `[units, H, planes, D]` of a summary in a layer, counted from this rank's first."""
+        """Field `[units, H, planes, W]` of a summary in a layer, counted from this rank's first."""
         return self._fields[summary][layer]
 
     def start_pages(self, pages: torch.Tensor) -> None:
         """Forget the past life of pages `[n]` that were handed out or start anew."""
         units = self.geometry.units_of_pages(pages)
         self.sealed[units] = False
+        for records in self.records.values():
+            records.drop(pages)
         if self.poison:
-            for layers in self._fields.values():
-                for field in layers:
-                    field[units] = torch.nan
+            for summary in self.summaries:
+                finer = self.geometry.finer(units, summary.tokens)
+                for field in self._fields[summary.name]:
+                    field[finer] = torch.nan
 
     def seal(self, units: torch.Tensor) -> None:
         """Stamp units `[n]` whose fields are written in every layer."""

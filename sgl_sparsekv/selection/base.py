@@ -1,12 +1,32 @@
 """What a selection method is."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from ..ops import Ops
-from ..types import PageSummary, ScoreInputs
+from ..types import PageSummary, ScoreInputs, SegmentSummary
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How segments are indexed; a server's choice, as it shapes the memory of the records.
+
+    Attributes:
+        cluster_segment: tokens of a segment that `clusterkv` clusters.
+        tokens_per_centroid: mean size of a cluster.
+        pq_segment: tokens of a segment that shares a codebook in `pqcache`.
+        pq_subspaces: sub-vectors of a key.
+        pq_bits: bits of a sub-vector's code.
+    """
+
+    cluster_segment: int = 1024
+    tokens_per_centroid: int = 32
+    pq_segment: int = 4096
+    pq_subspaces: int = 2
+    pq_bits: int = 6
 
 
 class SelectionMethod(ABC):
@@ -14,7 +34,8 @@ class SelectionMethod(ABC):
 
     Attributes:
         name: what users write.
-        summary: page metadata the method reads, or None.
+        summaries: page metadata the method reads.
+        unit_size: tokens of what it selects, a divisor of every server's unit; None: that unit.
         formula: what a device that serves whole steps ranks by: "nothing", "position", the name of
             a page summary, or "exact"; "" when no such device can serve the method.
         dense: True when every unit is read and nothing is scored.
@@ -22,7 +43,8 @@ class SelectionMethod(ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[PageSummary | None] = None
+    summaries: ClassVar[tuple[PageSummary, ...]] = ()
+    unit_size: ClassVar[int | None] = None
     formula: ClassVar[str] = ""
     dense: ClassVar[bool] = False
     citation: ClassVar[str] = ""
@@ -35,26 +57,35 @@ class SelectionMethod(ABC):
             float32 `[rows, H, U]`, -inf outside the candidates.
         """
 
+    def segments(self, options: IndexOptions) -> SegmentSummary | None:
+        """Segment records the method reads, or None."""
+        return None
+
     def missing_op(self, ops: Ops) -> str | None:
         """Name of an op this method needs and `ops` lacks, or None."""
         known = ops.summaries()
-        if self.summary is None or known is None or self.summary.name in known:
-            return None
-        return f"summarise/score[{self.summary.name}]"
+        for summary in self.summaries:
+            if known is not None and summary.name not in known:
+                return f"summarise/score[{summary.name}]"
+        if self.segments(IndexOptions()) is not None and not ops.has_segments:
+            return "index_segments/score_codes"
+        return None
 
 
 class SummaryMethod(SelectionMethod):
-    """A method that ranks units by its page summary alone."""
+    """A method that ranks units by one page summary alone."""
 
     summary: ClassVar[PageSummary]
 
+    def __init_subclass__(cls) -> None:
+        cls.summaries = (cls.summary,)
+
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""
-        assert inputs.fields is not None, f"{self.name} got no page metadata"
         return ops.score(
             self.summary,
             inputs.q,
-            inputs.fields,
+            inputs.fields[self.summary.name],
             inputs.candidates,
             inputs.scale,
             inputs.reduction,

@@ -43,25 +43,33 @@ class RowOptions:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Units each row keeps; every attribute is an array `[rows]` of logical units or tokens.
+    """Units each row keeps; every attribute is an array `[rows]`, counted in the row's own unit.
 
     Attributes:
+        unit_size: tokens per unit of the row.
         num_units: units of the sequence, the partial tail included.
         begin: first candidate; units before it are sinks.
         end: one past the last candidate; units from it on are the window and the tail.
         counts: units kept.
         tail: tokens in the last unit.
         dense: every unit is kept.
-        unit_size: tokens per unit.
     """
 
+    unit_size: IntArray
     num_units: IntArray
     begin: IntArray
     end: IntArray
     counts: IntArray
     tail: IntArray
     dense: BoolArray
-    unit_size: int
+
+    @classmethod
+    def everything(cls, lengths: IntArray, unit_size: int) -> "RowPlan":
+        """Rows that keep all of their units of `unit_size` tokens."""
+        units = np.full_like(lengths, unit_size)
+        count, none = -(-lengths // unit_size), np.zeros_like(lengths)
+        tail = (lengths - 1) % unit_size + 1
+        return cls(units, count, none, none, count, tail, np.ones(len(lengths), dtype=bool))
 
     @property
     def attended(self) -> IntArray:
@@ -69,23 +77,33 @@ class RowPlan:
         return (self.counts - 1) * self.unit_size + self.tail
 
 
-def plan_rows(lengths: IntArray, options: RowOptions, geometry: Geometry) -> RowPlan:
+def plan_rows(
+    lengths: IntArray,
+    options: RowOptions,
+    geometry: Geometry,
+    unit_sizes: IntArray | None = None,
+) -> RowPlan:
     """Split every row into sinks, candidates and window, and count what the budget keeps.
+
+    Sinks and window are whole units of the geometry, whatever a method selects in: only what has
+    filled such a unit has metadata, so the tail belongs to the window even when it is full.
 
     Args:
         lengths: tokens of each row, the current one included, at least 1.
         options: resolved options of the rows.
-        geometry: unit size.
-
-    Returns:
-        Candidates are full units always: the tail belongs to the window even when it is full.
+        geometry: the server's unit.
+        unit_sizes: what each row selects in, divisors of that unit; None: that unit.
     """
-    unit = geometry.unit_size
-    num_units = -(-lengths // unit)
-    window_begin = np.minimum(np.maximum(lengths - options.window, 0) // unit, num_units - 1)
-    begin = np.minimum(-(-options.sink // unit), window_begin)
-    tail = (lengths - 1) % unit + 1
-    counts = np.minimum(num_units, np.maximum((options.budget - tail) // unit + 1, 1))
-    kept = begin + num_units - window_begin
+    whole = geometry.unit_size
+    own = np.full_like(lengths, whole) if unit_sizes is None else unit_sizes
+    assert not np.any(whole % own), "a method's unit must divide the server's"
+    last = -(-lengths // whole) - 1
+    window_begin = np.minimum(np.maximum(lengths - options.window, 0) // whole, last)
+    begin = np.minimum(-(-options.sink // whole), window_begin) * (whole // own)
+    end = window_begin * (whole // own)
+    num_units = -(-lengths // own)
+    tail = (lengths - 1) % own + 1
+    counts = np.minimum(num_units, np.maximum((options.budget - tail) // own + 1, 1))
+    kept = begin + num_units - end
     assert bool(np.all((kept <= counts) | (counts == num_units))), "budget below sinks + window"
-    return RowPlan(num_units, begin, window_begin, counts, tail, counts == num_units, unit)
+    return RowPlan(own, num_units, begin, end, counts, tail, counts == num_units)

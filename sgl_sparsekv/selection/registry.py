@@ -6,10 +6,13 @@ from importlib import import_module
 from .base import SelectionMethod
 
 METHODS = {
+    "clusterkv": "clusterkv:ClusterKV",
     "full": "full:Full",
     "mean_std": "mean_std:MeanStd",
     "oracle": "oracle:Oracle",
+    "pqcache": "pqcache:PQCache",
     "quest": "quest:Quest",
+    "shadowkv": "shadowkv:ShadowKV",
     "streaming": "streaming:Streaming",
 }
 

@@ -49,6 +49,18 @@ SUMMARISED = Metric(
 SHARED = Metric(
     "sparsekv:units_shared_total", "counter", "", "Units whose page metadata came with a prefix."
 )
+INDEXED = Metric(
+    "sparsekv:segments_indexed_total", "counter", "method", "Segments whose record was built."
+)
+EVICTED = Metric(
+    "sparsekv:segments_evicted_total", "counter", "method", "Records that gave way to another."
+)
+UNINDEXED = Metric(
+    "sparsekv:segments_unindexed_total",
+    "counter",
+    "method",
+    "Whole segments that found no room for a record in a step, and are scored by their keys.",
+)
 REJECTED = Metric(
     "sparsekv:rejected_options_total", "counter", "field", "Requests answered 400, by field."
 )
@@ -66,6 +78,9 @@ METRICS = (
     METADATA_BYTES,
     SUMMARISED,
     SHARED,
+    INDEXED,
+    EVICTED,
+    UNINDEXED,
     REJECTED,
     CHECKED,
     STALE,
@@ -111,6 +126,12 @@ class ServingMetrics:
     def shared(self, units: int) -> None:
         """Count units whose metadata came with a prefix hit."""
         self._add(SHARED, units)
+
+    def segments(self, method: str, indexed: int, evicted: int, unindexed: int) -> None:
+        """Count segments of a method that a step indexed, threw out, or found no room for."""
+        self._add(INDEXED, indexed, method)
+        self._add(EVICTED, evicted, method)
+        self._add(UNINDEXED, unindexed, method)
 
     def rejected(self, field: str) -> None:
         """Count a request that was refused for `field`."""

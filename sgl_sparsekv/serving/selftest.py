@@ -10,18 +10,21 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from ..config import ServerOptions, summaries_of
+from ..config import ServerOptions
 from ..errors import UnsupportedSetup
 from ..geometry import UNIT_SIZE, Geometry
 from ..ops import DEVICES, Ops, load_ops
+from ..segments.index import clusters
 from ..selection import load_method, method_names
-from ..types import Candidates, Reduction
+from ..types import Candidates, Reduction, SegmentIndex
 
 TOLERANCE = 2e-4
 """float32 arithmetic in another order, on sums of a few hundred terms of size one."""
 ROWS, HEADS, GROUP, DIM = 3, 2, 4, 64
 LENGTHS = (301, 160, 47)
 POOL_UNITS = 64
+SEGMENT = 32
+"""Tokens of the one segment that is indexed of every row."""
 
 
 @dataclass
@@ -103,19 +106,20 @@ def _test_scores(ops: Ops, case: Case, report: DeviceReport) -> None:
     """`summarise`, `score`, `score_exact` and `select` for every method of the device."""
     reference = load_ops("reference")
     reduction = Reduction.MAX_SOFTMAX
-    units = torch.arange(1, POOL_UNITS)
-    for name in report.methods:
-        summary = load_method(name).summary
-        if summary is None:
-            continue
-        fields = torch.zeros(POOL_UNITS, HEADS, len(summary.planes), DIM)
-        expected = fields.clone()
+    for summary in {s: None for name in report.methods for s in load_method(name).summaries}:
+        finer = UNIT_SIZE // (summary.tokens or UNIT_SIZE)
+        shape = (POOL_UNITS * finer, HEADS, len(summary.planes), summary.width or DIM)
+        fields, expected = torch.zeros(shape), torch.zeros(shape)
+        units = torch.arange(finer, POOL_UNITS * finer)
         ops.summarise(summary, case.keys, fields, units)
         reference.summarise(summary, case.keys, expected, units)
-        report.worst[f"summarise[{name}]"] = _gap(fields, expected)
-        inputs = (summary, case.q, expected, case.candidates, case.scale, reduction)
-        scores = reference.score(*inputs)
-        report.worst[f"score[{name}]"] = _gap(ops.score(*inputs), scores)
+        report.worst[f"summarise[{summary.name}]"] = _gap(fields, expected)
+        if summary.score is not None:
+            inputs = (summary, case.q, expected, case.candidates, case.scale, reduction)
+            scores = reference.score(*inputs)
+            report.worst[f"score[{summary.name}]"] = _gap(ops.score(*inputs), scores)
+    if ops.has_segments:
+        _test_codes(ops, case, report)
     exact = (case.q, case.keys, case.candidates, case.scale, reduction, UNIT_SIZE)
     scores = reference.score_exact(*exact)
     report.worst["score_exact"] = _gap(ops.score_exact(*exact), scores)
@@ -123,6 +127,30 @@ def _test_scores(ops: Ops, case: Case, report: DeviceReport) -> None:
     chosen = ops.select(scores, case.candidates, case.num_units, counts)
     wanted = reference.select(scores, case.candidates, case.num_units, counts)
     report.worst["select"] = _gap(chosen.logical.float(), wanted.logical.float())
+
+
+def _test_codes(ops: Ops, case: Case, report: DeviceReport) -> None:
+    """`index_segments` and `score_codes` with clusters of the first segment of every row."""
+    summary = clusters(SEGMENT, SEGMENT // 8)
+    starts = case.candidates.unit_table.long() * UNIT_SIZE
+    slots = (starts[..., None] + torch.arange(UNIT_SIZE)).flatten(1)
+    index = SegmentIndex(
+        torch.zeros(ROWS, HEADS, 1, SEGMENT, dtype=torch.uint8),
+        torch.zeros(ROWS, HEADS, 1, summary.codes, DIM),
+        torch.arange(ROWS, dtype=torch.int32)[:, None],
+    )
+    skips, records = torch.zeros(ROWS, dtype=torch.int64), torch.arange(ROWS)
+    ops.index_segments(summary, case.keys, slots[:, :SEGMENT], skips, index, records)
+    keys = case.keys[slots[:, :SEGMENT]].movedim(2, 1)  # [rows, H, S, D]
+    member = torch.nn.functional.one_hot(index.codes[:, :, 0].long(), summary.codes).float()
+    means = member.mT @ keys / member.sum(2)[..., None].clamp(min=1)
+    report.worst["index_segments"] = _gap(index.codebooks[:, :, 0], means)
+    tokens = Candidates(
+        slots.int(), case.candidates.begin * UNIT_SIZE, case.candidates.end * UNIT_SIZE
+    )
+    inputs = (case.q, case.keys, index, tokens, case.scale, Reduction.MAX_SOFTMAX)
+    wanted = load_ops("reference").score_codes(*inputs)
+    report.worst["score_codes"] = _gap(ops.score_codes(*inputs), wanted)
 
 
 def _test_attend(ops: Ops, case: Case, report: DeviceReport) -> None:
@@ -155,11 +183,7 @@ def _gap(got: torch.Tensor, wanted: torch.Tensor) -> float:
 def main() -> None:
     """Print the report."""
     options = ServerOptions()
-    planes = {}
-    for name in method_names():
-        summary = load_method(name).summary
-        if summary is not None:
-            planes[summary.name] = len(summary.planes)
+    summaries = dict.fromkeys(s for name in options.methods for s in load_method(name).summaries)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(
         json.dumps(
@@ -168,7 +192,7 @@ def main() -> None:
                 "gpus": gpus,
                 "devices": [asdict(test_device(device)) for device in DEVICES],
                 "default_methods": list(options.methods),
-                "default_planes": sum(planes[name] for name in summaries_of(options.methods)),
+                "default_planes": sum(len(s.planes) for s in summaries),
                 "unit_size": UNIT_SIZE,
             }
         )

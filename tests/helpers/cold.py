@@ -6,24 +6,42 @@ import torch
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
-from sgl_sparsekv.selection import load_method
-from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs
+from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.types import (
+    Candidates,
+    PageSummary,
+    Reduction,
+    ScoreInputs,
+    SegmentIndex,
+    SegmentSummary,
+)
 
-from .toy_model import GROUP, HEADS, SCALE, ToyModel
+from .toy_model import DIM, GROUP, HEADS, SCALE, ToyModel
 
 
-def always_kept(length: int, options: RequestOptions, unit: int) -> set[int]:
-    """Units that hold a sink, a token of the window, or the newest token."""
+def always_kept(length: int, options: RequestOptions, unit: int, own: int = 0) -> set[int]:
+    """Units that hold a sink, a token of the window, or the newest token.
+
+    Args:
+        length: tokens.
+        options: of the request.
+        unit: the server's unit, which is kept whole.
+        own: what the answer counts in; 0: the server's unit.
+    """
     sinks = {p // unit for p in range(min(options.sink, length))}
     window = {p // unit for p in range(max(length - options.window, 0), length)}
-    return sinks | window | {(length - 1) // unit}
+    kept = sinks | window | {(length - 1) // unit}
+    own = own or unit
+    return {p // own for u in kept for p in range(u * unit, min(length, (u + 1) * unit))}
 
 
 def units_to_keep(length: int, options: RequestOptions, unit: int) -> int:
     """As many units, the tail among them, as hold no more tokens than the budget."""
     total, budget = -(-length // unit), options.budget_tokens(length)
     tail = length - (total - 1) * unit
-    return max(n for n in range(1, total + 1) if n == 1 or (n - 1) * unit + tail <= budget)
+    if tail > budget:
+        return 1
+    return min(total, 1 + (budget - tail) // unit)
 
 
 def best_units(scores: torch.Tensor, kept: set[int], count: int) -> list[list[int]]:
@@ -31,7 +49,8 @@ def best_units(scores: torch.Tensor, kept: set[int], count: int) -> list[list[in
     chosen = []
     for head in scores.tolist():
         rest = sorted((-score, unit) for unit, score in enumerate(head) if unit not in kept)
-        chosen.append(sorted({*kept, *(unit for _, unit in rest[: count - len(kept)])}))
+        better = [unit for _, unit in rest[: max(0, count - len(kept))]]
+        chosen.append(sorted({*kept, *better}))
     return chosen
 
 
@@ -45,6 +64,7 @@ class ColdRun:
         unit: tokens per unit.
         paths: path of each position, at least as many as any length asked for.
         options: of the request.
+        index: how segments are indexed.
     """
 
     model: ToyModel
@@ -52,54 +72,128 @@ class ColdRun:
     unit: int
     paths: list[int]
     options: RequestOptions
+    index: IndexOptions
 
-    def scores(self, layer: int, length: int) -> torch.Tensor:
-        """Scores `[H, U]` in the step that brings the context to `length` tokens."""
-        method = load_method(self.options.method)
-        total = -(-length // self.unit)
-        kept = sorted(always_kept(length, self.options, self.unit))
+    @property
+    def own(self) -> int:
+        """Tokens of what the method selects."""
+        return load_method(self.options.method).unit_size or self.unit
+
+    def scores(self, layer: int, length: int, indexed: list[bool]) -> torch.Tensor:
+        """Scores `[H, U]` in the step that brings the context to `length` tokens.
+
+        Args:
+            layer: counted from 0.
+            length: tokens.
+            indexed: which whole segments have a record.
+        """
+        method, own = load_method(self.options.method), self.own
+        total = -(-length // own)
+        kept = sorted(always_kept(length, self.options, self.unit, own))
         rest = [u for u in range(total) if u not in kept]
         begin, end = (rest[0], rest[-1] + 1) if rest else (0, 0)
         keys = self.model.keys(layer, self.paths[:length])
-        keys = torch.cat((keys, keys.new_zeros(total * self.unit - length, *keys.shape[1:])))
-        fields = None
-        if method.summary is not None:
-            planes = len(method.summary.planes)
-            fields = keys.new_full((total, HEADS, planes, keys.shape[-1]), torch.nan)
-            self.ops.summarise(method.summary, keys, fields, torch.arange(length // self.unit))
-        candidates = Candidates(
-            torch.arange(total, dtype=torch.int32)[None],
-            torch.tensor([begin], dtype=torch.int32),
-            torch.tensor([end], dtype=torch.int32),
-        )
+        padded = -(-length // self.unit) * self.unit - length
+        keys = torch.cat((keys, keys.new_zeros(padded, *keys.shape[1:])))
+        fields = {s.name: self._field(s, keys, length) for s in method.summaries}
         q = self.query(layer, length)[None]
-        inputs = ScoreInputs(q, keys, fields, candidates, SCALE, Reduction.MAX_SOFTMAX, self.unit)
+        inputs = ScoreInputs(
+            q=q,
+            keys=keys,
+            fields=fields,
+            index=self._index(keys, length, indexed),
+            candidates=Candidates(
+                torch.arange(total, dtype=torch.int32)[None],
+                torch.tensor([begin], dtype=torch.int32),
+                torch.tensor([end], dtype=torch.int32),
+            ),
+            num_units=torch.tensor([total], dtype=torch.int32),
+            counts=torch.tensor([units_to_keep(length, self.options, own)], dtype=torch.int32),
+            scale=SCALE,
+            reduction=Reduction.MAX_SOFTMAX,
+            unit_size=own,
+        )
         return method.score(self.ops, inputs)[0]
+
+    def _field(self, summary: PageSummary, keys: torch.Tensor, length: int) -> torch.Tensor:
+        size = summary.tokens or self.unit
+        planes = (len(summary.planes), summary.width or keys.shape[-1])
+        field = keys.new_full((len(keys) // size, HEADS, *planes), torch.nan)
+        full = length // self.unit * self.unit // size
+        self.ops.summarise(summary, keys, field, torch.arange(full))
+        return field
+
+    def _index(self, keys: torch.Tensor, length: int, indexed: list[bool]) -> SegmentIndex | None:
+        summary = load_method(self.options.method).segments(self.index)
+        if summary is None:
+            return None
+        size = summary.segment_size
+        built = [segment_record(self.ops, summary, i, keys) for i in range(length // size)]
+        blank = (
+            torch.zeros(HEADS, summary.subspaces, size, dtype=torch.uint8),
+            keys.new_zeros(HEADS, summary.subspaces, summary.codes, DIM // summary.subspaces),
+        )
+        codes, books = (torch.stack(parts) for parts in zip(*built, blank, strict=True))
+        table = [i if there else -1 for i, there in enumerate(indexed)]
+        return SegmentIndex(codes, books, torch.tensor([table], dtype=torch.int32))
 
     def query(self, layer: int, length: int) -> torch.Tensor:
         """Q `[H, G, D]` of the newest token."""
         q = self.model.queries(layer, self.paths[length - 1 : length])
         return q.view(HEADS, GROUP, -1)
 
-    def selection(self, layer: int, length: int, scored_at: int) -> list[list[int]]:
+    def selection(
+        self, layer: int, length: int, scored_at: int, indexed: list[bool]
+    ) -> list[list[int]]:
         """Logical units `[H][n]`, with scores of the step at `scored_at` tokens."""
-        total = -(-length // self.unit)
+        total = -(-length // self.own)
         scores = torch.full((HEADS, total), -torch.inf)
-        old = self.scores(layer, scored_at)
+        old = self.scores(layer, scored_at, indexed)
         scores[:, : old.shape[1]] = old
-        kept = always_kept(length, self.options, self.unit)
-        return best_units(scores, kept, units_to_keep(length, self.options, self.unit))
+        kept = always_kept(length, self.options, self.unit, self.own)
+        return best_units(scores, kept, units_to_keep(length, self.options, self.own))
 
-    def attention(self, layer: int, length: int, units: list[list[int]]) -> torch.Tensor:
-        """Attention in float64 over the tokens of `units` `[H][n]`: `[H, G, D]`."""
+    def attention(self, layer: int, length: int, units: list[list[int]], unit: int) -> torch.Tensor:
+        """Attention in float64 over the tokens of `units` `[H][n]` of `unit`: `[H, G, D]`."""
         keys = self.model.keys(layer, self.paths[:length]).double()
         values = self.model.values(layer, self.paths[:length]).double()
         q = self.query(layer, length).double()
         out = torch.empty_like(q)
         for head, chosen in enumerate(units):
             tokens = torch.tensor(
-                [p for u in chosen for p in range(u * self.unit, min(length, (u + 1) * self.unit))]
+                [p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))]
             )
             logits = q[head] @ keys[tokens, head].T * SCALE
             out[head] = logits.softmax(-1) @ values[tokens, head]
         return out
+
+
+_records: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+def segment_record(
+    ops: Ops, summary: SegmentSummary, nth: int, keys: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and codebook of the `nth` segment of `keys` `[L, H, D]`, kept by what they depend on.
+
+    Args:
+        ops: the device.
+        summary: what is stored.
+        nth: number of the segment in the sequence.
+        keys: K in position order.
+    """
+    size = summary.segment_size
+    own = keys[nth * size : (nth + 1) * size]
+    key = (summary, nth == 0, keys.dtype, own.float().numpy().tobytes())
+    if key not in _records:
+        index = SegmentIndex(
+            torch.zeros(1, HEADS, summary.subspaces, size, dtype=torch.uint8),
+            keys.new_zeros(1, HEADS, summary.subspaces, summary.codes, DIM // summary.subspaces),
+            torch.zeros(1, 1, dtype=torch.int32),
+        )
+        skip = torch.tensor([summary.sinks * (nth == 0)])
+        ops.index_segments(
+            summary, own, torch.arange(size)[None], skip, index, torch.zeros(1, dtype=torch.int64)
+        )
+        _records[key] = index.codes[0], index.codebooks[0]
+    return _records[key]

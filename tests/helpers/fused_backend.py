@@ -80,7 +80,10 @@ def report(backend: Any, layer: int, selection: Selection, dense: list[bool]) ->
         if not index.numel():
             continue
         group = SimpleNamespace(
-            index=index, counts=selection.counts[index], take=lambda rows, at=index: rows[at]
+            index=index,
+            counts=selection.counts[index],
+            take=lambda rows, at=index: rows[at],
+            records=None,
         )
         if wanted:
             backend.observer.dense(layer, group)

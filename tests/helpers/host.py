@@ -76,6 +76,8 @@ class Host(Memory):
 
         self.serial += 1
         options = options or {}
+        if options.get("method") not in (None, *self.options.methods):
+            options = options | {"method": "quest"}
         if self.kind == "fused":  # it selects anew in every step
             options = options | {"reselect_every": 1}
         params = SamplingParams(custom_params={"sparsekv": options})

@@ -7,7 +7,7 @@ import torch
 from sgl_sparsekv.page_metadata import find_mismatches
 from sgl_sparsekv.selection import load_method
 
-from .cold import ColdRun, always_kept, units_to_keep
+from .cold import ColdRun, always_kept, segment_record, units_to_keep
 from .host import Host
 from .recorder import Judged
 from .toy_model import LAYERS, SCALE
@@ -79,18 +79,60 @@ def check_metadata(host: Host) -> None:
             require(not bool(owned[last]), "R2 sealed", "a partial unit")
 
 
+def check_records(host: Host) -> int:
+    """A record says what the keys of the segment say that ends with its page.
+
+    Returns:
+        Segments of which two running requests hold different continuations.
+    """
+    branches: dict[int, set[int]] = {}
+    for name, records in host.metadata.records.items():
+        size, held = records.summary.segment_size, records.held
+        require(len(set(held.values())) == len(held), "records", f"{name}: one of two pages")
+        stale = set()
+        for slots in host.handed_out:
+            stale |= set(host.geometry.page_starts(slots).tolist())
+        for live in host.live:
+            if not live.req.kv.holds_kv:
+                continue
+            row = host.row_pool.req_to_token[live.row, : live.req.kv.kv_committed_len].long()
+            for nth, page in enumerate(host.geometry.segment_pages(row, size).tolist()):
+                branches.setdefault(int(row[nth * size]), set()).add(page)
+                if page not in held or page in stale:
+                    continue
+                for layer in range(LAYERS):
+                    keys = host.pool.get_key_buffer(layer)[row]
+                    wanted = segment_record(host.backend.ops, records.summary, nth, keys)
+                    codes = records.codes[layer][held[page]]
+                    book = records.codebooks[layer][held[page]]
+                    same = torch.equal(codes, wanted[0]) and torch.equal(book, wanted[1])
+                    require(same, "R2 records", f"{name} of page {page}, layer {layer}")
+    return sum(len(pages) > 1 for pages in branches.values())
+
+
 @dataclass
 class Checker:
-    """Checks one host; remembers when each row's scores were taken."""
+    """Checks one host; remembers when each row's scores were taken.
+
+    Attributes:
+        host: what is checked.
+        compared: rows and layers whose output was compared.
+        branched: segments found with more than one continuation.
+        scored: by row, request, length and scores' lengths and records by layer.
+    """
 
     host: Host
     compared: int = 0
-    scored: dict[int, tuple[str, int, dict[int, int]]] = field(default_factory=dict)
+    branched: int = 0
+    scored: dict[int, tuple[str, int, dict[int, tuple[int, list[bool]]]]] = field(
+        default_factory=dict
+    )
 
     def check(self) -> None:
         """After any operation."""
         check_ownership(self.host)
         check_metadata(self.host)
+        self.branched += check_records(self.host)
         recorder = self.host.recorder
         if recorder.done:
             recorder.done = False
@@ -101,7 +143,9 @@ class Checker:
     def _check_row(self, judged: Judged, free: set[int]) -> None:
         host, live = self.host, judged.live
         options = host.backend.table.entry(judged.row).options
-        cold = ColdRun(host.model, host.backend.ops, host.geometry.unit_size, live.paths, options)
+        cold = ColdRun(
+            host.model, host.backend.ops, host_unit(host), live.paths, options, host.index
+        )
         self._begin_row(judged, options.reselect_every)
         for layer in range(LAYERS):
             units = host.recorder.units_of(layer, judged.place)
@@ -109,10 +153,12 @@ class Checker:
             if physical is not None:
                 self._check_selection(judged, layer, units, physical, free, cold)
             elif host.chooses:
-                kept = units_to_keep(judged.length, options, host_unit(host))
+                kept = units_to_keep(judged.length, options, cold.own)
+                total = -(-judged.length // cold.own)
                 everything = options.method == "full" or layer < options.dense_layers
-                require(everything or kept == len(units[0]), "R7 budget", "everything was read")
-            expected = cold.attention(layer, judged.length, units)
+                require(everything or kept == total, "R7 budget", "everything was read")
+            unit = host_unit(host) if physical is None else cold.own
+            expected = cold.attention(layer, judged.length, units, unit)
             token = judged.place
             if host.backend._decode_tokens is not None:
                 token = int(host.backend._decode_tokens[judged.place])
@@ -137,25 +183,42 @@ class Checker:
         free: set[int],
         cold: ColdRun,
     ) -> None:
-        host, length, unit = self.host, judged.length, host_unit(self.host)
-        kept = always_kept(length, cold.options, unit)
-        count = units_to_keep(length, cold.options, unit)
+        host, length, unit, own = self.host, judged.length, host_unit(self.host), cold.own
+        kept = always_kept(length, cold.options, unit, own)
+        count = units_to_keep(length, cold.options, own)
         slots = host.row_pool.req_to_token[judged.row, :length]
-        table = (slots[::unit] // unit).tolist()
-        summary = load_method(cold.options.method).summary
+        table = (slots[::own] // own).tolist()
+        method = load_method(cold.options.method)
         for chosen, places in zip(units, physical, strict=True):
             require(chosen == sorted(set(chosen)), "R7 order", chosen)
             require(len(chosen) == count and kept <= set(chosen), "R7 budget", chosen)
             require(places == [table[u] for u in chosen], "ownership", "not the row's units")
-            require(not free & set(places), "R3 poison", "a free unit was selected")
-        if summary is not None:
-            scored = torch.tensor([table[u] for u in range(len(table)) if u not in kept])
+            freed = free & {place * own // unit for place in places}
+            require(not freed, "R3 poison", "a free unit was selected")
+        if method.summaries:
+            scored = torch.tensor(
+                sorted({table[u] * own // unit for u in range(len(table)) if u not in kept})
+            )
             require(bool(host.metadata.sealed[scored.long()].all()), "R2 sealed", "unsealed")
-            if summary.name == "min_max":
+            if cold.options.method == "quest":
                 self._check_bound(layer, scored.long(), cold.query(layer, length))
-        scored_at = self.scored[judged.row][2].setdefault(layer, length)
-        expected = cold.selection(layer, length, scored_at)
+        now = (length, self._indexed(judged, layer, cold.options.method))
+        scored_at, indexed = self.scored[judged.row][2].setdefault(layer, now)
+        expected = cold.selection(layer, length, scored_at, indexed)
         require(units == expected, "invariant 5", f"{units} but cold {expected}")
+
+    def _indexed(self, judged: Judged, layer: int, method: str) -> list[bool]:
+        """Which whole segments of a row have a record; some have none only if memory is full."""
+        indexed = self.host.recorder.indexed_of(layer, judged.place)
+        summary = load_method(method).segments(self.host.index)
+        if summary is None:
+            return []
+        whole = judged.length // summary.segment_size
+        require(not any(indexed[whole:]), "records", "a record of a segment that is not whole")
+        records = self.host.metadata.records[summary.name]
+        full = len(records.held) == records.capacity
+        require(all(indexed[:whole]) or full, "records", "a whole segment without a record")
+        return indexed[:whole]
 
     def _check_bound(self, layer: int, units: torch.Tensor, q: torch.Tensor) -> None:
         host = self.host

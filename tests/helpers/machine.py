@@ -49,6 +49,8 @@ class CacheMachine(RuleBasedStateMachine):
     core: str
     page_size: int
     counts: Counter[str]
+    seen: Counter[str]
+    """What happened to segments."""
     kind: str = "grouped"
     changed: Callable[[Any], None] | None = None
     """Applied to the freshly made host: how a mutant is installed."""
@@ -61,10 +63,14 @@ class CacheMachine(RuleBasedStateMachine):
         pages=st.integers(8, 32),
         poison=st.booleans(),
         dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+        records=st.sampled_from((None, 1, 1, 2)),
     )
-    def make(self, pages: int, poison: bool, dtype: torch.dtype) -> None:
-        """A pool of `pages` pages."""
-        self.host = Host(self.core, self.page_size, pages, dtype, poison, kind=self.kind)
+    def make(self, pages: int, poison: bool, dtype: torch.dtype, records: int | None) -> None:
+        """A pool of `pages` pages, more of them where they are small."""
+        pages *= max(1, 16 // self.page_size)
+        self.host = Host(
+            self.core, self.page_size, pages, dtype, poison, kind=self.kind, records=records
+        )
         self.checker = Checker(self.host)
         if self.changed is not None:
             type(self).changed(self.host)  # type: ignore[misc]
@@ -94,20 +100,24 @@ class CacheMachine(RuleBasedStateMachine):
                 self.host.retract(holding[-1])
         self.did(name)
 
-    def prompt(self, blocks: list[int]) -> list[int]:
-        """Tokens: block b is half a page, or from `SYMBOLS` on a whole page, of one token."""
+    def prompt(self, blocks: list[int], times: int = 1) -> list[int]:
+        """Tokens: block b is half a page, or from `SYMBOLS` on a whole page, of one token.
+
+        All of it `times` times over, so that segments fill.
+        """
         size = self.page_size
         tokens: list[int] = []
         for block in blocks:
             whole = block >= SYMBOLS
             tokens += [block % SYMBOLS] * (size if whole else size // 2)
-        return [*tokens[:MAX_TOKENS], blocks[-1] % SYMBOLS]
+        return [*(tokens * times)[:MAX_TOKENS], blocks[-1] % SYMBOLS]
 
     # -- rules -----------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.host.live) < MAX_LIVE)
     @rule(
         blocks=BLOCKS,
+        times=st.sampled_from((1, 1, 4)),
         options=OPTIONS,
         namespace=NAMESPACES,
         twice=st.booleans(),
@@ -116,6 +126,7 @@ class CacheMachine(RuleBasedStateMachine):
     def start(
         self,
         blocks: list[int],
+        times: int,
         options: dict[str, Any],
         namespace: str | None,
         twice: bool,
@@ -123,7 +134,7 @@ class CacheMachine(RuleBasedStateMachine):
     ) -> None:
         """A request arrives, or two with the same prompt; most are scheduled at once."""
         for _ in range(1 + twice):
-            self.host.start(self.prompt(blocks), options, namespace)
+            self.host.start(self.prompt(blocks, times), options, namespace)
             self.did("start")
         lives = self.host.live[-1 - twice :]
         if chunk:
@@ -138,6 +149,20 @@ class CacheMachine(RuleBasedStateMachine):
         prompt = [*parent.tokens[:cut], cut % SYMBOLS][:MAX_TOKENS]
         self.host.start(prompt, options, parent.req.extra_key)
         self.did("fork")
+
+    @precondition(lambda self: self.host.live and len(self.host.live) < MAX_LIVE)
+    @rule(which=st.integers(0, 5), nth=st.integers(0, 3), part=st.floats(0.1, 0.9), options=OPTIONS)
+    def branch(self, which: int, nth: int, part: float, options: dict[str, Any]) -> None:
+        """A request leaves another's text inside a segment, fills that segment, and is served."""
+        size = self.host.index.cluster_segment
+        parent = self.host.live[which % len(self.host.live)]
+        first = nth % max(1, len(parent.tokens) // size) * size
+        kept = parent.tokens[: first + int(part * size)]
+        other = (parent.tokens[len(kept) % len(parent.tokens)] + 1) % SYMBOLS
+        prompt = [*kept, *[other] * (first + size - len(kept)), other][:MAX_TOKENS]
+        self.host.start(prompt, options, parent.req.extra_key)
+        live = self.host.live[-1]
+        self.attempt("branch", lambda: self.host.prefill([live], MAX_TOKENS + 1))
 
     @precondition(lambda self: self.some(0, False))
     @rule(
@@ -259,6 +284,8 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.host.backend.table.entry(live.row)
         if entry.rid == live.req.rid:
             asked = options | {"reselect_every": 1}
+            if asked["method"] not in self.host.options.methods:
+                asked["method"] = "quest"
             entry.options = parse_request_options(asked, self.host.options)
         self.attempt("select", lambda: self.host.decode([live]))
 
@@ -272,6 +299,11 @@ class CacheMachine(RuleBasedStateMachine):
         """With nobody left, nothing is held."""
         if not hasattr(self, "checker"):
             return
+        self.seen["branched segments"] += self.checker.branched
+        for records in self.host.metadata.records.values():
+            self.seen["records built"] += records.built
+            self.seen["records evicted"] += records.evicted
+            self.seen["records refused"] += records.refused
         for live in list(self.host.live):
             self.host.release(live, insert=live.decoding)
         self.checker.check()

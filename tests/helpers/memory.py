@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -16,14 +17,15 @@ from sgl_sparsekv.backend.held_scores import HeldScores
 from sgl_sparsekv.backend.request_table import activate
 from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.ops import load_ops
-from sgl_sparsekv.page_metadata import StepSeal
+from sgl_sparsekv.page_metadata import StepSeal, record_capacity
 from sgl_sparsekv.plugin import HOOKS
+from sgl_sparsekv.selection import IndexOptions, load_method
 
 from .fused_backend import fused_backend
 from .recorder import Recorder
 from .toy_model import DIM, HEADS, LAYERS, ToyModel
 
-METHODS = ("full", "mean_std", "oracle", "quest", "streaming")
+METHODS = ("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "shadowkv", "streaming")
 MAX_CONTEXT = 1024
 ALLOCATOR = "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator."
 
@@ -39,6 +41,7 @@ class Memory:
         dtype: element type of K and V.
         poison: fill K, V and page metadata of freed pages with NaN.
         kind: "grouped" or "fused", how the backend decodes.
+        records: segment records of each kind; None: as many as a server has.
     """
 
     core: str
@@ -48,6 +51,7 @@ class Memory:
     poison: bool = True
     rows: int = 6
     kind: str = "grouped"
+    records: int | None = None
     model: ToyModel = field(init=False)
     fail_next_alloc: bool = False
 
@@ -56,18 +60,24 @@ class Memory:
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 
         self.model = ToyModel(self.dtype)
-        self.options = ServerOptions(methods=METHODS)
-        pool_class = kv_pool.pool_class(MHATokenToKVPool, kv_pool.summaries(self.options))
-        self.pool = pool_class(
-            size=self.pages * self.page_size,
-            page_size=self.page_size,
-            dtype=self.dtype,
-            head_num=HEADS,
-            head_dim=DIM,
-            layer_num=LAYERS,
-            device="cpu",
-            enable_memory_saver=False,
+        self.options = ServerOptions(methods=self.methods, index=self.index)
+        pool_class = kv_pool.pool_class(
+            MHATokenToKVPool,
+            kv_pool.summaries(self.options),
+            segment_summaries=kv_pool.segments(self.options),
         )
+        capacity = record_capacity if self.records is None else lambda *_: self.records
+        with patch("sgl_sparsekv.page_metadata.records.record_capacity", capacity):
+            self.pool = pool_class(
+                size=self.pages * self.page_size,
+                page_size=self.page_size,
+                dtype=self.dtype,
+                head_num=HEADS,
+                head_dim=DIM,
+                layer_num=LAYERS,
+                device="cpu",
+                enable_memory_saver=False,
+            )
         self.pool.use_native_move_kv_cache = True  # the tiled copy is a Triton kernel
         self.allocator = PagedTokenToKVPoolAllocator(
             self.pages * self.page_size, self.page_size, self.dtype, "cpu", self.pool, False
@@ -82,6 +92,20 @@ class Memory:
         self._held_back: list[torch.Tensor] | None = None
         self._watch_allocator()
         self._poison_pages(torch.arange(1, self.pages + 1))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that can be had: pages of 4 hold no chunk of 8, and some have no GPU kernels."""
+        served = [load_method(name) for name in METHODS]
+        if self.kind == "fused":
+            served = [method for method in served if method.formula]
+        return tuple(m.name for m in served if self.page_size % (m.unit_size or 1) == 0)
+
+    @property
+    def index(self) -> IndexOptions:
+        """Short segments, of at least two pages."""
+        size = max(64, 2 * self.page_size)
+        return IndexOptions(size, size // 8, size, 2, 2)
 
     @property
     def handed_out(self) -> list[torch.Tensor]:
@@ -114,7 +138,7 @@ class Memory:
 
     def _backend(self) -> Any:
         """Our attention backend as its constructor leaves it, without a model runner."""
-        from sgl_sparsekv.backend.grouped import GroupedBackend
+        from sgl_sparsekv.backend.grouped import GroupedBackend, step_indexes
 
         backend = GroupedBackend.__new__(GroupedBackend)
         backend.options, backend.on_cpu = self.options, True
@@ -125,6 +149,7 @@ class Memory:
         backend.num_layers = LAYERS
         backend.table = activate(self.options)
         backend.seal = StepSeal(self.metadata, backend.ops)
+        backend.indexes = step_indexes(self.metadata, backend.ops, self.options)
         backend.held = HeldScores()
         backend.observer = self.recorder
         backend.plan, backend._extend_rows, backend._decode_tokens = None, [], None
@@ -176,7 +201,8 @@ class Memory:
             self.pool.k_buffer[layer][slots] = torch.nan
             self.pool.v_buffer[layer][slots] = torch.nan
             for summary in self.metadata.summaries:
-                self.metadata.fields(summary.name, layer)[units] = torch.nan
+                finer = self.geometry.finer(units, summary.tokens)
+                self.metadata.fields(summary.name, layer)[finer] = torch.nan
 
     def _make_room(self, tokens: int) -> None:
         from sglang.srt.mem_cache.common import evict_from_tree_cache

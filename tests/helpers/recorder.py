@@ -64,6 +64,12 @@ class Recorder:
     def end_layer(self, layer: int, keys: torch.Tensor) -> None:
         """See `StepObserver.end_layer`."""
 
+    def check_records(self, index: Any, layer: int, keys: torch.Tensor) -> None:
+        """See `StepObserver.check_records`."""
+
+    def indexed(self, method: str, records: Any) -> None:
+        """See `StepObserver.indexed`."""
+
     def prefix_hit(self, slots: torch.Tensor) -> None:
         """See `StepObserver.prefix_hit`."""
 
@@ -86,6 +92,14 @@ class Recorder:
                     return [list(range(count))] * group.take(self.outputs[layer]).shape[1]
                 return selection.logical[i, :, :count].tolist()
         raise AssertionError(f"row {place} of layer {layer} is in no group")
+
+    def indexed_of(self, layer: int, place: int) -> list[bool]:
+        """Which whole segments of a plan row had a record; empty where none is read."""
+        for group, _ in self.groups[layer]:
+            where = group.index.tolist()
+            if place in where and group.records is not None:
+                return (group.records[where.index(place)] >= 0).tolist()
+        return []
 
     def physical_of(self, layer: int, place: int) -> list[list[int]] | None:
         """Physical units `[H][n]` of a selecting row; None when it read everything."""

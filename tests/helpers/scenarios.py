@@ -11,6 +11,10 @@ PAGES = 24
 SPARSE = {"method": "quest", "budget": 64, "sink": 1, "window": 1, "dense_layers": 0}
 
 
+CODED = SPARSE | {"method": "clusterkv"}
+"""A segment is four pages; `prompt` fills one and the half of another."""
+
+
 class Script:
     """A host of which every move is checked; `move` names the one that ran last."""
 
@@ -162,3 +166,57 @@ def row_reuse(script: Script) -> None:
     live = script.serve(2, reselect_every=4)
     script.release(live, insert=False)
     script.serve(3, reselect_every=4)
+
+
+def segment_branch(script: Script) -> None:
+    """Two requests leave one text inside a segment; each fills it in its own way."""
+    shared = [2] * (2 * PAGE)
+    lives = []
+    for symbol in (1, 3):
+        live = script.start([*shared, *[symbol] * (3 * PAGE)], CODED)
+        script.prefill([live], 1000)
+        script.decode([live])
+        lives.append(live)
+    script.decode(lives)
+
+
+def segment_reuse(script: Script) -> None:
+    """Pages with records are freed and filled again."""
+    live = script.start([3] * ((PAGES - 3) * PAGE) + [0], CODED)
+    script.prefill([live], 1000)
+    script.decode([live])
+    script.release(live, insert=True)
+    script.evict(PAGES * PAGE)
+    script.serve(2, steps=2, **CODED)
+
+
+def segment_grows(script: Script) -> None:
+    """A decoding request fills a segment token by token."""
+    live = script.start(prompt(2)[: 4 * PAGE - 3], CODED)
+    script.prefill([live], 1000)
+    for _ in range(6):
+        script.decode([live])
+
+
+def segment_load_back(script: Script) -> None:
+    """A prefix hit on a segment that no forward step wrote."""
+    script.load_back(prompt(2))
+    script.serve(2, steps=2, **CODED)
+
+
+def segment_died(script: Script) -> None:
+    """A step dies between two layers while it builds a record; its pages stay in the tree."""
+    script.load_back(prompt(2))
+    live = script.serve(2, steps=0, **CODED)
+    try:
+        script.host.decode([live], die_after=0)
+    except StepDied:
+        script.release(live, insert=False)
+    script.serve(2, steps=2, **CODED)
+
+
+def segment_second_batch(script: Script) -> None:
+    """Prompts that fill two segments each, in one batch."""
+    lives = [script.start([i, *prompt(3), *[2] * (2 * PAGE)], CODED) for i in (0, 1)]
+    script.prefill(lives, 1000)
+    script.decode(lives)

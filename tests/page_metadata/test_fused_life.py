@@ -36,7 +36,7 @@ def test_metadata_stays_true_under_any_history(page_size: int, sglang: None) -> 
     machine = type(
         f"FusedMachine_{page_size}",
         (FusedMachine,),
-        {"core": "rust", "page_size": page_size, "counts": Counter()},
+        {"core": "rust", "page_size": page_size, "counts": Counter(), "seen": Counter()},
     )
     run_machine(machine, OPERATIONS // len(PAGE_SIZES), None)
     counts: Counter[str] = machine.counts

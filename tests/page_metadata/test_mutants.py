@@ -294,8 +294,8 @@ def _held(script: Script, patch: MonkeyPatch) -> None:
 def _tail(script: Script, patch: MonkeyPatch) -> None:
     plan_rows = planner.plan_rows
 
-    def whole_tail(lengths: Any, options: Any, geometry: Geometry) -> Any:
-        plan = plan_rows(lengths, options, geometry)
+    def whole_tail(lengths: Any, options: Any, geometry: Geometry, units: Any) -> Any:
+        plan = plan_rows(lengths, options, geometry, units)
         return replace(plan, tail=plan.tail * 0 + geometry.unit_size)
 
     patch.setattr(planner, "plan_rows", whole_tail)

@@ -27,7 +27,7 @@ def test_metadata_stays_true_under_any_history(core: str, page_size: int, sglang
     machine = type(
         f"CacheMachine_{core}_{page_size}",
         (CacheMachine,),
-        {"core": core, "page_size": page_size, "counts": Counter()},
+        {"core": core, "page_size": page_size, "counts": Counter(), "seen": Counter()},
     )
     began, fresh = time.process_time(), random.SystemRandom().randrange(2**32)
     print(f"fresh seed {fresh}")
@@ -37,4 +37,7 @@ def test_metadata_stays_true_under_any_history(core: str, page_size: int, sglang
     took = time.process_time() - began
     print(f"R1 {core} core, page {page_size}: {counts.total()} operations in {took:.0f} CPU s")
     print(", ".join(f"{name} {n}" for name, n in counts.most_common()))
+    print(", ".join(f"{name} {n}" for name, n in machine.seen.most_common()))
     assert counts.total() >= SHARE
+    for what in ("branched segments", "records built", "records evicted", "records refused"):
+        assert machine.seen[what] > 0, f"no history had {what}"

@@ -11,9 +11,10 @@ from sgl_sparsekv.backend.held_scores import HeldScores
 from sgl_sparsekv.backend.planner import StepPlan
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.geometry import Geometry
+from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.policy import RowOptions, plan_rows
 
-METHODS = ("full", "mean_std", "oracle", "quest", "streaming")
+METHODS = ("clusterkv", "full", "mean_std", "oracle", "quest", "shadowkv", "streaming")
 GEOMETRY = Geometry(64, 16)
 LAYERS = 4
 
@@ -38,6 +39,11 @@ def request_options(draw: st.DrawFn) -> RequestOptions:
 ROWS = st.lists(st.tuples(st.integers(1, 3000), request_options()), min_size=1, max_size=6)
 
 
+def unit_of(option: RequestOptions) -> int:
+    """Tokens of what the option's method selects."""
+    return load_method(option.method).unit_size or 16
+
+
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(rows=ROWS)
 def test_a_row_is_split_into_sinks_candidates_and_window(
@@ -46,21 +52,25 @@ def test_a_row_is_split_into_sinks_candidates_and_window(
     """Against sets of positions; a budget is exact when the context is longer."""
     lengths = np.array([length for length, _ in rows])
     options = [option for _, option in rows]
-    plan = plan_rows(lengths, RowOptions.resolve(options, lengths), GEOMETRY)
+    own = np.array([unit_of(option) for option in options])
+    plan = plan_rows(lengths, RowOptions.resolve(options, lengths), GEOMETRY, own)
     for i, (length, option) in enumerate(rows):
-        kept = always_kept(length, option, 16)
+        unit = unit_of(option)
+        kept = always_kept(length, option, 16, unit)
         total, count = int(plan.num_units[i]), int(plan.counts[i])
         outside = {u for u in range(total) if not plan.begin[i] <= u < plan.end[i]}
         assert outside == kept
-        assert count == units_to_keep(length, option, 16)
+        assert count == units_to_keep(length, option, unit)
         assert len(kept) <= count <= total
         assert bool(plan.dense[i]) == (count == total)
         budget = option.budget_tokens(length)
-        assert (count - 1) * 16 + plan.tail[i] == plan.attended[i] <= max(budget, 16)
+        assert (count - 1) * unit + plan.tail[i] == plan.attended[i] <= max(budget, 16)
         assert plan.dense[i] == (length <= budget), "budget >= context reads everything"
-        assert plan.dense[i] or plan.attended[i] > budget - 16, "one unit more is too many"
+        assert plan.dense[i] or plan.attended[i] > budget - unit, "one unit more is too many"
+        assert unit > 1 or plan.attended[i] == min(budget, length), "tokens meet it exactly"
         assert plan.attended[i] == length or not plan.dense[i]
-        assert all((u + 1) * 16 <= length for u in range(plan.begin[i], plan.end[i])), "full units"
+        sealed = length // 16 * 16
+        assert all((u + 1) * unit <= sealed for u in range(plan.begin[i], plan.end[i])), "full"
 
 
 def test_a_ratio_becomes_tokens_of_the_row() -> None:
@@ -111,13 +121,14 @@ def test_groups_cover_every_row_once_in_every_layer(
                 dense = dense or option.budget_tokens(length) >= length
                 name = None if group.method is None else group.method.name
                 assert name == (None if dense else option.method)
-                total = -(-length // 16)
+                unit = 16 if dense else unit_of(option)
+                total = -(-length // unit)
                 assert int(group.num_units[i]) == total
-                wanted = total if dense else units_to_keep(length, option, 16)
-                assert int(group.counts[i]) == wanted
-                assert int(group.tails[i]) == (length - 1) % 16 + 1
+                wanted = total if dense else units_to_keep(length, option, unit)
+                assert group.unit_size == unit and int(group.counts[i]) == wanted
+                assert int(group.tails[i]) == (length - 1) % unit + 1
                 row = int(plan.rows[place])
-                first = (64 + row * 3072) // 16
+                first = (64 + row * 3072) // unit
                 table = group.candidates.unit_table[i, :total].tolist()
                 assert table == list(range(first, first + total))
         assert sorted(covered) == list(range(len(rows)))
@@ -133,10 +144,11 @@ def test_units_to_make_sure_of_are_the_candidates(rows: list[tuple[int, RequestO
     scored: set[int] = set()
     for layer in range(max(LAYERS + 2, plan.max_dense_layers + 1)):
         for group in plan.groups(layer):
-            if group.method is not None and group.method.summary is not None:
+            if group.method is not None and group.method.summaries:
                 spans = zip(group.candidates.begin, group.candidates.end, strict=True)
                 for i, (begin, end) in enumerate(spans):
-                    scored |= set(group.candidates.unit_table[i, begin:end].tolist())
+                    own = group.candidates.unit_table[i, begin:end] * group.unit_size
+                    scored |= set((own // 16).tolist())
     assert scored <= needed
     assert needed == scored
 

@@ -17,9 +17,17 @@ RANKING = ("mean_std", "oracle", "quest", "streaming")
 def score(rows: Rows, method: str, reduction: Reduction = Reduction.MAX_SOFTMAX) -> torch.Tensor:
     """Scores `[rows, H, U]` of a method."""
     chosen = load_method(method)
-    fields = None if chosen.summary is None else rows.fields(chosen.summary, OPS)
     inputs = ScoreInputs(
-        rows.q, rows.keys, fields, rows.candidates, rows.scale, reduction, rows.unit
+        q=rows.q,
+        keys=rows.keys,
+        fields={s.name: rows.fields(s, OPS) for s in chosen.summaries},
+        index=None,
+        candidates=rows.candidates,
+        num_units=rows.num_units,
+        counts=rows.counts,
+        scale=rows.scale,
+        reduction=reduction,
+        unit_size=rows.unit,
     )
     return chosen.score(OPS, inputs)
 

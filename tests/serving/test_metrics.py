@@ -18,6 +18,8 @@ def use(metrics: ServingMetrics) -> None:
     metrics.read(100, 400)
     metrics.summarised(7)
     metrics.shared(5)
+    metrics.segments("clusterkv", 4, 2, 0)
+    metrics.segments("pqcache", 0, 0, 3)
     metrics.rejected("budget")
     metrics.checked(10, 2)
     metrics.metadata_bytes(4096)
@@ -31,6 +33,9 @@ EXPECTED = {
     "metadata_bytes": 4096,
     "units_summarised_total": 7,
     "units_shared_total": 5,
+    "segments_indexed_total": {"clusterkv": 4},
+    "segments_evicted_total": {"clusterkv": 2},
+    "segments_unindexed_total": {"pqcache": 3},
     "rejected_options_total": {"budget": 1},
     "checked_units_total": 10,
     "stale_units_total": 2,

@@ -1,0 +1,15 @@
+"""The shape of what is summarised."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class KeyLayout:
+    """What one layer's K looks like: `[slots, num_kv_heads, head_dim]` of `dtype`."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype

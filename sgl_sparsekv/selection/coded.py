@@ -1,0 +1,25 @@
+"""Methods that choose single tokens by the codes in segment records."""
+
+import torch
+
+from ..ops import Ops
+from ..types import ScoreInputs
+from .base import SelectionMethod
+
+
+class CodedMethod(SelectionMethod):
+    """Ranks tokens by what their codes stand for; tokens without a code by their own keys."""
+
+    unit_size = 1
+
+    def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
+        """See `SelectionMethod.score`."""
+        assert inputs.index is not None, f"{self.name} got no segment records"
+        return ops.score_codes(
+            inputs.q,
+            inputs.keys,
+            inputs.index,
+            inputs.candidates,
+            inputs.scale,
+            inputs.reduction,
+        )
