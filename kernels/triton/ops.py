@@ -21,6 +21,7 @@ class TritonOps:
     """Each op alone, over tensors of any batch. Used by tests, benchmarks and mixed batches."""
 
     name = "triton"
+    has_segments = False
 
     def summaries(self) -> frozenset[str] | None:
         """See `Ops.summaries`."""
