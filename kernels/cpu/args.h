@@ -60,3 +60,14 @@ struct SummariseArgs {
 };
 
 enum Planes : int64_t { kMinMax = 0, kMeanStd = 1, kMean = 2, kMisfit = 3 };
+
+struct IndexArgs {
+  const void* keys;                        // [slots, H, D]
+  const int64_t *slots, *skips, *records;  // [n, S], [n], [n]
+  uint8_t* codes;                          // [records, H, m, S]
+  void* codebooks;                         // [records, H, m, K, D / m]
+  float* scratch;                          // index_segments_scratch() floats
+  int64_t count, heads, dim, segment, subspaces, entries, cosine, iterations;
+  int64_t capacity;  // 0: no bound
+  int64_t dtype, threads, k_slot, k_head;
+};

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attend.cpp", "codes.cpp", "score.cpp", "select.cpp", "summarise.cpp")
-HEADERS = ("args.h", "dot.h", "lookup.h", "parallel.h", "shares.h", "simd.h")
+SOURCES = ("attend.cpp", "codes.cpp", "index.cpp", "score.cpp", "select.cpp", "summarise.cpp")
+HEADERS = ("args.h", "dot.h", "kmeans.h", "lookup.h", "parallel.h", "shares.h", "simd.h")
 FLAGS = (
     *("-std=c++20", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra"),
     *("-fno-exceptions", "-fno-rtti", "-nostdlib", "-nostdlib++"),

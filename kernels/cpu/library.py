@@ -69,6 +69,16 @@ class SummariseArgs(ctypes.Structure):
     ]
 
 
+class IndexArgs(ctypes.Structure):
+    """`IndexArgs` of args.h."""
+
+    _fields_ = [
+        *_fields("keys slots skips records codes codebooks scratch", ctypes.c_void_p),
+        *_fields("count heads dim segment subspaces entries cosine iterations capacity"),
+        *_fields("dtype threads k_slot k_head"),
+    ]
+
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Element type -> `DType` of simd.h."""
 
@@ -114,6 +124,7 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         ("score_codes", CodeArgs),
         ("select_units", SelectArgs),
         ("summarise", SummariseArgs),
+        ("index_segments", IndexArgs),
     ):
         getattr(library, name).argtypes = [ctypes.POINTER(args)]
         getattr(library, name).restype = None
@@ -121,6 +132,7 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         ("attend_scratch", AttendArgs),
         ("score_scratch", ScoreArgs),
         ("score_codes_scratch", CodeArgs),
+        ("index_segments_scratch", IndexArgs),
     ):
         getattr(library, name).argtypes = [ctypes.POINTER(args)]
         getattr(library, name).restype = ctypes.c_int64

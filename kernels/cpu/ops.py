@@ -21,6 +21,7 @@ from .library import (
     DTYPES,
     AttendArgs,
     CodeArgs,
+    IndexArgs,
     ScoreArgs,
     SelectArgs,
     SummariseArgs,
@@ -149,8 +150,21 @@ class CpuOps:
         records: torch.Tensor,
     ) -> None:
         """See `Ops.index_segments`."""
-        for segment, skip, record in zip(slots, skips.tolist(), records.tolist(), strict=True):
-            index.codes[record], index.codebooks[record] = summary.build(keys[segment], skip)
+        codes, books = index.codes, index.codebooks
+        _check_rows(keys=keys)
+        assert codes.is_contiguous() and books.is_contiguous() and books.dtype is keys.dtype
+        slots, skips, records = slots.contiguous(), skips.contiguous(), records.contiguous()
+        _, heads, dim = keys.shape
+        args = IndexArgs(
+            *(keys.data_ptr(), slots.data_ptr(), skips.data_ptr(), records.data_ptr()),
+            *(codes.data_ptr(), books.data_ptr(), None, len(slots), heads, dim),
+            *(summary.segment_size, summary.subspaces, summary.codes, summary.cosine),
+            *(summary.iterations, summary.capacity or 0),
+            *(DTYPES[keys.dtype], torch.get_num_threads(), *keys.stride()[:2]),
+        )
+        pointer = ctypes.byref(args)
+        args.scratch = self._scratch.pointer(self._library.index_segments_scratch(pointer))
+        self._library.index_segments(pointer)
 
     def score_codes(
         self,
