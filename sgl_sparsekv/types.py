@@ -64,7 +64,9 @@ class SegmentSummary:
         codes: centroids of a subspace, K, at most 256.
         cosine: k-means by direction, centroids being the mean raw key; else Euclidean.
         iterations: updates of the centroids.
-        capacity: most tokens of one code, or None.
+        capacity: most tokens of one code, or None. What k-means makes larger is split in order of
+            position: the first `capacity` tokens keep the code, the next get the first code that
+            is free, and so on, cluster by cluster. `learned` leaves enough codes for that.
         sinks: first tokens of a sequence that centroids do not learn from; they get codes.
         build: keys `[S, H, D]` and the first tokens not to learn from -> codes uint8
             `[H, m, S]`, codebook `[H, m, K, D / m]` in the keys' dtype; in plain torch.
@@ -79,6 +81,11 @@ class SegmentSummary:
     capacity: int | None
     sinks: int
     build: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+    @property
+    def learned(self) -> int:
+        """Centroids that k-means fits; the rest of the codes is for what is split."""
+        return self.codes - self.segment_size // self.capacity if self.capacity else self.codes
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=16_384, help="tokens of shared document")
     parser.add_argument("--questions", type=int, default=16, help="how many to ask")
     parser.add_argument(
-        "--budget", type=int, default=512, help="tokens that quest and streaming read"
+        "--method", default="quest", metavar="NAME", help="how the context is read sparsely"
+    )
+    parser.add_argument(
+        "--budget", type=int, default=512, help="tokens that the method and streaming read"
     )
     parser.add_argument("--device", default="auto", help="kernels: auto, cpu or reference")
     parser.add_argument("--seed", type=int, default=0, help="another document and other questions")
@@ -29,8 +32,12 @@ def run(args: argparse.Namespace) -> int:
     from ..demo.run import DemoOptions, report_lines, run_demo
     from ..errors import SparseKVError
 
-    RequestOptions(budget=args.budget)  # refused here and not after a minute of starting servers
-    options = DemoOptions(args.out, args.budget, args.device)
+    if args.method in ("full", "streaming"):
+        raise ValueError(f"--method must be one that looks at the query, got {args.method!r}")
+    RequestOptions(
+        method=args.method, budget=args.budget
+    )  # refused here and not after a minute of starting servers
+    options = DemoOptions(args.out, args.budget, args.device, args.method)
     progress = Progress(quiet=args.quiet)
     args.out.mkdir(parents=True, exist_ok=True)
     scenario = build_scenario(args.model, args.context, args.questions, args.seed, args.out)

@@ -31,7 +31,7 @@ def selection_picture(scenario: Scenario, run: RunScore, log: SelectionLog, laye
     for question, answer, right in zip(scenario.questions, run.answers, run.right, strict=True):
         steps = log.steps(answer.rid, layer)[: len(question.answer) - 1]
         height = ROW * (len(question.answer) - 1)
-        strips.append(_strip(scenario, question, steps, log.unit_size, y))
+        strips.append(_strip(scenario, question, steps, y))
         strips.append(_label(answer.question + 1, right, y + height / 2 + 4))
         y += height + GAP
     share = f"{100 * run.kv_read_fraction:.1f}"
@@ -94,34 +94,32 @@ def telling_layer(scenario: Scenario, run: RunScore, log: SelectionLog) -> int:
         for question, answer in zip(scenario.questions, run.answers, strict=True):
             steps = log.steps(answer.rid, layer)
             for place, step in zip(question.needles[1:], steps, strict=False):
-                found += step.reads(place // log.unit_size) > 0
+                found += step.reads(place) > 0
         return found
 
     return max(log.layers(), key=hits, default=0)
 
 
-def _strip(
-    scenario: Scenario, question: Question, steps: Sequence[StepReads], unit: int, y: float
-) -> str:
+def _strip(scenario: Scenario, question: Question, steps: Sequence[StepReads], y: float) -> str:
     scale = PLOT / scenario.document_tokens
     height = ROW * (len(question.answer) - 1)
     parts = [f'<rect class="field" x="{LEFT}" y="{y}" width="{PLOT}" height="{height}"/>']
-    if steps and unit:
-        last = scenario.document_tokens // unit
+    if steps:
+        last = scenario.document_tokens
         paths = {"some": "", "all": ""}
         for i, step in enumerate(steps):
             for name, spans in _by_agreement(step).items():
                 paths[name] += "".join(
                     f"M{a} {i * ROW + ROW // 2}h{min(n, last - a)}" for a, n in spans if a < last
                 )
-        move = f'transform="translate({LEFT} {y}) scale({scale * unit:.5f} 1)"'
+        move = f'transform="translate({LEFT} {y}) scale({scale:.5f} 1)"'
         parts += [
             f'<path class="{name}" {move} stroke-width="{ROW - 1}" d="{path}"/>'
             for name, path in paths.items()
             if path
         ]
     for i, place in enumerate(question.needles[1:]):
-        read = i < len(steps) and unit and steps[i].reads(place // unit)
+        read = i < len(steps) and steps[i].reads(place)
         kind = "hit" if read else "lost"
         x, row = LEFT + place * scale, y + i * ROW + ROW / 2
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{row:.1f}" r="3.4"/>')
@@ -129,7 +127,7 @@ def _strip(
 
 
 def _by_agreement(step: StepReads) -> dict[str, list[tuple[int, int]]]:
-    """Units read by every KV head, and by some only, as runs."""
+    """Positions read by every KV head, and by some only, as runs."""
     sets = [{u for a, n in spans for u in range(a, a + n)} for spans in step.heads]
     if not sets:
         return {"some": [], "all": []}

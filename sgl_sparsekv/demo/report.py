@@ -13,6 +13,13 @@ from .scenario import Scenario
 from .score import RunScore
 from .selections import SelectionLog
 
+_READS = {
+    "quest": "page metadata, the smallest and the largest key of every 16 tokens",
+    "mean_std": "page metadata, the mean and the spread of the keys of every 16 tokens",
+    "clusterkv": "the centroid of every cluster and the cluster of every token",
+    "pqcache": "a codebook for every 4,096 tokens and two codes for every token",
+    "shadowkv": "the mean key of every 8 tokens and how badly it fits them",
+}
 _HEAD = ("", "right", "cached tokens", "KV read", "ms per step", "tokens/s")
 
 
@@ -22,13 +29,14 @@ def page(
     checks: Sequence[Check],
     log: SelectionLog,
     environment: dict[str, Any],
+    method: str = "quest",
 ) -> str:
     """The report as HTML."""
     by_name = {run.name: run for run in runs}
-    quest, streaming = by_name["quest"], by_name["streaming"]
-    layer = telling_layer(scenario, quest, log)
+    chosen, streaming = by_name[method], by_name["streaming"]
+    layer = telling_layer(scenario, chosen, log)
     failed = [check for check in checks if not check.passed]
-    verdict = f"Not so: {failed[0].text} ({failed[0].found})." if failed else _verdict(quest)
+    verdict = f"Not so: {failed[0].text} ({failed[0].found})." if failed else _verdict(chosen)
     return Template(files(__package__).joinpath("report.html").read_text()).substitute(
         questions=len(scenario.questions),
         context=f"{scenario.document_tokens:,}",
@@ -37,9 +45,11 @@ def page(
         verdict=escape(verdict),
         verdict_class="bad" if failed else "good",
         table=_table(_HEAD, table_rows(runs)),
-        metadata=f"{quest.metadata_read_fraction:.1%}",
+        method=escape(method),
+        reads=_READS.get(method, "what it knows of the keys"),
+        metadata=f"{chosen.metadata_read_fraction:.1%}",
         layer=layer,
-        quest=selection_picture(scenario, quest, log, layer),
+        chosen=selection_picture(scenario, chosen, log, layer),
         streaming=selection_picture(scenario, streaming, log, layer),
         depth=depth_picture(scenario, runs),
         checks=_checks(checks),
@@ -47,16 +57,18 @@ def page(
     )
 
 
-def picture(scenario: Scenario, runs: Sequence[RunScore], log: SelectionLog) -> str:
-    """What quest read, and what every run found where: one SVG that stands alone."""
-    quest = next(run for run in runs if run.name == "quest")
-    layer = telling_layer(scenario, quest, log)
-    return stack(selection_picture(scenario, quest, log, layer), depth_picture(scenario, runs))
+def picture(
+    scenario: Scenario, runs: Sequence[RunScore], log: SelectionLog, method: str = "quest"
+) -> str:
+    """What the method read, and what every run found where: one SVG that stands alone."""
+    chosen = next(run for run in runs if run.name == method)
+    layer = telling_layer(scenario, chosen, log)
+    return stack(selection_picture(scenario, chosen, log, layer), depth_picture(scenario, runs))
 
 
-def _verdict(quest: RunScore) -> str:
+def _verdict(run: RunScore) -> str:
     return (
-        f"Quest answers all {quest.questions} questions and reads {quest.kv_read_fraction:.1%} "
+        f"{run.name} answers all {run.questions} questions and reads {run.kv_read_fraction:.1%} "
         "of the KV cache in decode."
     )
 

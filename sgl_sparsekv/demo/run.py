@@ -26,13 +26,15 @@ class DemoOptions:
 
     Attributes:
         out: folder for logs and results.
-        budget: tokens that quest and streaming may read per KV head and step.
+        budget: tokens that the method and streaming may read per KV head and step.
         device: kernels of the sparsekv server.
+        method: what the demo is about.
     """
 
     out: Path
     budget: int = 512
     device: str = "auto"
+    method: str = "quest"
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,12 @@ def run_demo(scenario: Scenario, options: DemoOptions, progress: Progress) -> Ou
         finally:
             log.close()
     seconds = time.monotonic() - start
-    checks = check_all(scenario, runs, PAGE_SIZE)
+    checks = check_all(scenario, runs, PAGE_SIZE, options.method)
     result = as_json(scenario, runs, checks, seconds, log.lost)
-    html = page(scenario, runs, checks, log, result["environment"])
+    html = page(scenario, runs, checks, log, result["environment"], options.method)
     (options.out / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
     (options.out / "demo.html").write_text(html)
-    (options.out / "demo.svg").write_text(picture(scenario, runs, log))
+    (options.out / "demo.svg").write_text(picture(scenario, runs, log, options.method))
     return Outcome(tuple(runs), tuple(checks), result)
 
 
@@ -99,7 +101,8 @@ def server_specs(scenario: Scenario, options: DemoOptions, trace: str) -> list[S
     )
     ours = (
         *("--attention-backend", SPARSE, "--sparsekv-trace", trace),
-        *("--sparsekv-device", options.device, "--sparsekv-methods", "full,quest,streaming"),
+        *("--sparsekv-device", options.device),
+        *("--sparsekv-methods", f"full,{options.method},streaming"),
     )
     return [
         ServerSpec(DENSE, (*common, "--attention-backend", DENSE)),
@@ -107,12 +110,12 @@ def server_specs(scenario: Scenario, options: DemoOptions, trace: str) -> list[S
     ]
 
 
-def sparse_runs(budget: int) -> dict[str, dict[str, Any]]:
+def sparse_runs(budget: int, method: str = "quest") -> dict[str, dict[str, Any]]:
     """Request options by run; every layer is sparse, as a demo model has few."""
     every = {"dense_layers": 0, "reselect_every": 1}
     return {
         "full": {"method": "full", **every},
-        "quest": {"method": "quest", "budget": budget, **every},
+        method: {"method": method, "budget": budget, **every},
         "streaming": {"method": "streaming", "budget": budget, **every},
     }
 
@@ -140,7 +143,7 @@ def _ask(
     runs = [_one_run(DENSE, {}, dense, scenario, servers[DENSE], progress)]
     servers[DENSE].stop()
     ours = TimedEndpoint(servers[SPARSE].url)
-    for name, values in sparse_runs(options.budget).items():
+    for name, values in sparse_runs(options.budget, options.method).items():
         endpoint = ours.with_options(**values)
         runs.append(_one_run(name, values, endpoint, scenario, servers[SPARSE], progress))
     return runs

@@ -5,8 +5,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from ..geometry import UNIT_SIZE
+from ..selection import IndexOptions, load_method
 from .answer import Answer
 from .scenario import Scenario, words_right
+
+HEAD_DIM, KEY_BYTES = 64, 2
+"""Of the models that the package brings."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,7 @@ class RunScore:
     """One way of reading, over all questions.
 
     Attributes:
-        name: torch_native, full, quest or streaming.
+        name: torch_native, full, streaming, or the method that the demo is about.
         options: request options sent; empty for a server without our backend.
         correct: questions answered right, every word.
         questions: how many there were.
@@ -61,7 +66,7 @@ def score_run(
         correct=sum(all(right) for right in words),
         questions=len(scenario.questions),
         kv_read_fraction=_read_fraction(ordered),
-        metadata_read_fraction=_METADATA_SHARE.get(str(options.get("method")), 0.0),
+        metadata_read_fraction=_metadata_share(str(options.get("method", "full"))),
         cached_tokens=min(answer.cached_tokens for answer in ordered),
         decode_ms_per_step=_ms_per_step([a for a in ordered if not a.concurrent]),
         tokens_per_s=_tokens_per_s([a for a in ordered if a.concurrent]),
@@ -71,8 +76,17 @@ def score_run(
     )
 
 
-_METADATA_SHARE = {"quest": 1 / 16}
-"""Two vectors (min and max key) per unit of 16 tokens, each with a key and a value."""
+def _metadata_share(method: str) -> float:
+    """Bytes that choosing reads, over the bytes of all K and V."""
+    chosen, share = load_method(method), 0.0
+    for summary in chosen.summaries:
+        width = len(summary.planes) * (summary.width or HEAD_DIM)
+        share += width / (summary.tokens or UNIT_SIZE) / (2 * HEAD_DIM)
+    segment = chosen.segments(IndexOptions())
+    if segment is not None:
+        codes = segment.subspaces / (2 * HEAD_DIM * KEY_BYTES)
+        share += codes + segment.codes / (2 * segment.segment_size)
+    return share
 
 
 def _read_fraction(answers: Sequence[Answer]) -> float:

@@ -1,4 +1,4 @@
-"""Which units each decode step of each request read, collected from a server's trace."""
+"""Which tokens each decode step of each request read, collected from a server's trace."""
 
 import threading
 from collections import defaultdict
@@ -9,7 +9,7 @@ from ..serving.subscribe import TraceCollector
 from ..serving.trace import SelectionRecord
 
 Spans = list[tuple[int, int]]
-"""Runs of consecutive units: first unit and how many."""
+"""Runs of consecutive tokens: the first position and how many."""
 
 
 @dataclass
@@ -17,14 +17,14 @@ class StepReads:
     """What one decode step of one request read in one layer.
 
     Attributes:
-        heads: per KV head, the units read, as runs.
+        heads: per KV head, the tokens read, as runs.
     """
 
     heads: list[Spans] = field(default_factory=list)
 
-    def reads(self, unit: int) -> int:
-        """How many KV heads read a unit."""
-        return sum(any(a <= unit < a + n for a, n in spans) for spans in self.heads)
+    def reads(self, position: int) -> int:
+        """How many KV heads read a position."""
+        return sum(any(a <= position < a + n for a, n in spans) for spans in self.heads)
 
 
 class SelectionLog:
@@ -32,7 +32,6 @@ class SelectionLog:
 
     def __init__(self, endpoint: str) -> None:
         """Connect and listen."""
-        self.unit_size = 0
         self._steps: dict[str, dict[int, dict[int, StepReads]]] = defaultdict(
             lambda: defaultdict(dict)
         )
@@ -70,9 +69,10 @@ class SelectionLog:
 
     def add(self, record: SelectionRecord) -> None:
         """Take in one record."""
-        self.unit_size = record.unit_size
         if record.method != "full":
-            heads = [to_spans(units) for units in record.units]
+            size = record.unit_size
+            runs = [to_spans(units) for units in record.units]
+            heads = [[(a * size, n * size) for a, n in spans] for spans in runs]
             self._steps[record.rid][record.step][record.layer] = StepReads(heads)
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class SelectionLog:
 
 
 def to_spans(units: Iterable[int]) -> Spans:
-    """Units as runs of consecutive ones."""
+    """Whole numbers as runs of consecutive ones."""
     spans: Spans = []
     for unit in sorted(units):
         if spans and unit == spans[-1][0] + spans[-1][1]:

@@ -13,7 +13,7 @@ import torch
 
 from ..geometry import ceil_div
 from .exact import group_counts, group_sums, require_finite, sum_grid
-from .lloyd import Fit, fit, spill
+from .lloyd import Fit, fit, split
 
 TOKENS_PER_CENTROID = 16
 """One centroid for as many tokens."""
@@ -66,20 +66,20 @@ def build_clusters(
         keys: `[S, H, D]`, rotated.
         tokens_per_centroid: C = S / tokens_per_centroid, rounded up, whatever is skipped.
         iterations: updates of the centroids.
-        cap: no cluster holds more than `cap` times the mean; what does not fit goes to the nearest
-            cluster with room (`lloyd.spill`). None: no bound.
+        cap: no cluster holds more than `cap` times the mean, S / C; a larger one is split
+            (`lloyd.split`), for which k-means leaves as many of the C clusters as that can take.
+            None: no bound, and k-means fits all C.
         skip: first tokens left out (the sinks, in the first segment).
 
     Raises:
         ValueError: a key is not finite, or an argument is outside its range.
     """
-    found = fit_keys(keys, tokens_per_centroid, iterations, skip)
-    tokens, clusters = found.similarity.shape[1:]
-    labels = found.labels
+    if cap is not None and not cap > 1:
+        raise ValueError(f"cap must be above 1, got {cap}")
+    found = fit_keys(keys, tokens_per_centroid, iterations, cap, skip)
+    clusters, labels = ceil_div(keys.shape[0], tokens_per_centroid), found.labels
     if cap is not None:
-        if not cap >= 1:
-            raise ValueError(f"cap must be at least 1, got {cap}")
-        labels = spill(found.similarity, math.ceil(cap * tokens / clusters))
+        labels = split(labels, found.centroids.shape[1], capacity_of(keys.shape[0], clusters, cap))
     counts = group_counts(labels, clusters)
     sums = group_sums(sum_grid(keys[skip:].movedim(0, 1)), labels, clusters)
     centroids = (sums / counts.clamp(min=1)[..., None]).to(keys.dtype)
@@ -89,22 +89,30 @@ def build_clusters(
     return ClusterIndex(centroids, order.to(torch.int16), starts.to(torch.int32))
 
 
+def capacity_of(tokens: int, clusters: int, cap: float) -> int:
+    """Most tokens of a cluster."""
+    return math.ceil(cap * tokens / clusters)
+
+
 def objective(
     keys: torch.Tensor,
     tokens_per_centroid: int = TOKENS_PER_CENTROID,
     iterations: int = ITERATIONS,
     skip: int = 0,
+    cap: float | None = None,
 ) -> torch.Tensor:
-    """Sum of 1 - cosine(key, centroid) before each update and at the end, before the cap.
+    """Sum of 1 - cosine(key, centroid) before each update and at the end, before splitting.
 
     Returns:
         float64 `[iterations + 1, H]`; never rises.
     """
-    return fit_keys(keys, tokens_per_centroid, iterations, skip).objective
+    return fit_keys(keys, tokens_per_centroid, iterations, cap, skip).objective
 
 
-def fit_keys(keys: torch.Tensor, tokens_per_centroid: int, iterations: int, skip: int) -> Fit:
-    """Cosine k-means over keys `[S, H, D]` from `skip` on, before the cap."""
+def fit_keys(
+    keys: torch.Tensor, tokens_per_centroid: int, iterations: int, cap: float | None, skip: int
+) -> Fit:
+    """Cosine k-means over keys `[S, H, D]` from `skip` on, before splitting."""
     length = keys.shape[0]
     if not 1 <= length <= LONGEST:
         raise ValueError(f"keys must hold 1 to {LONGEST} tokens, got {length}")
@@ -116,6 +124,8 @@ def fit_keys(keys: torch.Tensor, tokens_per_centroid: int, iterations: int, skip
         raise ValueError(f"iterations must be at least 0, got {iterations}")
     require_finite("keys", keys)
     clusters = ceil_div(length, tokens_per_centroid)
+    if cap is not None:
+        clusters -= length // capacity_of(length, clusters, cap)
     return fit(keys[skip:].movedim(0, 1), clusters, iterations, cosine=True)
 
 

@@ -1,13 +1,12 @@
 """What segment records hold: clusters, or product-quantised keys, as codes and a codebook."""
 
-import math
 from functools import cache
 
 import torch
 
 from ..geometry import ceil_div
 from ..types import SegmentSummary
-from .clusters import CAP, ITERATIONS, build_clusters
+from .clusters import CAP, ITERATIONS, build_clusters, capacity_of
 from .exact import directions, product_grid
 from .lloyd import similarities
 from .quantise import ITERATIONS as PQ_ITERATIONS
@@ -42,7 +41,7 @@ def clusters(segment_size: int, tokens_per_centroid: int) -> SegmentSummary:
             codes[:, :skip] = similarities(rows, directions(found.centroids), True).argmax(-1)
         return codes[:, None].to(torch.uint8), found.centroids[:, None]
 
-    capacity = math.ceil(CAP * segment_size / count)
+    capacity = capacity_of(segment_size, count, CAP)
     return SegmentSummary(
         "clusters", segment_size, 1, count, True, ITERATIONS, capacity, SINKS, build
     )

@@ -104,39 +104,27 @@ def updated(
     return torch.where(empty, seeds.gather(1, nth.expand_as(means)), means)
 
 
-def spill(similarity: torch.Tensor, capacity: int) -> torch.Tensor:
-    """Assign points so that no cluster holds more than `capacity`.
+def split(labels: torch.Tensor, clusters: int, capacity: int) -> torch.Tensor:
+    """Cut clusters of more than `capacity` points into several, in order of position.
 
-    In rounds: every point without a place asks for the nearest cluster with room, which takes the
-    nearest of those who ask (ties to the lower point) and keeps them. A round fills a cluster or
-    places all.
+    Every piece keeps its cluster's kind of points, so no centroid is diluted by points that are
+    moved for want of room. The first piece keeps the label, the others get labels from `clusters`
+    on, cluster by cluster; at most n / capacity of them are needed.
 
     Args:
-        similarity: float64 `[B, n, C]`.
-        capacity: points per cluster; `capacity * C` is at least n.
+        labels: int64 `[B, n]`, below `clusters`.
+        clusters: labels in use.
+        capacity: points per cluster, at least 1.
 
     Returns:
         int64 `[B, n]`.
     """
-    batch, count, clusters = similarity.shape
-    assert capacity * clusters >= count
-    labels = torch.full((batch, count), -1, dtype=torch.int64, device=similarity.device)
-    room = labels.new_full((batch, clusters + 1), capacity)
-    room[:, clusters] = 0  # where those ask who have a place
-    position = torch.arange(count, device=similarity.device)
-    for _ in range(clusters):
-        if not bool((labels < 0).any()):
-            break
-        open_only = similarity.masked_fill(room[:, None, :clusters] == 0, -torch.inf)
-        wish = open_only.argmax(-1)
-        nearness = open_only.gather(-1, wish[..., None])[..., 0]
-        wish = torch.where(labels < 0, wish, clusters)
-        nearest = nearness.sort(dim=-1, descending=True, stable=True).indices
-        asked, by_cluster = wish.gather(-1, nearest).sort(dim=-1, stable=True)
-        point = nearest.gather(-1, by_cluster)
-        rank = position - torch.searchsorted(asked, asked)
-        taken = rank < room.gather(-1, asked)
-        labels.scatter_(-1, point, torch.where(taken, asked, labels.gather(-1, point)))
-        room.scatter_add_(-1, asked, -taken.long())
-    assert bool((labels >= 0).all())
-    return labels
+    counts = group_counts(labels, clusters)
+    by_cluster = labels.sort(dim=-1, stable=True).indices
+    place = torch.arange(labels.shape[1], device=labels.device)
+    begins = counts.cumsum(-1) - counts
+    ranked = place - begins.gather(-1, labels.gather(-1, by_cluster))
+    piece = torch.empty_like(labels).scatter_(-1, by_cluster, ranked // capacity)
+    extra = (counts - 1).clamp(min=0) // capacity
+    first = clusters + extra.cumsum(-1) - extra
+    return torch.where(piece == 0, labels, first.gather(-1, labels) + piece - 1)

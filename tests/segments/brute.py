@@ -50,20 +50,17 @@ def kmeans(points: Array, clusters: int, iterations: int, spherical: bool) -> tu
     return far, centres
 
 
-def place(far: Array, capacity: int) -> list[int]:
-    """Points ask the nearest cluster with room, round by round."""
-    labels = [-1] * len(far)
-    room = [capacity] * far.shape[1]
-    while -1 in labels:
-        asks: dict[int, list[tuple[float, int]]] = {}
-        for point, row in enumerate(far):
-            if labels[point] < 0:
-                wish = min((row[c], c) for c in range(len(room)) if room[c])[1]
-                asks.setdefault(wish, []).append((row[wish], point))
-        for cluster, points in asks.items():
-            for _, point in sorted(points)[: room[cluster]]:
-                labels[point] = cluster
-            room[cluster] -= min(room[cluster], len(points))
+def place(far: Array, capacity: int | None) -> list[int]:
+    """The nearest cluster; one that is too large goes on as new ones, in order of position."""
+    labels = [int(row.argmin()) for row in far]
+    free = far.shape[1]
+    for cluster in range(far.shape[1]):
+        members = [point for point, label in enumerate(labels) if label == cluster]
+        for nth, point in enumerate(members):
+            if capacity is not None and nth and nth % capacity == 0:
+                free += 1
+            if capacity is not None and nth >= capacity:
+                labels[point] = free - 1
     return labels
 
 
