@@ -1,4 +1,4 @@
-"""`sparsekv model`: writes one of the two retrieval models, or trains one anew."""
+"""`sparsekv model`: writes one of the small models, or trains one anew."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sgl_sparsekv.models.text import TextProgress
     from sgl_sparsekv.models.trained import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the kinds `analytic`, `trained` and `train` to `parser`."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{analytic,trained,train}")
+    """Adds the kinds of models to `parser`."""
+    names = f"{{{','.join(_KINDS)}}}"
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar=names)
     analytic = kinds.add_parser("analytic", help="written down, exact at any length")
     trained = kinds.add_parser("trained", help="the shipped weights")
+    text = kinds.add_parser("text", help="the shipped weights of the model of Python sources")
     train = kinds.add_parser("train", help="train the shipped recipe anew, minutes on two cores")
-    for kind in (analytic, trained, train):
+    train_text = kinds.add_parser("train-text", help="the same for the model of Python sources")
+    for kind in (analytic, trained, text, train, train_text):
         kind.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder to write")
         kind.add_argument("--force", action="store_true", help="write into a non-empty folder")
     analytic.add_argument("--layers", type=int, default=3, help="number of layers (3)")
@@ -28,15 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     analytic.add_argument("--code", default="sparse", help="sparse, dense or gaussian (sparse)")
     analytic.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     analytic.add_argument("--seed", type=int, default=0)
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--threads", type=int, default=2, help="torch threads (2)")
+    for kind in (train, train_text):
+        kind.add_argument("--seed", type=int, default=0)
+        kind.add_argument("--threads", type=int, default=2, help="torch threads (2)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the model `args` asks for; returns the exit code, 2 for bad values or folders."""
     try:
         _prepare(args.out_dir, args.force)
-        {"analytic": _analytic, "trained": _trained, "train": _train}[args.kind](args)
+        _KINDS[args.kind](args)
     except (ValueError, OSError) as error:
         print(f"sparsekv model: {error}", file=sys.stderr)
         return 2
@@ -76,17 +81,38 @@ def _trained(args: argparse.Namespace) -> None:
     save_trained(args.out_dir)
 
 
+def _text(args: argparse.Namespace) -> None:
+    from sgl_sparsekv.models.text import save_text
+
+    save_text(args.out_dir)
+
+
 def _train(args: argparse.Namespace) -> None:
-    import torch
+    from sgl_sparsekv.models.trained import save_trained, train
+    from sgl_sparsekv.models.weights import save_weights
 
-    from sgl_sparsekv.models.trained import save_trained, save_weights, train
-
-    if args.threads < 1:
-        raise ValueError(f"threads must be at least 1, got {args.threads}")
-    torch.set_num_threads(args.threads)
+    _use_threads(args.threads)
     model, about = train(args.seed, on_progress=_show)
     save_trained(args.out_dir, model)
     save_weights(model, about, args.out_dir / "model.safetensors")  # the same, with its recipe
+
+
+def _train_text(args: argparse.Namespace) -> None:
+    from sgl_sparsekv.models.text import save_text, train_text
+    from sgl_sparsekv.models.weights import save_weights
+
+    _use_threads(args.threads)
+    model, about = train_text(args.seed, on_progress=_show_text)
+    save_text(args.out_dir, model, about["merges"])
+    save_weights(model, about, args.out_dir / "model.safetensors")  # the same, with its recipe
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
 
 
 def _show(progress: Progress) -> None:
@@ -95,3 +121,20 @@ def _show(progress: Progress) -> None:
         f"accuracy {progress.accuracy:.3f}  {progress.seconds:.0f} CPU s",
         flush=True,
     )
+
+
+def _show_text(progress: TextProgress) -> None:
+    print(
+        f"length {progress.length:5d}  step {progress.step:4d}  text {progress.text:.3f}  "
+        f"quoted {progress.quoted:.3f}  {progress.seconds:.0f} CPU s",
+        flush=True,
+    )
+
+
+_KINDS = {
+    "analytic": _analytic,
+    "trained": _trained,
+    "text": _text,
+    "train": _train,
+    "train-text": _train_text,
+}

@@ -1,4 +1,4 @@
-"""Two small models that really retrieve, and documents to ask them about."""
+"""Three small models, and documents to ask those about that retrieve."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sgl_sparsekv.models.analytic import (
     save_analytic,
 )
 from sgl_sparsekv.models.documents import Document, Question, chain_document, needle_document
+from sgl_sparsekv.models.text import build_text_tokenizer, load_text, save_text, train_text
 from sgl_sparsekv.models.trained import (
     build_trained_tokenizer,
     load_trained,
@@ -25,12 +26,16 @@ __all__ = [
     "Question",
     "build_analytic",
     "build_analytic_tokenizer",
+    "build_text_tokenizer",
     "build_trained_tokenizer",
     "chain_document",
+    "load_text",
     "load_trained",
     "needle_document",
     "recipe",
     "save_analytic",
+    "save_text",
     "save_trained",
     "train",
+    "train_text",
 ]

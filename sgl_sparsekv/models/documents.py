@@ -1,4 +1,4 @@
-"""Documents to ask the two models about; the same seed gives the same document."""
+"""Documents to ask the Llama models about; the same seed gives the same document."""
 
 from __future__ import annotations
 

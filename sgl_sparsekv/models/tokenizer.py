@@ -1,4 +1,4 @@
-"""One word, one token: the tokenizer both models are saved with."""
+"""One word, one token: the tokenizer the Llama models are saved with."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ Every weight is then trained on facts in prose, at growing lengths, with jumps i
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from sgl_sparsekv.models.codes import signed_codes
 from sgl_sparsekv.models.curriculum import Sampler, Stage, vocabulary
 from sgl_sparsekv.models.tokenizer import build_tokenizer
 from sgl_sparsekv.models.training import page_loss, tail_forward
+from sgl_sparsekv.models.weights import load_weights, read_recipe
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -95,33 +95,20 @@ def build_trained_tokenizer() -> PreTrainedTokenizerFast:
 
 def load_trained(weights: Path = WEIGHTS) -> LlamaForCausalLM:
     """The shipped model in float32 (its weights are stored as bfloat16), in evaluation mode."""
-    from safetensors.torch import load_file
-
     model = build_untrained()
-    model.load_state_dict({name: w.float() for name, w in load_file(weights).items()})
+    load_weights(model, weights)
     return model.eval()
 
 
 def recipe(weights: Path = WEIGHTS) -> dict[str, Any]:
     """How the shipped weights came to be: seed, ladder, steps and accuracy by stage."""
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="pt") as file:
-        return dict(json.loads(file.metadata()["recipe"]))
+    return read_recipe(weights)
 
 
 def save_trained(folder: str | Path, model: LlamaForCausalLM | None = None) -> None:
     """Writes the shipped model, or `model`, to `folder` in bfloat16 for transformers and SGLang."""
     (model or load_trained()).to(torch.bfloat16).save_pretrained(folder)
     build_trained_tokenizer().save_pretrained(folder)
-
-
-def save_weights(model: LlamaForCausalLM, about: dict[str, Any], path: Path = WEIGHTS) -> None:
-    """Writes the bfloat16 weights as one file with `about` in its header."""
-    from safetensors.torch import save_file
-
-    state = {name: w.detach().to(torch.bfloat16) for name, w in model.state_dict().items()}
-    save_file(state, path, metadata={"format": "pt", "recipe": json.dumps(about)})
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Word lists of the two models: plain filler, place names, and the words of facts."""
+"""Word lists of the Llama models: plain filler, place names, and the words of facts."""
 
 from __future__ import annotations
 

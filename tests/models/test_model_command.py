@@ -16,7 +16,7 @@ def _run(*words: str) -> int:
     return run(parser.parse_args(words))
 
 
-@pytest.mark.parametrize("kind", ["analytic", "trained"])
+@pytest.mark.parametrize("kind", ["analytic", "trained", "text"])
 def test_writes_a_loadable_folder(kind: str, tmp_path: Path) -> None:
     assert _run(kind, str(tmp_path / "out")) == 0
     written = {path.name for path in (tmp_path / "out").iterdir()}
