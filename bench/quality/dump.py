@@ -17,7 +17,7 @@ class LayerDump:
 
     Attributes:
         layer: counted from the model's first.
-        q: float32 `[n, H, G, D]`, rotated.
+        q: bfloat16 `[n, H, G, D]`, rotated.
         keys: bfloat16 `[L, H, D]`, rotated: what a server's pool would hold.
         values: bfloat16 `[L, H, Dv]`.
         plain_keys: bfloat16 `[L, H, D]`, before the rotation.
@@ -106,7 +106,7 @@ class _Recorder:
         self.layers.append(
             LayerDump(
                 len(self.layers),
-                query[0, :, self.positions].movedim(0, 1).unflatten(1, (heads, -1)).float(),
+                query[0, :, self.positions].movedim(0, 1).unflatten(1, (heads, -1)).bfloat16(),
                 k.bfloat16().contiguous(),
                 value[0].movedim(0, 1).bfloat16().contiguous(),
                 self._turned_back(k).bfloat16(),

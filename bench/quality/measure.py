@@ -6,10 +6,9 @@ import numpy as np
 import torch
 
 from bench.quality.dump import LayerDump
+from bench.quality.estimate import with_estimate
 from bench.quality.methods import BytesRead, Runner, Variant, bytes_read
 from sgl_sparsekv.ops import Ops
-from sgl_sparsekv.segments.choose import estimate
-from sgl_sparsekv.segments.exact import group_counts, group_sums, sum_grid
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
 from sgl_sparsekv.types import Selection
 
@@ -95,43 +94,6 @@ def error_of(out: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
     return (out - dense).norm(dim=-1) / dense.norm(dim=-1).clamp(min=1e-12)
 
 
-def with_estimate(
-    runner: Runner, selection: Selection, state: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
-    """Join what was read with centroids for the rest of the clustered tokens.
-
-    RetroInfer (arXiv 2505.02922) leaves out clusters that were read in part; here what was read is
-    taken out of a cluster's size and sum of values, so nothing counts twice and nothing is lost.
-
-    Returns:
-        float32 `[rows, H, G, Dv]`.
-    """
-    index, layer = runner.index, runner.layer
-    assert index is not None
-    records, heads, _, size = index.codes.shape
-    clusters = index.codebooks.shape[3]
-    centroids = index.codebooks[:, :, 0].movedim(0, 1).flatten(1, 2)  # [H, records * C, D]
-    first = torch.arange(records)[:, None, None] * clusters
-    labels = (index.codes[:, :, 0].long() + first).movedim(0, 1).flatten(1)  # [H, records * S]
-    values = layer.values[: records * size].movedim(0, 1)
-    outs, lses = [], []
-    for row in range(len(runner.lengths)):
-        read = torch.zeros(heads, layer.keys.shape[0] + 1, dtype=torch.bool)
-        tokens = selection.logical[row].long()
-        read.scatter_(-1, tokens.masked_fill(tokens < 0, layer.keys.shape[0]), True)
-        whole = int((index.table[row] >= 0).sum()) * size
-        left = ~read[:, : records * size]
-        left[:, whole:] = False
-        groups = labels.masked_fill(~left, records * clusters)
-        sizes = group_counts(groups, records * clusters + 1)[:, :-1]
-        sums = group_sums(sum_grid(values), groups, records * clusters + 1)[:, :-1]
-        nothing = torch.zeros_like(sizes, dtype=torch.bool)
-        out, lse = estimate(layer.q[row], centroids, sums, sizes, nothing, layer.scale)
-        outs.append(out)
-        lses.append(lse)
-    return runner.ops.merge(*state, torch.stack(outs), torch.stack(lses))[0]
-
-
 class Bench:
     """Variants over one layer; pools, indexes and truth are made once."""
 
@@ -148,7 +110,7 @@ class Bench:
         runner = self._runner(variant)
         selection = runner.select(plan)
         state = runner.attend(selection, plan)
-        out = with_estimate(runner, selection, state) if variant.estimate else state[0]
+        out = with_estimate(runner, selection, state)[0] if variant.estimate else state[0]
         error = error_of(out, self.truth.out)
         best = self._oracle(variant, plan, budget)
         quality = Quality(

@@ -11,7 +11,7 @@ from bench.quality.methods import VARIANTS, Variant, bytes_read, equal_budget
 from bench.quality.results import Header, Row
 from bench.quality.subjects import Subject
 from sgl_sparsekv.demo.result import environment
-from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.ops import Ops, load_ops
 
 BUDGETS = (256, 512, 1024, 2048)
 QUEST = VARIANTS[0]
@@ -29,13 +29,13 @@ def measure(
 
     Budgets that are no smaller than the context are left out.
     """
-    rows: list[Row] = []
+    ops, rows = load_ops(device), list[Row]()
     accuracy, dump = {}, None
     for context in contexts:
         dump = subject.dump(context)
         accuracy[str(context)] = round(dump.accuracy, 4)
         say(f"{subject.name} {context}: dense accuracy {dump.accuracy:.3f}")
-        rows += measure_dump(dump, context, budgets, variants, device, say)
+        rows += measure_dump(dump, context, budgets, variants, ops, say)
     assert dump is not None, "no context was given"
     _, heads, dim = dump.layers[0].keys.shape
     about = (subject.name, subject.about, len(dump.positions), heads, dim)
@@ -47,11 +47,11 @@ def measure_dump(
     context: int,
     budgets: Sequence[int],
     variants: Sequence[Variant],
-    device: str,
+    ops: Ops,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Rows of one context."""
-    ops, lengths = load_ops(device), dump.positions.numpy() + 1
+    lengths = dump.positions.numpy() + 1
     dim = dump.layers[0].keys.shape[-1]
     benches = [Bench(layer, dump.positions, ops) for layer in dump.layers]
     dense = float(lengths.mean()) * 2 * dim * 2

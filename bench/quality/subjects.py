@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality.dump import Dump, dump
-from sgl_sparsekv.models import build_trained_tokenizer, load_trained, needle_document, prose
+from sgl_sparsekv.models import (
+    build_text_tokenizer,
+    build_trained_tokenizer,
+    load_text,
+    load_trained,
+    needle_document,
+    prose,
+)
+from sgl_sparsekv.models.corpus import library
 
 QUERIES = 32
 """Decode positions of a context."""
@@ -63,13 +71,42 @@ def facts(context: int) -> tuple[list[int], list[int]]:
     return [*ids, 0], positions
 
 
+def sources(context: int) -> tuple[list[int], list[int]]:
+    """Python that the model never saw; the last part quotes earlier spans between running text.
+
+    Half the positions lie in running text, half behind the eighth token of a quote of 32.
+    """
+    rng, tokenizer = random.Random(context), build_text_tokenizer()
+    written = library(held_out=True)
+    parts = (tokenizer(text, verbose=False).input_ids for text in written)
+    stream = [token for ids in parts for token in ids]
+    if len(stream) < context:
+        raise ValueError(f"context must be at most {len(stream)} tokens here, got {context}")
+    span, quote, blocks = min(SPAN, context // 4), 32, QUERIES // 2
+    ids, place, positions = stream[: context - span], context - span, []
+    for i in range(blocks):
+        run = context - span + (i + 1) * span // blocks - len(ids) - quote
+        positions += [len(ids) + rng.randrange(run), len(ids) + run + rng.randrange(8, quote)]
+        ids += stream[place : place + run]
+        first = rng.randrange(context - span - quote)
+        ids += ids[first : first + quote]
+        place += run
+    return [*ids, stream[place]], positions
+
+
 def trained() -> Subject:
     """The shipped Llama model on facts in prose."""
     about = "the trained Llama model, finishing facts in generated prose"
     return Subject("trained", about, load_trained, facts)
 
 
-def folder(path: Path, text: Path | None) -> Subject:
+def text() -> Subject:
+    """The shipped Qwen3 model on Python."""
+    about = "the Qwen3 model of Python sources, on modules it never saw and quotes of them"
+    return Subject("text", about, load_text, sources)
+
+
+def folder(path: Path, file: Path | None) -> Subject:
     """Any model of transformers, on a text file or the sources of Python's library.
 
     Raises:
@@ -82,7 +119,7 @@ def folder(path: Path, text: Path | None) -> Subject:
     tokenizer = AutoTokenizer.from_pretrained(path)
 
     def fill(context: int) -> tuple[list[int], list[int]]:
-        written = text.read_text() if text else _library(context)
+        written = file.read_text() if file else "\n".join(library(held_out=True))[: 16 * context]
         ids = tokenizer(written)["input_ids"][: context + 1]
         if len(ids) <= context:
             raise ValueError(f"the text must have more than {context} tokens, got {len(ids)}")
@@ -91,15 +128,9 @@ def folder(path: Path, text: Path | None) -> Subject:
     def load() -> Any:
         return AutoModelForCausalLM.from_pretrained(path, dtype="auto")
 
-    about = f"{path.name} on {text.name if text else 'sources of the Python library'}"
+    about = f"{path.name} on {file.name if file else 'sources of the Python library'}"
     return Subject(path.name, about, load, fill)
 
 
-def _library(context: int) -> str:
-    from sgl_sparsekv.models.corpus import library
-
-    return "\n".join(library(held_out=True))[: 16 * context]
-
-
-SHIPPED: dict[str, Callable[[], Subject]] = {"trained": trained}
+SHIPPED: dict[str, Callable[[], Subject]] = {"text": text, "trained": trained}
 """Models that come with the package."""
