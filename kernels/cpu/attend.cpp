@@ -21,6 +21,10 @@ constexpr int kOutBlock = 4;  // 4 queries x 4 vectors of output stay in registe
 constexpr int kOutBlock = 2;
 #endif
 
+// Single rows come from anywhere and nothing but us fetches them: both K and V while values are
+// added, which takes longest, so that the requests spread evenly.
+bool scattered(const AttendArgs& a) { return a.unit < 8; }
+
 int64_t units_per_chunk(const AttendArgs& a) { return a.unit < kChunk ? kChunk / a.unit : 1; }
 
 int64_t chunks_of(const AttendArgs& a, int64_t units) {
@@ -87,7 +91,7 @@ INLINE void score_tile(float (*scores)[kTile], const Query<T>* q, const T* keys,
   for (int t = 0; t < tile.count; t += kRows) {
     const T* row[kRows];
     for (int j = 0; j < kRows; ++j) row[j] = keys + tile.slot[t + j] * a.k_slot;
-    if (ahead) {
+    if (ahead && !scattered(a)) {
       const T* next = keys + (ahead->head - tile.head) * a.k_head;
       for (int j = 0; j < kRows; ++j) prefetch_row(next + ahead->slot[t + j] * a.k_slot, a.dim);
     }
@@ -129,7 +133,7 @@ INLINE float weigh_tile(float* scores, int count, float scale, float* max, float
 // Partial: N is 1 and the vector reaches beyond the row; kept apart, as it costs registers.
 template <typename T, int G, int N, bool Partial = false>
 INLINE void add_values(float* out, int64_t out_stride, const float (*weights)[kTile],
-                       const float* factor, const T* values, const AttendArgs& a,
+                       const float* factor, const T* keys, const T* values, const AttendArgs& a,
                        const Tile& tile, const Tile* ahead, int64_t d) {
   VecF acc[G][N];
   UNROLL for (int g = 0; g < G; ++g) {
@@ -137,10 +141,14 @@ INLINE void add_values(float* out, int64_t out_stride, const float (*weights)[kT
       acc[g][n] = load(out + g * out_stride + d + n * LANES) * factor[g];
     }
   }
-  const T* next = ahead ? values + (ahead->head - tile.head) * a.v_head : nullptr;
+  int64_t head = ahead ? ahead->head - tile.head : 0;
+  const T *next = values + head * a.v_head + d, *next_key = keys + head * a.k_head + d;
   for (int t = 0; t < tile.count; ++t) {
     const T* row = values + tile.slot[t] * a.v_slot + d;
-    if (ahead) prefetch_row(next + ahead->slot[t] * a.v_slot + d, N * LANES);
+    if (ahead) {
+      prefetch_row(next + ahead->slot[t] * a.v_slot, N * LANES);
+      if (scattered(a)) prefetch_row(next_key + ahead->slot[t] * a.k_slot, N * LANES);
+    }
     VecF v[N];
     UNROLL for (int n = 0; n < N; ++n) {
       v[n] = Partial ? load_first(row, static_cast<int>(a.vdim - d)) : load(row + n * LANES);
@@ -170,13 +178,13 @@ INLINE void attend_tile(float* state, int64_t g, const Query<T>* q, const T* key
   float* out = state + g * stride;
   int64_t d = 0;
   for (; d + kOutBlock * LANES <= a.vdim; d += kOutBlock * LANES) {
-    add_values<T, G, kOutBlock>(out, stride, scores, factor, values, a, tile, ahead, d);
+    add_values<T, G, kOutBlock>(out, stride, scores, factor, keys, values, a, tile, ahead, d);
   }
   for (; d + LANES <= a.vdim; d += LANES) {
-    add_values<T, G, 1>(out, stride, scores, factor, values, a, tile, ahead, d);
+    add_values<T, G, 1>(out, stride, scores, factor, keys, values, a, tile, ahead, d);
   }
   if (d < a.vdim) {
-    add_values<T, G, 1, true>(out, stride, scores, factor, values, a, tile, ahead, d);
+    add_values<T, G, 1, true>(out, stride, scores, factor, keys, values, a, tile, ahead, d);
   }
 }
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = ("attend.cpp", "codes.cpp", "index.cpp", "score.cpp", "select.cpp", "summarise.cpp")
-HEADERS = ("args.h", "dot.h", "kmeans.h", "lookup.h", "parallel.h", "shares.h", "simd.h")
+HEADERS = (
+    *("args.h", "code_scene.h", "dot.h", "kmeans.h", "lookup.h", "parallel.h", "permute.h"),
+    *("shares.h", "simd.h"),
+)
 FLAGS = (
     *("-std=c++20", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra"),
     *("-fno-exceptions", "-fno-rtti", "-nostdlib", "-nostdlib++"),

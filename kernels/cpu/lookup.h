@@ -76,6 +76,19 @@ struct Lookup {
     return all(table, t, [](Vec4 a, Vec4 b) __attribute__((always_inline)) { return a + b; });
   }
 
+  // Stores kGroup x LANES / kGroup dot products, lane by lane in `acc`: codes from k on of part j.
+  static void put(float* table, int64_t, int64_t entries, int64_t j, int64_t k,
+                  const VecF (&acc)[LANES], float scale) {
+    VecF by_code[LANES];
+    UNROLL for (int i = 0; i < LANES; ++i) by_code[i] = acc[i % 4 * (LANES / 4) + i / 4];
+    store(table + (j * entries + k) * 4, sum_each(by_code) * scale);
+  }
+
+  // Takes each head's lse off its logits.
+  void subtract(float* table, const float* lse) const {
+    for (int64_t k = 0; k < entries; ++k) store4(table + k * 4, load4(table + k * 4) - load4(lse));
+  }
+
   // exps = exp(table - maximum), each sub-vector by its own; returns the sum of the maxima.
   Vec4 exponentiate(const float* table, float* exps) const {
     Vec4 total = {};
@@ -105,29 +118,32 @@ struct Lookup {
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 
-  // Maximum and sum of exp(logit - maximum) over the tokens [first, last), for `heads` query heads.
-  void mass(const float* table, float* exps, int64_t first, int64_t last, int64_t heads,
-            Vec4* max, Vec4* total) const {
+  // Maximum, or a bound on it, and sum of exp(logit - maximum) over `count` tokens, for `heads`
+  // query heads. `exps` is working memory as large as the table.
+  void mass(const float* table, float* exps, int64_t first, int64_t count, int64_t heads, Vec4* max,
+            Vec4* total) const {
     *max = exponentiate(table, exps);
-    *total = sum_products(exps, first, last);
+    *total = sum_products(exps, first, first + count);
     bool vanished = false;
     for (int64_t g = 0; g < heads; ++g) vanished |= !((*total)[g] > kVanishing);
     if (!vanished) return;
     *max = sum(table, first);
     *total = Vec4{};
-    for (int64_t t = first; t < last; ++t) *max = max4(*max, sum(table, t));
-    for (int64_t t = first; t < last; ++t) *total += exp4(sum(table, t) - *max);
+    for (int64_t t = 1; t < count; ++t) *max = max4(*max, sum(table, first + t));
+    for (int64_t t = 0; t < count; ++t) *total += exp4(sum(table, first + t) - *max);
   }
 
-  // out[t] = maximum, or log of the mean of exp, of token first + t's sums over all query heads:
-  // `blocks` of four of them, `stride` floats apart.
-  void reduce(const float* tables, int64_t blocks, int64_t stride, int64_t group, bool mean,
-              int64_t first, int64_t count, float* out) const {
+  // out[t] = maximum, or log of the mean of exp, of the logits of token first + t over the group;
+  // the tables of each four heads are `stride` floats apart.
+  void reduce(const float* tables, int64_t stride, int64_t group, bool mean, int64_t first,
+              int64_t count, float* out) const {
+    int64_t blocks = (group + 3) / 4;
     for (int64_t t = 0; t < count; t += 4) {
       int64_t n = count - t < 4 ? count - t : 4;
       auto sums = [&](Vec4(&x)[4], int64_t block) __attribute__((always_inline)) {
-        const float* table = tables + block * stride;
-        UNROLL for (int i = 0; i < 4; ++i) x[i] = sum(table, first + t + (i < n ? i : 0));
+        UNROLL for (int i = 0; i < 4; ++i) {
+          x[i] = sum(tables + block * stride, first + t + (i < n ? i : 0));
+        }
         transpose4(x);
       };
       Vec4 x[4], best = Vec4{} - kInf;
@@ -147,5 +163,10 @@ struct Lookup {
       }
       __builtin_memcpy(out + t, &best, n * sizeof(float));
     }
+  }
+
+  // out[t] = share of the only code of token first + t.
+  void copy(const float* share, int64_t first, int64_t count, float* out) const {
+    for (int64_t t = 0; t < count; ++t) out[t] = share[codes[first + t]];
   }
 };

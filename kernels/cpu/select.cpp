@@ -102,11 +102,10 @@ int64_t sieve(const float* scores, int64_t n, int64_t share, int64_t wanted, int
   int32_t least = threshold(keys, maxima, any_bits(varied), wanted, &reached);
   for (; u + LANES <= n; u += LANES) {
     VecI x = order_keys(load(scores + u));
-    for (uint32_t bits = reaching(x, least); bits; bits &= bits - 1) {
-      int i = __builtin_ctz(bits);
-      keys[kept] = x[i];
-      places[kept++] = static_cast<int32_t>(u + i);
-    }
+    uint32_t which = reaching(x, least);
+    put_lanes(keys + kept, x, which);
+    put_lanes(places + kept, lane_numbers() + static_cast<int32_t>(u), which);
+    kept += __builtin_popcount(which);
   }
   for (; u < n; ++u) {
     keys[kept] = order_keys(splat(scores[u]))[0];

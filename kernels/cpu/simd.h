@@ -3,7 +3,7 @@
 #pragma once
 
 #include <stdint.h>
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #define __MM_MALLOC_H  // the one part of immintrin.h that needs a C library
 #include <immintrin.h>
 #endif
@@ -150,6 +150,22 @@ INLINE float max_lanes(VecF x) {
   float best = x[0];
   for (int i = 1; i < LANES; ++i) best = x[i] > best ? x[i] : best;
   return best;
+}
+
+INLINE VecI lane_numbers() {
+  VecI x;
+  for (int i = 0; i < LANES; ++i) x[i] = i;
+  return x;
+}
+
+// Writes the lanes whose bits are set side by side; up to LANES elements may be written.
+INLINE void put_lanes(int32_t* p, VecI x, uint32_t bits) {
+#if defined(__AVX512F__)
+  __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), (__m512i)x);
+  __builtin_memcpy(p, &packed, sizeof packed);
+#else
+  for (; bits; bits &= bits - 1) *p++ = x[__builtin_ctz(bits)];
+#endif
 }
 
 INLINE VecF vmax(VecF a, VecF b) { return a > b ? a : b; }
