@@ -21,13 +21,17 @@ struct ScoreArgs {
   float* out;      // [rows, H, U] contiguous
   float* scratch;  // score_scratch() floats
   int64_t rows, heads, group, dim, width, unit, dtype, threads;
-  int64_t formula;  // Formula
-  int64_t mean;     // 0: maximum of the group's softmaxes, 1: their mean
+  int64_t formula;    // Formula
+  int64_t reduction;  // Reduction
   int64_t q_row, q_head, q_group, d_item, d_head, d_plane, t_row;
   double scale, spread;
 };
 
 enum Formula : int64_t { kUpperBound = 0, kExpectedMaximum = 1, kExact = 2, kProduct = 3 };
+
+// From the query heads of a group to one score: the maximum or mean of their softmaxes, or the
+// maximum of their logits.
+enum Reduction : int64_t { kMaxSoftmax = 0, kMeanSoftmax = 1, kMax = 2 };
 
 struct CodeArgs {
   const void *q, *keys, *codebooks;  // [rows, H, G, D]; [slots, H, D]; [records, H, m, K, D / m]
@@ -37,7 +41,7 @@ struct CodeArgs {
   float* out;      // [rows, H, U] contiguous
   float* scratch;  // score_codes_scratch() floats
   int64_t rows, heads, group, dim, width, segments, segment, subspaces, entries, dtype, threads;
-  int64_t mean;  // as in ScoreArgs
+  int64_t reduction;  // Reduction
   int64_t q_row, q_head, q_group, k_slot, k_head, r_row, s_row;
   double scale;
 };
@@ -68,6 +72,6 @@ struct IndexArgs {
   void* codebooks;                         // [records, H, m, K, D / m]
   float* scratch;                          // index_segments_scratch() floats
   int64_t count, heads, dim, segment, subspaces, entries, cosine, iterations;
-  int64_t capacity;  // 0: no bound
+  int64_t capacity;  // most tokens of a cluster; 0: no bound
   int64_t dtype, threads, k_slot, k_head;
 };

@@ -1,13 +1,13 @@
 // Scores of single tokens by what their codes stand for: q . key is a sum of one table entry per
 // sub-vector. Tokens of segments without a record are scored by their keys.
 //
-//   prepare  (row, segment, KV head)  tables of q . centroid and, by their exponentials, the mass of
-//            the segment: a token costs no exp. Without a record: the logits of keys.
+//   prepare  (row, segment, KV head)  tables of q . centroid and, by their exponentials, the mass
+//            of the segment: a token costs no exp. Without a record: the logits of keys.
 //   merge    (row, KV head)           log-sum-exp over the segments, in order
 //   finish   (row, segment, KV head)  shares, reduced over the group
 //
-// No logit of a coded token is stored. Query heads go in blocks of four; a group that is no multiple
-// of four is padded with heads of no weight.
+// No logit of a coded token is stored. Query heads go in blocks of four; a group that is no
+// multiple of four is padded with heads of no weight.
 
 #include "code_scene.h"
 #include "parallel.h"
@@ -17,6 +17,8 @@ namespace {
 
 constexpr int64_t kRun = 128;  // tokens scored by their keys per task
 constexpr int kCodes = 256;    // codes that a byte can hold
+
+bool mean_of(const Scene& a) { return a.reduction == kMeanSoftmax; }
 
 template <typename T>
 void prepare_queries(const Scene& a, int64_t row, int64_t head) {
@@ -69,6 +71,7 @@ void prepare_codes(const Scene& a, int64_t row, int64_t s, int64_t head, const S
     float* table = tables_of(a, row, s, head) + block * 2 * a.table;
     int64_t heads = a.group - 4 * block < 4 ? a.group - 4 * block : 4;
     fill_table<T, Tables>(a, q, book, heads, table);
+    if (a.reduction == kMax) continue;
     Vec4 max, sum;
     tables_at<Tables>(a, span, head).mass(table, table + a.table, span.first - s * a.segment,
                                           span.count(), heads, &max, &sum);
@@ -127,6 +130,7 @@ void merge(const Scene& a, int64_t row, int64_t head) {
   for (int64_t t = 0; t < begin; ++t) out[t] = -kInf;
   for (int64_t t = end; t < a.width; ++t) out[t] = -kInf;
   for (int64_t g = 0; g < a.blocks * 4; ++g) lse[g] = 0;
+  if (a.reduction == kMax) return;
   for (int64_t g = 0; g < a.group; ++g) {
     Mass whole = {-kInf, 0};
     for (int64_t s = 0; s < a.spans; ++s) {
@@ -154,13 +158,13 @@ void finish_codes(const Scene& a, int64_t row, int64_t s, int64_t head, const Sp
   }
   int64_t first = span.first - s * a.segment;
   if (a.subspaces > 1) {
-    lookup.reduce(tables, 2 * a.table, a.group, a.mean, first, span.count(), out);
+    lookup.reduce(tables, 2 * a.table, a.group, mean_of(a), first, span.count(), out);
     return;
   }
   float share[kCodes];  // tokens of one code have one score
   uint8_t every[kCodes];
   for (int k = 0; k < kCodes; ++k) every[k] = static_cast<uint8_t>(k);
-  Tables{every, 0, 1, a.padded_entries}.reduce(tables, 2 * a.table, a.group, a.mean, 0,
+  Tables{every, 0, 1, a.padded_entries}.reduce(tables, 2 * a.table, a.group, mean_of(a), 0,
                                                a.padded_entries, share);
   lookup.copy(share, first, span.count(), out);
 }
@@ -214,7 +218,7 @@ void score_codes(const Scene& a) {
       return;
     }
     reduce_logits(logits_of(a, row, s, head, span), logit_stride(span.count()), a.group,
-                  lse_of(a, row, head), a.mean, span.count(),
+                  lse_of(a, row, head), mean_of(a), span.count(),
                   a.out + (row * a.heads + head) * a.width + span.first);
   });
 }

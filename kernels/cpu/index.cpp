@@ -14,7 +14,7 @@ Kmeans kmeans_of(const IndexArgs& a) {
   return set;
 }
 
-int64_t scratch_of(const IndexArgs& a) { return kmeans_of(a).lay_out(nullptr, a.capacity > 0); }
+int64_t scratch_of(const IndexArgs& a) { return kmeans_of(a).lay_out(nullptr); }
 
 template <typename T>
 INLINE T* book_of(const IndexArgs& a, int64_t set) {
@@ -50,12 +50,10 @@ void store_centroid(const Kmeans& set, T* book, int64_t c, float* x, float by) {
 template <typename T>
 void finish(const IndexArgs& a, Kmeans& set, T* book) {
   if (set.cosine) {
-    set.assign(set.count, a.capacity > 0);
+    set.assign(set.count);
     set.add_members(false);
-    bool full = false;
-    for (int64_t c = 0; c < set.clusters; ++c) full |= a.capacity > 0 && set.sizes[c] > a.capacity;
-    if (full) {
-      set.spill(a.capacity);
+    if (a.capacity > 0) {
+      set.split(a.capacity, a.entries);
       set.add_members(false);
     }
   } else {
@@ -76,7 +74,8 @@ void index_set(const IndexArgs& a, int64_t i, float* scratch) {
   int64_t segment = i / a.subspaces / a.heads;
   Kmeans set = kmeans_of(a);
   set.first = a.skips[segment];
-  set.lay_out(scratch, a.capacity > 0);
+  set.lay_out(scratch);
+  if (a.capacity > 0) set.clusters -= a.segment / a.capacity;  // the rest is for what is split
   gather<T>(a, set, segment, head * a.k_head + part * set.dim);
   set.add_points();
   set.start();
@@ -106,7 +105,9 @@ void index_segments(const IndexArgs& a) {
 
 }  // namespace
 
-extern "C" int64_t index_segments_scratch(const IndexArgs* a) { return a->threads * scratch_of(*a); }
+extern "C" int64_t index_segments_scratch(const IndexArgs* a) {
+  return a->threads * scratch_of(*a);
+}
 
 extern "C" void index_segments(const IndexArgs* a) {
   switch (a->dtype) {

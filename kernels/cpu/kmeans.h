@@ -28,14 +28,13 @@ struct Kmeans {
   float* centroids;        // [dim, clusters]
   float* bias;             // [clusters]: similarity = x . c + bias
   float* sums;             // [clusters, padded(dim)]
-  float* similarity;       // [clusters, count], where places are limited
-  int32_t *labels, *sizes, *room;
+  int32_t *labels, *sizes;
 
   int64_t points() const { return round_up(count, kTokens); }
   int64_t width() const { return round_up(clusters, kTile); }
 
   // Lays the arrays out from `scratch` on; returns how many floats they take.
-  int64_t lay_out(float* scratch, bool limited) {
+  int64_t lay_out(float* scratch) {
     int64_t next = 0;
     auto take = [&](int64_t floats) {
       float* at = scratch + next;
@@ -46,10 +45,8 @@ struct Kmeans {
     turned = take(points() * dim);
     factor = take(count), square = take(count), own = take(points()), misfit = take(points());
     centroids = take(dim * width()), bias = take(width()), sums = take(width() * padded(dim));
-    similarity = take(limited ? width() * points() : 0);
     labels = reinterpret_cast<int32_t*>(take(points()));
     sizes = reinterpret_cast<int32_t*>(take(width()));
-    room = reinterpret_cast<int32_t*>(take(width()));
     return next;
   }
 
@@ -89,6 +86,11 @@ struct Kmeans {
       float* to = turned + t / kTokens * kTokens * dim + t % kTokens;
       for (int64_t d = 0; d < dim; ++d) to[d * kTokens] = row(t)[d] * factor[t];
     }
+    clear_centroids();
+  }
+
+  // Those behind the last one are never the nearest.
+  void clear_centroids() {
     for (int64_t i = 0; i < dim * width(); ++i) centroids[i] = 0;
     for (int64_t c = clusters; c < width(); ++c) bias[c] = -kInf;
   }
@@ -107,9 +109,8 @@ struct Kmeans {
     }
   }
 
-  // The nearest centroid of the points before `last`, the lower among equals; `keep` the
-  // similarities.
-  void assign(int64_t last, bool keep = false) {
+  // The nearest centroid of the points before `last`, the lower among equals.
+  void assign(int64_t last) {
     for (int64_t t = 0; t < last; t += kTokens) {
       const float* x = turned + t * dim;
       VecF best[2] = {splat(-kInf), splat(-kInf)};
@@ -129,7 +130,6 @@ struct Kmeans {
             VecF near = acc[i][half] + bias[c + i];
             label[half] = near > best[half] ? static_cast<int32_t>(c + i) - VecI{} : label[half];
             best[half] = near > best[half] ? near : best[half];
-            if (keep) store(similarity + (c + i) * points() + t + half * LANES, near);
           }
         }
       }
@@ -145,7 +145,9 @@ struct Kmeans {
     for (int64_t t = first; t < count; ++t) {
       float* to = sum(labels[t]);
       float times = of_points ? factor[t] : 1;
-      for (int64_t d = 0; d < dim; d += LANES) store(to + d, load(to + d) + load(row(t) + d) * times);
+      for (int64_t d = 0; d < dim; d += LANES) {
+        store(to + d, load(to + d) + load(row(t) + d) * times);
+      }
       ++sizes[labels[t]];
     }
   }
@@ -176,33 +178,21 @@ struct Kmeans {
     }
   }
 
-  // Labels such that no cluster has more than `capacity` members. In rounds: a point without a place
-  // asks for the nearest cluster with room, which takes the nearest of those who ask. Similarities
-  // are kept; `sizes` and `misfit` are working memory.
-  void spill(int64_t capacity) {
-    for (int64_t c = 0; c < clusters; ++c) room[c] = static_cast<int32_t>(capacity);
-    int32_t* wish = labels;  // below 0 once a point has its place: -1 - cluster
-    for (int64_t left = count - first; left > 0;) {
-      for (int64_t c = 0; c < clusters; ++c) sizes[c] = 0;
+  // Cuts clusters of more than `capacity` members, whose sizes are known: the first ones keep their
+  // label, the next get the first label that is free, and so on. There are `most` labels then.
+  void split(int64_t capacity, int64_t most) {
+    int64_t free = clusters;
+    for (int64_t c = 0; c < clusters; ++c) {
+      if (sizes[c] <= capacity) continue;
+      int64_t nth = 0;
       for (int64_t t = first; t < count; ++t) {
-        if (wish[t] < 0) continue;
-        misfit[t] = -kInf;
-        for (int64_t c = clusters - 1; c >= 0; --c) {
-          float near = similarity[c * points() + t];
-          if (room[c] > 0 && !(near < misfit[t])) misfit[t] = near, wish[t] = static_cast<int32_t>(c);
-        }
-        ++sizes[wish[t]];
+        if (labels[t] != c) continue;
+        if (nth >= capacity) labels[t] = static_cast<int32_t>(free + nth / capacity - 1);
+        ++nth;
       }
-      for (int64_t c = 0; c < clusters; ++c) {
-        for (; sizes[c] > 0 && room[c] > 0; --sizes[c], --room[c], --left) {
-          int64_t nearest = -1;
-          for (int64_t t = first; t < count; ++t) {
-            if (wish[t] == c && (nearest < 0 || misfit[t] > misfit[nearest])) nearest = t;
-          }
-          wish[nearest] = static_cast<int32_t>(-1 - c);
-        }
-      }
+      free += (nth - 1) / capacity;
     }
-    for (int64_t t = first; t < count; ++t) labels[t] = -1 - labels[t];
+    clusters = most;
+    clear_centroids();
   }
 };

@@ -32,7 +32,7 @@ class ScoreArgs(ctypes.Structure):
 
     _fields_ = [
         *_fields("q data table begin end out scratch", ctypes.c_void_p),
-        *_fields("rows heads group dim width unit dtype threads formula mean"),
+        *_fields("rows heads group dim width unit dtype threads formula reduction"),
         *_fields("q_row q_head q_group d_item d_head d_plane t_row"),
         *_fields("scale spread", ctypes.c_double),
     ]
@@ -44,7 +44,7 @@ class CodeArgs(ctypes.Structure):
     _fields_ = [
         *_fields("q keys codebooks codes records slots begin end out scratch", ctypes.c_void_p),
         *_fields("rows heads group dim width segments segment subspaces entries dtype threads"),
-        *_fields("mean q_row q_head q_group k_slot k_head r_row s_row"),
+        *_fields("reduction q_row q_head q_group k_slot k_head r_row s_row"),
         *_fields("scale", ctypes.c_double),
     ]
 

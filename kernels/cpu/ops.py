@@ -10,10 +10,10 @@ from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
 from sgl_sparsekv.types import (
     Candidates,
+    CodeSummary,
     PageSummary,
     Reduction,
     SegmentIndex,
-    SegmentSummary,
     Selection,
 )
 
@@ -34,6 +34,8 @@ UPPER_BOUND, EXPECTED_MAXIMUM, EXACT, PRODUCT = range(4)
 FORMULAS = {"min_max": UPPER_BOUND, "mean_std": EXPECTED_MAXIMUM, "landmark": PRODUCT}
 PLANES = {"min_max": 0, "mean_std": 1, "landmark": 2, "misfit": 3}
 """`Planes` of args.h."""
+REDUCTIONS = {Reduction.MAX_SOFTMAX: 0, Reduction.MEAN_SOFTMAX: 1, Reduction.MAX: 2}
+"""`Reduction` of args.h."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 
 
@@ -132,7 +134,7 @@ class CpuOps:
             *(q.data_ptr(), data.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
             *(out.data_ptr(), None, rows, heads, group, dim, table.shape[1], unit_size),
             *(DTYPES[q.dtype], torch.get_num_threads(), formula),
-            *(reduction is Reduction.MEAN_SOFTMAX, *q.stride()[:3], *strides, table.stride(0)),
+            *(REDUCTIONS[reduction], *q.stride()[:3], *strides, table.stride(0)),
             *(scale, SPREAD),
         )
         pointer = ctypes.byref(args)
@@ -142,7 +144,7 @@ class CpuOps:
 
     def index_segments(
         self,
-        summary: SegmentSummary,
+        summary: CodeSummary,
         keys: torch.Tensor,
         slots: torch.Tensor,
         skips: torch.Tensor,
@@ -188,7 +190,7 @@ class CpuOps:
             *(index.table.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
             *(out.data_ptr(), None, rows, heads, group, dim, table.shape[1]),
             *(index.table.shape[1], index.segment_size, *books.shape[2:4]),
-            *(DTYPES[q.dtype], torch.get_num_threads(), reduction is Reduction.MEAN_SOFTMAX),
+            *(DTYPES[q.dtype], torch.get_num_threads(), REDUCTIONS[reduction]),
             *(*q.stride()[:3], *keys.stride()[:2], index.table.stride(0), table.stride(0), scale),
         )
         pointer = ctypes.byref(args)

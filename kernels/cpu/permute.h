@@ -84,8 +84,8 @@ struct Permuted {
   }
 
   // See Lookup.
-  void mass(const float* tables, float* exps, int64_t first, int64_t count, int64_t heads, Vec4* max,
-            Vec4* total) const {
+  void mass(const float* tables, float* exps, int64_t first, int64_t count, int64_t heads,
+            Vec4* max, Vec4* total) const {
     *max = *total = Vec4{};
     for (int64_t g = 0; g < heads; ++g) {
       const float* table = tables + g * parts() * kEntries;
@@ -128,7 +128,8 @@ struct Permuted {
       auto table = [&](int64_t g) { return tables + g / 4 * stride + g % 4 * parts() * kEntries; };
       sums(tables, first, n, [&](VecF x, int64_t i) { store(best + i, x); });
       for (int64_t g = 1; g < group; ++g) {
-        sums(table(g), first, n, [&](VecF x, int64_t i) { store(best + i, vmax(x, load(best + i))); });
+        sums(table(g), first, n,
+             [&](VecF x, int64_t i) { store(best + i, vmax(x, load(best + i))); });
       }
       for (int64_t i = 0; mean && i < n; i += LANES) store(total + i, VecF{});
       for (int64_t g = 0; mean && g < group; ++g) {

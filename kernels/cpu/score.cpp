@@ -148,7 +148,7 @@ void exact_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last) {
   }
 }
 
-// log of the maximum or mean over the group of softmax(logits), -inf outside the candidates.
+// The group's scores by a.reduction, -inf outside the candidates.
 void reduce_group(const ScoreArgs& a, int64_t row, int64_t head) {
   int64_t begin = a.begin[row], end = a.end[row], stride = logit_stride(a);
   float* out = a.out + (row * a.heads + head) * a.width;
@@ -157,9 +157,11 @@ void reduce_group(const ScoreArgs& a, int64_t row, int64_t head) {
   if (begin >= end) return;
   float* lse = lse_of(a, row, head);
   for (int64_t g = 0; g < a.group; ++g) {
-    lse[g] = log_sum_exp(mass_of(logits + g * stride + begin, end - begin));
+    bool shares = a.reduction != kMax;
+    lse[g] = shares ? log_sum_exp(mass_of(logits + g * stride + begin, end - begin)) : 0;
   }
-  reduce_logits(logits + begin, stride, a.group, lse, a.mean, end - begin, out + begin);
+  reduce_logits(logits + begin, stride, a.group, lse, a.reduction == kMeanSoftmax, end - begin,
+                out + begin);
 }
 
 template <typename T>
