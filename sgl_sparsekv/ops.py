@@ -9,10 +9,10 @@ import torch
 from .routes import PagedAttend
 from .types import (
     Candidates,
+    CodeSummary,
     PageSummary,
     Reduction,
     SegmentIndex,
-    SegmentSummary,
     Selection,
     StepShape,
 )
@@ -68,8 +68,9 @@ class Ops(Protocol):
         """Score candidate units from their metadata.
 
         Returns:
-            float32 `[rows, H, U]`: log of the reduced softmax over each row's candidates; -inf
-            outside `[begin, end)`. Metadata outside the candidates is never read.
+            float32 `[rows, H, U]`: log of the reduced softmax over each row's candidates (with
+            `Reduction.MAX` the largest scaled score of the group); -inf outside `[begin, end)`.
+            Metadata outside the candidates is never read.
         """
         ...
 
@@ -91,7 +92,7 @@ class Ops(Protocol):
 
     def index_segments(
         self,
-        summary: SegmentSummary,
+        summary: CodeSummary,
         keys: torch.Tensor,
         slots: torch.Tensor,
         skips: torch.Tensor,

@@ -18,10 +18,15 @@ import torch
 
 
 class Reduction(StrEnum):
-    """How G query heads share one score; the softmax runs over the candidate units."""
+    """How G query heads share one score.
+
+    The softmax runs over the candidate units; `MAX` is the largest scaled score without one, which
+    needs no look at the other candidates.
+    """
 
     MAX_SOFTMAX = "max_softmax"
     MEAN_SOFTMAX = "mean_softmax"
+    MAX = "max"
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,44 @@ class PageSummary:
 
 @dataclass(frozen=True)
 class SegmentSummary:
-    """What a segment's record holds: a code per token, and the vectors that codes stand for.
+    """What the record of a segment holds.
+
+    Attributes:
+        name: names the records in the pool.
+        segment_size: tokens of a segment, S; segments begin at multiples of it.
+    """
+
+    name: str
+    segment_size: int
+
+    def shapes(self, head_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """Per array of a record, its shape for one KV head and its type; None: the keys'."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class BoundSummary(SegmentSummary):
+    """A page summary of the whole segment, to tell which segments are worth a closer look.
+
+    Attributes:
+        page: what is computed of the segment's keys as if it were one unit.
+    """
+
+    page: PageSummary
+
+    def shapes(self, head_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """See `SegmentSummary.shapes`."""
+        return {"planes": ((len(self.page.planes), head_dim), None)}
+
+
+@dataclass(frozen=True)
+class CodeSummary(SegmentSummary):
+    """A code per token, and the vectors that codes stand for.
 
     A key is cut into m sub-vectors, each replaced by one of K centroids of its place. Clusters are
     the case m = 1: the code is the cluster, its vector the cluster's centroid.
 
     Attributes:
-        name: names the records in the pool.
-        segment_size: tokens of a segment, S; segments begin at multiples of it.
         subspaces: sub-vectors of a key, m; divides D.
         codes: centroids of a subspace, K, at most 256.
         cosine: k-means by direction, centroids being the mean raw key; else Euclidean.
@@ -67,19 +102,15 @@ class SegmentSummary:
         capacity: most tokens of one code, or None. What k-means makes larger is split in order of
             position: the first `capacity` tokens keep the code, the next get the first code that
             is free, and so on, cluster by cluster. `learned` leaves enough codes for that.
-        sinks: first tokens of a sequence that centroids do not learn from; they get codes.
         build: keys `[S, H, D]` and the first tokens not to learn from -> codes uint8
             `[H, m, S]`, codebook `[H, m, K, D / m]` in the keys' dtype; in plain torch.
     """
 
-    name: str
-    segment_size: int
     subspaces: int
     codes: int
     cosine: bool
     iterations: int
     capacity: int | None
-    sinks: int
     build: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
     @property
@@ -87,10 +118,33 @@ class SegmentSummary:
         """Centroids that k-means fits; the rest of the codes is for what is split."""
         return self.codes - self.segment_size // self.capacity if self.capacity else self.codes
 
+    def shapes(self, head_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """See `SegmentSummary.shapes`."""
+        width = head_dim // self.subspaces
+        return {
+            "codes": ((self.subspaces, self.segment_size), torch.uint8),
+            "codebooks": ((self.subspaces, self.codes, width), None),
+        }
+
+
+@dataclass(frozen=True)
+class SegmentBounds:
+    """The bounds of one layer, and which of them the rows of a group read.
+
+    Attributes:
+        planes: `[records, H, planes, D]` in the keys' dtype.
+        table: int32 `[rows, segments]`, record of each whole segment of a row, or -1.
+        segment_size: tokens of a segment.
+    """
+
+    planes: torch.Tensor
+    table: torch.Tensor
+    segment_size: int
+
 
 @dataclass(frozen=True)
 class SegmentIndex:
-    """The records of one layer, and which of them the rows of a group read.
+    """The codes of one layer, and which of them the rows of a group read.
 
     Attributes:
         codes: uint8 `[records, H, m, S]`.
@@ -144,7 +198,7 @@ class ScoreInputs:
     q: torch.Tensor
     keys: torch.Tensor
     fields: Mapping[str, torch.Tensor]
-    index: SegmentIndex | None
+    index: SegmentIndex | SegmentBounds | None
     candidates: Candidates
     num_units: torch.Tensor
     counts: torch.Tensor

@@ -4,10 +4,10 @@ import torch
 
 from sgl_sparsekv.types import (
     Candidates,
+    CodeSummary,
     PageSummary,
     Reduction,
     SegmentIndex,
-    SegmentSummary,
     Selection,
 )
 
@@ -35,7 +35,7 @@ class ReferenceOps:
 
     def index_segments(
         self,
-        summary: SegmentSummary,
+        summary: CodeSummary,
         keys: torch.Tensor,
         slots: torch.Tensor,
         skips: torch.Tensor,
@@ -206,6 +206,8 @@ def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:
 
 def reduce_group(scores: torch.Tensor, reduction: Reduction) -> torch.Tensor:
     """Scaled scores `[H, G, u]` -> `[H, u]`: log of the max or mean softmax over the group."""
+    if reduction is Reduction.MAX:
+        return scores.amax(1)
     log_share = scores - scores.logsumexp(-1, keepdim=True)
     if reduction is Reduction.MAX_SOFTMAX:
         return log_share.amax(1)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from statistics import median
 from typing import Any
 
 from ..geometry import UNIT_SIZE
-from ..selection import IndexOptions, load_method
+from ..selection import METHODS, IndexOptions, load_method
 from .answer import Answer
 from .scenario import Scenario, words_right
 
@@ -78,14 +79,19 @@ def score_run(
 
 def _metadata_share(method: str) -> float:
     """Bytes that choosing reads, over the bytes of all K and V."""
+    if method not in METHODS:
+        return 0.0
     chosen, share = load_method(method), 0.0
     for summary in chosen.summaries:
         width = len(summary.planes) * (summary.width or HEAD_DIM)
         share += width / (summary.tokens or UNIT_SIZE) / (2 * HEAD_DIM)
     segment = chosen.segments(IndexOptions())
     if segment is not None:
-        codes = segment.subspaces / (2 * HEAD_DIM * KEY_BYTES)
-        share += codes + segment.codes / (2 * segment.segment_size)
+        arrays = segment.shapes(HEAD_DIM).values()
+        size = sum(
+            prod(shape) * (dtype.itemsize if dtype else KEY_BYTES) for shape, dtype in arrays
+        )
+        share += size / segment.segment_size / (2 * HEAD_DIM * KEY_BYTES)
     return share
 
 

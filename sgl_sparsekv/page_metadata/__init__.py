@@ -2,11 +2,12 @@
 
 from .check import Mismatch, find_mismatches, find_record_mismatches
 from .layout import KeyLayout
-from .lifecycle import RowSegments, StepIndex, StepSeal
+from .lifecycle import SINKS, RowSegments, StepIndex, StepSeal
 from .pool import PageMetadata, bytes_per_unit
-from .records import SegmentRecords, bytes_per_record, record_capacity
+from .records import SegmentRecords, bytes_per_record, record_capacity, write_records
 
 __all__ = [
+    "SINKS",
     "KeyLayout",
     "Mismatch",
     "PageMetadata",
@@ -19,4 +20,5 @@ __all__ = [
     "find_mismatches",
     "find_record_mismatches",
     "record_capacity",
+    "write_records",
 ]

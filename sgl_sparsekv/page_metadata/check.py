@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from ..ops import Ops
-from ..types import PageSummary, SegmentIndex
+from ..types import PageSummary
 from .pool import PageMetadata
-from .records import SegmentRecords
+from .records import SegmentRecords, write_records
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Mismatch:
         summary: what is wrong.
         layer: counted from this rank's first.
         unit: physical unit, or number of the record.
-        worst: largest difference of a field, or codes that differ.
+        worst: largest difference of a field, or entries of a record that differ.
     """
 
     summary: str
@@ -72,19 +72,14 @@ def find_record_mismatches(
         skips: int64 `[n]`, see `Ops.index_segments`.
         held: int64 `[n]`, records that stand for them.
     """
-    codes, books = records.codes[layer], records.codebooks[layer]
-    fresh = SegmentIndex(
-        codes.new_zeros(len(held), *codes.shape[1:]),
-        books.new_zeros(len(held), *books.shape[1:]),
-        torch.empty(0, 0, dtype=torch.int32),
-    )
-    ops.index_segments(records.summary, keys, slots, skips, fresh, torch.arange(len(held)))
+    arrays = records.arrays[layer]
+    fresh = {name: array.new_zeros(len(held), *array.shape[1:]) for name, array in arrays.items()}
+    write_records(ops, records.summary, keys, slots, skips, fresh, torch.arange(len(held)))
     found = []
     for i, record in enumerate(held.tolist()):
-        differ = int((fresh.codes[i] != codes[record]).sum())
-        same = torch.equal(fresh.codebooks[i], books[record])
-        if differ or not same:
-            found.append(Mismatch(records.summary.name, layer, record, max(differ, 1)))
+        differ = sum(int((new[i] != arrays[name][record]).sum()) for name, new in fresh.items())
+        if differ:
+            found.append(Mismatch(records.summary.name, layer, record, differ))
     return found
 
 

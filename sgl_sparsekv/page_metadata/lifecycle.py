@@ -16,10 +16,14 @@ import torch
 
 from ..geometry import Geometry
 from ..ops import Ops
-from ..types import SegmentIndex
+from ..types import BoundSummary, SegmentBounds, SegmentIndex
 from .check import Mismatch, find_record_mismatches
 from .pool import PageMetadata
-from .records import SegmentRecords
+from .records import SegmentRecords, write_records
+
+SINKS = 16
+"""First tokens of a sequence, which no record learns from: they draw attention whatever they say,
+and are always read."""
 
 
 class StepSeal:
@@ -134,21 +138,21 @@ class StepIndex:
         return torch.from_numpy(table.astype(np.int32)).to(self._slots.device)
 
     def _note(self, rows: Sequence[RowSegments], built: list[tuple[int, int, int]]) -> None:
-        size, sinks = self.records.summary.segment_size, self.records.summary.sinks
-        device = self.records.codes[0].device
+        size = self.records.summary.segment_size
         spans = [rows[i].slots[nth * size : (nth + 1) * size] for i, nth, _ in built]
         self._slots = torch.stack(spans).long() if spans else torch.empty(0, size).long()
-        self._slots = self._slots.to(device)
-        self._skips = torch.tensor([sinks * (nth == 0) for _, nth, _ in built], dtype=torch.int64)
+        self._slots = self._slots.to(self.records.device)
+        self._skips = torch.tensor([SINKS * (nth == 0) for _, nth, _ in built], dtype=torch.int64)
         self._targets = torch.tensor([record for *_, record in built], dtype=torch.int64)
 
     def summarise(self, layer: int, keys: torch.Tensor) -> None:
         """Write this layer's records of the step's segments; seals them behind the last layer."""
         if not self._targets.numel():
             return
-        index = self.view(layer, self._targets[None])
-        summary = self.records.summary
-        self.ops.index_segments(summary, keys, self._slots, self._skips, index, self._targets)
+        into = self.records.arrays[layer]
+        write_records(
+            self.ops, self.records.summary, keys, self._slots, self._skips, into, self._targets
+        )
         if layer == self._last_layer:
             self.records.seal()
 
@@ -162,14 +166,17 @@ class StepIndex:
         if not len(there):
             return 0, []
         row, segment = there[nth % len(there)].tolist()
-        size, sinks = self.records.summary.segment_size, self.records.summary.sinks
+        size = self.records.summary.segment_size
         slots = self._rows[row].slots[segment * size : (segment + 1) * size].long()
-        skips = torch.tensor([sinks * (segment == 0)])
+        skips = torch.tensor([SINKS * (segment == 0)])
         held = torch.tensor([int(self._table[row, segment])])
         return 1, find_record_mismatches(
             self.records, self.ops, layer, keys, slots[None], skips, held
         )
 
-    def view(self, layer: int, table: torch.Tensor) -> SegmentIndex:
+    def view(self, layer: int, table: torch.Tensor) -> SegmentIndex | SegmentBounds:
         """The records of a layer as rows `[rows, segments]` of `table` read them."""
-        return SegmentIndex(self.records.codes[layer], self.records.codebooks[layer], table)
+        arrays = self.records.arrays[layer]
+        if isinstance(self.records.summary, BoundSummary):
+            return SegmentBounds(arrays["planes"], table, self.records.summary.segment_size)
+        return SegmentIndex(arrays["codes"], arrays["codebooks"], table)

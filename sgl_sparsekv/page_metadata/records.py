@@ -9,12 +9,15 @@ running step reads it; where all are read, the segment stays without one and its
 by their keys. A record that gave way is built again when its segment is next read.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ..geometry import Geometry, ceil_div
-from ..types import SegmentSummary
+from ..ops import Ops
+from ..types import BoundSummary, CodeSummary, SegmentIndex, SegmentSummary
 from .layout import KeyLayout
 
 IntArray = npt.NDArray[np.int64]
@@ -27,22 +30,20 @@ def record_capacity(num_slots: int, segment_size: int) -> int:
 
 def bytes_per_record(summary: SegmentSummary, layout: KeyLayout) -> int:
     """Bytes of one record over all layers."""
-    codes = summary.subspaces * summary.segment_size
-    itemsize: int = layout.dtype.itemsize
-    codebook = summary.codes * layout.head_dim * itemsize
-    return layout.num_layers * layout.num_kv_heads * (codes + codebook)
+    arrays = summary.shapes(layout.head_dim).values()
+    head: int = sum(math.prod(shape) * (dtype or layout.dtype).itemsize for shape, dtype in arrays)
+    return layout.num_layers * layout.num_kv_heads * head
 
 
 class SegmentRecords:
-    """Codes and codebooks of one segment summary, and which page each belongs to.
+    """The records of one segment summary, and which page each belongs to.
 
     The keys live on the host: a step is planned there.
 
     Attributes:
         summary: what a record holds.
         capacity: records there is room for.
-        codes: per layer uint8 `[capacity, H, m, S]`.
-        codebooks: per layer `[capacity, H, m, K, D / m]`.
+        arrays: per layer, by the names of `SegmentSummary.shapes`, `[capacity, H, ...]`.
         built: records sealed since the start.
         evicted: records that gave way to another since the start.
         refused: segments that found no room since the start, counted in every step.
@@ -57,19 +58,17 @@ class SegmentRecords:
         device: torch.device | str,
     ) -> None:
         geometry.require_whole_pages(summary.segment_size)
-        if layout.head_dim % summary.subspaces:
-            raise ValueError(
-                f"pq_subspaces must divide head_dim {layout.head_dim}, got {summary.subspaces}"
-            )
         self.summary = summary
         self.layout = layout
         self.capacity = record_capacity(num_slots, summary.segment_size)
-        heads, parts = layout.num_kv_heads, summary.subspaces
-        codes = (self.capacity, heads, parts, summary.segment_size)
-        book = (self.capacity, heads, parts, summary.codes, layout.head_dim // parts)
-        layers = range(layout.num_layers)
-        self.codes = [torch.zeros(codes, dtype=torch.uint8, device=device) for _ in layers]
-        self.codebooks = [torch.zeros(book, dtype=layout.dtype, device=device) for _ in layers]
+        rows = (self.capacity, layout.num_kv_heads)
+        self.arrays = [
+            {
+                name: torch.zeros(*rows, *shape, dtype=dtype or layout.dtype, device=device)
+                for name, (shape, dtype) in summary.shapes(layout.head_dim).items()
+            }
+            for _ in range(layout.num_layers)
+        ]
         self.built = self.evicted = self.refused = 0
         self._step = 0
         self._of_page = np.full(ceil_div(num_slots, geometry.page_size), -1, dtype=np.int64)
@@ -81,6 +80,11 @@ class SegmentRecords:
     def nbytes(self) -> int:
         """Bytes held."""
         return self.capacity * bytes_per_record(self.summary, self.layout)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays lie."""
+        return next(iter(self.arrays[0].values())).device
 
     @property
     def held(self) -> dict[int, int]:
@@ -137,3 +141,31 @@ class SegmentRecords:
     def _forget(self, records: IntArray) -> None:
         self._of_page[self._page[records]] = -1
         self._page[records] = -1
+
+
+def write_records(
+    ops: Ops,
+    summary: SegmentSummary,
+    keys: torch.Tensor,
+    slots: torch.Tensor,
+    skips: torch.Tensor,
+    into: dict[str, torch.Tensor],
+    records: torch.Tensor,
+) -> None:
+    """Index whole segments.
+
+    Args:
+        ops: the device.
+        summary: what to compute.
+        keys: `[slots, H, D]`, the pool's K.
+        slots: int64 `[n, S]`, slots of each segment's tokens, in order.
+        skips: int64 `[n]`, first tokens of each segment not to learn from.
+        into: arrays of the layer, written at `records`.
+        records: int64 `[n]`.
+    """
+    if isinstance(summary, BoundSummary):
+        into["planes"][records] = summary.page.summarise(keys[slots])
+        return
+    assert isinstance(summary, CodeSummary)
+    index = SegmentIndex(into["codes"], into["codebooks"], records[None].int())
+    ops.index_segments(summary, keys, slots, skips, index, records)

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 
 from ..geometry import ceil_div
-from ..types import SegmentSummary
+from ..types import CodeSummary
 from .clusters import CAP, ITERATIONS, build_clusters, capacity_of
 from .exact import directions, product_grid
 from .lloyd import similarities
@@ -14,12 +14,10 @@ from .quantise import build_codebook, encode
 
 MAX_CODES = 256
 """Codes that a byte can hold."""
-SINKS = 16
-"""First tokens of a sequence: they draw attention whatever they say, and are always read."""
 
 
 @cache
-def clusters(segment_size: int, tokens_per_centroid: int) -> SegmentSummary:
+def clusters(segment_size: int, tokens_per_centroid: int) -> CodeSummary:
     """Clusters of a segment's keys: one code per token, its cluster.
 
     Raises:
@@ -42,13 +40,13 @@ def clusters(segment_size: int, tokens_per_centroid: int) -> SegmentSummary:
         return codes[:, None].to(torch.uint8), found.centroids[:, None]
 
     capacity = capacity_of(segment_size, count, CAP)
-    return SegmentSummary(
-        "clusters", segment_size, 1, count, True, ITERATIONS, capacity, SINKS, build
+    return CodeSummary(
+        "clusters", segment_size, 1, count, True, ITERATIONS, capacity, build
     )
 
 
 @cache
-def products(segment_size: int, subspaces: int, bits: int) -> SegmentSummary:
+def products(segment_size: int, subspaces: int, bits: int) -> CodeSummary:
     """Product-quantised keys: one code per token and sub-vector.
 
     Raises:
@@ -62,6 +60,6 @@ def products(segment_size: int, subspaces: int, bits: int) -> SegmentSummary:
         codebook = build_codebook(keys[skip:], subspaces, bits)
         return encode(keys, codebook).permute(1, 2, 0), codebook.centroids
 
-    return SegmentSummary(
-        "products", segment_size, subspaces, 1 << bits, False, PQ_ITERATIONS, None, SINKS, build
+    return CodeSummary(
+        "products", segment_size, subspaces, 1 << bits, False, PQ_ITERATIONS, None, build
     )

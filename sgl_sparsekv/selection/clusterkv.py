@@ -10,7 +10,7 @@ segment are ranked by their own keys.
 """
 
 from ..segments.index import clusters
-from ..types import SegmentSummary
+from ..types import CodeSummary
 from .base import IndexOptions
 from .coded import CodedMethod
 
@@ -21,6 +21,6 @@ class ClusterKV(CodedMethod):
     name = "clusterkv"
     citation = "ClusterKV, arXiv 2412.03213"
 
-    def segments(self, options: IndexOptions) -> SegmentSummary:
+    def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""
         return clusters(options.cluster_segment, options.tokens_per_centroid)

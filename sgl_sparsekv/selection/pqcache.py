@@ -8,7 +8,7 @@ are ranked by their own keys; the budget is in tokens and not a share of the pro
 """
 
 from ..segments.index import products
-from ..types import SegmentSummary
+from ..types import CodeSummary
 from .base import IndexOptions
 from .coded import CodedMethod
 
@@ -19,6 +19,6 @@ class PQCache(CodedMethod):
     name = "pqcache"
     citation = "PQCache, arXiv 2407.12820"
 
-    def segments(self, options: IndexOptions) -> SegmentSummary:
+    def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""
         return products(options.pq_segment, options.pq_subspaces, options.pq_bits)

@@ -12,6 +12,8 @@ METHODS = {
     "oracle": "oracle:Oracle",
     "pqcache": "pqcache:PQCache",
     "quest": "quest:Quest",
+    "quest_two_level": "two_level:TwoLevel",
+    "quest_two_level_exact": "two_level:TwoLevelExact",
     "shadowkv": "shadowkv:ShadowKV",
     "streaming": "streaming:Streaming",
 }

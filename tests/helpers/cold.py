@@ -6,12 +6,15 @@ import torch
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
+from sgl_sparsekv.page_metadata import SINKS, write_records
 from sgl_sparsekv.selection import IndexOptions, load_method
 from sgl_sparsekv.types import (
+    BoundSummary,
     Candidates,
     PageSummary,
     Reduction,
     ScoreInputs,
+    SegmentBounds,
     SegmentIndex,
     SegmentSummary,
 )
@@ -123,19 +126,20 @@ class ColdRun:
         self.ops.summarise(summary, keys, field, torch.arange(full))
         return field
 
-    def _index(self, keys: torch.Tensor, length: int, indexed: list[bool]) -> SegmentIndex | None:
+    def _index(
+        self, keys: torch.Tensor, length: int, indexed: list[bool]
+    ) -> SegmentIndex | SegmentBounds | None:
         summary = load_method(self.options.method).segments(self.index)
         if summary is None:
             return None
-        size = summary.segment_size
-        built = [segment_record(self.ops, summary, i, keys) for i in range(length // size)]
-        blank = (
-            torch.zeros(HEADS, summary.subspaces, size, dtype=torch.uint8),
-            keys.new_zeros(HEADS, summary.subspaces, summary.codes, DIM // summary.subspaces),
-        )
-        codes, books = (torch.stack(parts) for parts in zip(*built, blank, strict=True))
-        table = [i if there else -1 for i, there in enumerate(indexed)]
-        return SegmentIndex(codes, books, torch.tensor([table], dtype=torch.int32))
+        whole = range(length // summary.segment_size)
+        built = [segment_record(self.ops, summary, nth, keys) for nth in whole]
+        built.append(blank_record(summary, keys.dtype))
+        arrays = {name: torch.stack([record[name] for record in built]) for name in built[0]}
+        table = torch.tensor([[i if there else -1 for i, there in enumerate(indexed)]])
+        if isinstance(summary, BoundSummary):
+            return SegmentBounds(arrays["planes"], table.int(), summary.segment_size)
+        return SegmentIndex(arrays["codes"], arrays["codebooks"], table.int())
 
     def query(self, layer: int, length: int) -> torch.Tensor:
         """Q `[H, G, D]` of the newest token."""
@@ -168,32 +172,34 @@ class ColdRun:
         return out
 
 
-_records: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+_records: dict[object, dict[str, torch.Tensor]] = {}
+
+
+def blank_record(summary: SegmentSummary, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Arrays `[H, ...]` of a record of zeros."""
+    return {
+        name: torch.zeros(HEADS, *shape, dtype=own or dtype)
+        for name, (shape, own) in summary.shapes(DIM).items()
+    }
 
 
 def segment_record(
     ops: Ops, summary: SegmentSummary, nth: int, keys: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and codebook of the `nth` segment of `keys` `[L, H, D]`, kept by what they depend on.
+) -> dict[str, torch.Tensor]:
+    """Arrays `[H, ...]` of the `nth` segment's record, kept by the keys they depend on.
 
     Args:
         ops: the device.
         summary: what is stored.
         nth: number of the segment in the sequence.
-        keys: K in position order.
+        keys: K `[L, H, D]` in position order.
     """
     size = summary.segment_size
     own = keys[nth * size : (nth + 1) * size]
     key = (summary, nth == 0, keys.dtype, own.float().numpy().tobytes())
     if key not in _records:
-        index = SegmentIndex(
-            torch.zeros(1, HEADS, summary.subspaces, size, dtype=torch.uint8),
-            keys.new_zeros(1, HEADS, summary.subspaces, summary.codes, DIM // summary.subspaces),
-            torch.zeros(1, 1, dtype=torch.int32),
-        )
-        skip = torch.tensor([summary.sinks * (nth == 0)])
-        ops.index_segments(
-            summary, own, torch.arange(size)[None], skip, index, torch.zeros(1, dtype=torch.int64)
-        )
-        _records[key] = index.codes[0], index.codebooks[0]
+        arrays = {name: a[None] for name, a in blank_record(summary, keys.dtype).items()}
+        slots, skips = torch.arange(size)[None], torch.tensor([SINKS * (nth == 0)])
+        write_records(ops, summary, own, slots, skips, arrays, torch.tensor([0]))
+        _records[key] = {name: array[0] for name, array in arrays.items()}
     return _records[key]

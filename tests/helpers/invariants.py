@@ -103,9 +103,8 @@ def check_records(host: Host) -> int:
                 for layer in range(LAYERS):
                     keys = host.pool.get_key_buffer(layer)[row]
                     wanted = segment_record(host.backend.ops, records.summary, nth, keys)
-                    codes = records.codes[layer][held[page]]
-                    book = records.codebooks[layer][held[page]]
-                    same = torch.equal(codes, wanted[0]) and torch.equal(book, wanted[1])
+                    arrays = records.arrays[layer]
+                    same = all(torch.equal(arrays[a][held[page]], wanted[a]) for a in wanted)
                     require(same, "R2 records", f"{name} of page {page}, layer {layer}")
     return sum(len(pages) > 1 for pages in branches.values())
 

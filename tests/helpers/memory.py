@@ -25,7 +25,10 @@ from .fused_backend import fused_backend
 from .recorder import Recorder
 from .toy_model import DIM, HEADS, LAYERS, ToyModel
 
-METHODS = ("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "shadowkv", "streaming")
+METHODS = (
+    *("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "quest_two_level"),
+    *("quest_two_level_exact", "shadowkv", "streaming"),
+)
 MAX_CONTEXT = 1024
 ALLOCATOR = "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator."
 

@@ -12,7 +12,7 @@ from helpers.scenarios import Script
 from pytest import MonkeyPatch
 
 from sgl_sparsekv.geometry import Geometry
-from sgl_sparsekv.page_metadata import SegmentRecords, StepIndex
+from sgl_sparsekv.page_metadata import SINKS, SegmentRecords, StepIndex
 
 Scenario = Callable[[Script], None]
 Install = Callable[[Script, MonkeyPatch], None]
@@ -74,7 +74,7 @@ def every_segment_has_sinks(script: Script, patch: MonkeyPatch) -> None:
 
     def noted(self: StepIndex, rows: Any, built: Any) -> None:
         note(self, rows, built)
-        self._skips = torch.full_like(self._skips, self.records.summary.sinks)
+        self._skips = torch.full_like(self._skips, SINKS)
 
     patch.setattr(StepIndex, "_note", noted)
 

@@ -39,5 +39,5 @@ def test_metadata_stays_true_under_any_history(core: str, page_size: int, sglang
     print(", ".join(f"{name} {n}" for name, n in counts.most_common()))
     print(", ".join(f"{name} {n}" for name, n in machine.seen.most_common()))
     assert counts.total() >= SHARE
-    for what in ("branched segments", "records built", "records evicted", "records refused"):
+    for what in ("branched segments", "records built", "records evicted"):
         assert machine.seen[what] > 0, f"no history had {what}"

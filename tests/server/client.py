@@ -133,13 +133,20 @@ def wrong_answers(
     ]
 
 
-def metric(url: str, name: str) -> float:
-    """Sum of a Prometheus series of ours over its labels; 0 when it was never written."""
+def metric(url: str, name: str, label: str = "") -> float:
+    """Sum of a Prometheus series of ours over its labels; 0 when it was never written.
+
+    Args:
+        url: of the server.
+        name: of the series, without the prefix.
+        label: value of the only label; "" for all of them.
+    """
     lines = str(get(f"{url}/metrics")).splitlines()
     return sum(
         float(line.rsplit(" ", 1)[1])
         for line in lines
         if line.startswith((f"sparsekv:{name}{{", f"sparsekv:{name} "))
+        and (not label or f'"{label}"' in line)
     )
 
 

@@ -16,10 +16,12 @@ ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "3"))
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
+SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "shadowkv")
+"""Methods that read segment records, or chunks smaller than a unit."""
 SPARSE = (
     *("--attention-backend", "sparsekv", "--sparsekv-check", "raise"),
     *("--sparsekv-check-interval", "5", "--sparsekv-budget", "512", "--sparsekv-dense-layers", "0"),
-    *("--sparsekv-methods", "full,oracle,quest,mean_std,streaming"),
+    *("--sparsekv-methods", "full,oracle,quest,mean_std,streaming," + ",".join(SEGMENTED)),
 )
 TIGHT = (
     "--max-total-tokens",
