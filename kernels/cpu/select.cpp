@@ -125,11 +125,11 @@ int64_t take_best(const float* scores, int64_t begin, int64_t end, int64_t wante
   int64_t n = end - begin, reached;
   if (wanted > n) wanted = n;
   if (wanted <= 0) return 0;
-  int64_t share = n / (4 * wanted);
-  bool sieved = share >= 2;
+  int64_t share = n / (4 * wanted) < 16 ? n / (4 * wanted) : 16;
+  bool sieved = share >= 2 && n / (share * LANES) * LANES >= wanted;
   uint32_t differ;
   if (sieved) {
-    n = sieve(scores + begin, n, share < 16 ? share : 16, wanted, keys, places, &differ);
+    n = sieve(scores + begin, n, share, wanted, keys, places, &differ);
   } else {
     differ = write_keys(scores + begin, n, keys);
   }
