@@ -53,6 +53,8 @@ def test_a_level_that_this_cpu_lacks_is_refused():
 def test_argument_structs_are_the_size_of_their_fields():
     for struct in (
         library.AttendArgs,
+        library.CodeArgs,
+        library.IndexArgs,
         library.ScoreArgs,
         library.SelectArgs,
         library.SummariseArgs,
