@@ -40,11 +40,15 @@ class Dump:
         positions: int64 `[n]`, ascending; a query sees the keys up to its own position.
         layers: every layer.
         accuracy: share of the positions whose next token the dense model foretells.
+        cos: float32 `[L, R]` of the rotation of the first R channels.
+        sin: as `cos`.
     """
 
     positions: torch.Tensor
     layers: tuple[LayerDump, ...]
     accuracy: float
+    cos: torch.Tensor
+    sin: torch.Tensor
 
 
 def dump(model: Any, ids: Sequence[int], positions: Sequence[int]) -> Dump:
@@ -74,7 +78,8 @@ def dump(model: Any, ids: Sequence[int], positions: Sequence[int]) -> Dump:
     for hook in hooks:
         hook.remove()
     right = logits.argmax(-1) == torch.tensor(ids)[asked + 1]
-    return Dump(asked, tuple(recorder.layers), right.float().mean().item())
+    accuracy = right.float().mean().item()
+    return Dump(asked, tuple(recorder.layers), accuracy, recorder.cos, recorder.sin)
 
 
 class _Recorder:
@@ -83,11 +88,11 @@ class _Recorder:
     def __init__(self, positions: torch.Tensor) -> None:
         self.positions = positions
         self.layers: list[LayerDump] = []
-        self._cos = self._sin = torch.empty(0)
+        self.cos = self.sin = torch.empty(0)
 
     def rotation(self, module: Any, args: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Forward hook of the rotary embedding: remembers cos and sin `[1, L, D]`."""
-        self._cos, self._sin = output[0][0].float(), output[1][0].float()
+        """Forward hook of the rotary embedding: remembers cos and sin `[1, L, R]`."""
+        self.cos, self.sin = output[0][0].float(), output[1][0].float()
 
     def attend(
         self,
@@ -109,7 +114,7 @@ class _Recorder:
                 query[0, :, self.positions].movedim(0, 1).unflatten(1, (heads, -1)).bfloat16(),
                 k.bfloat16().contiguous(),
                 value[0].movedim(0, 1).bfloat16().contiguous(),
-                self._turned_back(k).bfloat16(),
+                turned(k.float(), self.cos, -self.sin).bfloat16(),
                 scale,
             )
         )
@@ -118,13 +123,14 @@ class _Recorder:
         )
         return out.transpose(1, 2).contiguous(), None
 
-    def _turned_back(self, keys: torch.Tensor) -> torch.Tensor:
-        """Keys `[L, H, D]` as they were before the rotation of their first channels."""
-        width = self._cos.shape[-1]
-        turned, rest = keys.float().split((width, keys.shape[-1] - width), -1)
-        a, b = turned.chunk(2, -1)
-        turned = turned * self._cos[:, None] + torch.cat((b, -a), -1) * self._sin[:, None]
-        return torch.cat((turned, rest), -1)
+
+def turned(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of keys `[L, H, D]` by `cos`, `sin` `[L, R]`; back again with -sin."""
+    width = cos.shape[-1]
+    first, rest = keys.split((width, keys.shape[-1] - width), -1)
+    a, b = first.chunk(2, -1)
+    first = first * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]
+    return torch.cat((first, rest), -1)
 
 
 def _check_plain(module: Any, length: int, options: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from bench.quality.results import Row
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 460, 330, 56, 44, 44, 190
 PLOT_W, PLOT_H = WIDTH - LEFT - 16, HEIGHT - TOP - BOTTOM
 COLOURS = (
-    *("#2f6fde", "#8a5cd6", "#d9822b", "#118a4e", "#7cc29d", "#cf2f2f", "#e58f8f"),
+    *("#2f6fde", "#8a5cd6", "#d9822b", "#118a4e", "#7cc29d", "#cf2f2f", "#e58f8f", "#b5179e"),
     *("#8a6d3b", "#6a7280", "#aab2bf"),
 )
 STYLE = """
@@ -20,10 +20,12 @@ STYLE = """
 .fig .line{fill:none;stroke-width:1.8;stroke-linejoin:round}.fig .bound{stroke-dasharray:4 3}
 """
 Panel = tuple[str, Sequence[Row]]
+Span = tuple[float, float]
+"""Log10 of the ends of an axis."""
 
 
 def error_plot(panels: Sequence[Panel], methods: Sequence[str]) -> str:
-    """One panel for each (title, rows of one context), both axes logarithmic.
+    """One panel for each (title, rows of one context), axes logarithmic, the same bytes in each.
 
     Args:
         panels: their rows at equal budgets are the points, at what they really read.
@@ -31,9 +33,8 @@ def error_plot(panels: Sequence[Panel], methods: Sequence[str]) -> str:
     """
     rows = [row for _, some in panels for row in some if row.method in methods and row.share]
     xs = _decades([row.share or 1 for row in rows])
-    ys = _decades([max(row.error or 0, 1e-4) for row in rows])
     body = "".join(
-        f'<g transform="translate({i * WIDTH} 0)">{_panel(title, some, methods, xs, ys)}</g>'
+        f'<g transform="translate({i * WIDTH} 0)">{_panel(title, some, methods, xs)}</g>'
         for i, (title, some) in enumerate(panels)
     )
     width = len(panels) * WIDTH + LEGEND
@@ -45,17 +46,12 @@ def error_plot(panels: Sequence[Panel], methods: Sequence[str]) -> str:
     )
 
 
-def _panel(
-    title: str,
-    rows: Sequence[Row],
-    methods: Sequence[str],
-    xs: tuple[float, float],
-    ys: tuple[float, float],
-) -> str:
+def _panel(title: str, rows: Sequence[Row], methods: Sequence[str], xs: Span) -> str:
+    ys = _decades([_error(row) for row in rows if row.method in methods and row.share])
     parts = [f'<text class="title" x="{LEFT}" y="26">{escape(title)}</text>', _axes(xs, ys)]
     for method, colour in zip(methods, COLOURS, strict=False):
         points = sorted(
-            (_x(row.share, xs), _y(max(row.error or 0, 1e-4), ys))
+            (_x(row.share, xs), _y(_error(row), ys))
             for row in rows
             if row.method == method and row.equal == "budget" and row.share
         )
@@ -66,7 +62,7 @@ def _panel(
     return "".join(parts)
 
 
-def _axes(xs: tuple[float, float], ys: tuple[float, float]) -> str:
+def _axes(xs: Span, ys: Span) -> str:
     parts = []
     for tick in _ticks(xs):
         x = _x(tick, xs)
@@ -95,21 +91,25 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text class="soft" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
-def _decades(values: Sequence[float]) -> tuple[float, float]:
+def _decades(values: Sequence[float]) -> Span:
     """Log10 of the least and greatest, rounded outwards to thirds of a decade."""
     low, high = (math.log10(f(values)) for f in (min, max)) if values else (-2, 0)
     return math.floor(low * 3) / 3, max(math.ceil(high * 3) / 3, math.floor(low * 3) / 3 + 1 / 3)
 
 
-def _ticks(span: tuple[float, float]) -> list[float]:
+def _ticks(span: Span) -> list[float]:
     found = [m * 10.0**e for e in range(-5, 2) for m in (1, 2, 5)]
     return [t for t in found if span[0] - 1e-9 <= math.log10(t) <= span[1] + 1e-9]
 
 
-def _x(value: float | None, span: tuple[float, float]) -> float:
+def _error(row: Row) -> float:
+    return max(row.error or 0.0, 1e-4)
+
+
+def _x(value: float | None, span: Span) -> float:
     assert value
     return LEFT + PLOT_W * (math.log10(value) - span[0]) / (span[1] - span[0])
 
 
-def _y(value: float, span: tuple[float, float]) -> float:
+def _y(value: float, span: Span) -> float:
     return TOP + PLOT_H * (span[1] - math.log10(value)) / (span[1] - span[0])

@@ -6,10 +6,12 @@ What stands before the marker is written by hand; everything behind it comes fro
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.quality import low_rank
 from bench.quality.methods import clustered, quantised
 from bench.quality.plot import error_plot
 from bench.quality.results import FOLDER, Header, Row, newest
@@ -27,9 +29,14 @@ SHOWN = 1024
 _OPTIONS = IndexOptions()
 CLUSTERS = clustered(_OPTIONS.cluster_segment, _OPTIONS.tokens_per_centroid)
 PRODUCTS = quantised(_OPTIONS.pq_segment, _OPTIONS.pq_subspaces, _OPTIONS.pq_bits)
-DRAWN = (
-    *("quest", "mean_std", "shadowkv", CLUSTERS.name, f"{CLUSTERS.name} + estimate"),
-    *(PRODUCTS.name, quantised(4096, 4, 8).name, "streaming", "oracle, units", "oracle, tokens"),
+DRAWN = tuple(
+    dict.fromkeys(
+        (
+            *("quest", "mean_std", "shadowkv", CLUSTERS.name, f"{CLUSTERS.name} + estimate"),
+            *(PRODUCTS.name, quantised(1024, 2, 6).name, quantised(4096, 4, 8).name),
+            *("streaming", "oracle, units", "oracle, tokens"),
+        )
+    )
 )
 Run = tuple[str, Header, list[Row]]
 
@@ -51,7 +58,22 @@ def render(runs: Sequence[Run]) -> str:
         for context in reversed(contexts):
             parts.append(f"{tokens(context)} tokens, bytes as Quest with budget {SHOWN:,}:")
             parts.append(comparison(rows, context, SHOWN))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_low_rank()]) + "\n"
+
+
+def _low_rank() -> list[str]:
+    files = sorted(FOLDER.glob(f"{low_rank.FILES}*.json"))
+    if not files:
+        return []
+    found = json.loads(files[-1].read_text())
+    about = found["environment"]
+    where = (
+        f"{tokens(found['context'])} tokens; lengths of errors over lengths of what is true; "
+        f"`shadowkv` with a budget of {low_rank.BUDGET:,}. `bench/results/{files[-1].name}`, "
+        f"{about['when'][:10]}, {about['machine']}, torch {about['torch']}, commit "
+        f"{about['commit']}."
+    )
+    return ["## Keys of low rank", where, low_rank.tabulate(found)]
 
 
 def acceptance(runs: Sequence[Run]) -> str:

@@ -29,7 +29,7 @@ def measure(
 
     Budgets that are no smaller than the context are left out.
     """
-    ops, rows = load_ops(device), list[Row]()
+    about, ops, rows = environment(), load_ops(device), list[Row]()
     accuracy, dump = {}, None
     for context in contexts:
         dump = subject.dump(context)
@@ -38,8 +38,8 @@ def measure(
         rows += measure_dump(dump, context, budgets, variants, ops, say)
     assert dump is not None, "no context was given"
     _, heads, dim = dump.layers[0].keys.shape
-    about = (subject.name, subject.about, len(dump.positions), heads, dim)
-    return Header(*about, accuracy, device, environment()), rows
+    what = (subject.name, subject.about, len(dump.positions), heads, dim)
+    return Header(*what, accuracy, device, about), rows
 
 
 def measure_dump(

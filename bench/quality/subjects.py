@@ -76,6 +76,8 @@ def sources(context: int) -> tuple[list[int], list[int]]:
 
     Half the positions lie in running text, half behind the eighth token of a quote of 32.
     """
+    if context < SPAN:
+        raise ValueError(f"context must be at least {SPAN} tokens here, got {context}")
     rng, tokenizer = random.Random(context), build_text_tokenizer()
     written = library(held_out=True)
     parts = (tokenizer(text, verbose=False).input_ids for text in written)

@@ -11,6 +11,7 @@ import torch
 from bench.quality import report
 from bench.quality.__main__ import main
 from bench.quality.dump import Dump, LayerDump, dump
+from bench.quality.low_rank import study
 from bench.quality.measure import Bench, Truth, error_of, mass_of
 from bench.quality.methods import (
     VARIANTS,
@@ -234,6 +235,18 @@ def test_a_text_that_is_too_short_is_one_sentence(tiny: Path, capsys):
     assert "the text must have more than 4096 tokens" in capsys.readouterr().err
 
 
+def test_a_basis_of_the_prefix_carries_what_is_like_it_and_nothing_else():
+    cos, sin = torch.ones(400, 16), torch.zeros(400, 16)
+    plain = torch.cat((torch.randn(200, 4) @ torch.randn(4, 32), torch.randn(200, 32)))
+    keys = plain.view(400, 2, 16).bfloat16()
+    positions = torch.arange(380, 396, 4)
+    one = LayerDump(0, torch.randn(4, 2, 1, 16).bfloat16(), keys, keys, keys, 0.25)
+    own, prefix = study(Dump(positions, (one,), 1.0, cos, sin), share=0.25)
+    assert prefix.first < 0.05 and own.second < prefix.second
+    assert own.exact < 1e-3 < own.chosen
+    assert prefix.second == pytest.approx((24 / 32) ** 0.5, rel=0.2)
+
+
 def test_positions_spread_over_the_last_part():
     ids, positions = facts(4096)
     assert len(ids) >= 4096 and len(set(positions)) == QUERIES
@@ -247,7 +260,11 @@ def test_positions_spread_over_the_last_part():
 def test_budgets_beyond_the_context_are_left_out():
     one, positions = layer(length=600)
     rows = measure_dump(
-        Dump(positions, (one,), 1.0), 600, (256, 1024), (QUEST,), load_ops("reference")
+        Dump(positions, (one,), 1.0, torch.empty(0), torch.empty(0)),
+        600,
+        (256, 1024),
+        (QUEST,),
+        load_ops("reference"),
     )
     assert {row.quest_budget for row in rows} == {256}
 
