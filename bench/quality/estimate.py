@@ -5,7 +5,7 @@ import torch
 from bench.quality.methods import Runner
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.segments.choose import estimate
-from sgl_sparsekv.types import Selection
+from sgl_sparsekv.types import SegmentIndex, Selection
 
 State = tuple[torch.Tensor, torch.Tensor]
 
@@ -22,7 +22,7 @@ def with_estimate(runner: Runner, selection: Selection, state: State) -> State:
         state: out `[rows, H, G, Dv]` and lse `[rows, H, G]` of what was read.
     """
     index, layer = runner.index, runner.layer
-    assert index is not None
+    assert isinstance(index, SegmentIndex)
     records, heads, _, size = index.codes.shape
     if not records:
         return state

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bench.quality.cost import BytesRead, bytes_read
 from bench.quality.dump import LayerDump
 from bench.quality.estimate import with_estimate
-from bench.quality.methods import BytesRead, Runner, Variant, bytes_read
+from bench.quality.methods import Runner, Variant
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
 from sgl_sparsekv.types import Selection

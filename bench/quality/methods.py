@@ -1,4 +1,4 @@
-"""The methods that are compared, each set up as a server would have it, and what each reads."""
+"""The methods that are compared, each set up as a server would have it."""
 
 from dataclasses import dataclass, field
 
@@ -6,20 +6,28 @@ import numpy as np
 import torch
 
 from bench.quality.dump import LayerDump
-from sgl_sparsekv.geometry import UNIT_SIZE, Geometry, ceil_div
+from sgl_sparsekv.geometry import UNIT_SIZE, Geometry
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.segments.quantise import Codebook, encode
 from sgl_sparsekv.selection import SelectionMethod, load_method
 from sgl_sparsekv.selection.base import IndexOptions
 from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
-from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, SegmentIndex, Selection
+from sgl_sparsekv.types import (
+    BoundSummary,
+    Candidates,
+    CodeSummary,
+    PageSummary,
+    Reduction,
+    ScoreInputs,
+    SegmentBounds,
+    SegmentIndex,
+    Selection,
+)
 
 SINK, WINDOW = 16, 64
 """Tokens that are always read: the server's defaults."""
 GEOMETRY = Geometry(UNIT_SIZE)
-ELEMENT = 2
-"""Bytes of an element of K, V and metadata."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ def quantised(segment: int, subspaces: int, bits: int, inherited: bool = False) 
 
 VARIANTS = (
     Variant("quest", "quest"),
+    Variant("quest_two_level", "quest_two_level", rescored=True),
     Variant("mean_std", "mean_std"),
     Variant("shadowkv", "shadowkv", rescored=True),
     *(clustered(s, t) for s in (1024, 4096) for t in (16, 32, 64, 80)),
@@ -119,9 +128,16 @@ class Runner:
         num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
         if self._held is None or self.variant.rescored:
             inputs = ScoreInputs(
-                *(self.layer.q, self.keys, self._fields, self.index, candidates),
-                *(num_units, counts, self.layer.scale, Reduction.MAX_SOFTMAX),
-                self.variant.unit_size,
+                q=self.layer.q,
+                keys=self.keys,
+                fields=self._fields,
+                index=self.index,
+                candidates=candidates,
+                num_units=num_units,
+                counts=counts,
+                scale=self.layer.scale,
+                reduction=Reduction.MAX_SOFTMAX,
+                unit_size=self.variant.unit_size,
             )
             self._held = self.method.score(self.ops, inputs)
         return self.ops.select(self._held, candidates, num_units, counts)
@@ -144,28 +160,35 @@ class Runner:
         begin, end = (torch.from_numpy(x).int() for x in (plan.begin, plan.end))
         return Candidates(table, begin, end)
 
-    def _field(self, summary) -> torch.Tensor:
+    def _field(self, summary: PageSummary) -> torch.Tensor:
         units = len(self.keys) // (summary.tokens or UNIT_SIZE)
         heads, width = self.keys.shape[1], summary.width or self.keys.shape[2]
         field = self.keys.new_zeros(units, heads, len(summary.planes), width)
         self.ops.summarise(summary, self.keys, field, torch.arange(units))
         return field
 
-    def _index(self) -> SegmentIndex | None:
+    def _index(self) -> SegmentIndex | SegmentBounds | None:
         summary = self.method.segments(self.variant.index)
         if summary is None:
             return None
-        size, (length, heads, width) = summary.segment_size, self.layer.keys.shape
-        count = length // size
-        parts = summary.subspaces
-        codes = torch.zeros(count, heads, parts, size, dtype=torch.uint8)
-        books = self.keys.new_zeros(count, heads, parts, summary.codes, width // parts)
+        size, count = summary.segment_size, len(self.layer.keys) // summary.segment_size
         ends = torch.arange(1, count + 1) * size
         whole = ends[None] <= torch.from_numpy(self.lengths)[:, None]
         table = torch.arange(count).expand_as(whole).masked_fill(~whole, -1).int()
+        slots = torch.arange(count * size).view(count, size)
+        if isinstance(summary, BoundSummary):
+            return SegmentBounds(summary.page.summarise(self.keys[slots]), table, size)
+        assert isinstance(summary, CodeSummary)
+        return self._coded(summary, slots, table)
+
+    def _coded(
+        self, summary: CodeSummary, slots: torch.Tensor, table: torch.Tensor
+    ) -> SegmentIndex:
+        (count, size), (_, heads, width), parts = slots.shape, self.keys.shape, summary.subspaces
+        codes = torch.zeros(count, heads, parts, size, dtype=torch.uint8)
+        books = self.keys.new_zeros(count, heads, parts, summary.codes, width // parts)
         index = SegmentIndex(codes, books, table)
         built = min(count, 1) if self.variant.inherited else count
-        slots = torch.arange(count * size).view(count, size)
         skips = torch.tensor([SINKS, *[0] * count])[:built]
         # Records are the same bits on every device.
         load_ops("reference").index_segments(
@@ -175,64 +198,3 @@ class Runner:
             books[record] = books[0]
             codes[record] = encode(self.keys[slots[record]], Codebook(books[0])).permute(1, 2, 0)
         return index
-
-
-@dataclass(frozen=True)
-class BytesRead:
-    """Mean bytes of a decode step, layer and KV head.
-
-    Attributes:
-        metadata: read to choose: planes, codes, codebooks, keys without a code.
-        kv: K and V of what is attended.
-    """
-
-    metadata: float
-    kv: float
-
-    @property
-    def total(self) -> float:
-        """Both."""
-        return self.metadata + self.kv
-
-
-def bytes_read(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> BytesRead:
-    """What rows of a plan read, keys and values being `dim` elements of two bytes."""
-    tokens = (plan.end - plan.begin) * plan.unit_size
-    metadata = np.zeros_like(lengths)
-    if not variant.free:
-        for summary in variant.selection.summaries:
-            plane = len(summary.planes) * (summary.width or dim) * ELEMENT
-            metadata += tokens // (summary.tokens or UNIT_SIZE) * plane
-        metadata += _record_bytes(variant, plan, lengths, dim)
-    return BytesRead(metadata.mean().item(), (plan.attended * 2 * dim * ELEMENT).mean().item())
-
-
-def _record_bytes(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> IntArray:
-    summary = variant.selection.segments(variant.index)
-    if summary is None:
-        return np.zeros_like(lengths)
-    begin, end = plan.begin * plan.unit_size, plan.end * plan.unit_size
-    whole = lengths // summary.segment_size * summary.segment_size
-    coded = np.minimum(end, whole) - np.minimum(begin, whole)
-    uncoded = end - begin - coded
-    last = np.minimum(ceil_div(end, summary.segment_size), whole // summary.segment_size)
-    records = np.where(coded > 0, last - begin // summary.segment_size, 0)
-    books = np.minimum(records, 1) if variant.inherited else records
-    book = summary.codes * dim * ELEMENT
-    values = records * summary.codes * (dim + 1) * ELEMENT if variant.estimate else 0
-    return coded * summary.subspaces + books * book + uncoded * dim * ELEMENT + values
-
-
-def equal_budget(variant: Variant, target: float, lengths: IntArray, dim: int) -> int | None:
-    """Largest budget in tokens that reads at most `target` bytes; None if no budget does."""
-    low, high = SINK + WINDOW + UNIT_SIZE, int(lengths.max()) + UNIT_SIZE
-
-    def fits(budget: int) -> bool:
-        return bytes_read(variant, variant.plan(lengths, budget), lengths, dim).total <= target
-
-    if not fits(low):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

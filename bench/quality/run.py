@@ -5,9 +5,10 @@ from statistics import fmean
 
 import torch
 
+from bench.quality.cost import bytes_read, equal_budget
 from bench.quality.dump import Dump
 from bench.quality.measure import Bench, Quality
-from bench.quality.methods import VARIANTS, Variant, bytes_read, equal_budget
+from bench.quality.methods import VARIANTS, Variant
 from bench.quality.results import Header, Row
 from bench.quality.subjects import Subject
 from sgl_sparsekv.demo.result import environment
@@ -81,9 +82,9 @@ def _row(
     with torch.no_grad():
         found = [bench.measure(variant, budget) for bench in benches]
     layers = [_figures(quality) for quality, _ in found]
-    means = [fmean(column) for column in zip(*layers, strict=True)]
+    recall, mass, error, p90 = (fmean(column) for column in zip(*layers, strict=True))
     read = found[0][1]
-    return Row(*key, dense, read.metadata, read.kv, *means, tuple(layers))
+    return Row(*key, dense, read.metadata, read.kv, recall, mass, error, p90, tuple(layers))
 
 
 def _figures(quality: Quality) -> tuple[float, float, float, float]:

@@ -10,17 +10,11 @@ import torch
 
 from bench.quality import report
 from bench.quality.__main__ import main
+from bench.quality.cost import bytes_read, equal_budget
 from bench.quality.dump import Dump, LayerDump, dump
 from bench.quality.low_rank import study
 from bench.quality.measure import Bench, Truth, error_of, mass_of
-from bench.quality.methods import (
-    VARIANTS,
-    Variant,
-    bytes_read,
-    clustered,
-    equal_budget,
-    quantised,
-)
+from bench.quality.methods import VARIANTS, Variant, clustered, quantised
 from bench.quality.results import load, newest, save
 from bench.quality.run import measure_dump
 from bench.quality.subjects import QUERIES, facts, spread
@@ -56,7 +50,9 @@ def layer(
     [
         # Candidates: tokens 16 .. 2032 of 2,100; 16 .. 2928 of 3,000.
         (QUEST, 2100, 126 * 2 * DIM * 2),
-        (VARIANTS[2], 2100, 252 * (DIM + 1) * 2),
+        # 8 whole segments of 256 up to 2,048; pages of 8 budgets are more than there are.
+        (VARIANTS[1], 2100, (8 + 126) * 2 * DIM * 2),
+        (VARIANTS[3], 2100, 252 * (DIM + 1) * 2),
         (clustered(1024, 32), 2100, 2016 + 2 * 32 * DIM * 2),
         (clustered(1024, 32), 3000, 2032 + 2 * 32 * DIM * 2 + 880 * DIM * 2),
         (clustered(1024, 32, True), 2100, 2016 + 2 * 32 * (DIM + DIM + 1) * 2),
