@@ -3,8 +3,9 @@
     python -m bench.kernels --device cpu --json FILE
 
 One layer of Llama-3.1-8B: 32 query and 8 KV heads of 128, bfloat16, page 16, budget 2048. Several
-layers' buffers take turns, so that no read comes from a cache. `ms` is the least of the repeats
-and `median_ms` their median; ours, the peer and the memory's bandwidth take turns in one run.
+layers' buffers take turns and another buffer is read before each call, so that no read comes from a
+cache. `ms` is the least of the repeats and `median_ms` their median; all methods, the peer and the
+memory's bandwidth take turns in one run.
 `floor_ms` is the bytes that must be read over the best bandwidth of summing a large buffer.
 A busy machine says nothing: where a worker waits for a core, every op takes milliseconds. The
 header has the load before and after.
@@ -14,8 +15,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,17 +27,22 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
+from bench import coded
 from bench.bandwidth import clock, read_bandwidth
 from bench.layers import BUDGET, DIM, GROUP, HEADS, PAGE_SIZE, Layers, gate, prefill_layer
 from bench.peer import torch_native_decode, torch_native_extend
 from sgl_sparsekv.demo.result import environment
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.selection.quest import Quest
-from sgl_sparsekv.types import Reduction
+from sgl_sparsekv.types import CodeSummary, Reduction
 
 SCALE = DIM**-0.5
 TOKEN_BYTES = 2 * HEADS * DIM * 2
 UNIT_BYTES = 2 * HEADS * DIM * 2
+CACHES = 128 << 20
+"""Bytes; no CPU's caches are larger."""
+CODED_FROM = 32768
+"""Contexts of one row from which on methods that choose single tokens are timed too."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Row:
 
     Attributes:
         op: op, or `decode_sparse` for score + select + attend with everything around them.
-        method: `quest` or `dense`.
+        method: `quest`, `clusterkv`, `pqcache` or `dense`.
         context: tokens of each row.
         batch: rows.
         page_size: slots per page.
@@ -54,7 +61,7 @@ class Row:
         bytes: what must be read.
         floor_ms: bytes over the measured read bandwidth; None where arithmetic is the limit.
         of_floor: ms / floor_ms.
-        peer: what it is compared with.
+        peer: what it is compared with; `prefill`, of the same prompt, for indexing it.
         peer_ms: the peer's least.
         speedup: peer_ms / ms.
     """
@@ -108,24 +115,46 @@ def decode_calls(ops: Ops, layers: Layers) -> dict[str, Callable[[int], object]]
     }
 
 
+def clock_cold(
+    calls: dict[tuple[str, str], Callable[[int], object]], repeats: int
+) -> dict[tuple[str, str], list[float]]:
+    """As `clock`, with caches full of something else before every call."""
+    other = torch.ones(CACHES // 4)
+    every: dict[tuple[str, str], Callable[[int], object]] = {}
+    for key, call in calls.items():
+        every["flush", str(key)] = lambda _: other.sum()
+        every[key] = call
+    times = clock(every, repeats)
+    return {key: times[key] for key in calls}
+
+
 def decode_rows(ops: Ops, context: int, batch: int, repeats: int, speed: float) -> list[Row]:
     """Gate, then time decoding at one shape."""
     layers = Layers.make(ops, context, batch)
     gate(ops, layers, SCALE)
-    calls = decode_calls(ops, layers)
-    times = clock(calls, repeats)
-    both = {name: calls[name] for name in ("decode_sparse", "decode_dense")}
-    peer = clock({"peer": torch_native_decode(layers, SCALE), **both}, max(3, repeats // 8))
+    calls = {(name, "quest"): call for name, call in decode_calls(ops, layers).items()}
+    calls["decode_dense", "dense"] = calls.pop(("decode_dense", "quest"))
     metadata = batch * layers.units * UNIT_BYTES
     chosen = batch * min(BUDGET, context) * TOKEN_BYTES
-    whole = batch * context * TOKEN_BYTES
-    sizes = {"decode_sparse": metadata + chosen, "decode_dense": whole, "score": metadata}
-    sizes |= {"select": batch * HEADS * layers.units * 4, "attend": chosen}
+    sizes = {("decode_sparse", "quest"): metadata + chosen, ("score", "quest"): metadata}
+    sizes |= {("attend", "quest"): chosen, ("select", "quest"): batch * HEADS * layers.units * 4}
+    sizes["decode_dense", "dense"] = batch * context * TOKEN_BYTES
+    for method, summary in coded.METHODS.items():
+        if ops.has_segments and batch == 1 and context >= CODED_FROM:
+            tokens = coded.CodedLayers.make(ops, layers, summary, SCALE)
+            tokens.gate(ops)
+            calls |= {(name, method): call for name, call in tokens.calls(ops).items()}
+            sizes |= {(name, method): size for name, size in tokens.sizes().items()}
+    times = clock_cold(calls, repeats)
+    whole = {key: call for key, call in calls.items() if key[0].startswith("decode")}
+    native = {("peer", ""): torch_native_decode(layers, SCALE)}
+    peer = clock_cold(native | whole, max(3, repeats // 8))
     rows = []
-    for name in calls:
-        dense = name == "decode_dense"
-        shape = ("dense" if dense else "quest", context, batch, context if dense else BUDGET)
-        rows.append(_row(name, shape, times[name], sizes[name], speed, peer))
+    for key, found in times.items():
+        budget = context if key[1] == "dense" else BUDGET
+        compared = ("torch_native", min(peer["peer", ""])) if key in peer else None
+        shape = (key[1], context, batch, budget)
+        rows.append(_row(key[0], shape, found, sizes[key], speed, compared, peer.get(key, [])))
     return rows
 
 
@@ -145,17 +174,28 @@ def prefill_rows(ops: Ops, tokens: int, chunk: int, repeats: int, speed: float) 
         times = clock({"ours": run, "peer": extend}, repeats)
         ours = [total + ms for total, ms in zip(ours, sorted(times["ours"]), strict=True)]
         peer = [total + ms for total, ms in zip(peer, sorted(times["peer"]), strict=True)]
+    native = ("torch_native", min(peer))
+    shape = (tokens, 1, tokens)
+    rows = [_row("prefill", ("dense", *shape), ours, tokens * TOKEN_BYTES, None, native)]
     fields = layer.keys.new_empty(tokens // PAGE_SIZE, HEADS, 2, DIM)
     units = torch.arange(tokens // PAGE_SIZE)
-    summarise = clock(
-        {"ours": lambda _: ops.summarise(Quest.summary, layer.keys, fields, units)}, 5
-    )["ours"]
+    calls: dict[str, Callable[[int], object]] = {
+        "quest": lambda _: ops.summarise(Quest.summary, layer.keys, fields, units)
+    }
+    for method, summary in coded.METHODS.items() if ops.has_segments else ():
+        calls[method] = partial(_index, ops, summary, layer.keys, tokens)
+    times = clock(calls, 5)
     size = tokens * TOKEN_BYTES // 2 + tokens // PAGE_SIZE * UNIT_BYTES
-    shape = ("dense", tokens, 1, tokens)
-    return [
-        _row("prefill", shape, ours, tokens * TOKEN_BYTES, None, {"peer": peer}),
-        _row("summarise", ("quest", tokens, 1, tokens), summarise, size, speed, {}),
-    ]
+    rows.append(_row("summarise", ("quest", *shape), times.pop("quest"), size, speed, None))
+    for method, found in times.items():
+        prefill = ("prefill", rows[0].ms)
+        size = tokens * TOKEN_BYTES // 2
+        rows.append(_row("index", (method, *shape), found, size, None, prefill))
+    return rows
+
+
+def _index(ops: Ops, summary: CodeSummary, keys: torch.Tensor, tokens: int, _: int) -> object:
+    return coded.indexed(ops, summary, keys, tokens)
 
 
 def _row(
@@ -164,17 +204,17 @@ def _row(
     times: list[float],
     size: int,
     speed: float | None,
-    peer: dict[str, list[float]],
+    peer: tuple[str, float] | None,
+    beside_peer: Sequence[float] = (),
 ) -> Row:
     method, context, batch, budget = shape
-    ms = min(times + peer.get(op, []))
+    ms = min(*times, *beside_peer)
     floor = size / speed if speed else None
-    compared = "peer" in peer and op in ("decode_sparse", "decode_dense", "prefill")
-    peer_ms = min(peer["peer"]) if compared else None
+    who, peer_ms = peer or (None, None)
     return Row(
         *(op, method, context, batch, PAGE_SIZE, budget, ms, median(times), size),
         *(floor, ms / floor if floor else None),
-        *("torch_native" if compared else None, peer_ms, peer_ms / ms if peer_ms else None),
+        *(who, peer_ms, peer_ms / ms if peer_ms else None),
     )
 
 
@@ -201,11 +241,13 @@ def main(argv: list[str] | None = None) -> int:
     for batch in args.batches:
         for context in args.contexts:
             best = max(best, read_bandwidth(buffer, 3)[0])
-            rows += decode_rows(ops, context, batch, args.repeats, best)
-            print("\n".join(map(_line, rows[-5:])), flush=True)
+            found = decode_rows(ops, context, batch, args.repeats, best)
+            print("\n".join(map(_line, found)), flush=True)
+            rows += found
     if args.prefill:
-        rows += prefill_rows(ops, args.prefill, args.chunk, args.prefill_repeats, best)
-        print("\n".join(map(_line, rows[-2:])), flush=True)
+        found = prefill_rows(ops, args.prefill, args.chunk, args.prefill_repeats, best)
+        print("\n".join(map(_line, found)), flush=True)
+        rows += found
     header["load_average_end"] = os.getloadavg()[0]
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _line(row: Row) -> str:
     """One line of the printed table."""
-    text = f"{row.op:14}{row.method:6} ctx {row.context:7} batch {row.batch} {row.ms:10.3f} ms"
+    text = f"{row.op:14}{row.method:10} ctx {row.context:7} batch {row.batch} {row.ms:10.3f} ms"
     if row.floor_ms and row.of_floor:
         text += f"  floor {row.floor_ms:8.3f} ({row.of_floor:.2f}x)"
     if row.peer_ms and row.speedup:

@@ -17,6 +17,7 @@ OP_NAMES = {
     "decode_sparse": "decode, sparse",
     "decode_dense": "decode, dense",
     "summarise": "summarise that prompt",
+    "index": "index that prompt",
 }
 
 
@@ -26,24 +27,33 @@ class Bound:
 
     Attributes:
         op: op that is judged.
-        field: `speedup` (over the peer), `of_floor`, or `of_prefill` (a share).
+        field: `speedup` (over the peer), `of_floor`, `of_prefill` (a share) or `of_quest`.
         limit: the bound; `speedup` is at least that, the others at most.
         contexts: contexts that are judged, from the first to the last.
+        method: the only method that is judged; None: any.
     """
 
     op: str
     field: str
     limit: float
     contexts: tuple[int, int] = (0, 1 << 30)
+    method: str | None = None
 
     @property
     def words(self) -> str:
         """As a reader says it."""
         if self.field == "of_prefill":
             return f"<= {self.limit:.0%} of the prefill"
+        if self.field == "of_quest":
+            return f"<= {self.limit:g} times quest's"
         if self.field == "speedup":
             return f">= {self.limit:g} times the peer"
         return f"<= {self.limit:g} times the floor"
+
+    def judges(self, row: Result) -> bool:
+        """Whether a row is one of those it bounds."""
+        inside = self.contexts[0] <= row["context"] <= self.contexts[1]
+        return inside and row["op"] == self.op and self.method in (None, row["method"])
 
     def met(self, value: float) -> bool:
         """Whether the bound is reached."""
@@ -52,12 +62,15 @@ class Bound:
 
 K = 1024
 BOUNDS = (
-    Bound("decode_sparse", "speedup", 50, (32 * K, 128 * K - 1)),
-    Bound("decode_sparse", "speedup", 80, (128 * K, 1 << 30)),
-    Bound("decode_sparse", "of_floor", 2, (32 * K, 1 << 30)),
+    Bound("decode_sparse", "speedup", 50, (32 * K, 128 * K - 1), "quest"),
+    Bound("decode_sparse", "speedup", 80, (128 * K, 1 << 30), "quest"),
+    Bound("decode_sparse", "of_floor", 2, (32 * K, 1 << 30), "quest"),
+    Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "clusterkv"),
+    Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "pqcache"),
     Bound("decode_dense", "of_floor", 2),
     Bound("prefill", "speedup", 3),
     Bound("summarise", "of_prefill", 0.03),
+    Bound("index", "of_prefill", 0.1),
 )
 
 
@@ -83,10 +96,12 @@ def _targets(kernels: list[tuple[str, Result]], served: list[tuple[str, Result]]
     rows = kernels[0][1]["rows"] if kernels else []
     for bound in BOUNDS:
         for row in rows:
-            inside = bound.contexts[0] <= row["context"] <= bound.contexts[1]
-            value = _value(bound.field, row, rows) if inside and row["op"] == bound.op else None
+            value = _value(bound.field, row, rows) if bound.judges(row) else None
             if value is not None:
-                shape = (OP_NAMES.get(row["op"], row["op"]), tokens(row["context"]), row["batch"])
+                name = OP_NAMES.get(row["op"], row["op"])
+                if row["method"] not in ("quest", "dense"):
+                    name = f"{name}: {row['method']}"
+                shape = (name, tokens(row["context"]), row["batch"])
                 text = f"{value:.3%}" if bound.field == "of_prefill" else number(value)
                 found.append([*shape, bound.words, text, "met" if bound.met(value) else "missed"])
     for _, one in served[:1]:
@@ -97,14 +112,16 @@ def _targets(kernels: list[tuple[str, Result]], served: list[tuple[str, Result]]
 
 
 def _value(field: str, row: Result, rows: list[Result]) -> float | None:
-    """A row's figure; `of_prefill` is its time over that of the same prompt's prefill."""
-    if field != "of_prefill":
+    """A row's figure; a share is its time over that of the same prompt's prefill, or of Quest."""
+    if field not in ("of_prefill", "of_quest"):
         found: float | None = row[field]
         return found
-    prefill = [
-        one["ms"] for one in rows if (one["op"], one["context"]) == ("prefill", row["context"])
-    ]
-    return row["ms"] / prefill[0] if prefill else None
+    if field == "of_prefill":
+        same = {"op": "prefill", "context": row["context"]}
+    else:
+        same = {key: row[key] for key in ("op", "context", "batch")} | {"method": "quest"}
+    other = [one["ms"] for one in rows if same.items() <= one.items()]
+    return row["ms"] / other[0] if other else None
 
 
 def _kernels(name: str, result: Result) -> str:
@@ -115,7 +132,7 @@ def _kernels(name: str, result: Result) -> str:
             OP_NAMES.get(row["op"], row["op"]),
             *(row["method"], tokens(row["context"]), row["batch"], tokens(row["budget"])),
             *(row["ms"], row["median_ms"], row["floor_ms"], row["of_floor"]),
-            *(row["peer_ms"], row["speedup"]),
+            *((row["peer_ms"], row["speedup"]) if row["peer"] == "torch_native" else (None, None)),
         ]
         for row in result["rows"]
     ]

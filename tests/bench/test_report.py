@@ -55,6 +55,27 @@ def test_every_figure_of_a_cpu_run_is_in_the_page():
             assert f"| {' | '.join(cells)} |" in page
 
 
+def test_methods_of_a_cpu_run_are_judged_by_quest_and_their_index_by_prefill(tmp_path):
+    (newest, *_) = sorted(FOLDER.glob("kernels-*.json"), reverse=True)
+    found = json.loads(newest.read_text())
+    rows = {(one["op"], one["context"]): one for one in found["rows"]}
+    sparse, prefill = rows["decode_sparse", 32 * K], rows["prefill", 16 * K]
+    found["rows"] += [
+        {**sparse, "method": "pqcache", "ms": sparse["ms"] * 0.5},
+        {**sparse, "method": "clusterkv", "ms": sparse["ms"] * 1.25},
+        {**prefill, "op": "index", "method": "pqcache", "ms": prefill["ms"] * 0.02}
+        | {"peer": "prefill", "peer_ms": prefill["ms"], "speedup": 50.0},
+    ]
+    (tmp_path / "kernels-cpu-1.json").write_text(json.dumps(found))
+    lines = report.render(tmp_path).splitlines()
+    for name, context, bound, figure in (
+        ("decode, sparse: pqcache", "32k", "<= 1 times quest's", "0.500 | met"),
+        ("decode, sparse: clusterkv", "32k", "<= 1 times quest's", "1.25 | missed"),
+        ("index that prompt: pqcache", "16k", "<= 10% of the prefill", "2.000% | met"),
+    ):
+        assert f"| {name} | {context} | 1 | {bound} | {figure} |" in lines
+
+
 def test_a_run_comes_back_as_it_was_saved(run, tmp_path):
     rows = [
         row("selection", Workload(32 * K, 8), 9.5, run, median_us=9.9),

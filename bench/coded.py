@@ -1,0 +1,140 @@
+"""Methods that choose single tokens by codes: what the kernel benchmarks read and time of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS, Layers
+from sgl_sparsekv.ops import Ops, load_ops
+from sgl_sparsekv.segments.index import clusters, products
+from sgl_sparsekv.types import Candidates, CodeSummary, Reduction, SegmentIndex, Selection
+
+METHODS = {"clusterkv": clusters(1024, 32), "pqcache": products(4096, 2, 6)}
+"""Method -> what its records hold."""
+SINKS = 16
+"""First tokens of a prompt that centroids do not learn from."""
+
+
+@dataclass(frozen=True)
+class CodedLayers:
+    """Records of all layers for one batch, and the tokens to rank.
+
+    Attributes:
+        layers: queries, K and V.
+        indices: records of each layer; every segment of every row has one.
+        candidates: all tokens but sinks and window.
+        num_units: int32 `[rows]`, tokens.
+        counts: int32 `[rows]`, tokens of the budget.
+        tails: int32 `[rows]`, ones.
+        scale: softmax scale.
+    """
+
+    layers: Layers
+    indices: list[SegmentIndex]
+    candidates: Candidates
+    num_units: torch.Tensor
+    counts: torch.Tensor
+    tails: torch.Tensor
+    scale: float
+
+    @staticmethod
+    def make(ops: Ops, layers: Layers, summary: CodeSummary, scale: float) -> "CodedLayers":
+        """Index every layer by `ops`."""
+        batch, context = layers.q.shape[0], layers.context
+        tokens = torch.arange(batch * context, dtype=torch.int32).view(batch, context)
+        indices = [indexed(ops, summary, keys, context) for keys in layers.keys]
+
+        def full(value: int) -> torch.Tensor:
+            return torch.full((batch,), value, dtype=torch.int32)
+
+        begin, end = SINK_UNITS * PAGE_SIZE, context - WINDOW_UNITS * PAGE_SIZE
+        candidates = Candidates(tokens, full(begin), full(end))
+        counts = full(min(BUDGET, context))
+        return CodedLayers(layers, indices, candidates, full(context), counts, full(1), scale)
+
+    def score(self, ops: Ops, i: int) -> torch.Tensor:
+        """Scores of the i-th layer, counted round."""
+        index, (keys, _) = self.indices[i % len(self.indices)], self.layers.pool(i)
+        reduction = Reduction.MAX_SOFTMAX
+        return ops.score_codes(self.layers.q, keys, index, self.candidates, self.scale, reduction)
+
+    def select(self, ops: Ops, scores: torch.Tensor) -> Selection:
+        """The budget's best tokens."""
+        return ops.select(scores, self.candidates, self.num_units, self.counts)
+
+    def attend(self, ops: Ops, i: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over listed tokens of the i-th layer."""
+        keys, values = self.layers.pool(i)
+        args = (table, self.counts, self.tails, self.scale, 1)
+        return ops.attend(self.layers.q, keys, values, *args)
+
+    def calls(self, ops: Ops) -> dict[str, Callable[[int], object]]:
+        """The timed calls, each a function of the repeat's number."""
+        scores = [self.score(ops, i) for i in range(len(self.indices))]
+        tables = [self.select(ops, one).physical for one in scores]
+        return {
+            "decode_sparse": lambda i: self.attend(
+                ops, i, self.select(ops, self.score(ops, i)).physical
+            ),
+            "score": lambda i: self.score(ops, i),
+            "select": lambda i: self.select(ops, scores[i % len(scores)]),
+            "attend": lambda i: self.attend(ops, i, tables[i % len(tables)]),
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes that each call must read."""
+        index, rows = self.indices[0], self.layers.q.shape[0]
+        records = index.codes.nbytes + index.codebooks.nbytes
+        chosen = int(self.counts.sum()) * 2 * HEADS * DIM * 2
+        scores = rows * HEADS * self.layers.context * 4
+        return {
+            "decode_sparse": records + chosen,
+            "score": records,
+            "select": scores,
+            "attend": chosen,
+        }
+
+    def gate(self, ops: Ops) -> None:
+        """Judge score, select and attend of one layer by the reference.
+
+        Raises:
+            AssertionError: they differ by more than rounding.
+        """
+        reference = load_ops("reference")
+        scores = self.score(ops, 0)
+        torch.testing.assert_close(scores, self.score(reference, 0), atol=1e-4, rtol=1e-5)
+        table = self.select(reference, scores).physical
+        assert torch.equal(self.select(ops, scores).physical, table), "selection differs"
+        for one, other in zip(
+            self.attend(ops, 0, table), self.attend(reference, 0, table), strict=True
+        ):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=2.0**-7)
+
+
+def indexed(ops: Ops, summary: CodeSummary, keys: torch.Tensor, context: int) -> SegmentIndex:
+    """Records of all segments of rows `[slots, H, D]` of `context` tokens each, in order."""
+    segments = context // summary.segment_size
+    records = keys.shape[0] // context * segments
+    index = empty(summary, records, keys, segments)
+    ops.index_segments(summary, keys, *jobs(summary, keys.shape[0], segments), index, ids(records))
+    return index
+
+
+def empty(summary: CodeSummary, records: int, keys: torch.Tensor, segments: int) -> SegmentIndex:
+    """Room for the records of rows with so many segments each."""
+    shape = (records, HEADS, summary.subspaces)
+    codes = torch.empty(*shape, summary.segment_size, dtype=torch.uint8)
+    books = keys.new_empty(*shape, summary.codes, DIM // summary.subspaces)
+    return SegmentIndex(codes, books, ids(records).int().view(-1, segments))
+
+
+def jobs(summary: CodeSummary, slots: int, segments: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots of every segment and the tokens it does not learn from."""
+    found = torch.arange(slots).view(-1, summary.segment_size)
+    return found, SINKS * (ids(len(found)) % segments == 0)
+
+
+def ids(count: int) -> torch.Tensor:
+    """int64 `[count]`."""
+    return torch.arange(count)
