@@ -93,7 +93,7 @@ VARIANTS = (
     *(clustered(s, t, estimate=True) for s in (1024, 4096) for t in (16, 32)),
     *(
         quantised(s, m, b, inherited)
-        for m, b in ((2, 6), (4, 8))
+        for m, b in ((2, 6), (4, 6), (4, 8))
         for s in (1024, 4096)
         for inherited in (False, True)
     ),

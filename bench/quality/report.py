@@ -33,7 +33,7 @@ DRAWN = tuple(
     dict.fromkeys(
         (
             *("quest", "mean_std", "shadowkv", CLUSTERS.name, f"{CLUSTERS.name} + estimate"),
-            *(PRODUCTS.name, quantised(1024, 2, 6).name, quantised(4096, 4, 8).name),
+            *(PRODUCTS.name, quantised(1024, 2, 6).name, quantised(1024, 4, 6).name),
             *("streaming", "oracle, units", "oracle, tokens"),
         )
     )
