@@ -208,7 +208,7 @@ def _row(
     beside_peer: Sequence[float] = (),
 ) -> Row:
     method, context, batch, budget = shape
-    ms = min(*times, *beside_peer)
+    ms = min([*times, *beside_peer])
     floor = size / speed if speed else None
     who, peer_ms = peer or (None, None)
     return Row(
