@@ -101,7 +101,7 @@ class CodeSummary(SegmentSummary):
         iterations: updates of the centroids.
         capacity: most tokens of one code, or None. What k-means makes larger is split in order of
             position: the first `capacity` tokens keep the code, the next get the first code that
-            is free, and so on, cluster by cluster. `learned` leaves enough codes for that.
+            is free, and so on, cluster by cluster.
         build: keys `[S, H, D]` and the first tokens not to learn from -> codes uint8
             `[H, m, S]`, codebook `[H, m, K, D / m]` in the keys' dtype; in plain torch.
     """
@@ -112,11 +112,6 @@ class CodeSummary(SegmentSummary):
     iterations: int
     capacity: int | None
     build: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-
-    @property
-    def learned(self) -> int:
-        """Centroids that k-means fits; the rest of the codes is for what is split."""
-        return self.codes - self.segment_size // self.capacity if self.capacity else self.codes
 
     def shapes(self, head_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
         """See `SegmentSummary.shapes`."""

@@ -14,6 +14,11 @@ Kmeans kmeans_of(const IndexArgs& a) {
   return set;
 }
 
+int64_t pieces_of(const IndexArgs& a) { return a.capacity > 0 ? a.segment / a.capacity : 0; }
+
+// Quiet keys get a cluster where k-means has one left besides.
+bool has_quiet(const IndexArgs& a) { return a.cosine && a.entries - pieces_of(a) > 1; }
+
 int64_t scratch_of(const IndexArgs& a) { return kmeans_of(a).lay_out(nullptr); }
 
 template <typename T>
@@ -51,11 +56,13 @@ template <typename T>
 void finish(const IndexArgs& a, Kmeans& set, T* book) {
   if (set.cosine) {
     set.assign(set.count);
-    set.add_members(false);
+    if (has_quiet(a)) set.gather_quiet();
     if (a.capacity > 0) {
-      set.split(a.capacity, a.entries);
       set.add_members(false);
+      set.split(a.capacity);
     }
+    set.grow(a.entries);
+    set.add_members(false);
   } else {
     for (int64_t c = 0; c < set.clusters; ++c) {
       for (int64_t d = 0; d < set.dim; ++d) set.sum(c)[d] = set.centroids[d * set.width() + c];
@@ -75,7 +82,8 @@ void index_set(const IndexArgs& a, int64_t i, float* scratch) {
   Kmeans set = kmeans_of(a);
   set.first = a.skips[segment];
   set.lay_out(scratch);
-  if (a.capacity > 0) set.clusters -= a.segment / a.capacity;  // the rest is for what is split
+  // The rest of the codes is for quiet keys and for what is split.
+  set.clusters -= pieces_of(a) + has_quiet(a);
   gather<T>(a, set, segment, head * a.k_head + part * set.dim);
   set.add_points();
   set.start();

@@ -14,6 +14,9 @@ constexpr int kTile = 8;  // centroids per step: 8 x 2 vectors of sums stay in r
 constexpr int kTile = 4;
 #endif
 
+// A key is quiet where it is no longer than this, in lengths of the segment's longest.
+constexpr float kQuiet = 1.0f / 64;
+
 INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Sizes of a set, and its arrays in a worker's scratch. Centroids do not learn from the points
@@ -77,12 +80,15 @@ struct Kmeans {
     return sum_lanes(total) / 2;
   }
 
-  // Turns the rows, which are there.
+  // Prepares the rows, which are there.
   void add_points() {
-    for (int64_t i = 0; i < points() * dim; i += LANES) store(turned + i, VecF{});
     for (int64_t t = 0; t < count; ++t) {
       factor[t] = cosine ? inverse_length(row(t)) : 1;
       square[t] = cosine ? (factor[t] > 0 ? 0.5f : 0) : half_square(row(t));
+    }
+    if (cosine) quieten();
+    for (int64_t i = 0; i < points() * dim; i += LANES) store(turned + i, VecF{});
+    for (int64_t t = 0; t < count; ++t) {
       float* to = turned + t / kTokens * kTokens * dim + t % kTokens;
       for (int64_t d = 0; d < dim; ++d) to[d * kTokens] = row(t)[d] * factor[t];
     }
@@ -178,9 +184,29 @@ struct Kmeans {
     }
   }
 
+  // Takes the direction of points far shorter than the longest learned one: no query scores them
+  // high, and in the mean of others they would only dilute it.
+  void quieten() {
+    float longest = kInf;  // its inverse
+    for (int64_t t = first; t < count; ++t) {
+      if (factor[t] > 0 && factor[t] < longest) longest = factor[t];
+    }
+    for (int64_t t = first; t < count; ++t) {
+      if (factor[t] >= longest / kQuiet) factor[t] = square[t] = 0;
+    }
+  }
+
+  // Points without a direction get a cluster of their own, behind the others.
+  void gather_quiet() {
+    for (int64_t t = first; t < count; ++t) {
+      if (factor[t] == 0) labels[t] = static_cast<int32_t>(clusters);
+    }
+    ++clusters;
+  }
+
   // Cuts clusters of more than `capacity` members, whose sizes are known: the first ones keep their
-  // label, the next get the first label that is free, and so on. There are `most` labels then.
-  void split(int64_t capacity, int64_t most) {
+  // label, the next get the first label that is free, and so on.
+  void split(int64_t capacity) {
     int64_t free = clusters;
     for (int64_t c = 0; c < clusters; ++c) {
       if (sizes[c] <= capacity) continue;
@@ -192,6 +218,10 @@ struct Kmeans {
       }
       free += (nth - 1) / capacity;
     }
+  }
+
+  // From now on there are `most` clusters.
+  void grow(int64_t most) {
     clusters = most;
     clear_centroids();
   }

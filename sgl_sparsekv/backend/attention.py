@@ -64,7 +64,7 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         self.geometry = self.metadata.geometry
         self.num_layers = self.metadata.layout.num_layers
         self.table = activate(options)
-        self.observer = StepObserver(options, self.metadata, self.table, runner)
+        self.observer = StepObserver(options, self.ops, self.metadata, self.table, runner)
         self._decode_tokens: torch.Tensor | None = None
         self.observer.log_start(self.ops.name, self.on_cpu)
 

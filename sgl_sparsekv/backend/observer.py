@@ -8,6 +8,7 @@ import torch
 
 from ..config import ServerOptions
 from ..errors import StaleMetadata
+from ..ops import Ops
 from ..page_metadata import Mismatch, PageMetadata, SegmentRecords, StepIndex, find_mismatches
 from ..serving.metrics import process_metrics
 from ..serving.trace import SelectionRecord, TracePublisher, rank_endpoint
@@ -24,9 +25,15 @@ class StepObserver:
     """What a step did, told to whoever asked."""
 
     def __init__(
-        self, options: ServerOptions, metadata: PageMetadata, table: RequestTable, runner: Any
+        self,
+        options: ServerOptions,
+        ops: Ops,
+        metadata: PageMetadata,
+        table: RequestTable,
+        runner: Any,
     ) -> None:
         self.options = options
+        self.ops = ops
         self.metadata = metadata
         self.table = table
         self.tp_rank = _tp_rank()
@@ -129,7 +136,7 @@ class StepObserver:
         """
         if self._checked is None:
             return
-        found = find_mismatches(self.metadata, layer, keys, self._checked)
+        found = find_mismatches(self.metadata, self.ops, layer, keys, self._checked)
         self._found(self._checked.numel(), found)
 
     def _found(self, compared: int, found: list[Mismatch]) -> None:

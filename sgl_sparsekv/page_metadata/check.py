@@ -34,11 +34,12 @@ class Mismatch:
 
 
 def find_mismatches(
-    metadata: PageMetadata, layer: int, keys: torch.Tensor, units: torch.Tensor
+    metadata: PageMetadata, ops: Ops, layer: int, keys: torch.Tensor, units: torch.Tensor
 ) -> list[Mismatch]:
-    """Recompute the fields of the sealed ones among `units` `[n]` from K `[slots, H, D]`.
+    """Summarise the sealed ones among `units` `[n]` again from K `[slots, H, D]`, and compare.
 
-    Copies of keys (min, max) must be equal; statistics may differ by the summary's `ulps`.
+    Copies of keys (min, max) must be equal; statistics may differ by the summary's `ulps`, which
+    they do where a GPU computes them within another kernel.
     """
     units = torch.unique(units)
     units = units[metadata.sealed[units]]
@@ -46,9 +47,11 @@ def find_mismatches(
     for summary in metadata.summaries if units.numel() else ():
         unit_size = summary.tokens or metadata.geometry.unit_size
         finer = metadata.geometry.finer(units, summary.tokens)
-        expected = summary.summarise(keys.unflatten(0, (-1, unit_size))[finer]).float()
-        actual = metadata.fields(summary.name, layer)[finer].float()
-        error = _excess(summary, expected, actual, keys.dtype).flatten(1).amax(1)
+        rows = keys.unflatten(0, (-1, unit_size))[finer].flatten(0, 1)
+        actual = metadata.fields(summary.name, layer)[finer]
+        expected = torch.empty_like(actual)
+        ops.summarise(summary, rows, expected, torch.arange(len(finer), device=units.device))
+        error = _excess(summary, expected.float(), actual.float(), keys.dtype).flatten(1).amax(1)
         found += [
             Mismatch(summary.name, layer, int(finer[i]), float(error[i]))
             for i in torch.nonzero(~(error <= 0)).flatten().tolist()

@@ -21,6 +21,8 @@ ITERATIONS = 6
 """Updates of the centroids."""
 CAP = 4.0
 """Largest cluster, in multiples of the mean size."""
+QUIET = 1 / 64
+"""A key is quiet where it is no longer than this, in lengths of the segment's longest."""
 LONGEST = 1 << 15
 """Tokens of a segment whose offsets an int16 can hold."""
 
@@ -62,6 +64,9 @@ def build_clusters(
 ) -> ClusterIndex:
     """Cluster the keys of one segment, every KV head alone.
 
+    Quiet keys get the last cluster that k-means leaves: no query scores them high, and in the mean
+    of others they would only dilute it.
+
     Args:
         keys: `[S, H, D]`, rotated.
         tokens_per_centroid: C = S / tokens_per_centroid, rounded up, whatever is skipped.
@@ -77,9 +82,12 @@ def build_clusters(
     if cap is not None and not cap > 1:
         raise ValueError(f"cap must be above 1, got {cap}")
     found = fit_keys(keys, tokens_per_centroid, iterations, cap, skip)
-    clusters, labels = ceil_div(keys.shape[0], tokens_per_centroid), found.labels
+    clusters = ceil_div(keys.shape[0], tokens_per_centroid)
+    labels, fitted = found.labels, found.centroids.shape[1]
+    if apart(clusters, keys.shape[0], cap):
+        labels, fitted = labels.masked_fill(quiet(keys[skip:]), fitted), fitted + 1
     if cap is not None:
-        labels = split(labels, found.centroids.shape[1], capacity_of(keys.shape[0], clusters, cap))
+        labels = split(labels, fitted, capacity_of(keys.shape[0], clusters, cap))
     counts = group_counts(labels, clusters)
     sums = group_sums(sum_grid(keys[skip:].movedim(0, 1)), labels, clusters)
     centroids = (sums / counts.clamp(min=1)[..., None]).to(keys.dtype)
@@ -123,10 +131,28 @@ def fit_keys(
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
     require_finite("keys", keys)
-    clusters = ceil_div(length, tokens_per_centroid)
+    clusters = clusters_in_all = ceil_div(length, tokens_per_centroid)
     if cap is not None:
         clusters -= length // capacity_of(length, clusters, cap)
-    return fit(keys[skip:].movedim(0, 1), clusters, iterations, cosine=True)
+    clusters -= apart(clusters_in_all, length, cap)
+    points, silent = keys[skip:].movedim(0, 1), quiet(keys[skip:])
+    return fit(points.masked_fill(silent[..., None], 0), clusters, iterations, cosine=True)
+
+
+def apart(clusters: int, tokens: int, cap: float | None) -> bool:
+    """Whether quiet keys get a cluster: where k-means has one left besides."""
+    pieces = 0 if cap is None else tokens // capacity_of(tokens, clusters, cap)
+    return clusters - pieces > 1
+
+
+def quiet(keys: torch.Tensor) -> torch.Tensor:
+    """Keys `[S, H, D]` too short to matter to any query: bool `[H, S]`, zeros always."""
+    wide = keys.double().movedim(0, 1)
+    # Scaled by the largest channel, so that no square overflows or vanishes.
+    size = wide.abs().amax((-2, -1), keepdim=True)
+    length = (wide / torch.where(size > 0, size, 1)).norm(dim=-1)
+    silent: torch.Tensor = length <= QUIET * length.amax(-1, keepdim=True)
+    return silent
 
 
 def value_sums(values: torch.Tensor, index: ClusterIndex) -> torch.Tensor:

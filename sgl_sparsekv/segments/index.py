@@ -40,9 +40,7 @@ def clusters(segment_size: int, tokens_per_centroid: int) -> CodeSummary:
         return codes[:, None].to(torch.uint8), found.centroids[:, None]
 
     capacity = capacity_of(segment_size, count, CAP)
-    return CodeSummary(
-        "clusters", segment_size, 1, count, True, ITERATIONS, capacity, build
-    )
+    return CodeSummary("clusters", segment_size, 1, count, True, ITERATIONS, capacity, build)
 
 
 @cache

@@ -68,7 +68,7 @@ def check_metadata(host: Host) -> None:
     units = torch.nonzero(owned).flatten()
     for layer in range(LAYERS):
         keys = host.pool.get_key_buffer(layer)
-        found = find_mismatches(host.metadata, layer, keys, units)
+        found = find_mismatches(host.metadata, host.backend.ops, layer, keys, units)
         require(not found, "R2 equality", found[:1])
         rows = keys.unflatten(0, (-1, unit))[units]
         require(not bool(rows.isnan().any()), "R3 poison", "a sealed unit holds freed keys")

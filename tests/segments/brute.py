@@ -1,5 +1,7 @@
 """The formulas once more, in numpy float64 and loops, one KV head at a time."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -50,11 +52,20 @@ def kmeans(points: Array, clusters: int, iterations: int, spherical: bool) -> tu
     return far, centres
 
 
-def place(far: Array, capacity: int | None) -> list[int]:
-    """The nearest cluster; one that is too large goes on as new ones, in order of position."""
+def quiet(points: Array) -> npt.NDArray[np.bool_]:
+    """Points no longer than a 64th of the longest."""
+    lengths = [math.sqrt(math.fsum(x * x for x in point)) for point in points]
+    return np.array([length <= max(lengths) / 64 for length in lengths])
+
+
+def place(far: Array, silent: npt.NDArray[np.bool_] | None, capacity: int | None) -> list[int]:
+    """The nearest cluster, one of their own for silent points; too large ones go on as new ones."""
+    own = far.shape[1]  # label of silent points, if any get a cluster
     labels = [int(row.argmin()) for row in far]
-    free = far.shape[1]
-    for cluster in range(far.shape[1]):
+    if silent is not None:
+        labels = [own if s else label for s, label in zip(silent, labels, strict=True)]
+    free = own + (silent is not None)
+    for cluster in range(own + 1):
         members = [point for point, label in enumerate(labels) if label == cluster]
         for nth, point in enumerate(members):
             if capacity is not None and nth and nth % capacity == 0:

@@ -138,7 +138,7 @@ def test_the_estimate_merges_with_what_was_read() -> None:
     centres = 2 * torch.randn(6, 1, 8)
     keys, values = centres.repeat_interleave(5, 0), noise(30, heads=1, width=4)
     q = torch.randn(1, 3, 8)
-    index = build_clusters(keys, 5, 4, None)
+    index = build_clusters(keys, 4, 4, None)
     joined = join([index], [0])
     chosen = select_clusters(cluster_scores(q, index).amax(1), joined, 10)
     read = chosen.positions[0].long()
