@@ -38,31 +38,50 @@ struct Permuted {
     return code >= 32 ? high : low;
   }
 
-  // Calls visit(x, i) with the entries of LANES tokens combined over the sub-vectors, i counting
-  // tokens from `first` on; the last x is `rest` behind the last token.
-  template <typename Combine, typename Visit>
-  __attribute__((always_inline)) void each(const float* table, int64_t first, int64_t count,
+  // Heads looked up together: as many as have their tables in registers.
+  static constexpr int kHeads = M > 0 && M * R <= 4 ? 4 : 1;
+
+  // Calls visit(x, i) with the entries of LANES tokens and N heads, combined over the sub-vectors;
+  // i counts tokens from `first` on. Lanes behind the last token are `rest`.
+  template <int N, typename Combine, typename Visit>
+  __attribute__((always_inline)) void each(const float* tables, int64_t first, int64_t count,
                                            float rest, Combine combine, Visit visit) const {
-    auto at = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-      VecF x = pick(table, codes_at(codes + first + i, n));
-      for (int64_t j = 1; j < parts(); ++j) {
-        x = combine(x, pick(table + j * kEntries, codes_at(codes + j * length + first + i, n)));
+    auto at = [&](VecF(&x)[N], int64_t i, int64_t n) __attribute__((always_inline)) {
+      for (int64_t j = 0; j < parts(); ++j) {
+        VecI code = codes_at(codes + j * length + first + i, n);
+        UNROLL for (int g = 0; g < N; ++g) {
+          VecF entry = pick(tables + (g * parts() + j) * kEntries, code);
+          x[g] = j == 0 ? entry : combine(x[g], entry);
+        }
       }
-      return x;
     };
+    VecF x[N];
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) visit(at(i, LANES), i);
+    for (; i + LANES <= count; i += LANES) {
+      at(x, i, LANES);
+      visit(x, i);
+    }
     if (i == count) return;
-    VecF x = at(i, count - i);
-    for (int64_t lane = count - i; lane < LANES; ++lane) x[lane] = rest;
+    at(x, i, count - i);
+    for (int g = 0; g < N; ++g) {
+      for (int64_t lane = count - i; lane < LANES; ++lane) x[g][lane] = rest;
+    }
     visit(x, i);
   }
 
-  template <typename Visit>
-  __attribute__((always_inline)) void sums(const float* table, int64_t first, int64_t count,
+  template <int N, typename Visit>
+  __attribute__((always_inline)) void sums(const float* tables, int64_t first, int64_t count,
                                            Visit visit) const {
-    each(table, first, count, -kInf,
-         [](VecF a, VecF b) __attribute__((always_inline)) { return a + b; }, visit);
+    each<N>(tables, first, count, -kInf,
+            [](VecF a, VecF b) __attribute__((always_inline)) { return a + b; }, visit);
+  }
+
+  // Calls visit.template operator()<N>(g) for the heads g = 0, N, ... of a block. What pads a block
+  // is looked up too, except for a single head.
+  template <typename Visit>
+  static __attribute__((always_inline)) void for_heads(int64_t heads, const Visit& visit) {
+    if (heads == 1) return visit.template operator()<1>(0);
+    for (int64_t g = 0; g < heads; g += kHeads) visit.template operator()<kHeads>(g);
   }
 
   // See Lookup.
@@ -87,25 +106,28 @@ struct Permuted {
   void mass(const float* tables, float* exps, int64_t first, int64_t count, int64_t heads,
             Vec4* max, Vec4* total) const {
     *max = *total = Vec4{};
-    for (int64_t g = 0; g < heads; ++g) {
-      const float* table = tables + g * parts() * kEntries;
-      Mass found = {0, 0};
-      for (int64_t j = 0; j < parts(); ++j) {
-        const float* from = table + j * kEntries;
-        VecF best = load(from);
-        for (int i = LANES; i < kEntries; i += LANES) best = vmax(best, load(from + i));
-        float top = max_lanes(best);
-        for (int i = 0; i < kEntries; i += LANES) {
-          store(exps + j * kEntries + i, exp2_vec((load(from + i) - top) * kLog2E));
-        }
-        found.max += top;
+    for (int64_t i = 0; i < 4 * parts(); ++i) {
+      const float* from = tables + i * kEntries;
+      VecF best = load(from);
+      for (int k = LANES; k < kEntries; k += LANES) best = vmax(best, load(from + k));
+      float top = max_lanes(best);
+      for (int k = 0; k < kEntries; k += LANES) {
+        store(exps + i * kEntries + k, exp2_vec((load(from + k) - top) * kLog2E));
       }
-      VecF weights = {};
-      each(exps, first, count, 0,
-           [](VecF a, VecF b) __attribute__((always_inline)) { return a * b; },
-           [&](VecF x, int64_t) __attribute__((always_inline)) { weights += x; });
-      found.sum = sum_lanes(weights);
-      if (!(found.sum > kVanishing)) found = exact_mass(table, first, count);
+      (*max)[i / parts()] += top;
+    }
+    for_heads(heads, [&]<int N>(int64_t head) __attribute__((always_inline)) {
+      VecF weights[N] = {};
+      each<N>(exps + head * parts() * kEntries, first, count, 0,
+              [](VecF a, VecF b) __attribute__((always_inline)) { return a * b; },
+              [&](const VecF(&x)[N], int64_t) __attribute__((always_inline)) {
+                UNROLL for (int g = 0; g < N; ++g) weights[g] += x[g];
+              });
+      for (int g = 0; g < N; ++g) (*total)[head + g] = sum_lanes(weights[g]);
+    });
+    for (int64_t g = 0; g < heads; ++g) {
+      if ((*total)[g] > kVanishing) continue;
+      Mass found = exact_mass(tables + g * parts() * kEntries, first, count);
       (*max)[g] = found.max;
       (*total)[g] = found.sum;
     }
@@ -113,10 +135,25 @@ struct Permuted {
 
   Mass exact_mass(const float* table, int64_t first, int64_t count) const {
     VecF best = splat(-kInf), weights = {};
-    sums(table, first, count, [&](VecF x, int64_t) { best = vmax(best, x); });
+    sums<1>(table, first, count, [&](const VecF(&x)[1], int64_t) { best = vmax(best, x[0]); });
     float max = max_lanes(best);
-    sums(table, first, count, [&](VecF x, int64_t) { weights += exp2_vec((x - max) * kLog2E); });
+    sums<1>(table, first, count,
+            [&](const VecF(&x)[1], int64_t) { weights += exp2_vec((x[0] - max) * kLog2E); });
     return {max, sum_lanes(weights)};
+  }
+
+  template <typename Visit>
+  __attribute__((always_inline)) void for_group(const float* tables, int64_t stride, int64_t group,
+                                                int64_t first, int64_t count,
+                                                const Visit& visit) const {
+    for (int64_t block = 0; block * 4 < group; ++block) {
+      int64_t heads = group - block * 4 < 4 ? group - block * 4 : 4;
+      for_heads(heads, [&]<int N>(int64_t head) __attribute__((always_inline)) {
+        sums<N>(tables + block * stride + head * parts() * kEntries, first, count,
+                [&](const VecF(&x)[N], int64_t i)
+                    __attribute__((always_inline)) { visit.template operator()<N>(x, i); });
+      });
+    }
   }
 
   // See Lookup.
@@ -125,16 +162,18 @@ struct Permuted {
     for (; count > 0; first += kRun, out += kRun, count -= kRun) {
       int64_t n = count < kRun ? count : kRun;
       float best[kRun], total[kRun];
-      auto table = [&](int64_t g) { return tables + g / 4 * stride + g % 4 * parts() * kEntries; };
-      sums(tables, first, n, [&](VecF x, int64_t i) { store(best + i, x); });
-      for (int64_t g = 1; g < group; ++g) {
-        sums(table(g), first, n,
-             [&](VecF x, int64_t i) { store(best + i, vmax(x, load(best + i))); });
-      }
+      for (int64_t i = 0; i < n; i += LANES) store(best + i, splat(-kInf));
       for (int64_t i = 0; mean && i < n; i += LANES) store(total + i, VecF{});
-      for (int64_t g = 0; mean && g < group; ++g) {
-        sums(table(g), first, n, [&](VecF x, int64_t i) {
-          store(total + i, load(total + i) + exp2_vec((x - load(best + i)) * kLog2E));
+      for_group(tables, stride, group, first, n, [&]<int N>(const VecF(&x)[N], int64_t i) {
+        VecF top = load(best + i);
+        UNROLL for (int g = 0; g < N; ++g) top = vmax(x[g], top);
+        store(best + i, top);
+      });
+      if (mean) {
+        for_group(tables, stride, group, first, n, [&]<int N>(const VecF(&x)[N], int64_t i) {
+          VecF sum = load(total + i);
+          UNROLL for (int g = 0; g < N; ++g) sum += exp2_vec((x[g] - load(best + i)) * kLog2E);
+          store(total + i, sum);
         });
       }
       for (int64_t i = 0; mean && i < n; i += LANES) {

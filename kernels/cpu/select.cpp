@@ -8,11 +8,16 @@ namespace {
 
 constexpr float kLargest = 0x1.fffffep127f;  // rank of what is not a number, and of infinity
 
-// Order-preserving map of float to int32; -0 and +0 are equal.
+INLINE VecF known(VecF scores) { return scores < kLargest ? scores : splat(kLargest); }
+
+// Order-preserving map of float to int32 and back; -0 and +0 are equal.
 INLINE VecI order_keys(VecF scores) {
-  scores = scores < kLargest ? scores : splat(kLargest);
-  VecI bits = reinterpret_cast<VecI>(scores + 0.0f);
+  VecI bits = reinterpret_cast<VecI>(known(scores) + 0.0f);
   return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+INLINE VecF score_of(int32_t key) {
+  return as_float(splat_bits(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7fffffff))));
 }
 
 INLINE VecI load_keys(const int32_t* p) {
@@ -73,10 +78,10 @@ int32_t threshold(const int32_t* keys, int64_t n, uint32_t differ, int64_t wante
   return static_cast<int32_t>(key ^ kSign);
 }
 
-// Bit i is set where x[i] >= key.
-INLINE uint32_t reaching(VecI x, int32_t key) {
+// Bit i is set where x[i] >= least[i].
+INLINE uint32_t reaching(VecF x, VecF least) {
   typedef bool Flags __attribute__((ext_vector_type(LANES)));
-  Flags flags = __builtin_convertvector(x >= key, Flags);
+  Flags flags = __builtin_convertvector(x >= least, Flags);
   uint32_t bits = 0;
   __builtin_memcpy(&bits, &flags, (LANES + 7) / 8);
   return bits & ((1u << LANES) - 1);
@@ -91,26 +96,26 @@ int64_t sieve(const float* scores, int64_t n, int64_t share, int64_t wanted, int
   VecI varied = {};
   for (int64_t i = 0; i < maxima; i += LANES) {
     const float* from = scores + i * share;
-    VecI best = order_keys(load(from));
-    for (int64_t j = 1; j < share; ++j) {
-      VecI x = order_keys(load(from + j * LANES));
-      best = x > best ? x : best;
-    }
-    __builtin_memcpy(keys + i, &best, sizeof best);
-    varied |= best ^ keys[0];
+    VecF best = known(load(from));
+    for (int64_t j = 1; j < share; ++j) best = vmax(known(load(from + j * LANES)), best);
+    VecI key = order_keys(best);
+    __builtin_memcpy(keys + i, &key, sizeof key);
+    varied |= key ^ keys[0];
   }
-  int32_t least = threshold(keys, maxima, any_bits(varied), wanted, &reached);
+  int32_t key = threshold(keys, maxima, any_bits(varied), wanted, &reached);
+  int32_t lowest = order_keys(splat(-kInf))[0];  // keys below stand for no score
+  VecF least = score_of(key > lowest ? key : lowest);
   for (; u + LANES <= n; u += LANES) {
-    VecI x = order_keys(load(scores + u));
+    VecF x = known(load(scores + u));
     uint32_t which = reaching(x, least);
-    put_lanes(keys + kept, x, which);
+    put_lanes(keys + kept, order_keys(x), which);
     put_lanes(places + kept, lane_numbers() + static_cast<int32_t>(u), which);
     kept += __builtin_popcount(which);
   }
   for (; u < n; ++u) {
     keys[kept] = order_keys(splat(scores[u]))[0];
     places[kept] = static_cast<int32_t>(u);
-    kept += keys[kept] >= least;
+    kept += keys[kept] >= key;
   }
   uint32_t bits = 0;
   for (int64_t i = 0; i < kept; ++i) bits |= static_cast<uint32_t>(keys[i] ^ keys[0]);
