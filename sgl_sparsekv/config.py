@@ -133,6 +133,8 @@ class ServerOptions:
             _check_int('dense_below must be "auto", or it', self.dense_below, 0)
         if self.device in FUSED_DEVICES and self.request.reselect_every != 1:
             raise ValueError(_reselects(self.device, self.request.reselect_every))
+        if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
+            raise ValueError(f"reduction max has no kernels on device {self.device}: use max_softmax")
         _check_choice("check", self.check, CHECK_MODES)
         _check_int("check_interval", self.check_interval, 1)
         _check_bool("validate_input_ids", self.validate_input_ids)

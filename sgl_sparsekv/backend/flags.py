@@ -31,7 +31,7 @@ _HELP = {
     "dense_layers": "first layers that read the whole cache",
     "reselect_every": "decode steps for which a selection is used",
     "methods": "comma-separated methods that requests may choose",
-    "reduction": "how query heads of a KV head share a selection: max_softmax or mean_softmax",
+    "reduction": "how query heads of a KV head share a selection: max_softmax, mean_softmax or max",
     "unit_size": "tokens per unit that is scored and read as one: 16, 32 or 64",
     "cluster_segment": "tokens that clusterkv clusters together, a multiple of 64",
     "tokens_per_centroid": "mean size of clusterkv's clusters",

@@ -1,12 +1,12 @@
 """`quest_two_level`: Quest, with pages looked at only in segments that may hold good ones.
 
 At long contexts the bounds of all pages outweigh what is selected (LServe, arXiv 2502.14866,
-measures its page selector at twice the attention). So the same bound is kept for segments of 256
+measures its page selector at twice the attention). So the same bound is kept for segments of 128
 tokens as well: a segment's minimum and maximum enclose those of its pages, so its bound is at least
 theirs. Segments are ranked first, and pages only in the best of them:
 
     quest_two_level         in as many segments as hold 8 times the budget; reads what depends on
-                            the budget and 1/16 of the bounds
+                            the budget and 1/8 of the bounds
     quest_two_level_exact   in the best segments, twice as many each time, until no segment that is
                             left can hold a page that belongs to the selection: the pages of Quest
 
@@ -23,7 +23,7 @@ from ..types import BoundSummary, Candidates, Reduction, ScoreInputs, SegmentBou
 from .base import IndexOptions, SelectionMethod
 from .quest import Quest
 
-SEGMENT = 256
+SEGMENT = 128
 """Tokens that share a bound of the upper level."""
 OVERSAMPLING = 8
 """Tokens looked at by page, in multiples of the budget."""

@@ -30,9 +30,15 @@ def one_sentence(error: BaseException) -> str:
         ({"unit_size": 64, "budget": 128}, "budget must be at least 192 tokens"),
         ({"dense_below": "never"}, 'dense_below must be "auto"'),
         ({"device": "triton", "reselect_every": 4}, "reselect_every must be 1 on device triton"),
+        ({"device": "triton", "reduction": "max"}, "reduction max has no kernels on device triton"),
+        ({"pq_segment": 1000}, "pq_segment must be a multiple of 64 tokens, got 1000"),
+        ({"cluster_segment": 0}, "cluster_segment must be an integer in [64, 16384], got 0"),
+        ({"tokens_per_centroid": 2}, "tokens_per_centroid must be at least 4 in segments of 1024"),
+        ({"pq_subspaces": 3}, "pq_subspaces must be one of 1, 2, 4, 8, 16, got 3"),
+        ({"pq_bits": 9}, "pq_bits must be an integer in [1, 8], got 9"),
     ],
 )
-def test_options_that_no_gpu_server_takes(values: dict[str, object], says: str) -> None:
+def test_options_that_no_server_takes(values: dict[str, object], says: str) -> None:
     """Before anything is loaded."""
     with pytest.raises(ConfigError) as caught:
         parse(values)
