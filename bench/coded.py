@@ -7,13 +7,15 @@ import torch
 
 from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS, Layers
 from sgl_sparsekv.ops import Ops, load_ops
-from sgl_sparsekv.segments.index import clusters, products
+from sgl_sparsekv.page_metadata import SINKS
+from sgl_sparsekv.selection import IndexOptions, load_method
 from sgl_sparsekv.types import Candidates, CodeSummary, Reduction, SegmentIndex, Selection
 
-METHODS = {"clusterkv": clusters(1024, 32), "pqcache": products(4096, 2, 6)}
-"""Method -> what its records hold."""
-SINKS = 16
-"""First tokens of a prompt that centroids do not learn from."""
+METHODS = {
+    "clusterkv": load_method("clusterkv").segments(IndexOptions()),
+    "pqcache": load_method("pqcache").segments(IndexOptions()),
+}
+"""Method -> what its records hold, by default."""
 
 
 @dataclass(frozen=True)

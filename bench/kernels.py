@@ -27,7 +27,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
-from bench import coded
+from bench import coded, two_level
 from bench.bandwidth import clock, read_bandwidth
 from bench.layers import BUDGET, DIM, GROUP, HEADS, PAGE_SIZE, Layers, gate, prefill_layer
 from bench.peer import torch_native_decode, torch_native_extend
@@ -42,7 +42,7 @@ UNIT_BYTES = 2 * HEADS * DIM * 2
 CACHES = 128 << 20
 """Bytes; no CPU's caches are larger."""
 CODED_FROM = 32768
-"""Contexts of one row from which on methods that choose single tokens are timed too."""
+"""Contexts of one row from which on methods that read segment records are timed too."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Row:
 
     Attributes:
         op: op, or `decode_sparse` for score + select + attend with everything around them.
-        method: `quest`, `clusterkv`, `pqcache` or `dense`.
+        method: `quest`, `quest_two_level`, `clusterkv`, `pqcache` or `dense`.
         context: tokens of each row.
         batch: rows.
         page_size: slots per page.
@@ -145,6 +145,10 @@ def decode_rows(ops: Ops, context: int, batch: int, repeats: int, speed: float) 
             tokens.gate(ops)
             calls |= {(name, method): call for name, call in tokens.calls(ops).items()}
             sizes |= {(name, method): size for name, size in tokens.sizes().items()}
+    if batch == 1 and context >= CODED_FROM:
+        pruned = two_level.TwoLevelLayers.make(layers, SCALE)
+        calls |= {(name, two_level.METHOD): call for name, call in pruned.calls(ops).items()}
+        sizes |= {(name, two_level.METHOD): size for name, size in pruned.sizes().items()}
     times = clock_cold(calls, repeats)
     whole = {key: call for key, call in calls.items() if key[0].startswith("decode")}
     native = {("peer", ""): torch_native_decode(layers, SCALE)}

@@ -27,7 +27,8 @@ class Bound:
 
     Attributes:
         op: op that is judged.
-        field: `speedup` (over the peer), `of_floor`, `of_prefill` (a share) or `of_quest`.
+        field: `speedup` (over the peer), `of_floor`, `of_prefill` (a share), `of_quest`, or
+            `of_32k` (its own time at 32k).
         limit: the bound; `speedup` is at least that, the others at most.
         contexts: contexts that are judged, from the first to the last.
         method: the only method that is judged; None: any.
@@ -46,6 +47,8 @@ class Bound:
             return f"<= {self.limit:.0%} of the prefill"
         if self.field == "of_quest":
             return f"<= {self.limit:g} times quest's"
+        if self.field == "of_32k":
+            return f"<= {self.limit:g} times its time at 32k"
         if self.field == "speedup":
             return f">= {self.limit:g} times the peer"
         return f"<= {self.limit:g} times the floor"
@@ -67,6 +70,7 @@ BOUNDS = (
     Bound("decode_sparse", "of_floor", 2, (32 * K, 1 << 30), "quest"),
     Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "clusterkv"),
     Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "pqcache"),
+    Bound("decode_sparse", "of_32k", 1.5, (128 * K, 1 << 30), "quest_two_level"),
     Bound("decode_dense", "of_floor", 2),
     Bound("prefill", "speedup", 3),
     Bound("summarise", "of_prefill", 0.03),
@@ -112,14 +116,17 @@ def _targets(kernels: list[tuple[str, Result]], served: list[tuple[str, Result]]
 
 
 def _value(field: str, row: Result, rows: list[Result]) -> float | None:
-    """A row's figure; a share is its time over that of the same prompt's prefill, or of Quest."""
-    if field not in ("of_prefill", "of_quest"):
+    """A row's figure; where it is no field of the row, its time over that of another row."""
+    shape = {key: row[key] for key in ("op", "method", "context", "batch")}
+    others = {
+        "of_prefill": {"op": "prefill", "context": row["context"]},
+        "of_quest": shape | {"method": "quest"},
+        "of_32k": shape | {"context": 32 * K},
+    }
+    if field not in others:
         found: float | None = row[field]
         return found
-    if field == "of_prefill":
-        same = {"op": "prefill", "context": row["context"]}
-    else:
-        same = {key: row[key] for key in ("op", "context", "batch")} | {"method": "quest"}
+    same = others[field]
     other = [one["ms"] for one in rows if same.items() <= one.items()]
     return row["ms"] / other[0] if other else None
 
