@@ -20,6 +20,7 @@ from bench.quality.run import measure_dump
 from bench.quality.subjects import QUERIES, facts, spread
 from sgl_sparsekv.models.corpus import bpe_tokenizer, learn_merges
 from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.selection.two_level import SEGMENT
 from sgl_sparsekv.types import Selection
 
 QUEST = VARIANTS[0]
@@ -50,8 +51,8 @@ def layer(
     [
         # Candidates: tokens 16 .. 2032 of 2,100; 16 .. 2928 of 3,000.
         (QUEST, 2100, 126 * 2 * DIM * 2),
-        # 8 whole segments of 256 up to 2,048; pages of 8 budgets are more than there are.
-        (VARIANTS[1], 2100, (8 + 126) * 2 * DIM * 2),
+        # Whole segments up to 2,048; pages of 8 budgets are more than there are.
+        (VARIANTS[1], 2100, (2048 // SEGMENT + 126) * 2 * DIM * 2),
         (VARIANTS[3], 2100, 252 * (DIM + 1) * 2),
         (clustered(1024, 32), 2100, 2016 + 2 * 32 * DIM * 2),
         (clustered(1024, 32), 3000, 2032 + 2 * 32 * DIM * 2 + 880 * DIM * 2),
