@@ -23,7 +23,7 @@ class IndexOptions:
     """
 
     cluster_segment: int = 1024
-    tokens_per_centroid: int = 16
+    tokens_per_centroid: int = 32
     pq_segment: int = 4096
     pq_subspaces: int = 2
     pq_bits: int = 6

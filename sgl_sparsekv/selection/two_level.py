@@ -94,18 +94,18 @@ def _scores(
     q, candidates = inputs.q, inputs.candidates
     rows, heads, group, dim = q.shape
     per_segment, units = SEGMENT // inputs.unit_size, candidates.unit_table.shape[1]
-    chosen, left = _best_segments(ops, inputs, looked_at)
+    segments, left = _best_segments(ops, inputs, looked_at)
+    begin, end = candidates.begin[:, None, None], candidates.end[:, None, None]
+    unit = (segments.long()[..., None] * per_segment + torch.arange(per_segment)).flatten(2)
+    inside = (unit >= begin) & (unit < end)
+    # Pages of a chosen segment that are no candidates have no metadata: the first candidate stands
+    # in for them, and what it scores goes nowhere.
+    table = candidates.unit_table[:, None].expand(rows, heads, units)
+    table = table.gather(-1, torch.where(inside, unit, begin.clamp(max=units - 1)))
     # Every (row, KV head) has pages of its own, so it becomes a row with one KV head.
-    unit = (chosen[..., None] * per_segment + torch.arange(per_segment)).flatten(2)
-    inside = (unit >= candidates.begin[:, None, None]) & (unit < candidates.end[:, None, None])
-    inside &= (chosen >= 0).repeat_interleave(per_segment, -1)
-    unit = unit.gather(-1, inside.int().argsort(dim=-1, descending=True, stable=True))
-    count = inside.sum(-1)
-    there = torch.arange(unit.shape[-1]) < count[..., None]
-    unit = torch.where(there, unit, 0)
-    table = candidates.unit_table[:, None].expand(rows, heads, units).gather(-1, unit)
     table = (table * heads + torch.arange(heads, dtype=torch.int32)[:, None]).flatten(0, 1)
-    ends = count.flatten().int()
+    ends = (segments >= 0).sum(-1) * per_segment * (candidates.begin < candidates.end)[:, None]
+    ends = ends.flatten().int()
     fields = inputs.fields[Quest.summary.name]
     found = ops.score(
         Quest.summary,
@@ -116,33 +116,33 @@ def _scores(
         reduction,
     )
     scores = q.new_full((rows, heads, units + 1), -torch.inf, dtype=torch.float32)
-    scores.scatter_(-1, torch.where(there, unit, units), found.view(rows, heads, -1))
+    scores.scatter_(-1, torch.where(inside, unit, units), found.view(rows, heads, -1))
     return scores[..., :units].contiguous(), left
 
 
 def _best_segments(
     ops: Ops, inputs: ScoreInputs, looked_at: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Segments to look at, int64 `[rows, H, n]` with -1 for none, and the best bound left out."""
+    """Segments to look at, int32 `[rows, H, n]` padded with -1, and the best bound left out."""
     index, candidates = inputs.index, inputs.candidates
     assert isinstance(index, SegmentBounds), "no segment bounds"
     rows, per_segment = len(looked_at), SEGMENT // inputs.unit_size
     segments = ceil_div(candidates.unit_table.shape[1], per_segment)
     table = index.table[:, :segments]
     table = torch.nn.functional.pad(table, (0, segments - table.shape[1]), value=-1)
-    first = torch.arange(segments) * per_segment
-    live = (first < candidates.end[:, None]) & (first + per_segment > candidates.begin[:, None])
-    unbounded = live & (table < 0)
+    first = candidates.begin // per_segment  # segments before it hold sinks alone
+    last = (candidates.end + per_segment - 1) // per_segment
     zero = torch.zeros(rows, dtype=torch.int32)
     every = Candidates(table.clamp(min=0), zero, zero + segments)
     bounds = ops.score(Quest.summary, inputs.q, index.planes, every, inputs.scale, Reduction.MAX)
+    place = torch.arange(segments)
+    live = (place >= first[:, None]) & (place < last[:, None])
+    unbounded = live & (table < 0)
     bounds = bounds.masked_fill(unbounded[:, None], torch.inf)
     bounds = bounds.masked_fill(~live[:, None], -torch.inf)
-    best = bounds.sort(dim=-1, descending=True, stable=True)
-    limit = (looked_at + unbounded.sum(-1)).long()[:, None, None]
-    count = min(segments, int(limit.max()))
-    values, place = best.values[..., :count], torch.arange(count)
-    chosen = best.indices[..., :count].masked_fill((place >= limit) | values.isneginf(), -1)
-    after = limit.clamp(max=segments - 1).expand(rows, bounds.shape[1], 1)
-    left = best.values.gather(-1, after)[..., 0]
-    return chosen, left.masked_fill(limit[..., 0] >= segments, -torch.inf)
+    counts = (first + looked_at + unbounded.sum(-1)).minimum(last).int()
+    chosen = ops.select(bounds, Candidates(every.unit_table, first, last), last, counts).logical
+    if not chosen.shape[-1]:
+        return chosen, bounds.amax(-1)
+    seen = torch.where(chosen < 0, chosen[..., :1], chosen).clamp(min=0).long()
+    return chosen, bounds.scatter(-1, seen, -torch.inf).amax(-1)
