@@ -11,7 +11,9 @@ Result = dict[str, Any]
 INTRO = """\
 One layer of Llama-3.1-8B (32 query heads, 8 KV heads of 128, bfloat16), and a whole server. Times
 are milliseconds, the least of the repeats. A floor is what must be read over the bandwidth of
-summing a large buffer; the peer is SGLang's own `torch_native`; both in the same run. How the
+summing a large buffer; the peer is SGLang's own `torch_native`; both in the same run. From
+`kernels-cpu-20261121b` on another buffer is read before each call, so no cache holds anything of the
+call before it: one call of a whole model's step, where the runs before it repeat an op. How the
 kernels work and what made them fast: [CPU kernels](cpu_kernels.md)."""
 OP_NAMES = {
     "decode_sparse": "decode, sparse",
