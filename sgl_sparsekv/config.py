@@ -134,7 +134,7 @@ class ServerOptions:
         if self.device in FUSED_DEVICES and self.request.reselect_every != 1:
             raise ValueError(_reselects(self.device, self.request.reselect_every))
         if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
-            raise ValueError(f"reduction max has no kernels on device {self.device}: use max_softmax")
+            raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
         _check_choice("check", self.check, CHECK_MODES)
         _check_int("check_interval", self.check_interval, 1)
         _check_bool("validate_input_ids", self.validate_input_ids)

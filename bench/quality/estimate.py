@@ -4,7 +4,7 @@ import torch
 
 from bench.quality.methods import Runner
 from sgl_sparsekv.ops import load_ops
-from sgl_sparsekv.segments.choose import estimate
+from sgl_sparsekv.segments.exact import dot, product_grid, total
 from sgl_sparsekv.types import SegmentIndex, Selection
 
 State = tuple[torch.Tensor, torch.Tensor]
@@ -67,3 +67,46 @@ class _Clusters:
         index = labels[..., None].expand(values.shape)
         sums = self.sums.scatter_add(1, index, values * counts[..., None])
         return _Clusters(sums, self.sizes.scatter_add(1, labels, counts))
+
+
+def estimate(
+    q: torch.Tensor,
+    centroids: torch.Tensor,
+    value_sums: torch.Tensor,
+    sizes: torch.Tensor,
+    chosen: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over clusters that were not read, every key taken to be its centroid.
+
+    RetroInfer's estimation zone (arXiv 2505.02922): weight exp(scale q·centroid) for each of a
+    cluster's tokens, so its values enter as their sum.
+
+    Args:
+        q: `[H, G, D]`.
+        centroids: `[H, C, D]`.
+        value_sums: `[H, C, Dv]`.
+        sizes: int `[H, C]`.
+        chosen: bool `[H, C]`, clusters that were read, if only in part.
+        scale: softmax scale.
+
+    Returns:
+        out `[H, G, Dv]` in q's dtype and lse float32 `[H, G]`, mergeable with the attention state
+        of what was read; 0 and -inf when every cluster was.
+    """
+    left_out = (chosen | (sizes == 0))[:, None]
+    logits = dot(product_grid(q), product_grid(centroids)) * scale
+    logits = logits.masked_fill(left_out, -torch.inf)
+    lse = log_sum_exp(logits + sizes.double().log()[:, None])
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest.masked_fill(highest == -torch.inf, 0)).exp()
+    mass = total(weights * sizes[:, None])[..., None]
+    out = dot(product_grid(weights), product_grid(value_sums.mT)) / mass.masked_fill(mass == 0, 1)
+    return out.to(q.dtype), lse.float()
+
+
+def log_sum_exp(x: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, in float64: `[..., n]` -> `[...]`; -inf when all are."""
+    top = x.double().amax(-1, keepdim=True)
+    shifted = (x.double() - top.masked_fill(top == -torch.inf, 0)).exp()
+    return top[..., 0] + total(shifted).clamp(min=torch.finfo(torch.float64).tiny).log()

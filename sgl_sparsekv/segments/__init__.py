@@ -1,5 +1,5 @@
-"""Recall within segments: clusters, product quantisation and landmarks of an aligned run of tokens.
+"""What segment records hold: clusters, product quantisation and landmarks of an aligned run of tokens.
 
-Everything here is a function of the segment's keys (and values) alone, bit for bit, so whoever
+Everything here is a function of the segment's keys alone, bit for bit, so whoever
 builds a segment's record builds the same one.
 """

@@ -153,16 +153,3 @@ def quiet(keys: torch.Tensor) -> torch.Tensor:
     length = (wide / torch.where(size > 0, size, 1)).norm(dim=-1)
     silent: torch.Tensor = length <= QUIET * length.amax(-1, keepdim=True)
     return silent
-
-
-def value_sums(values: torch.Tensor, index: ClusterIndex) -> torch.Tensor:
-    """Sum of the values of each cluster: `[S, H, Dv]` -> float32 `[H, C, Dv]`.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
-    require_finite("values", values)
-    labels, clusters = index.labels(), index.starts.shape[1] - 1
-    spare = labels.masked_fill(labels < 0, clusters)  # a group for what is skipped
-    rows = sum_grid(values.movedim(0, 1))
-    return group_sums(rows, spare, clusters + 1)[:, :clusters].float()

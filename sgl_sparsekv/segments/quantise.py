@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .exact import dot, product_grid, require_finite
+from .exact import product_grid, require_finite
 from .lloyd import fit, similarities
 
 SUBSPACES = 2
@@ -72,27 +72,6 @@ def decode(codes: torch.Tensor, codebook: Codebook) -> torch.Tensor:
     picked = codes.movedim(0, -1).long()[..., None]  # [H, m, S, 1]
     rows = codebook.centroids.gather(2, picked.expand(-1, -1, -1, width))
     return rows.movedim(2, 0).flatten(2)
-
-
-def lookup_scores(q: torch.Tensor, codes: torch.Tensor, codebook: Codebook) -> torch.Tensor:
-    """q·key of coded keys, without the softmax scale (an estimate).
-
-    Args:
-        q: `[H, G, D]`, rotated.
-        codes: uint8 `[S, H, m]`.
-        codebook: of the same KV heads.
-
-    Returns:
-        float32 `[H, G, S]`.
-    """
-    m = codebook.centroids.shape[1]
-    table = dot(product_grid(_parts(q.movedim(1, 0), m)), product_grid(codebook.centroids))
-    picked = codes.permute(1, 2, 0).long()[:, :, None].expand(-1, -1, q.shape[1], -1)
-    entries = table.gather(-1, picked)  # [H, m, G, S]
-    score = entries[:, 0]
-    for part in range(1, m):
-        score = score + entries[:, part]
-    return score.float()
 
 
 def _parts(rows: torch.Tensor, m: int) -> torch.Tensor:

@@ -73,9 +73,3 @@ def place(far: Array, silent: npt.NDArray[np.bool_] | None, capacity: int | None
             if capacity is not None and nth >= capacity:
                 labels[point] = free - 1
     return labels
-
-
-def softmax(logits: Array) -> Array:
-    """Over one row."""
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()

@@ -8,7 +8,7 @@ import torch
 from segments import brute
 from segments.data import KINDS, bunches, noise
 
-from sgl_sparsekv.segments.clusters import build_clusters, objective, value_sums
+from sgl_sparsekv.segments.clusters import build_clusters, objective
 
 RISE = 2.0**-20
 """Per token: directions keep 23 bits, so a sum of cosines may move by that much."""
@@ -71,18 +71,6 @@ def test_no_token_is_lost_and_no_cluster_is_larger_than_the_cap(cap: float) -> N
         for c, (begin, end) in enumerate(zip(index.starts[h], index.starts[h, 1:], strict=False)):
             members = index.order[h, begin:end].long()
             assert bool((members.diff() > 0).all()) and bool((labels[h, members] == c).all())
-
-
-def test_value_sums_are_sums_of_the_members() -> None:
-    """And skipped tokens are in none of them."""
-    keys, values = noise(80), noise(80, width=10, dtype=torch.bfloat16)
-    index = build_clusters(keys, 8, 4, 2.0, 7)
-    sums = value_sums(values, index)
-    for h in range(3):
-        for c in range(10):
-            members = index.order[h, index.starts[h, c] : index.starts[h, c + 1]].long()
-            wanted = brute.head(values, h)[members.numpy()].sum(0)
-            np.testing.assert_allclose(sums[h, c].numpy(), wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

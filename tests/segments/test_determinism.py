@@ -7,43 +7,31 @@ import pytest
 import torch
 from segments.data import bunches, noise
 
-from sgl_sparsekv.segments.choose import cluster_scores, estimate
-from sgl_sparsekv.segments.clusters import build_clusters, objective, value_sums
+from sgl_sparsekv.segments.clusters import build_clusters, objective
 from sgl_sparsekv.segments.exact import dot, group_sums, product_grid, sum_grid, total
-from sgl_sparsekv.segments.landmarks import chunk_scores, landmarks, outliers
-from sgl_sparsekv.segments.quantise import build_codebook, encode, lookup_scores
-from sgl_sparsekv.segments.shares import group_shares
-from sgl_sparsekv.types import Reduction
+from sgl_sparsekv.segments.landmarks import landmarks, worst_cosines
+from sgl_sparsekv.segments.quantise import build_codebook, encode
 
-TOKENS, HEADS, GROUP, WIDTH = 512, 5, 3, 32
+TOKENS, HEADS, WIDTH = 512, 5, 32
 Results = list[torch.Tensor]
 
 
-def clusters(keys: torch.Tensor, q: torch.Tensor) -> Results:
+def clusters(keys: torch.Tensor) -> Results:
     """Everything of the clusters, heads first."""
     index = build_clusters(keys, 16, 6, 1.5, 16)
-    sums = value_sums(keys, index)
-    chosen = torch.arange(index.sizes.shape[1]).expand(index.sizes.shape) % 3 == 0
-    state = estimate(q, index.centroids, sums, index.sizes, chosen, 0.2)
-    scores = cluster_scores(q, index)
-    tensors = [index.centroids, index.order, index.starts, sums, scores, *state]
-    return [*tensors, objective(keys, 16, 6).T]
+    return [index.centroids, index.order, index.starts, objective(keys, 16, 6).T]
 
 
-def codes(keys: torch.Tensor, q: torch.Tensor) -> Results:
+def codes(keys: torch.Tensor) -> Results:
     """Everything of product quantisation, heads first."""
     codebook = build_codebook(keys, 2, 5, 4)
-    coded = encode(keys, codebook)
-    scores = lookup_scores(q, coded, codebook)
-    shares = group_shares(scores, Reduction.MEAN_SOFTMAX)
-    return [codebook.centroids, coded.movedim(1, 0), scores, shares]
+    return [codebook.centroids, encode(keys, codebook).movedim(1, 0)]
 
 
-def marks(keys: torch.Tensor, q: torch.Tensor) -> Results:
+def marks(keys: torch.Tensor) -> Results:
     """Everything of the landmarks, heads first."""
     found = landmarks(keys)
-    always = outliers(keys, found, 3, 1)
-    return [found.movedim(1, 0), always, chunk_scores(q, found, always, 0.2)]
+    return [found.movedim(1, 0), worst_cosines(keys, found)]
 
 
 @contextmanager
@@ -66,19 +54,18 @@ def assert_same(found: Results, wanted: Results) -> None:
 @pytest.mark.parametrize("core", (clusters, codes, marks))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_bits_depend_on_the_head_alone(
-    core: Callable[[torch.Tensor, torch.Tensor], Results], dtype: torch.dtype
+    core: Callable[[torch.Tensor], Results], dtype: torch.dtype
 ) -> None:
     """Alone, permuted, one and two threads, and from a pool's strided rows."""
     keys = bunches(TOKENS, HEADS, WIDTH, dtype)
-    q = torch.randn(HEADS, GROUP, WIDTH).to(dtype)
     with threads(1):
-        wanted = core(keys, q)
+        wanted = core(keys)
         for h in range(HEADS):
-            assert_same(core(keys[:, h : h + 1], q[h : h + 1]), [x[h : h + 1] for x in wanted])
+            assert_same(core(keys[:, h : h + 1]), [x[h : h + 1] for x in wanted])
         order = torch.randperm(HEADS)
-        assert_same(core(keys[:, order], q[order]), [x[order] for x in wanted])
+        assert_same(core(keys[:, order]), [x[order] for x in wanted])
     with threads(2):
-        assert_same(core(keys, q), wanted)
+        assert_same(core(keys), wanted)
 
 
 def test_sums_do_not_depend_on_their_order() -> None:

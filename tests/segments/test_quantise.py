@@ -1,4 +1,4 @@
-"""Product quantisation: k-means per subspace, and scores of decoded keys."""
+"""Product quantisation: k-means per subspace, and what codes stand for."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,7 @@ from segments.data import KINDS, noise
 from sklearn.cluster import KMeans
 
 from sgl_sparsekv.segments.lloyd import fit
-from sgl_sparsekv.segments.quantise import build_codebook, decode, encode, lookup_scores
-from sgl_sparsekv.segments.shares import group_shares, top
-from sgl_sparsekv.types import Reduction
+from sgl_sparsekv.segments.quantise import build_codebook, decode, encode
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,48 +56,6 @@ def test_codebook_and_codes_are_those_of_the_formula(
             distances = ((part[:, None] - stored[None].astype(np.float64)) ** 2).sum(-1)
             picked = np.take_along_axis(distances, codes[:, h, j, None].numpy().astype(int), 1)
             np.testing.assert_allclose(picked[:, 0], distances.min(1), rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_scores_are_products_with_decoded_keys(dtype: torch.dtype) -> None:
-    """Within the rounding of 23 bits per row."""
-    keys, q = noise(70, dtype=dtype), torch.randn(3, 4, 16).to(dtype)
-    codebook = build_codebook(keys, 4, 3, 2)
-    codes = encode(keys, codebook)
-    scores = lookup_scores(q, codes, codebook)
-    wanted = torch.einsum("hgd,shd->hgs", q.double(), decode(codes, codebook).double())
-    torch.testing.assert_close(scores, wanted.float(), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("reduction", tuple(Reduction))
-def test_the_group_shares_one_ranking(reduction: Reduction) -> None:
-    """Softmax per query head over the candidates, then the maximum or sum; ties to the lower."""
-    scores = (3 * torch.randn(2, 4, 50)).round()
-    scores[:, :, 40:] = -torch.inf
-    shares = group_shares(scores, reduction)
-    for h in range(2):
-        rows = np.array([brute.softmax(row[:40].double().numpy()) for row in scores[h]])
-        wanted = rows.max(0) if reduction is Reduction.MAX_SOFTMAX else rows.mean(0)
-        np.testing.assert_allclose(shares[h, :40].exp().numpy(), wanted, rtol=2e-5)
-        assert bool((shares[h, 40:] == -torch.inf).all())
-        order = sorted(range(50), key=lambda i: (-shares[h, i].item(), i))
-        assert top(shares, 13)[h].tolist() == sorted(order[:13])
-
-
-def test_ties_go_to_the_lower_token() -> None:
-    """Equal scores everywhere: the first ones."""
-    assert top(torch.zeros(1, 9), 4).tolist() == [[0, 1, 2, 3]]
-    assert top(torch.zeros(1, 3), 4).tolist() == [[0, 1, 2]]
-    with pytest.raises(ValueError, match="count must be at least 0, got -2"):
-        top(torch.zeros(1, 3), -2)
-
-
-def test_a_score_that_is_no_number_stays_in_its_head() -> None:
-    """Other heads share and rank as before."""
-    scores = torch.randn(2, 3, 8)
-    clean = group_shares(scores, Reduction.MEAN_SOFTMAX)
-    scores[1, 2, 4] = torch.nan
-    assert torch.equal(group_shares(scores, Reduction.MEAN_SOFTMAX)[0], clean[0])
 
 
 def test_no_more_keys_than_centroids_are_coded_without_loss() -> None:
