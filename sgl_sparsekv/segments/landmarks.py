@@ -1,7 +1,7 @@
 """Landmarks of chunks (ShadowKV, arXiv 2410.21465, section 4.2 and algorithm 1).
 
-A landmark is the mean rotated key of 8 tokens. How badly it fits is the lowest cosine between it and
-a member.
+A landmark is the mean rotated key of 8 tokens. How badly it fits is the lowest cosine between it
+and a member.
 """
 
 import torch
