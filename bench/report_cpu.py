@@ -12,9 +12,9 @@ INTRO = """\
 One layer of Llama-3.1-8B (32 query heads, 8 KV heads of 128, bfloat16), and a whole server. Times
 are milliseconds, the least of the repeats. A floor is what must be read over the bandwidth of
 summing a large buffer; the peer is SGLang's own `torch_native`; both in the same run. From
-`kernels-cpu-20261121b` on, another buffer is read before each call: no cache holds anything of the
-call before, as in a step of a whole model; earlier runs repeat an op. How the kernels work and what
-made them fast: [CPU kernels](cpu_kernels.md)."""
+`kernels-cpu-20261121-152408` on, another buffer is read before each call: no cache holds anything
+of the call before, as in a step of a whole model; earlier runs repeat an op. How the kernels work and
+what made them fast: [CPU kernels](cpu_kernels.md)."""
 OP_NAMES = {
     "decode_sparse": "decode, sparse",
     "decode_dense": "decode, dense",
@@ -92,8 +92,15 @@ def cpu_part(folder: Path) -> str:
 
 
 def _read(folder: Path, pattern: str) -> list[tuple[str, Result]]:
-    found = sorted(folder.glob(pattern), reverse=True)
-    return [(path.name, json.loads(path.read_text())) for path in found]
+    """Runs by name of their file, newest first."""
+    found = [(path.name, json.loads(path.read_text())) for path in folder.glob(pattern)]
+    return sorted(found, key=lambda one: (_header(one[1])["when"], one[0]), reverse=True)
+
+
+def _header(result: Result) -> dict[str, Any]:
+    """Where and when a run of either kind was made."""
+    header: dict[str, Any] = result["header"] if "header" in result else result["environment"]
+    return header
 
 
 def _targets(kernels: list[tuple[str, Result]], served: list[tuple[str, Result]]) -> list[str]:
