@@ -3,7 +3,7 @@
 import torch
 
 import triton
-from sgl_sparsekv.errors import UnsupportedOnDevice
+from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection, StepShape
 
 from .attend import attend_kernel, merge_kernel
@@ -82,6 +82,8 @@ class TritonOps:
         reduction: Reduction,
         unit_size: int,
     ) -> torch.Tensor:
+        if reduction is Reduction.MAX:
+            raise UnsupportedSetup("reduction max has no kernels on device triton")
         rows, heads, group, dim = q.shape
         tuned = tuning(dim, q.dtype)
         width, block = candidates.unit_table.shape[1], tuned.score_units

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import EPS, Batch, allowed_error, attention, make_batch
 from triton_kit import (
+    REDUCTIONS,
     REFERENCE,
     SHAPES,
     SUMMARIES,
@@ -64,7 +65,7 @@ def test_min_max_keeps_nan_and_infinities(ops: HostOps) -> None:
         assert torch.equal(got.nan_to_num(0.5), want.nan_to_num(0.5))
 
 
-@pytest.mark.parametrize("reduction", list(Reduction))
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scores(ops: HostOps, shape: tuple, reduction: Reduction) -> None:
     batch = batch_of(shape)

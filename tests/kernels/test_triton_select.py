@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import make_batch
-from triton_kit import REFERENCE, SUMMARIES, HostOps
+from triton_kit import REDUCTIONS, REFERENCE, SUMMARIES, HostOps
 
 from sgl_sparsekv.types import Candidates, Reduction
 
@@ -74,7 +74,7 @@ def test_fewer_units_than_are_always_kept(ops: HostOps) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("reduction", list(Reduction))
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_broken_key_selects_as_the_reference_does(
     ops: HostOps, exact: bool, reduction: Reduction, value: float

@@ -25,6 +25,8 @@ from sgl_sparsekv.types import Candidates, Reduction
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REFERENCE = load_reference()
+REDUCTIONS = (Reduction.MAX_SOFTMAX, Reduction.MEAN_SOFTMAX)
+"""Those with kernels here."""
 SUMMARIES = {"min_max": Quest.summary, "mean_std": MeanStd.summary}
 SHAPES = [  # lengths, H, G, D, unit size, element type: every value of each, not every product
     ([4097], 2, 4, 128, 16, torch.bfloat16),
