@@ -12,6 +12,7 @@ COMMANDS = {
     "doctor": ("doctor", "say whether this machine can serve, and what to do if not"),
     "model": ("model", "write the models the demo and the tests use"),
     "demo": ("demo", "one long document, many questions: dense and sparse side by side"),
+    "eval": ("evaluate", "is it still right? needles by length and depth, method by method"),
     "watch": ("watch", "follow live which parts of the context a server reads"),
 }
 """Name -> (module in `sgl_sparsekv.commands`, help)."""

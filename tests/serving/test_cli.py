@@ -28,7 +28,9 @@ def without_libraries(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["doctor", "--help"], ["watch", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["doctor", "--help"], ["watch", "--help"], ["eval", "--help"]]
+)
 def test_help_runs_when_imports_are_broken(arguments: list[str]) -> None:
     done = without_libraries(*arguments)
     assert done.returncode == 0 and "usage: sparsekv" in done.stdout, done.stderr

@@ -1,0 +1,77 @@
+"""Heat maps drawn by hand: one per method, lengths across, depths down; one file, no network."""
+
+from collections.abc import Sequence
+from xml.sax.saxutils import escape
+
+from ..demo.picture import STYLE
+from .results import Cell
+from .summary import MethodScore, Tally, ranking, short, tally
+
+COLUMNS = 3
+LEFT, TOP, RIGHT, BOTTOM = 64, 52, 16, 30
+SQUARE, LOW = 46, 24
+EXTRA = ".fig .edge{stroke:var(--back);stroke-width:2}.fig .sum{font-size:11px}"
+
+
+def needle_picture(cells: Sequence[Cell], depths: int) -> str:
+    """A panel per method, the best first; green is right, red is wrong, in between is both.
+
+    Args:
+        cells: of any number of methods; squares without one stay empty.
+        depths: rows.
+    """
+    lengths = sorted({cell.length for cell in cells})
+    scores = ranking(cells)
+    width = LEFT + max(200, SQUARE * len(lengths)) + RIGHT
+    height = TOP + LOW * depths + BOTTOM
+    panels = []
+    for i, score in enumerate(scores):
+        squares = tally(cell for cell in cells if cell.method == score.method)
+        x, y = i % COLUMNS * width, i // COLUMNS * height
+        panel = _panel(score, squares, lengths, depths)
+        panels.append(f'<g transform="translate({x} {y})">{panel}</g>')
+    across, down = width * min(COLUMNS, len(scores)), height * -(-len(scores) // COLUMNS)
+    return (
+        f'<svg class="fig" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" '
+        f'role="img" aria-label="needles found, by method, length and depth">'
+        f"<style>{STYLE}{EXTRA}</style>"
+        f'<rect class="back" width="{across}" height="{down}"/>{"".join(panels)}</svg>\n'
+    )
+
+
+def _panel(score: MethodScore, squares: Tally, lengths: Sequence[int], depths: int) -> str:
+    width = max(200, SQUARE * len(lengths)) / len(lengths)
+    parts = [
+        f'<text class="title" x="{LEFT}" y="22">{escape(score.method)}</text>',
+        f'<text class="soft sum" x="{LEFT}" y="40">{score.right} of {score.asked} right, '
+        f"{score.read:.1%} of the KV cache read</text>",
+    ]
+    for row in range(depths):
+        y = TOP + row * LOW
+        if depths <= 12 or row % (depths // 10) == 0:
+            label = f"{(row + 0.5) / depths:.0%}"
+            parts.append(_text(LEFT - 8, y + LOW / 2 + 4, label, "end"))
+        for column, length in enumerate(lengths):
+            found = squares.get((length, row), (0, 0))
+            parts.append(_square(LEFT + column * width, y, width, *found))
+    for column, length in enumerate(lengths):
+        x = LEFT + (column + 0.5) * width
+        parts.append(_text(x, TOP + depths * LOW + 18, short(length), "middle"))
+    parts.append(_text(LEFT - 8, TOP + depths * LOW + 18, "depth", "end"))
+    return "".join(parts)
+
+
+def _square(x: float, y: float, width: float, right: int, asked: int) -> str:
+    box = f'class="{{}}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{LOW}" rx="3"'
+    if not asked:
+        return f"<rect {box.format('field edge')}/>"
+    under = f"<rect {box.format('bad edge')}/>"
+    over = f'<rect {box.format("good edge")} opacity="{right / asked:.2f}"/>'
+    kind = {0: under, asked: f"<rect {box.format('good edge')}/>"}.get(right, under + over)
+    label = ("✓" if right else "✗") if asked == 1 else f"{right}/{asked}"
+    middle = f'x="{x + width / 2:.1f}" y="{y + LOW / 2 + 4}" text-anchor="middle"'
+    return f'{kind}<text class="on" {middle}>{label}</text>'
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text class="soft" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'

@@ -1,0 +1,14 @@
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def chain_model(tmp_path_factory):
+    """What an evaluation needs of the analytic model: its tokenizer and its context."""
+    from sgl_sparsekv.models import build_analytic_tokenizer
+
+    folder = tmp_path_factory.mktemp("analytic")
+    build_analytic_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 4096}))
+    return folder
