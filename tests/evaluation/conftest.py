@@ -12,3 +12,14 @@ def chain_model(tmp_path_factory):
     build_analytic_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 4096}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def prose_model(tmp_path_factory):
+    """A tokenizer that knows nothing of this package's documents."""
+    from sgl_sparsekv.models import build_text_tokenizer
+
+    folder = tmp_path_factory.mktemp("other")
+    build_text_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+    return folder

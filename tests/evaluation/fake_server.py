@@ -1,6 +1,7 @@
 """A server that answers `/generate` by looking things up in the prompt, wrong where it is told."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ METHODS = ["full", "quest", "streaming", "mean_std"]
 
 @contextmanager
 def fake_server(folder: Path, **change: Any) -> Iterator[SimpleNamespace]:
-    """A server for documents of sign posts (`chain`), on a loopback port.
+    """A server for documents of sign posts or of prose, on a loopback port.
 
     Args:
         folder: what it calls its model.
@@ -74,21 +75,38 @@ def fake_server(folder: Path, **change: Any) -> Iterator[SimpleNamespace]:
 
 
 def reply(body: dict[str, Any], state: SimpleNamespace) -> dict[str, Any]:
-    """Follow two sign posts; the second is missed in the rows that are to be wrong."""
+    """The answer, spoilt in the rows that are to be wrong, and what was read for it."""
     options = body["sampling_params"]["custom_params"]["sparsekv"]
     question = ""
     if "input_ids" in body:
         tokenizer = tokenizer_of(state.folder)
         body["text"] = tokenizer.decode(body["input_ids"], skip_special_tokens=True)
         question = tokenizer.decode(body["sampling_params"]["custom_params"][forced.KEY])
-    words = [*body["text"].split(), *question.split()]
-    posts = {word[:-1]: i + 1 for i, word in enumerate(words) if len(word) > 1 and word[-1] == ":"}
-    first = words[posts[words[-1]]]
-    row = int(posts[first] / len(words) * state.depths)
-    second = "<lost>" if row in state.wrong.get(options["method"], ()) else words[posts[first]]
-    there, method = 3 * len(words), options["method"]
+    text = f"{body['text']} {question}"
+    look = prose if "secret number" in text else follow
+    said, place, there = look(text)
+    if int(place * state.depths) in state.wrong.get(options["method"], ()):
+        said = f"{said.partition(' ')[0][:-3]} <lost>"
+    there *= 3
+    method = options["method"]
     attended = there if method == "full" else 3 * options["budget"]
     report = {**options, "tokens_attended": attended, "tokens_in_context": there}
     report |= {"decode_steps": 1, "rejected": None, **state.applied}
-    meta = {"prompt_tokens": len(words) + 1, "cached_tokens": 0, "sparsekv": report}
-    return {"text": f"{question} {first} {second}", "meta_info": meta}
+    meta = {"prompt_tokens": there // 3 + 1, "cached_tokens": 0, "sparsekv": report}
+    return {"text": f"{question} {said}", "meta_info": meta}
+
+
+def follow(text: str) -> tuple[str, float, int]:
+    """Two sign posts from the last word on; where the second lies; words in the text."""
+    words = text.split()
+    posts = {word[:-1]: i + 1 for i, word in enumerate(words) if len(word) > 1 and word[-1] == ":"}
+    first = words[posts[words[-1]]]
+    return f"{first} {words[posts[first]]}", posts[first] / len(words), len(words)
+
+
+def prose(text: str) -> tuple[str, float, int]:
+    """The secret number asked for at the end, and more; where it lies; words in the text."""
+    place = text.split()[-2]
+    found = re.search(rf"number of {place} is (\d+)", text)
+    assert found
+    return f"{found[1]}. It is", found.start() / len(text), len(text.split())

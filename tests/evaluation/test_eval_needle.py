@@ -2,6 +2,8 @@
 
 import json
 import random
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -11,6 +13,8 @@ from fake_server import fake_server
 from sgl_sparsekv import cli
 from sgl_sparsekv.evaluation import forced
 from sgl_sparsekv.evaluation.results import read
+from sgl_sparsekv.evaluation.server import server_spec
+from sgl_sparsekv.evaluation.settings import Settings
 
 DEPTHS = 5
 SVG = "{http://www.w3.org/2000/svg}"
@@ -83,7 +87,7 @@ def test_a_question_fed_in_decode_is_no_part_of_prompt_or_answer(call, chain_mod
     header, cells = read(done.path)
     assert header["protocol"] == "decoded"
     assert [cell.right for cell in cells] == [True] * DEPTHS + [False] * DEPTHS
-    assert all(cell.said.split()[0] == cell.expected.split()[0] for cell in cells)
+    assert all(cell.said.split()[0] == cell.expected.split()[0] for cell in cells if cell.right)
     body = server.bodies[0]
     question = body["sampling_params"]["custom_params"][forced.KEY]
     assert len(question) == 6 and body["sampling_params"]["max_new_tokens"] == 8
@@ -135,6 +139,27 @@ def test_a_missing_folder_and_a_dead_server_are_one_sentence(call, tmp_path):
     assert done.status == 2 and len(done.err) == 1 and "does not answer" in done.err[0]
     done = call(model=None)
     assert done.status == 2 and "--url and --model" in done.err[0]
+
+
+def test_any_other_model_is_asked_about_numbers_in_prose(call, prose_model):
+    with fake_server(prose_model, wrong={"streaming": range(DEPTHS)}) as server:
+        done = call("--methods", "quest,streaming", url=server.url, model=prose_model)
+    header, cells = read(done.path)
+    assert done.status == 0 and header["documents"] == "prose" and header["dense_layers"] is None
+    assert all(cell.right == (cell.method == "quest") for cell in cells)
+    assert all(len(cell.expected) == 10 and cell.depth / 5 <= cell.place for cell in cells)
+
+
+def test_a_started_server_offers_what_is_asked_for_and_forces_only_if_it_must(tmp_path):
+    settings = Settings(
+        *("m", "chain", (1024, 3000), 3, ("full", "quest"), 256, 0, "prefilled", 1, 0)
+    )
+    flags = server_spec(tmp_path, settings).flags
+    after = dict(pairwise(flags))
+    assert after["--sparsekv-methods"] == "full,quest" and after["--context-length"] == "3000"
+    assert "--enable-custom-logit-processor" not in flags
+    forcing = server_spec(tmp_path, replace(settings, protocol="decoded")).flags
+    assert "--enable-custom-logit-processor" in forcing
 
 
 def test_forced_tokens_are_the_only_choice_until_all_are_said():
