@@ -14,7 +14,7 @@ EXTRA = ".fig .edge{stroke:var(--back);stroke-width:2}.fig .sum{font-size:11px}"
 
 
 def needle_picture(cells: Sequence[Cell], depths: int) -> str:
-    """A panel per method, the best first; green is right, red is wrong, in between is both.
+    """A panel per method, the best first; green is right, red is wrong, yellow is both.
 
     Args:
         cells: of any number of methods; squares without one stay empty.
@@ -65,9 +65,11 @@ def _square(x: float, y: float, width: float, right: int, asked: int) -> str:
     box = f'class="{{}}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{LOW}" rx="3"'
     if not asked:
         return f"<rect {box.format('field edge')}/>"
-    under = f"<rect {box.format('bad edge')}/>"
-    over = f'<rect {box.format("good edge")} opacity="{right / asked:.2f}"/>'
-    kind = {0: under, asked: f"<rect {box.format('good edge')}/>"}.get(right, under + over)
+    if right in (0, asked):
+        kind = f"<rect {box.format('good edge' if right else 'bad edge')}/>"
+    else:
+        hue = f"fill:hsl({15 + 95 * right / asked:.0f} 60% 42%)"
+        kind = f'<rect {box.format("edge")} style="{hue}"/>'
     label = ("✓" if right else "✗") if asked == 1 else f"{right}/{asked}"
     middle = f'x="{x + width / 2:.1f}" y="{y + LOW / 2 + 4}" text-anchor="middle"'
     return f'{kind}<text class="on" {middle}>{label}</text>'
