@@ -9,8 +9,8 @@ import json
 import pickle
 from typing import Any
 
-KEY = "sparsekv_forced"
-_STEP = "sparsekv_forced_step"
+KEY = "forced_tokens"
+_STEP = "forced_tokens_said"
 
 
 class ForcedTokens:
@@ -24,6 +24,10 @@ class ForcedTokens:
             custom_param_list: per row the request's own `custom_params`, kept between its steps.
         """
         for row, params in enumerate(custom_param_list or []):
+            request = params["__req__"]  # SGLang's `Req`, put there for logit processors
+            read = request.extend_end
+            if read is not None and read < len(request.origin_input_ids):
+                continue  # more of the prompt is to come; what is sampled now is dropped
             step = params.get(_STEP, 0)
             params[_STEP] = step + 1
             if step < len(params.get(KEY, ())):

@@ -44,7 +44,7 @@ def _panel(score: MethodScore, squares: Tally, lengths: Sequence[int], depths: i
     parts = [
         f'<text class="title" x="{LEFT}" y="22">{escape(score.method)}</text>',
         f'<text class="soft sum" x="{LEFT}" y="40">{score.right} of {score.asked} right, '
-        f"{score.read:.1%} of the KV cache read</text>",
+        f"{score.read:.1%} of KV read</text>",
     ]
     for row in range(depths):
         y = TOP + row * LOW

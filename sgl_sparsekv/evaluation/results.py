@@ -30,7 +30,7 @@ class Cell:
         budget: as the server applied it.
         prompt_tokens: of the prompt.
         cached_tokens: of those, in the radix cache.
-        tokens_attended: read in decode, summed over steps, layers and KV heads as the server does.
+        tokens_attended: read in decode per KV head, summed over steps and layers.
         tokens_in_context: what dense decode would have read, counted alike.
         decode_steps: decode steps of the request.
         seconds: until the answer was there.

@@ -162,15 +162,17 @@ def test_a_started_server_offers_what_is_asked_for_and_forces_only_if_it_must(tm
     assert "--enable-custom-logit-processor" in forcing
 
 
-def test_forced_tokens_are_the_only_choice_until_all_are_said():
+def test_forced_tokens_are_the_only_choice_once_the_prompt_is_read_until_all_are_said():
     import torch
 
-    rows = [{forced.KEY: [3, 1]}, {}]
+    request = SimpleNamespace(extend_end=2, origin_input_ids=[5, 6, 7, 8])
+    rows = [{forced.KEY: [3, 1], "__req__": request}, {"__req__": request}]
     picks = []
-    for _ in range(3):
+    for end in (2, 4, 4, 4):
+        request.extend_end = end
         logits = torch.tensor([[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 9.0, 0.0]])
         picks.append(forced.ForcedTokens()(logits, rows).argmax(-1).tolist())
-    assert picks == [[3, 2], [1, 2], [2, 2]]
+    assert picks == [[2, 2], [3, 2], [1, 2], [2, 2]]
 
 
 def test_the_server_can_read_what_is_sent_as_a_processor():
