@@ -160,7 +160,7 @@ class FusedBackend(SparseKVBackend):
         if plan is None:
             self.observer.begin_step(None, filled)
             return
-        for row in plan.rows.tolist():
+        for row in plan.rows[plan.rows >= 0].tolist():  # below: given back before this late step
             self.option_table.bind(row, self.table.entry(row).options)
         if self._sparse:
             filled += int((plan.lengths % self.geometry.unit_size == 0).sum())

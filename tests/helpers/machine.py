@@ -316,9 +316,6 @@ class FusedMachine(CacheMachine):
     """The same over the GPU's backend, where a gate makes some decode steps dense."""
 
     kind = "fused"
-    branch = None  # type: ignore[assignment]
-    """Left out: it has no segments, and a decode behind `branch` and a late `zombie` was seen to be
-    dense where it should choose. Nothing stale is read then; why it is dense is not known yet."""
 
     @rule(needed=st.sampled_from((0, 0, 0, 10**6)))
     def gate(self, needed: int) -> None:

@@ -168,6 +168,16 @@ def row_reuse(script: Script) -> None:
     script.serve(3, reselect_every=4)
 
 
+def late_step(script: Script) -> None:
+    """Two requests decode; one gives its row back before its last step is launched.
+
+    The other has the last row of all, which is what a row number of -1 would stand for.
+    """
+    lives = [script.serve(2), script.serve(2)]
+    script.zombie(lives[1], insert=False, late=True)
+    script.decode(lives[:1])
+
+
 def segment_branch(script: Script) -> None:
     """Two requests leave one text inside a segment; each fills it in its own way."""
     shared = [2] * (2 * PAGE)
