@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from statistics import median
 from typing import Any
 
+import torch
+
 from ..geometry import UNIT_SIZE
+from ..page_metadata import KeyLayout, bytes_per_record, bytes_per_unit
 from ..selection import METHODS, IndexOptions, load_method
 from .answer import Answer
 from .scenario import Scenario, words_right
 
-HEAD_DIM, KEY_BYTES = 64, 2
-"""Of the models that the package brings."""
+LAYOUT = KeyLayout(1, 1, 64, torch.bfloat16)
+"""One KV head of the models that the package brings."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,17 @@ def score_run(
 
 
 def _metadata_share(method: str) -> float:
-    """Bytes that choosing reads, over the bytes of all K and V."""
+    """Bytes that choosing reads at most, over the bytes of all K and V."""
     if method not in METHODS:
         return 0.0
-    chosen, share = load_method(method), 0.0
-    for summary in chosen.summaries:
-        width = len(summary.planes) * (summary.width or HEAD_DIM)
-        share += width / (summary.tokens or UNIT_SIZE) / (2 * HEAD_DIM)
+    chosen = load_method(method)
+    stamp = 1
+    size = (bytes_per_unit(LAYOUT, chosen.summaries, UNIT_SIZE) - stamp) / UNIT_SIZE
     segment = chosen.segments(IndexOptions())
     if segment is not None:
-        arrays = segment.shapes(HEAD_DIM).values()
-        size = sum(
-            prod(shape) * (dtype.itemsize if dtype else KEY_BYTES) for shape, dtype in arrays
-        )
-        share += size / segment.segment_size / (2 * HEAD_DIM * KEY_BYTES)
-    return share
+        size += bytes_per_record(segment, LAYOUT) / segment.segment_size
+    token: int = 2 * LAYOUT.head_dim * LAYOUT.dtype.itemsize
+    return size / token
 
 
 def _read_fraction(answers: Sequence[Answer]) -> float:

@@ -106,7 +106,7 @@ def kind_of(folder: Path) -> str:
 def builder_for(kind: str, folder: Path) -> Builder:
     """The builder of that kind; `prose` is measured with the folder's tokenizer."""
     if kind == "prose":
-        from .haystack import ProseBuilder
+        from .prose import ProseBuilder
 
         return ProseBuilder(token_counter(folder))
     return chain_haystack if kind == "chain" else facts_haystack

@@ -1,8 +1,9 @@
 """Page metadata: fields by layer and physical unit, segment records, and the life of both."""
 
 from .check import Mismatch, find_mismatches, find_record_mismatches
+from .indexing import SINKS, RowSegments, StepIndex
 from .layout import KeyLayout
-from .lifecycle import SINKS, RowSegments, StepIndex, StepSeal
+from .lifecycle import StepSeal
 from .pool import PageMetadata, bytes_per_unit
 from .records import SegmentRecords, bytes_per_record, record_capacity, write_records
 

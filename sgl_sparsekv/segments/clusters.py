@@ -15,8 +15,6 @@ from ..geometry import ceil_div
 from .exact import group_counts, group_sums, require_finite, sum_grid
 from .lloyd import Fit, fit, split
 
-TOKENS_PER_CENTROID = 16
-"""One centroid for as many tokens."""
 ITERATIONS = 6
 """Updates of the centroids."""
 CAP = 4.0
@@ -25,6 +23,32 @@ QUIET = 1 / 64
 """A key is quiet where it is no longer than this, in lengths of the segment's longest."""
 LONGEST = 1 << 15
 """Tokens of a segment whose offsets an int16 can hold."""
+
+
+@dataclass(frozen=True)
+class ClusterCounts:
+    """How the clusters of a segment are shared out.
+
+    Attributes:
+        clusters: in all, C.
+        capacity: most tokens of one, or None.
+        fitted: by k-means.
+        apart: quiet keys have one of their own, behind those; the rest is for what is split.
+    """
+
+    clusters: int
+    capacity: int | None
+    fitted: int
+    apart: bool
+
+    @classmethod
+    def of(cls, tokens: int, tokens_per_centroid: int, cap: float | None) -> "ClusterCounts":
+        """Of a segment; quiet keys get a cluster where k-means has one left besides."""
+        clusters = ceil_div(tokens, tokens_per_centroid)
+        capacity = None if cap is None else capacity_of(tokens, clusters, cap)
+        fitted = clusters - (tokens // capacity if capacity else 0)
+        apart = fitted > 1
+        return cls(clusters, capacity, fitted - apart, apart)
 
 
 @dataclass(frozen=True)
@@ -57,7 +81,7 @@ class ClusterIndex:
 
 def build_clusters(
     keys: torch.Tensor,
-    tokens_per_centroid: int = TOKENS_PER_CENTROID,
+    tokens_per_centroid: int,
     iterations: int = ITERATIONS,
     cap: float | None = CAP,
     skip: int = 0,
@@ -81,19 +105,18 @@ def build_clusters(
     """
     if cap is not None and not cap > 1:
         raise ValueError(f"cap must be above 1, got {cap}")
-    found = fit_keys(keys, tokens_per_centroid, iterations, cap, skip)
-    clusters = ceil_div(keys.shape[0], tokens_per_centroid)
-    labels, fitted = found.labels, found.centroids.shape[1]
-    if apart(clusters, keys.shape[0], cap):
-        labels, fitted = labels.masked_fill(quiet(keys[skip:]), fitted), fitted + 1
-    if cap is not None:
-        labels = split(labels, fitted, capacity_of(keys.shape[0], clusters, cap))
-    counts = group_counts(labels, clusters)
-    sums = group_sums(sum_grid(keys[skip:].movedim(0, 1)), labels, clusters)
-    centroids = (sums / counts.clamp(min=1)[..., None]).to(keys.dtype)
+    found, counts, silent = fit_keys(keys, tokens_per_centroid, iterations, cap, skip)
+    labels = found.labels
+    if counts.apart:
+        labels = labels.masked_fill(silent, counts.fitted)
+    if counts.capacity is not None:
+        labels = split(labels, counts.fitted + counts.apart, counts.capacity)
+    sizes = group_counts(labels, counts.clusters)
+    sums = group_sums(sum_grid(keys[skip:].movedim(0, 1)), labels, counts.clusters)
+    centroids = (sums / sizes.clamp(min=1)[..., None]).to(keys.dtype)
     first = torch.arange(skip, device=keys.device).expand(keys.shape[1], skip)
     order = torch.cat((first, labels.sort(dim=-1, stable=True).indices + skip), -1)
-    starts = torch.nn.functional.pad(counts.cumsum(-1), (1, 0)) + skip
+    starts = torch.nn.functional.pad(sizes.cumsum(-1), (1, 0)) + skip
     return ClusterIndex(centroids, order.to(torch.int16), starts.to(torch.int32))
 
 
@@ -104,7 +127,7 @@ def capacity_of(tokens: int, clusters: int, cap: float) -> int:
 
 def objective(
     keys: torch.Tensor,
-    tokens_per_centroid: int = TOKENS_PER_CENTROID,
+    tokens_per_centroid: int,
     iterations: int = ITERATIONS,
     skip: int = 0,
     cap: float | None = None,
@@ -114,13 +137,17 @@ def objective(
     Returns:
         float64 `[iterations + 1, H]`; never rises.
     """
-    return fit_keys(keys, tokens_per_centroid, iterations, cap, skip).objective
+    return fit_keys(keys, tokens_per_centroid, iterations, cap, skip)[0].objective
 
 
 def fit_keys(
     keys: torch.Tensor, tokens_per_centroid: int, iterations: int, cap: float | None, skip: int
-) -> Fit:
-    """Cosine k-means over keys `[S, H, D]` from `skip` on, before splitting."""
+) -> tuple[Fit, ClusterCounts, torch.Tensor]:
+    """Cosine k-means over keys `[S, H, D]` from `skip` on, before splitting.
+
+    Returns:
+        what it found, how clusters are shared out, and which keys are quiet, bool `[H, n]`.
+    """
     length = keys.shape[0]
     if not 1 <= length <= LONGEST:
         raise ValueError(f"keys must hold 1 to {LONGEST} tokens, got {length}")
@@ -131,18 +158,10 @@ def fit_keys(
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
     require_finite("keys", keys)
-    clusters = clusters_in_all = ceil_div(length, tokens_per_centroid)
-    if cap is not None:
-        clusters -= length // capacity_of(length, clusters, cap)
-    clusters -= apart(clusters_in_all, length, cap)
-    points, silent = keys[skip:].movedim(0, 1), quiet(keys[skip:])
-    return fit(points.masked_fill(silent[..., None], 0), clusters, iterations, cosine=True)
-
-
-def apart(clusters: int, tokens: int, cap: float | None) -> bool:
-    """Whether quiet keys get a cluster: where k-means has one left besides."""
-    pieces = 0 if cap is None else tokens // capacity_of(tokens, clusters, cap)
-    return clusters - pieces > 1
+    counts = ClusterCounts.of(length, tokens_per_centroid, cap)
+    silent = quiet(keys[skip:])
+    points = keys[skip:].movedim(0, 1).masked_fill(silent[..., None], 0)
+    return fit(points, counts.fitted, iterations, cosine=True), counts, silent
 
 
 def quiet(keys: torch.Tensor) -> torch.Tensor:

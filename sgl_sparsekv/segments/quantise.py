@@ -1,4 +1,4 @@
-"""Product quantisation of keys and scores by table look-up (PQCache, arXiv 2407.12820).
+"""Product quantisation of keys (PQCache, arXiv 2407.12820).
 
 A key is cut into m sub-vectors, each replaced by the nearest of 2^bits centroids of its subspace
 (Euclidean k-means). q·key is then a sum of m table entries. Unlike the paper's k-means the initial
@@ -12,10 +12,6 @@ import torch
 from .exact import product_grid, require_finite
 from .lloyd import fit, similarities
 
-SUBSPACES = 2
-"""Sub-vectors of a key, m."""
-BITS = 6
-"""Bits of a code."""
 ITERATIONS = 10
 """Updates of the centroids."""
 
@@ -31,9 +27,7 @@ class Codebook:
     centroids: torch.Tensor
 
 
-def build_codebook(
-    keys: torch.Tensor, m: int = SUBSPACES, bits: int = BITS, iterations: int = ITERATIONS
-) -> Codebook:
+def build_codebook(keys: torch.Tensor, m: int, bits: int, iterations: int = ITERATIONS) -> Codebook:
     """Fit the codebook of keys `[S, H, D]`, every KV head and subspace alone.
 
     Raises:

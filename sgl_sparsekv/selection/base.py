@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from ..ops import Ops
-from ..types import PageSummary, ScoreInputs, SegmentSummary
+from ..types import CodeSummary, PageSummary, ScoreInputs, SegmentSummary
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SelectionMethod(ABC):
         for summary in self.summaries:
             if known is not None and summary.name not in known:
                 return f"summarise/score[{summary.name}]"
-        if self.segments(IndexOptions()) is not None and not ops.has_segments:
+        if isinstance(self.segments(IndexOptions()), CodeSummary) and not ops.has_segments:
             return "index_segments/score_codes"
         return None
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sgl_sparsekv.evaluation.haystack import FACT, ProseBuilder
 from sgl_sparsekv.evaluation.needles import WORD_ROOM, chain_haystack, facts_haystack
+from sgl_sparsekv.evaluation.prose import FACT, ProseBuilder
 
 
 def ids(text):

@@ -134,7 +134,7 @@ def test_fewer_keys_than_centroids_stand_alone() -> None:
 def test_wrong_arguments_are_refused(change: dict[str, float], message: str) -> None:
     """With the rule and the value."""
     with pytest.raises(ValueError, match=message):
-        build_clusters(noise(20), **change)  # type: ignore[arg-type]
+        build_clusters(noise(20), **{"tokens_per_centroid": 16, **change})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", (float("nan"), float("inf")))
@@ -143,11 +143,11 @@ def test_keys_that_are_no_numbers_are_refused(bad: float) -> None:
     keys = noise(20)
     keys[13, 2, 5] = bad
     with pytest.raises(ValueError, match=f"finite, got {bad} at offset 13 of KV head 2"):
-        build_clusters(keys)
+        build_clusters(keys, 16)
 
 
 def test_a_segment_must_hold_tokens() -> None:
     """None is refused, and so are more than int16 offsets can name."""
     for tokens in (0, (1 << 15) + 1):
         with pytest.raises(ValueError, match=f"keys must hold 1 to 32768 tokens, got {tokens}"):
-            build_clusters(torch.zeros(tokens, 1, 1))
+            build_clusters(torch.zeros(tokens, 1, 1), 16)

@@ -61,7 +61,7 @@ def test_codebook_and_codes_are_those_of_the_formula(
 def test_no_more_keys_than_centroids_are_coded_without_loss() -> None:
     """Every key becomes a centroid."""
     keys = noise(9)
-    codebook = build_codebook(keys)
+    codebook = build_codebook(keys, 2, 6)
     assert torch.equal(decode(encode(keys, codebook), codebook), keys)
 
 
@@ -84,17 +84,17 @@ def test_equal_and_zero_keys_are_coded_without_loss() -> None:
 def test_wrong_arguments_are_refused(change: dict[str, int], message: str) -> None:
     """With the rule and the value."""
     with pytest.raises(ValueError, match=message):
-        build_codebook(noise(20), **change)
+        build_codebook(noise(20), **{"m": 2, "bits": 6, **change})
 
 
 def test_keys_that_are_no_numbers_are_refused() -> None:
     """When building and when coding."""
     keys = noise(20)
-    codebook = build_codebook(keys)
+    codebook = build_codebook(keys, 2, 6)
     keys[3, 1, 0] = torch.nan
     with pytest.raises(ValueError, match="keys must be finite, got nan at offset 3 of KV head 1"):
-        build_codebook(keys)
+        build_codebook(keys, 2, 6)
     with pytest.raises(ValueError, match="keys must be finite, got nan at offset 3 of KV head 1"):
         encode(keys, codebook)
     with pytest.raises(ValueError, match="at least 1 token"):
-        build_codebook(noise(0))
+        build_codebook(noise(0), 2, 6)
