@@ -1,39 +1,45 @@
-"""`sparsekv eval`: one command per question about answers; so far `needle`."""
+"""`sparsekv eval`: one command per question about answers."""
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from . import evaluations
 
 if TYPE_CHECKING:
     from ..demo.progress import Progress
-    from ..evaluation.client import Client
+    from ..evaluation.client import Client, ServerInfo
+    from ..evaluation.model import Model
+    from ..evaluation.results import Results
     from ..evaluation.settings import Settings
-
-DENSE_LAYERS_OF_SMALL_MODELS = 0
-"""The package's own models have few layers; dense ones would answer for the sparse ones."""
+    from ..evaluation.tasks.base import Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("task", choices=("needle",), help="a grid of lengths and depths")
+    tasks = parser.add_subparsers(
+        dest="task", metavar="TASK", required=True, parser_class=type(parser)
+    )
+    for name, evaluation in evaluations.EVALUATIONS.items():
+        task = tasks.add_parser(name, help=evaluation.text, description=evaluation.text)
+        _add_common(task, name)
+        evaluation.add_arguments(task)
+
+
+def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--url", help="a running server; else one is started for --model")
     parser.add_argument(
         "--model", type=Path, help="the model's folder; with --url the server's if left out"
     )
-    parser.add_argument("--lengths", default="4k,8k", help="tokens of prompt and answer, 4k,8k")
-    parser.add_argument("--depths", type=int, default=5, help="rows of the map")
     parser.add_argument("--methods", default="full,quest,streaming", help="a list, or all")
-    parser.add_argument("--budget", default="512", help="tokens, or a share such as 0.05")
+    parser.add_argument("--budget", default="512", help="tokens, or shares such as 0.05; a list")
     parser.add_argument("--dense-layers", type=int, help="first layers that read everything")
-    parser.add_argument(
-        "--protocol", default="prefilled", help="prefilled, or decoded: the question, too"
-    )
-    parser.add_argument("--samples", type=int, default=1, help="documents per length")
-    parser.add_argument("--seed", type=int, default=0, help="of the first sample")
-    parser.add_argument("--out", type=Path, default=Path("needle.jsonl"), help="results")
+    parser.add_argument("--concurrency", type=int, default=1, help="questions at the same time")
+    parser.add_argument("--out", type=Path, default=Path(f"{name}.jsonl"), help="results")
+    parser.add_argument("--kvpress", type=Path, help="also write kvpress's folders, into this one")
     parser.add_argument("--resume", action="store_true", help="go on with the file of --out")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -54,80 +60,96 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, progress: "Progress") -> int:
-    from ..demo.result import environment
-    from ..evaluation.needles import builder_for, token_counter
+    from ..evaluation.client import Client
+    from ..evaluation.grid import Grid, check_length, check_server
+    from ..evaluation.model import Model
     from ..evaluation.results import Results
-    from ..evaluation.run import NeedleRun, check_server, write_picture
-    from ..evaluation.summary import table
 
-    settings, connect = _prepare(args)
-    folder = Path(settings.model)
-    results = Results(args.out, settings, args.resume)
-    build = builder_for(settings.documents, folder)
-    build(settings.lengths[0], settings.depths, settings.seed)  # too short is said before starting
-    with connect(progress) as client:
+    info = None if args.url is None else Client(args.url).info()
+    model = Model(_folder(args, info))
+    settings = _settings(args, model, info)
+    task = evaluations.EVALUATIONS[args.task].make(args, model)
+    check_length(task, model.context_length)
+    results = Results(
+        args.out, task.name, {**settings.as_dict(), **task.settings()}, resume=args.resume
+    )
+    task.build(task.parts()[0])  # what cannot be built is said before a server is started
+    with _connected(args, settings, task, progress) as client:
         info = client.info()
-        check_server(settings, info)
-        about = {"server": info.versions, "environment": environment()}
-        run = NeedleRun(settings, client, build, token_counter(folder), progress.wait)
+        check_server(task, info)
+        grid = Grid(settings, task, client, progress.count)
         try:
-            run.run(results, about)
+            grid.run(results, _about(info, model, settings))
         finally:
             progress.say(f"{len(results.cells)} cells are there")
-            picture = write_picture(results, settings)
-            if picture is not None:
-                print(f"{table(results.cells)}\nsee {args.out} and {picture}")
+            _finish(results, args)
     return 0
 
 
-def _prepare(args: argparse.Namespace) -> tuple["Settings", Callable[["Progress"], Any]]:
-    """Settings, and how to get at a server; nothing is started yet."""
+def _folder(args: argparse.Namespace, info: "ServerInfo | None") -> Path:
+    if args.model is not None:
+        folder: Path = args.model
+        return folder
+    if info is None:
+        raise ValueError("one of --url and --model must be given")
+    return Path(info.model)
+
+
+@contextmanager
+def _connected(
+    args: argparse.Namespace, settings: "Settings", task: "Task", progress: "Progress"
+) -> Iterator["Client"]:
+    """The running server, or one that is started and ended."""
+    from ..demo.servers import serve
     from ..evaluation.client import Client, EvaluationStopped
-    from ..evaluation.needles import kind_of
-    from ..evaluation.server import longest_context
-    from ..evaluation.settings import Settings, parse_budget, parse_lengths, parse_methods
+    from ..evaluation.server import server_spec
+
+    if args.url is not None:
+        yield Client(args.url)
+        return
+    spec = server_spec(Path(settings.model), settings, task)
+    with serve([spec], args.out.with_suffix(".logs"), progress) as servers:
+        try:
+            yield Client(servers["sparsekv"].url)
+        except EvaluationStopped:
+            servers["sparsekv"].check()  # one that died explains more than the connection
+            raise
+
+
+def _settings(args: argparse.Namespace, model: "Model", info: "ServerInfo | None") -> "Settings":
+    from ..evaluation.settings import Settings, parse_budgets, parse_methods
     from ..selection import method_names
 
-    if args.url is None and args.model is None:
-        raise ValueError("one of --url and --model must be given")
-    client = None if args.url is None else Client(args.url)
-    info = None if client is None else client.info()
-    folder = Path(info.model) if args.model is None and info is not None else args.model
-    kind = kind_of(folder)
-    small = DENSE_LAYERS_OF_SMALL_MODELS if kind != "prose" else None
-    settings = Settings(
-        model=str(folder),
-        documents=kind,
-        lengths=parse_lengths(args.lengths),
-        depths=args.depths,
+    return Settings(
+        model=str(model.folder),
         methods=parse_methods(args.methods, info.methods if info else method_names()),
-        budget=parse_budget(args.budget),
-        dense_layers=small if args.dense_layers is None else args.dense_layers,
-        protocol=args.protocol,
-        samples=args.samples,
-        seed=args.seed,
+        budgets=parse_budgets(args.budget),
+        dense_layers=model.dense_layers if args.dense_layers is None else args.dense_layers,
+        concurrency=args.concurrency,
     )
-    limit = longest_context(folder)
-    if limit is not None and max(settings.lengths) > limit:
-        raise EvaluationStopped(
-            f"lengths must be at most the model's context of {limit} tokens, "
-            f"got {max(settings.lengths)}"
-        )
 
-    @contextmanager
-    def connect(progress: "Progress") -> Iterator["Client"]:
-        from ..demo.servers import serve
-        from ..evaluation.server import server_spec
 
-        if client is not None:
-            yield client
-            return
-        logs = args.out.with_suffix(".logs")
-        with serve([server_spec(folder, settings)], logs, progress) as servers:
-            try:
-                yield Client(servers["sparsekv"].url)
-            except EvaluationStopped:
-                servers["sparsekv"].check()  # one that died explains more than the connection
-                raise
+def _about(info: "ServerInfo", model: "Model", settings: "Settings") -> dict[str, object]:
+    """What a result file says beside its settings."""
+    from ..demo.result import environment
+    from ..evaluation.bytes import bytes_read
 
-    return settings, connect
+    return {
+        "server": info.versions,
+        "environment": environment(),
+        **bytes_read(model, settings.methods),
+    }
+
+
+def _finish(results: "Results", args: argparse.Namespace) -> None:
+    """What the cells there come to, on stdout, as pictures and as an export."""
+    from ..evaluation.export import write_kvpress
+    from ..evaluation.picture import write_picture
+    from ..evaluation.summary import table
+
+    if not results.cells:
+        return
+    written = [args.out, write_picture(results.path)]
+    if args.kvpress is not None:
+        written += write_kvpress(results.path, args.kvpress)
+    print(f"{table(results.cells)}\nsee {', '.join(str(path) for path in written if path)}")

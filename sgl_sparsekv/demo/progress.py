@@ -4,6 +4,9 @@ import sys
 import time
 from typing import TextIO
 
+WIDTH = 20
+"""Characters of a bar."""
+
 
 class Progress:
     """Says what is being waited for."""
@@ -25,6 +28,7 @@ class Progress:
         self._start = time.monotonic()
         self._last = float("-inf")
         self._open = False
+        self._counted: tuple[float, int] | None = None
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -41,6 +45,18 @@ class Progress:
         elif now - self._last >= self._interval:
             self._write(f"{self._stamp()} {text}\n")
             self._last = now
+
+    def count(self, done: int, total: int, text: str) -> None:
+        """A bar: how much is done, how long the rest will take, and what was done last."""
+        now = time.monotonic()
+        if self._counted is None:
+            self._counted = (now, done)
+        since, first = self._counted
+        rest = (total - done) * (now - since) / (done - first) if done > first else None
+        left = f", {rest // 60:.0f}:{rest % 60:02.0f} left" if rest is not None else ""
+        filled = WIDTH * done // max(total, 1)
+        bar = "#" * filled + "." * (WIDTH - filled)
+        self.wait(f"[{bar}] {done} of {total}{left}; {text}")
 
     def _close(self) -> None:
         if self._open:

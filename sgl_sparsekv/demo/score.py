@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from ..geometry import UNIT_SIZE
-from ..page_metadata import KeyLayout, bytes_per_record, bytes_per_unit
-from ..selection import METHODS, IndexOptions, load_method
+from ..evaluation.bytes import metadata_share
+from ..page_metadata import KeyLayout
 from .answer import Answer
 from .scenario import Scenario, words_right
 
@@ -69,7 +68,7 @@ def score_run(
         correct=sum(all(right) for right in words),
         questions=len(scenario.questions),
         kv_read_fraction=_read_fraction(ordered),
-        metadata_read_fraction=_metadata_share(str(options.get("method", "full"))),
+        metadata_read_fraction=metadata_share(str(options.get("method", "full")), LAYOUT),
         cached_tokens=min(answer.cached_tokens for answer in ordered),
         decode_ms_per_step=_ms_per_step([a for a in ordered if not a.concurrent]),
         tokens_per_s=_tokens_per_s([a for a in ordered if a.concurrent]),
@@ -77,20 +76,6 @@ def score_run(
         applied=all(_applied(answer, options) for answer in ordered),
         answers=tuple(ordered),
     )
-
-
-def _metadata_share(method: str) -> float:
-    """Bytes that choosing reads at most, over the bytes of all K and V."""
-    if method not in METHODS:
-        return 0.0
-    chosen = load_method(method)
-    stamp = 1
-    size = (bytes_per_unit(LAYOUT, chosen.summaries, UNIT_SIZE) - stamp) / UNIT_SIZE
-    segment = chosen.segments(IndexOptions())
-    if segment is not None:
-        size += bytes_per_record(segment, LAYOUT) / segment.segment_size
-    token: int = 2 * LAYOUT.head_dim * LAYOUT.dtype.itemsize
-    return size / token
 
 
 def _read_fraction(answers: Sequence[Answer]) -> float:

@@ -8,6 +8,7 @@ from http.client import HTTPException
 from typing import Any
 
 from ..errors import SparseKVError
+from .forced import NOTES
 
 
 class EvaluationStopped(SparseKVError):
@@ -39,15 +40,19 @@ class Reply:
 
     Attributes:
         text: what was said.
+        output_ids: its tokens, with those that end an answer.
         prompt_tokens: of the prompt.
         cached_tokens: of those, in the radix cache.
         report: the server's echo, `meta_info["sparsekv"]`.
+        notes: per token, what `forced.NOTES` says; empty if none were asked for.
     """
 
     text: str
+    output_ids: list[int]
     prompt_tokens: int
     cached_tokens: int
     report: dict[str, Any]
+    notes: list[Any]
 
 
 class Client:
@@ -98,7 +103,14 @@ class Client:
                     f"the server at {self.url} applied {name} {report.get(name)!r}, "
                     f"asked for was {value!r}"
                 )
-        return Reply(answer["text"], meta["prompt_tokens"], meta["cached_tokens"], report)
+        return Reply(
+            answer["text"],
+            answer.get("output_ids", []),
+            meta["prompt_tokens"],
+            meta["cached_tokens"],
+            report,
+            meta.get(NOTES, []),
+        )
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()

@@ -1,23 +1,35 @@
 """Heat maps drawn by hand: one per method, lengths across, depths down; one file, no network."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 from ..demo.picture import STYLE
-from .results import Cell
-from .summary import MethodScore, Tally, ranking, short, tally
+from .results import Cell, read
+from .summary import Score, Square, ranking, short, squares
 
 COLUMNS = 3
 LEFT, TOP, RIGHT, BOTTOM = 64, 52, 16, 30
 SQUARE, LOW = 46, 24
 EXTRA = ".fig .edge{stroke:var(--back);stroke-width:2}.fig .sum{font-size:11px}"
+Squares = dict[Square, tuple[float, int]]
+
+
+def write_picture(results: Path) -> Path | None:
+    """Draw the map of a needle run beside its file; None for other evaluations."""
+    header, cells = read(results)
+    if header["task"] != "needle" or not cells:
+        return None
+    path = results.with_suffix(".svg")
+    path.write_text(needle_picture(cells, header["depths"]))
+    return path
 
 
 def needle_picture(cells: Sequence[Cell], depths: int) -> str:
-    """A panel per method, the best first; green is right, red is wrong, yellow is both.
+    """A panel per way of reading, the best first; from red (wrong) over yellow to green (right).
 
     Args:
-        cells: of any number of methods; squares without one stay empty.
+        cells: of a needle run; squares without one stay empty.
         depths: rows.
     """
     lengths = sorted({cell.length for cell in cells})
@@ -26,9 +38,9 @@ def needle_picture(cells: Sequence[Cell], depths: int) -> str:
     height = TOP + LOW * depths + BOTTOM
     panels = []
     for i, score in enumerate(scores):
-        squares = tally(cell for cell in cells if cell.method == score.method)
+        own = [c for c in cells if (c.method, c.budget) == (score.method, score.budget)]
         x, y = i % COLUMNS * width, i // COLUMNS * height
-        panel = _panel(score, squares, lengths, depths)
+        panel = _panel(score, squares(own), lengths, depths)
         panels.append(f'<g transform="translate({x} {y})">{panel}</g>')
     across, down = width * min(COLUMNS, len(scores)), height * -(-len(scores) // COLUMNS)
     return (
@@ -39,11 +51,11 @@ def needle_picture(cells: Sequence[Cell], depths: int) -> str:
     )
 
 
-def _panel(score: MethodScore, squares: Tally, lengths: Sequence[int], depths: int) -> str:
+def _panel(score: Score, found: Squares, lengths: Sequence[int], depths: int) -> str:
     width = max(200, SQUARE * len(lengths)) / len(lengths)
     parts = [
-        f'<text class="title" x="{LEFT}" y="22">{escape(score.method)}</text>',
-        f'<text class="soft sum" x="{LEFT}" y="40">{score.right} of {score.asked} right, '
+        f'<text class="title" x="{LEFT}" y="22">{escape(score.name)}</text>',
+        f'<text class="soft sum" x="{LEFT}" y="40">{score.value:.0%} of {score.asked} right, '
         f"{score.read:.1%} of KV read</text>",
     ]
     for row in range(depths):
@@ -52,8 +64,9 @@ def _panel(score: MethodScore, squares: Tally, lengths: Sequence[int], depths: i
             label = f"{(row + 0.5) / depths:.0%}"
             parts.append(_text(LEFT - 8, y + LOW / 2 + 4, label, "end"))
         for column, length in enumerate(lengths):
-            found = squares.get((length, row), (0, 0))
-            parts.append(_square(LEFT + column * width, y, width, *found))
+            parts.append(
+                _square(LEFT + column * width, y, width, *found.get((length, row), (0.0, 0)))
+            )
     for column, length in enumerate(lengths):
         x = LEFT + (column + 0.5) * width
         parts.append(_text(x, TOP + depths * LOW + 18, short(length), "middle"))
@@ -61,16 +74,16 @@ def _panel(score: MethodScore, squares: Tally, lengths: Sequence[int], depths: i
     return "".join(parts)
 
 
-def _square(x: float, y: float, width: float, right: int, asked: int) -> str:
+def _square(x: float, y: float, width: float, value: float, asked: int) -> str:
     box = f'class="{{}}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{LOW}" rx="3"'
     if not asked:
         return f"<rect {box.format('field edge')}/>"
-    if right in (0, asked):
-        kind = f"<rect {box.format('good edge' if right else 'bad edge')}/>"
+    if value in (0.0, 1.0):
+        kind = f"<rect {box.format('good edge' if value else 'bad edge')}/>"
     else:
-        hue = f"fill:hsl({15 + 95 * right / asked:.0f} 60% 42%)"
+        hue = f"fill:hsl({15 + 95 * value:.0f} 60% 42%)"
         kind = f'<rect {box.format("edge")} style="{hue}"/>'
-    label = ("✓" if right else "✗") if asked == 1 else f"{right}/{asked}"
+    label = ("✓" if value else "✗") if value in (0.0, 1.0) and asked == 1 else f"{value:.0%}"
     middle = f'x="{x + width / 2:.1f}" y="{y + LOW / 2 + 4}" text-anchor="middle"'
     return f'{kind}<text class="on" {middle}>{label}</text>'
 

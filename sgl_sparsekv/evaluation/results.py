@@ -1,33 +1,38 @@
 """Results as JSON lines: a header, then one line per finished cell; appended, never overwritten."""
 
 import json
+import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .settings import Settings
+from .settings import Reading
+from .tasks.base import Part
 
-SCHEMA = 1
-MAY_GROW = ("lengths", "methods", "samples")
+SCHEMA = 2
+MAY_GROW = ("lengths", "methods", "budgets", "samples", "names", "concurrency")
 """Settings that a resumed run may change: cells keep their meaning."""
-Key = tuple[str, int, int, int]
+Key = tuple[str, int, int, int, str, int | float]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One question asked and answered.
+    """One question asked and answered in one way of reading.
 
     Attributes:
+        task: row of a table: needle, niah_single_1, qasper.
+        length: tokens it was made for; 0 where the data decides.
+        sample: which of its task and length.
+        nth: question of its document; of a needle map the row.
         method: how decode read.
-        length: column, in tokens.
-        depth: row, an index.
-        sample: which document.
-        place: share of the document before the needle, 0 to 1.
-        right: answered right.
-        expected: the answer asked for.
-        said: what came instead, or that.
-        budget: as the server applied it.
+        budget: of the method, as asked for and applied.
+        metric: what `value` is.
+        value: of the metric.
+        place: share of the document before what was looked for, 0 to 1, or None.
+        expected: answers that were right.
+        said: what came instead, or one of those.
+        detail: further numbers.
         prompt_tokens: of the prompt.
         cached_tokens: of those, in the radix cache.
         tokens_attended: read in decode per KV head, summed over steps and layers.
@@ -36,37 +41,46 @@ class Cell:
         seconds: until the answer was there.
     """
 
-    method: str
+    task: str
     length: int
-    depth: int
     sample: int
-    place: float
-    right: bool
-    expected: str
-    said: str
+    nth: int
+    method: str
     budget: int | float
+    metric: str
+    value: float
+    place: float | None
+    expected: tuple[str, ...]
+    said: str
     prompt_tokens: int
     cached_tokens: int
     tokens_attended: int
     tokens_in_context: int
     decode_steps: int
     seconds: float
+    detail: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
         """What it is known by in a run."""
-        return (self.method, self.length, self.depth, self.sample)
+        return (self.task, self.length, self.sample, self.nth, self.method, self.budget)
+
+
+def key_of(part: Part, nth: int, reading: Reading) -> Key:
+    """What a question's cell will be known by."""
+    return (part.task, part.length, part.sample, nth, reading.method, reading.budget)
 
 
 class Results:
     """A file of results, written from the first finished cell on."""
 
-    def __init__(self, path: Path, settings: Settings, resume: bool) -> None:
+    def __init__(self, path: Path, task: str, settings: dict[str, Any], resume: bool) -> None:
         """Look at the file; nothing is written yet.
 
         Args:
             path: the file.
-            settings: of this run.
+            task: name of the evaluation.
+            settings: of this run, JSON.
             resume: go on with the file if it is there.
 
         Raises:
@@ -74,28 +88,32 @@ class Results:
         """
         self.path = path
         self.cells: list[Cell] = []
-        head = {"schema": SCHEMA, "task": "needle", **settings.as_dict()}
-        self._header: dict[str, Any] | None = {"kind": "header", **head}
+        head = {"schema": SCHEMA, "task": task, **settings}
+        self.header: dict[str, Any] = {"kind": "header", **head}
+        self._written = False
+        self._lock = threading.Lock()
         check_free(path, resume)
         if path.exists():
             _drop_torn_line(path)
             if path.stat().st_size:
                 found, self.cells = read(path)
                 _same_run(path, found, json.loads(json.dumps(head)))
-                self._header["kind"] = "resumed"
+                self.header["kind"] = "resumed"
 
     def add(self, cell: Cell, about: dict[str, Any]) -> None:
-        """Write one finished cell, now.
+        """Write one finished cell, now; safe to call from several threads.
 
         Args:
             cell: what was found.
             about: versions, commit, server; they stand in the header, before the first cell.
         """
-        if self._header is not None:
-            self._append({**self._header, **about})
-            self._header = None
-        self._append({"kind": "cell", **asdict(cell)})
-        self.cells.append(cell)
+        with self._lock:
+            if not self._written:
+                self.header |= about
+                self._append(self.header)
+                self._written = True
+            self._append({"kind": "cell", **asdict(cell)})
+            self.cells.append(cell)
 
     def _append(self, line: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,20 +135,21 @@ def read(path: Path) -> tuple[dict[str, Any], list[Cell]]:
     """Header and cells of a file.
 
     Raises:
-        ValueError: it is no file of needle results.
+        ValueError: it holds no evaluation's results.
     """
     lines = list(_lines(path))
     if not lines or lines[0].get("kind") != "header" or lines[0].get("schema") != SCHEMA:
         raise ValueError(f"{path} must start with a header of schema {SCHEMA}")
     try:
-        cells = [
-            Cell(**{name: value for name, value in line.items() if name != "kind"})
-            for line in lines
-            if line["kind"] == "cell"
-        ]
+        cells = [_cell(line) for line in lines if line["kind"] == "cell"]
     except (KeyError, TypeError):
         raise ValueError(f"{path} must hold cells of schema {SCHEMA}") from None
     return lines[0], cells
+
+
+def _cell(line: dict[str, Any]) -> Cell:
+    values = {name: value for name, value in line.items() if name != "kind"}
+    return Cell(**{**values, "expected": tuple(values["expected"])})
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

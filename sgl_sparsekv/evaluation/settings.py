@@ -9,60 +9,68 @@ from typing import Any
 from ..config import RequestOptions
 from ..selection import method_names
 
-PROTOCOLS = ("prefilled", "decoded")
 BUDGET_COUNTS = "tokens read per KV head and decode step; sinks, window and partial tail included"
-MAX_DEPTHS = 100
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way in which decode reads.
+
+    Attributes:
+        method: selection method.
+        budget: see `RequestOptions`.
+        dense_layers: first layers that read everything; None leaves it to the server.
+    """
+
+    method: str
+    budget: int | float
+    dense_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        RequestOptions(**self.options())
+
+    def options(self) -> dict[str, Any]:
+        """Request options, as `custom_params["sparsekv"]` takes them."""
+        options: dict[str, Any] = {"method": self.method, "budget": self.budget}
+        if self.dense_layers is not None:
+            options["dense_layers"] = self.dense_layers
+        return options
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One needle run.
+    """What a run has in common, whatever it asks.
 
     Attributes:
         model: folder of the model.
-        documents: which kind fit it: chain, facts or prose.
-        lengths: tokens of prompt and answer together, per column of the map.
-        depths: rows of the map; row i asks for a needle in part i of so many of the document.
-        methods: how decode reads, one map each.
-        budget: of each method; see `RequestOptions`.
+        methods: how decode reads; `full` first, as the others are compared with it.
+        budgets: of each method; see `RequestOptions`.
         dense_layers: first layers that read everything; None leaves it to the server.
-        protocol: `prefilled`: the question ends the prompt; `decoded`: it is fed in decode.
-        samples: questions per cell, each about another document.
-        seed: of the first sample's documents.
+        concurrency: questions of one document that are asked at the same time.
     """
 
     model: str
-    documents: str
-    lengths: tuple[int, ...]
-    depths: int
     methods: tuple[str, ...]
-    budget: int | float
+    budgets: tuple[int | float, ...]
     dense_layers: int | None
-    protocol: str
-    samples: int
-    seed: int
+    concurrency: int = 1
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be prefilled or decoded, got {self.protocol!r}")
-        if not 1 <= self.depths <= MAX_DEPTHS:
-            raise ValueError(f"depths must be from 1 to {MAX_DEPTHS}, got {self.depths}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
-        for method in self.methods:
-            self.options(method)
+        if not 1 <= self.concurrency <= 256:
+            raise ValueError(f"concurrency must be from 1 to 256, got {self.concurrency}")
+        self.readings()
 
-    def options(self, method: str) -> dict[str, Any]:
-        """Request options of a method's cells.
+    def readings(self) -> list[Reading]:
+        """Every method at every budget; `full` reads everything, so it is asked once.
 
         Raises:
             ValueError: an option is wrong.
         """
-        options: dict[str, Any] = {"method": method, "budget": self.budget}
-        if self.dense_layers is not None:
-            options["dense_layers"] = self.dense_layers
-        RequestOptions(**options)
-        return options
+        return [
+            Reading(method, budget, self.dense_layers)
+            for method in self.methods
+            for budget in (self.budgets[:1] if method == "full" else self.budgets)
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """For the header of the results."""
@@ -70,18 +78,29 @@ class Settings:
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
-    """`4k,8k,1000` as tokens, ascending; k is 1024.
+    """`4k,8k,1000` as tokens, ascending; `4k..32k` doubles from one to the other; k is 1024.
 
     Raises:
         ValueError: an entry is not a number of tokens.
     """
     lengths = set()
     for entry in text.split(","):
-        found = re.fullmatch(r"([1-9]\d*)(k?)", entry.strip().lower())
-        if found is None:
-            raise ValueError(f"lengths must be tokens such as 4k,8192, got {entry.strip()!r}")
-        lengths.add(int(found[1]) * (1024 if found[2] else 1))
+        first, dots, last = entry.strip().partition("..")
+        start = length = _tokens(first, entry)
+        end = _tokens(last, entry) if dots else start
+        if end < start:
+            raise ValueError(f"lengths must rise, got {entry.strip()!r}")
+        while length <= end:
+            lengths.add(length)
+            length *= 2
     return tuple(sorted(lengths))
+
+
+def _tokens(text: str, entry: str) -> int:
+    found = re.fullmatch(r"([1-9]\d*)(k?)", text.strip().lower())
+    if found is None:
+        raise ValueError(f"lengths must be tokens such as 4k,8192 or 4k..32k, got {entry!r}")
+    return int(found[1]) * (1024 if found[2] else 1)
 
 
 def parse_methods(text: str, offered: Sequence[str]) -> tuple[str, ...]:
@@ -98,12 +117,17 @@ def parse_methods(text: str, offered: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=lambda name: (name != "full", name)))
 
 
-def parse_budget(text: str) -> int | float:
-    """Whole tokens, or a share of the context written with a point.
+def parse_budgets(text: str) -> tuple[int | float, ...]:
+    """`512,0.05`: whole tokens, or shares of the context written with a point; ascending.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: an entry is neither.
     """
+    found = {_budget(entry.strip()) for entry in text.split(",")}
+    return tuple(sorted(found, key=lambda budget: (isinstance(budget, int), budget)))
+
+
+def _budget(text: str) -> int | float:
     try:
         value = float(text) if "." in text else int(text)
     except ValueError:

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+SHAPE = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+
 
 @pytest.fixture(scope="session")
 def chain_model(tmp_path_factory):
@@ -10,7 +12,7 @@ def chain_model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("analytic")
     build_analytic_tokenizer().save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 4096}))
+    (folder / "config.json").write_text(json.dumps({**SHAPE, "max_position_embeddings": 4096}))
     return folder
 
 
@@ -21,5 +23,5 @@ def prose_model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("other")
     build_text_tokenizer().save_pretrained(folder)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({**SHAPE, "num_hidden_layers": 24}))
     return folder

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sgl_sparsekv.evaluation import forced
-from sgl_sparsekv.evaluation.needles import tokenizer_of
+from sgl_sparsekv.evaluation.tokens import Tokens
 
 METHODS = ["full", "quest", "streaming", "mean_std"]
 
@@ -77,11 +77,12 @@ def fake_server(folder: Path, **change: Any) -> Iterator[SimpleNamespace]:
 def reply(body: dict[str, Any], state: SimpleNamespace) -> dict[str, Any]:
     """The answer, spoilt in the rows that are to be wrong, and what was read for it."""
     options = body["sampling_params"]["custom_params"]["sparsekv"]
-    question = ""
+    tokens = Tokens(state.folder)
+    question, asked = "", []
     if "input_ids" in body:
-        tokenizer = tokenizer_of(state.folder)
-        body["text"] = tokenizer.decode(body["input_ids"], skip_special_tokens=True)
-        question = tokenizer.decode(body["sampling_params"]["custom_params"][forced.KEY])
+        body["text"] = tokens.tokenizer.decode(body["input_ids"], skip_special_tokens=True)
+        asked = body["sampling_params"]["custom_params"][forced.FORCED]
+        question = tokens.tokenizer.decode(asked)
     text = f"{body['text']} {question}"
     look = prose if "secret number" in text else follow
     said, place, there = look(text)
@@ -93,7 +94,8 @@ def reply(body: dict[str, Any], state: SimpleNamespace) -> dict[str, Any]:
     report = {**options, "tokens_attended": attended, "tokens_in_context": there}
     report |= {"decode_steps": 1, "rejected": None, **state.applied}
     meta = {"prompt_tokens": there // 3 + 1, "cached_tokens": 0, "sparsekv": report}
-    return {"text": f"{question} {said}", "meta_info": meta}
+    own = tokens.tokenizer(f" {said}", add_special_tokens=False).input_ids
+    return {"text": f"{question} {said}", "output_ids": [*asked, *own], "meta_info": meta}
 
 
 def follow(text: str) -> tuple[str, float, int]:

@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -15,6 +14,9 @@ from sgl_sparsekv.evaluation import forced
 from sgl_sparsekv.evaluation.results import read
 from sgl_sparsekv.evaluation.server import server_spec
 from sgl_sparsekv.evaluation.settings import Settings
+from sgl_sparsekv.evaluation.tasks.asking import Asking
+from sgl_sparsekv.evaluation.tasks.needle.task import Grid, NeedleTask
+from sgl_sparsekv.evaluation.tokens import Tokens
 
 DEPTHS = 5
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,7 +46,9 @@ def marks(path):
         texts = [(text.get("class"), text.text) for text in panel.iter(f"{SVG}text")]
         squares = [text for kind, text in texts if kind == "on"]
         columns = len(squares) // DEPTHS
-        found[texts[0][1]] = [squares[i : i + columns] for i in range(0, len(squares), columns)]
+        found[texts[0][1].split()[0]] = [
+            squares[i : i + columns] for i in range(0, len(squares), columns)
+        ]
     return found
 
 
@@ -68,7 +72,7 @@ def test_a_cell_says_what_was_read_and_the_header_what_it_means(call, chain_mode
     assert header["server"]["sglang"] == "fake" and "commit" in header["environment"]
     assert len(cells) == 4 * 2 * DEPTHS
     quest = next(cell for cell in cells if cell.method == "quest" and cell.length == 2048)
-    assert quest.right and quest.budget == 256 and quest.tokens_attended == 3 * 256
+    assert quest.value == 1 and quest.budget == 256 and quest.tokens_attended == 3 * 256
     assert quest.tokens_in_context > 3 * 1900 and quest.prompt_tokens > 1900
     assert server.bodies[0]["sampling_params"]["custom_params"]["sparsekv"]["dense_layers"] == 0
 
@@ -86,10 +90,10 @@ def test_a_question_fed_in_decode_is_no_part_of_prompt_or_answer(call, chain_mod
         done = call(*arguments, url=server.url)
     header, cells = read(done.path)
     assert header["protocol"] == "decoded"
-    assert [cell.right for cell in cells] == [True] * DEPTHS + [False] * DEPTHS
-    assert all(cell.said.split()[0] == cell.expected.split()[0] for cell in cells if cell.right)
+    assert [cell.value for cell in cells] == [1] * DEPTHS + [0] * DEPTHS
+    assert all(cell.said.split() == list(cell.expected) for cell in cells if cell.value)
     body = server.bodies[0]
-    question = body["sampling_params"]["custom_params"][forced.KEY]
+    question = body["sampling_params"]["custom_params"][forced.FORCED]
     assert len(question) == 6 and body["sampling_params"]["max_new_tokens"] == 8
     assert len({tuple(body["input_ids"]) for body in server.bodies}) == 1
 
@@ -146,27 +150,28 @@ def test_any_other_model_is_asked_about_numbers_in_prose(call, prose_model):
         done = call("--methods", "quest,streaming", url=server.url, model=prose_model)
     header, cells = read(done.path)
     assert done.status == 0 and header["documents"] == "prose" and header["dense_layers"] is None
-    assert all(cell.right == (cell.method == "quest") for cell in cells)
-    assert all(len(cell.expected) == 10 and cell.depth / 5 <= cell.place for cell in cells)
+    assert all(cell.value == (cell.method == "quest") for cell in cells)
+    assert all(len(cell.expected[0]) == 10 and cell.nth / 5 <= cell.place for cell in cells)
 
 
-def test_a_started_server_offers_what_is_asked_for_and_forces_only_if_it_must(tmp_path):
-    settings = Settings(
-        *("m", "chain", (1024, 3000), 3, ("full", "quest"), 256, 0, "prefilled", 1, 0)
-    )
-    flags = server_spec(tmp_path, settings).flags
+def test_a_started_server_offers_what_is_asked_for_and_forces_only_if_it_must(chain_model):
+    settings = Settings("m", ("full", "quest"), (256,), 0, concurrency=20)
+    grid = Grid("chain", (1024, 3000), 3)
+    task = NeedleTask(Asking(Tokens(chain_model)), grid)
+    flags = server_spec(chain_model, settings, task).flags
     after = dict(pairwise(flags))
     assert after["--sparsekv-methods"] == "full,quest" and after["--context-length"] == "3000"
+    assert after["--max-running-requests"] == "20"
     assert "--enable-custom-logit-processor" not in flags
-    forcing = server_spec(tmp_path, replace(settings, protocol="decoded")).flags
-    assert "--enable-custom-logit-processor" in forcing
+    forcing = NeedleTask(Asking(Tokens(chain_model), "decoded"), grid)
+    assert "--enable-custom-logit-processor" in server_spec(chain_model, settings, forcing).flags
 
 
 def test_forced_tokens_are_the_only_choice_once_the_prompt_is_read_until_all_are_said():
     import torch
 
     request = SimpleNamespace(extend_end=2, origin_input_ids=[5, 6, 7, 8])
-    rows = [{forced.KEY: [3, 1], "__req__": request}, {"__req__": request}]
+    rows = [{forced.FORCED: [3, 1], "__req__": request}, {"__req__": request}]
     picks = []
     for end in (2, 4, 4, 4):
         request.extend_end = end

@@ -1,6 +1,7 @@
 """Result files: one line per cell, never overwritten, and whole again after a kill."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,61 +9,66 @@ import pytest
 from sgl_sparsekv.evaluation.results import Cell, Results, read
 from sgl_sparsekv.evaluation.settings import (
     Settings,
-    parse_budget,
+    parse_budgets,
     parse_lengths,
     parse_methods,
 )
 from sgl_sparsekv.evaluation.summary import ranking, table
+from sgl_sparsekv.evaluation.tasks.asking import Asking
+from sgl_sparsekv.evaluation.tasks.needle.task import Grid
 
-SETTINGS = Settings(
-    "m", "chain", (1024,), 3, ("full", "quest"), 256, 0, "prefilled", samples=1, seed=0
-)
-CELL = Cell("quest", 1024, 0, 0, 0.2, True, "a b", "a b", 256, 1000, 0, 256, 1000, 1, 0.1)
+SETTINGS = {"lengths": (1024,), "depths": 3, "budgets": (256,), "protocol": "prefilled", "seed": 0}
+CELL = Cell(
+    task="needle", length=1024, sample=0, nth=0, method="quest", budget=256, metric="words right",
+    value=1.0, place=0.2, expected=("a b",), said="a b", prompt_tokens=1000, cached_tokens=0,
+    tokens_attended=256, tokens_in_context=1000, decode_steps=1, seconds=0.1,
+)  # fmt: skip
+
+
+def results_at(path, resume=False, **change):
+    return Results(path, "needle", {**SETTINGS, **change}, resume)
 
 
 def test_a_file_begins_with_what_its_cells_mean(tmp_path):
     path = tmp_path / "deeper" / "r.jsonl"
-    results = Results(path, SETTINGS, resume=False)
+    results = results_at(path)
     assert not path.exists()
     results.add(CELL, {"environment": {"commit": "abc"}})
     header, cells = read(path)
     assert cells == [CELL]
-    assert header["protocol"] == "prefilled" and header["seed"] == 0 and header["budget"] == 256
-    assert "sinks, window" in header["budget_counts"]
+    assert header["protocol"] == "prefilled" and header["seed"] == 0 and header["budgets"] == [256]
     assert header["environment"]["commit"] == "abc"
 
 
 def test_a_file_that_is_there_is_left_alone(tmp_path):
     path = tmp_path / "r.jsonl"
-    Results(path, SETTINGS, resume=False).add(CELL, {})
+    results_at(path).add(CELL, {})
     before = path.read_bytes()
     with pytest.raises(ValueError, match="--resume"):
-        Results(path, SETTINGS, resume=False)
+        results_at(path)
     assert path.read_bytes() == before
 
 
 def test_resuming_drops_half_a_line_and_keeps_the_rest(tmp_path):
     path = tmp_path / "r.jsonl"
-    Results(path, SETTINGS, resume=False).add(CELL, {})
+    results_at(path).add(CELL, {})
     with path.open("a") as file:
         file.write('{"kind": "cell", "meth')
-    results = Results(path, replace(SETTINGS, lengths=(1024, 2048)), resume=True)
+    results = results_at(path, True, lengths=(1024, 2048))
     assert results.cells == [CELL]
-    results.add(replace(CELL, depth=1), {})
+    results.add(replace(CELL, nth=1), {})
     assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == [
         *("header", "cell", "resumed", "cell")
     ]
     assert len(read(path)[1]) == 2
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"budget": 512}, {"depths": 4}, {"protocol": "decoded"}]
-)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"depths": 4}, {"protocol": "decoded"}])
 def test_a_file_of_another_run_is_not_resumed(tmp_path, change):
     path = tmp_path / "r.jsonl"
-    Results(path, SETTINGS, resume=False).add(CELL, {})
+    results_at(path).add(CELL, {})
     with pytest.raises(ValueError, match=next(iter(change))):
-        Results(path, replace(SETTINGS, **change), resume=True)
+        results_at(path, True, **change)
 
 
 @pytest.mark.parametrize("text", ["no json\n", '{"kind": "cell"}\n', "[1]\n"])
@@ -70,30 +76,60 @@ def test_a_file_of_something_else_is_not_resumed(tmp_path, text):
     path = tmp_path / "r.jsonl"
     path.write_text(text)
     with pytest.raises(ValueError, match="must"):
-        Results(path, SETTINGS, resume=True)
+        results_at(path, True)
     assert path.read_text() == text
 
 
 def test_the_better_method_ranks_first_and_of_equals_the_one_that_reads_less():
     cells = [
-        *(replace(CELL, method="full", depth=d, tokens_attended=1000) for d in range(3)),
-        *(replace(CELL, method="quest", depth=d) for d in range(3)),
-        *(replace(CELL, method="streaming", depth=d, right=d == 1) for d in range(3)),
+        *(replace(CELL, method="full", nth=d, tokens_attended=1000) for d in range(3)),
+        *(replace(CELL, method="quest", nth=d) for d in range(3)),
+        *(replace(CELL, method="streaming", nth=d, value=float(d == 1)) for d in range(3)),
     ]
     scores = ranking(cells)
     assert [score.method for score in scores] == ["quest", "full", "streaming"]
     assert scores[2].lost == (0, 2)
     lines = table(cells).splitlines()
-    assert lines[0].split() == ["method", "1k", "right", "KV", "read"]
-    assert lines[2].split() == ["quest", "100%", "3", "of", "3", "25.6%"]
-    assert lines[4].split() == ["streaming", "33%", "1", "of", "3", "25.6%"]
+    assert lines[0].split() == ["1k", "right", "as", "full", "KV", "read"]
+    assert lines[2].split() == ["quest", "256", "100.0%", "100.0%", "100.0%", "25.6%"]
+    assert lines[4].split() == ["streaming", "256", "33.3%", "33.3%", "100.0%", "25.6%"]
+
+
+def test_of_equally_wrong_methods_the_one_that_says_what_full_says_ranks_first():
+    cells = [
+        replace(CELL, method="full", value=0.0, said="x y z w"),
+        replace(CELL, method="streaming", value=0.0, said="q y z w"),
+        replace(CELL, method="quest", value=0.0, said="x y q w"),
+    ]
+    scores = ranking(cells)
+    assert [score.method for score in scores] == ["full", "quest", "streaming"]
+    assert [score.agreement for score in scores] == [1, 0.5, 0]
+
+
+def test_perplexity_is_of_all_tokens_and_the_lower_the_better():
+    cells = [
+        replace(CELL, metric="nll", value=1.0, detail={"tokens": 30}),
+        replace(CELL, metric="nll", value=3.0, detail={"tokens": 10}, sample=1),
+        replace(CELL, metric="nll", value=1.0, detail={"tokens": 40}, method="full"),
+    ]
+    scores = ranking(cells)
+    assert [score.method for score in scores] == ["full", "quest"]
+    assert scores[1].value == pytest.approx(math.exp(1.5))
+
+
+def test_several_tasks_are_columns():
+    cells = [replace(CELL, task=task, value=value) for task, value in (("vt", 1), ("cwe", 0.5))]
+    assert table(cells).splitlines()[0].split()[:3] == ["cwe", "vt", "right"]
+    cells += [replace(cell, length=2048, value=0) for cell in cells]
+    assert [line for line in table(cells).splitlines() if line in ("1k", "2k")] == ["1k", "2k"]
 
 
 def test_options_as_a_user_writes_them():
     assert parse_lengths("8k,4K,1000") == (1000, 4096, 8192)
+    assert parse_lengths("4k..16k") == (4096, 8192, 16384)
     assert parse_methods("all", ["quest", "full"]) == ("full", "quest")
     assert parse_methods("streaming,full", ["quest", "full", "streaming"]) == ("full", "streaming")
-    assert parse_budget("512") == 512 and parse_budget("0.05") == 0.05
+    assert parse_budgets("512,0.05,256") == (0.05, 256, 512)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +139,13 @@ def test_options_as_a_user_writes_them():
         lambda: parse_lengths("0"),
         lambda: parse_methods("nope", ["full"]),
         lambda: parse_methods("clusterkv", ["full"]),
-        lambda: parse_budget("many"),
-        lambda: replace(SETTINGS, budget=1),
-        lambda: replace(SETTINGS, protocol="other"),
-        lambda: replace(SETTINGS, depths=0),
+        lambda: parse_lengths("8k..4k"),
+        lambda: parse_budgets("many"),
+        lambda: Settings("m", ("full",), (1,), 0),
+        lambda: Settings("m", ("full",), (256,), 0, concurrency=0),
+        lambda: Asking(None, protocol="other"),
+        lambda: Grid("chain", (1024,), depths=0),
+        lambda: Grid("chain", (1024,), 1, needles=0),
     ],
 )
 def test_a_wrong_option_is_named(call):

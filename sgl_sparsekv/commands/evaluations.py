@@ -1,0 +1,131 @@
+"""The evaluations of `sparsekv eval`: what each takes on the command line, and what it makes."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..evaluation.model import Model
+    from ..evaluation.tasks.asking import Asking
+    from ..evaluation.tasks.base import Task
+    from ..evaluation.tasks.texts import Text
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One of them.
+
+    Attributes:
+        text: for `--help`.
+        add_arguments: declares its own arguments.
+        make: the task, from all arguments and the model.
+    """
+
+    text: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    make: Callable[[argparse.Namespace, "Model"], "Task"]
+
+
+def _needle_arguments(parser: argparse.ArgumentParser) -> None:
+    _question_arguments(parser)
+    parser.add_argument("--lengths", default="4k,8k", help="tokens of prompt and answer: 4k..32k")
+    parser.add_argument("--depths", type=int, default=5, help="rows of the map")
+    parser.add_argument("--needles", type=int, default=1, help="needles that an answer takes")
+    parser.add_argument("--samples", type=int, default=1, help="documents per length")
+    parser.add_argument("--seed", type=int, default=0, help="of the first sample")
+
+
+def _needle(args: argparse.Namespace, model: "Model") -> "Task":
+    from ..evaluation.settings import parse_lengths
+    from ..evaluation.tasks.needle.small_models import kind_of
+    from ..evaluation.tasks.needle.task import Grid, NeedleTask
+
+    grid = Grid(
+        documents=kind_of(model.tokens),
+        lengths=parse_lengths(args.lengths),
+        depths=args.depths,
+        needles=args.needles,
+        samples=args.samples,
+        seed=args.seed,
+    )
+    return NeedleTask(_asking(args, model), grid)
+
+
+def _perplexity_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lengths", default="4k", help="tokens of context and scored text: 4k,8k")
+    parser.add_argument("--tokens", type=int, default=256, help="of those, read by decode")
+    parser.add_argument(
+        "--data", type=Path, help=".txt, folder of .txt (PG19), or .jsonl with `text`"
+    )
+    parser.add_argument("--samples", type=int, default=8, help="texts at most")
+    parser.add_argument("--seed", type=int, default=0, help="of generated texts")
+
+
+def _perplexity(args: argparse.Namespace, model: "Model") -> "Task":
+    from ..evaluation.settings import parse_lengths
+    from ..evaluation.tasks.perplexity import PerplexityTask
+
+    lengths = parse_lengths(args.lengths)
+    texts = _texts(args, model, "text", max(lengths))
+    return PerplexityTask(model.tokens, texts, lengths, args.tokens)
+
+
+def _fidelity_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens", type=int, default=128, help="that decode follows, at most")
+    parser.add_argument(
+        "--data", type=Path, help=".txt, folder of .txt, or .jsonl with `prompt` (`continuation`)"
+    )
+    parser.add_argument("--length", default="4k", help="tokens, without --data")
+    parser.add_argument("--samples", type=int, default=8, help="prompts at most")
+    parser.add_argument("--seed", type=int, default=0, help="of generated prompts")
+
+
+def _fidelity(args: argparse.Namespace, model: "Model") -> "Task":
+    from ..evaluation.settings import parse_lengths
+    from ..evaluation.tasks.fidelity import FidelityTask
+
+    (length,) = parse_lengths(args.length)
+    return FidelityTask(
+        model.tokens, _texts(args, model, "prompt", length - args.tokens), args.tokens
+    )
+
+
+def _texts(args: argparse.Namespace, model: "Model", field: str, length: int) -> "list[Text]":
+    """Texts of the user's file, or documents that the package's own models can read."""
+    from ..evaluation.tasks.needle.small_models import kind_of, written_text
+    from ..evaluation.tasks.texts import read_texts
+
+    if args.samples < 1:
+        raise ValueError(f"samples must be at least 1, got {args.samples}")
+    if args.data is not None:
+        return read_texts(args.data, field)[: args.samples]
+    kind = kind_of(model.tokens)
+    if kind == "prose":
+        raise ValueError("data must be given for this model: a file or folder of texts")
+    return [written_text(kind, length, args.seed + i) for i in range(args.samples)]
+
+
+def _question_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protocol",
+        default="prefilled",
+        help="the question is prefilled with the document, or decoded",
+    )
+    parser.add_argument("--chat", action="store_true", help="by the model's chat template")
+
+
+def _asking(args: argparse.Namespace, model: "Model") -> "Asking":
+    from ..evaluation.tasks.asking import Asking
+
+    return Asking(model.tokens, args.protocol, model.tokens.chat() if args.chat else ("", ""))
+
+
+EVALUATIONS = {
+    "needle": Evaluation("needles found, by length and depth", _needle_arguments, _needle),
+    "perplexity": Evaluation("how well decode foretells text", _perplexity_arguments, _perplexity),
+    "fidelity": Evaluation(
+        "how far decode strays from reading everything", _fidelity_arguments, _fidelity
+    ),
+}

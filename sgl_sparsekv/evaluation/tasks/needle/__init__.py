@@ -1,0 +1,1 @@
+"""Needles: answers at every depth of documents of every length."""

@@ -1,0 +1,68 @@
+"""A model's tokenizer: the same tokens that its server counts; nothing is downloaded."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_MARK = "\ue000"
+"""Stands for a user's words in a chat template; a private code point no template holds."""
+
+
+class Tokens:
+    """Text to token ids and back, for one model."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the folder's tokenizer.
+
+        Raises:
+            ValueError: transformers cannot read it.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"model must have a tokenizer, got {str(folder)!r}: {reason}"
+            ) from None
+        self._eos = {self.tokenizer.eos_token_id} | _generation_ends(folder)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids, special tokens included, as the server counts a prompt."""
+        found: list[int] = self.tokenizer(text, verbose=False).input_ids
+        return found
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of generated tokens, up to the first that ends an answer."""
+        end = next((i for i, token in enumerate(ids) if token in self._eos), len(ids))
+        said: str = self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
+        return said
+
+    def chat(self) -> tuple[str, str]:
+        """Text before and after the words of a user's turn, the answer's turn opened.
+
+        Raises:
+            ValueError: the model has no chat template.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("chat must be left out: the model has no chat template")
+        turn = [{"role": "user", "content": _MARK}]
+        whole = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        before, _, after = whole.partition(_MARK)
+        # The server puts the token that begins a prompt in front by itself.
+        begin = self.tokenizer.bos_token or ""
+        return before.removeprefix(begin) if self._begins(begin) else before, after
+
+    def _begins(self, begin: str) -> bool:
+        return bool(begin) and self.ids("")[:1] == self.tokenizer.convert_tokens_to_ids([begin])
+
+
+def _generation_ends(folder: Path) -> set[int]:
+    """Tokens that end an answer, as `generation_config.json` has them."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return set()
+    found = json.loads(path.read_text()).get("eos_token_id")
+    return set(found) if isinstance(found, list) else {found}
