@@ -41,6 +41,7 @@ class RequestOptions:
         window: newest tokens, always kept.
         dense_layers: first layers that read everything.
         reselect_every: steps for which a selection is used; 1 selects anew in every step.
+        telemetry: measure what decode covered and cost, and report it.
         unit_size: tokens per unit; the server's, no request can change it.
     """
 
@@ -50,6 +51,7 @@ class RequestOptions:
     window: int = 64
     dense_layers: int = 2
     reselect_every: int = 1
+    telemetry: bool = False
     unit_size: int = UNIT_SIZE
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class RequestOptions:
         _check_int("window", self.window, 0)
         _check_int("dense_layers", self.dense_layers, 0, 10_000)
         _check_int("reselect_every", self.reselect_every, 1, 1024)
+        _check_bool("telemetry", self.telemetry)
         _check_int("unit_size", self.unit_size, min(PAGE_SIZES), max(PAGE_SIZES))
         _check_choice("unit_size", self.unit_size, PAGE_SIZES)
         _check_budget(self.budget)

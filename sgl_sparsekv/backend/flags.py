@@ -30,6 +30,7 @@ _HELP = {
     "window": "newest tokens that are always kept",
     "dense_layers": "first layers that read the whole cache",
     "reselect_every": "decode steps for which a selection is used",
+    "telemetry": "measure what decode covers and costs, in every response: true or false",
     "methods": "comma-separated methods that requests may choose",
     "reduction": "how query heads of a KV head share a selection: max_softmax, mean_softmax or max",
     "unit_size": "tokens per unit that is scored and read as one: 16, 32 or 64",
@@ -142,7 +143,7 @@ def _typed(name: str, text: str) -> Any:
                 return parse(text)
             except ValueError:
                 continue
-    if name == "validate_input_ids" and text.lower() in ("true", "false"):
+    if name in ("telemetry", "validate_input_ids") and text.lower() in ("true", "false"):
         return text.lower() == "true"
     return text
 

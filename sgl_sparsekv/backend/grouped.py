@@ -18,10 +18,18 @@ from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
 from .planner import RowGroup, StepPlan
+from .telemetry_step import StepTelemetry
 
 
 class GroupedBackend(SparseKVBackend):
-    """A step is planned once, then every layer summarises, scores, selects and attends by group."""
+    """A step is planned once, then every layer summarises, scores, selects and attends by group.
+
+    Attributes:
+        plan: of the step's decode rows; None when no row decodes.
+        telemetry: watches the rows of that plan that asked for it.
+    """
+
+    telemetry: StepTelemetry
 
     def __init__(self, runner: Any, options: ServerOptions, ops: Ops) -> None:
         super().__init__(runner, options, ops)
@@ -63,6 +71,13 @@ class GroupedBackend(SparseKVBackend):
             [entry.options for entry in entries],
             self.req_to_token_pool.req_to_token,
             self.geometry,
+        )
+        self.telemetry = StepTelemetry(
+            self.plan,
+            [entry.telemetry if entry.options.telemetry else None for entry in entries],
+            self.ops,
+            self.num_layers,
+            timed=self.on_cpu,
         )
         for row, entry, length in zip(rows.tolist(), entries, lengths.tolist(), strict=True):
             self.held.begin_step(row, entry.serial, length, entry.options.reselect_every)
@@ -134,24 +149,12 @@ class GroupedBackend(SparseKVBackend):
         """q `[rows, Hq, D]` -> `[rows, Hq, Dv]`, group by group."""
         assert self.plan is not None
         heads = layer.tp_k_head_num
-        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         shape = (q.shape[0], heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
         grouped = q.to(keys.dtype).view(shape)
-        groups = self.plan.groups(self._local(layer))
         out: torch.Tensor | None = None
-        for group in groups:
-            queries = group.take(grouped)
-            table = self._table(group, queries, keys, layer)
-            part, _ = self.ops.attend(
-                queries,
-                keys,
-                values,
-                table,
-                group.counts,
-                group.tails,
-                layer.scaling,
-                group.unit_size,
-            )
+        for group in self.plan.groups(self._local(layer)):
+            part = self._read(group, group.take(grouped), layer)
             if group.whole:
                 out = part
             else:
@@ -165,6 +168,20 @@ class GroupedBackend(SparseKVBackend):
             self.observer.check_records(index, self._local(layer), keys)
         return out.view(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
 
+    def _read(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
+        """Attention of one group: q `[rows, H, G, D]` -> `[rows, H, G, Dv]`."""
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        self.telemetry.selecting()
+        table = self._table(group, q, keys, layer)
+        self.telemetry.attending()
+        part, lse = self.ops.attend(
+            q, keys, values, table, group.counts, group.tails, layer.scaling, group.unit_size
+        )
+        self.telemetry.attended(group)
+        local = self._local(layer)
+        self.telemetry.cover(local, group, q, (keys, values), layer.scaling, lse)
+        return part
+
     def _table(
         self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
     ) -> torch.Tensor:
@@ -177,6 +194,7 @@ class GroupedBackend(SparseKVBackend):
         selection: Selection = self.ops.select(
             scores, group.candidates, group.num_units, group.counts
         )
+        self.telemetry.selected()
         self.observer.selected(self._local(layer), group, selection)
         return selection.physical
 

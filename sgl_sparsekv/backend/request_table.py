@@ -5,7 +5,7 @@ where a request's options are picked up, in launch order. The table lives on the
 host work.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -15,6 +15,7 @@ import numpy as np
 from ..config import REQUEST_KEY, RequestOptions, ServerOptions, parse_request_options
 from ..errors import RequestOptionError
 from ..selection.policy import IntArray
+from .telemetry import RequestTelemetry
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class RequestEntry:
         tokens_attended: tokens read, summed over decode steps and layers.
         tokens_in_context: tokens there were to read, summed likewise.
         extended: its first extend step was seen, so a longer prefix is its own work.
+        telemetry: what its decode steps covered and cost; filled only if it asked.
     """
 
     rid: str
@@ -40,14 +42,17 @@ class RequestEntry:
     tokens_attended: int = 0
     tokens_in_context: int = 0
     extended: bool = False
+    telemetry: RequestTelemetry = field(default_factory=RequestTelemetry)
 
     def report(self) -> dict[str, Any]:
         """What was applied to the request and what it read, for the response's metadata."""
+        asked = self.options.telemetry
         return {
             **asdict(self.options),
             "decode_steps": self.decode_steps,
             "tokens_attended": self.tokens_attended,
             "tokens_in_context": self.tokens_in_context,
+            "telemetry": self.telemetry.report(self.decode_steps) if asked else None,
             "rejected": self.rejected,
         }
 

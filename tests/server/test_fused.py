@@ -21,7 +21,8 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet) -> None:
     assert report["rejected"] is None and report["decode_steps"] == cold.tokens - 1
     assert report["tokens_attended"] < 0.25 * report["tokens_in_context"]
     summarised = metric(server.url, "units_summarised_total")
-    options = (None, {"method": "full"}, {"method": "quest", "budget": 0.3, "dense_layers": 1})
+    third = {"method": "quest", "budget": 0.3, "dense_layers": 1, "telemetry": True}
+    options = (None, {"method": "full"}, third)
     asks = [
         ask_for(document, question, option)
         for question, option in zip(document.questions[1:], options, strict=True)
@@ -29,6 +30,9 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet) -> None:
     lost = ask_for(document, document.questions[0], {"method": "streaming"})
     answers = generate_all(server.url, [*asks, lost], concurrency=4)
     assert not wrong_answers(asks, answers[:3])
+    told = [one["meta_info"]["sparsekv"]["telemetry"] for one in answers if one]
+    assert told[2]["attention_mass"] is None and "on the device" in told[2]["reason"]
+    assert told[0] is None, "it did not ask"
     assert wrong_answers([lost], answers[3:]), "streaming cannot see the middle of the document"
     assert all(one["meta_info"]["cached_tokens"] >= 512 for one in answers if one)
     new = metric(server.url, "units_summarised_total") - summarised

@@ -22,7 +22,7 @@ METHODS = [
     {"method": "full"},
     {"method": "quest", "budget": 256},
     {"method": "mean_std", "budget": 256},
-    {"method": "oracle", "budget": 192},
+    {"method": "oracle", "budget": 192, "telemetry": True},
     {"method": "quest", "budget": 0.75},
     {"method": "quest", "budget": 512, "dense_layers": 2},
     None,

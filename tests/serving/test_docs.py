@@ -35,5 +35,11 @@ def test_every_key_of_the_echo_is_listed() -> None:
 
     entry = RequestEntry("", ServerOptions().request)
     assert {field.name for field in fields(entry.options)} <= set(entry.report())
-    for key in entry.report():
+    for key in (*entry.report(), *entry.telemetry.report(0)):
         assert f"`{key}`" in DOC
+
+
+def test_what_telemetry_is_said_to_be() -> None:
+    from sgl_sparsekv.backend.telemetry import SAMPLE_EVERY
+
+    assert f"in every {SAMPLE_EVERY}th after it" in " ".join(DOC.split())

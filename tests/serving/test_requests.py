@@ -36,7 +36,10 @@ def generate_request(**given: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**blank, **given})
 
 
-GOOD = [{}, {"budget": 512}, {"budget": 0.1}, {"method": "full"}, {"sink": 0, "window": 0}]
+GOOD: list[dict[str, Any]] = [
+    *({}, {"budget": 512}, {"budget": 0.1}, {"method": "full"}, {"sink": 0, "window": 0}),
+    *({"telemetry": True}, {"telemetry": False}),
+]
 BAD = [
     ({"budget": "512"}, "budget", "'512'"),
     ({"budget": 0}, "budget", "0"),
@@ -51,6 +54,9 @@ BAD = [
     ({"window": 1.5}, "window", "1.5"),
     ({"dense_layers": None}, "dense_layers", "None"),
     ({"reselect_every": 0}, "reselect_every", "0"),
+    ({"telemetry": 1}, "telemetry", "1"),
+    ({"telemetry": "true"}, "telemetry", "'true'"),
+    ({"telemetry": None}, "telemetry", "None"),
     ({"bugdet": 5}, "bugdet", "is not an option"),
     ({"ⓑudget": 5}, "ⓑudget", "is not an option"),
     ("quest", "sparsekv", "'quest'"),
