@@ -67,9 +67,8 @@ def _perplexity(args: argparse.Namespace, model: "Model") -> "Task":
     from ..evaluation.settings import parse_lengths
     from ..evaluation.tasks.perplexity import PerplexityTask
 
-    lengths = parse_lengths(args.lengths)
-    texts = _texts(args, model, "text", max(lengths))
-    return PerplexityTask(model.tokens, texts, lengths, args.tokens)
+    texts = {n: _texts(args, model, "text", n) for n in parse_lengths(args.lengths)}
+    return PerplexityTask(model.tokens, texts, args.tokens)
 
 
 def _fidelity_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +76,7 @@ def _fidelity_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, help=".txt, folder of .txt, or .jsonl with `prompt` (`continuation`)"
     )
-    parser.add_argument("--length", default="4k", help="tokens, without --data")
+    parser.add_argument("--length", default="4k", help="tokens of a prompt, without --data")
     parser.add_argument("--samples", type=int, default=8, help="prompts at most")
     parser.add_argument("--seed", type=int, default=0, help="of generated prompts")
 
@@ -87,9 +86,7 @@ def _fidelity(args: argparse.Namespace, model: "Model") -> "Task":
     from ..evaluation.tasks.fidelity import FidelityTask
 
     (length,) = parse_lengths(args.length)
-    return FidelityTask(
-        model.tokens, _texts(args, model, "prompt", length - args.tokens), args.tokens
-    )
+    return FidelityTask(model.tokens, _texts(args, model, "prompt", length), args.tokens)
 
 
 def _texts(args: argparse.Namespace, model: "Model", field: str, length: int) -> "list[Text]":

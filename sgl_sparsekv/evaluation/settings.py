@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config import RequestOptions
-from ..selection import method_names
 
 BUDGET_COUNTS = "tokens read per KV head and decode step; sinks, window and partial tail included"
 
@@ -27,7 +26,8 @@ class Reading:
     dense_layers: int | None = None
 
     def __post_init__(self) -> None:
-        RequestOptions(**self.options())
+        # Whether the server has the method, it has said; another package may bring it there.
+        RequestOptions(**{**self.options(), "method": "full"})
 
     def options(self) -> dict[str, Any]:
         """Request options, as `custom_params["sparsekv"]` takes them."""
@@ -107,13 +107,12 @@ def parse_methods(text: str, offered: Sequence[str]) -> tuple[str, ...]:
     """`all`, or a list separated by commas; `full` first, as all others are compared with it.
 
     Raises:
-        ValueError: a method is unknown, or the server does not offer it.
+        ValueError: the server does not offer a method.
     """
     names = list(offered) if text == "all" else [entry.strip() for entry in text.split(",")]
     for name in names:
-        known = method_names() if name not in method_names() else offered
-        if name not in known:
-            raise ValueError(f"method must be one of {', '.join(sorted(known))}, got {name!r}")
+        if name not in offered:
+            raise ValueError(f"method must be one of {', '.join(sorted(offered))}, got {name!r}")
     return tuple(sorted(set(names), key=lambda name: (name != "full", name)))
 
 

@@ -93,6 +93,8 @@ def short(tokens: int) -> str:
 def _table(cells: Sequence[Cell], by_task: bool) -> str:
     metric, scores = metric_of(cells), ranking(cells)
     columns = sorted({column for score in scores for column in score.columns})
+    if [length for _, length in columns] == [0]:
+        columns = []  # it would repeat the total
     agreeing = any(score.agreement is not None for score in scores)
     extra = sorted({name for score in scores for name in score.detail})
     heads = [task if by_task else short(length) for task, length in columns]

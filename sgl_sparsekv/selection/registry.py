@@ -1,11 +1,18 @@
-"""Method names and where they live; a method is imported when it is first used."""
+"""Method names and where they live; a method is imported when it is first used.
+
+Another installed package brings methods of its own by entry points of the group
+`sgl_sparsekv.methods`: a name, and the class as `module:Class`.
+"""
 
 from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
+from ..errors import ConfigError
 from .base import SelectionMethod
 
-METHODS = {
+ENTRY_POINTS = "sgl_sparsekv.methods"
+BUILT_IN = {
     "clusterkv": "clusterkv:ClusterKV",
     "full": "full:Full",
     "mean_std": "mean_std:MeanStd",
@@ -19,6 +26,18 @@ METHODS = {
 }
 
 
+def _brought() -> dict[str, EntryPoint]:
+    """Methods of other packages."""
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    taken = sorted(set(found) & set(BUILT_IN))
+    if taken:
+        raise ConfigError(f"method {taken[0]} is built in, {found[taken[0]].value} must be renamed")
+    return found
+
+
+METHODS: dict[str, str | EntryPoint] = {**BUILT_IN, **_brought()}
+
+
 def method_names() -> list[str]:
     """Known method names, sorted."""
     return sorted(METHODS)
@@ -30,9 +49,16 @@ def load_method(name: str) -> SelectionMethod:
 
     Raises:
         ValueError: the name is unknown; the message lists the known ones.
+        ConfigError: another package's class is no `SelectionMethod`, or has another name.
     """
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(method_names())}, got {name!r}")
-    module, _, cls = METHODS[name].partition(":")
-    method: SelectionMethod = getattr(import_module(f".{module}", __package__), cls)()
-    return method
+    place = METHODS[name]
+    if isinstance(place, str):
+        module, _, cls = place.partition(":")
+        method: SelectionMethod = getattr(import_module(f".{module}", __package__), cls)()
+        return method
+    made = place.load()()
+    if not isinstance(made, SelectionMethod) or made.name != name:
+        raise ConfigError(f"{place.value} must be a SelectionMethod with name {name!r}")
+    return made

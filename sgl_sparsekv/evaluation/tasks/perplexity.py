@@ -1,6 +1,6 @@
 """Perplexity of decode: how well text is foretold when each token is read by a decode step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +31,12 @@ class PerplexityTask:
     higher_is_better = False
     forces = True
 
-    def __init__(
-        self, tokens: Tokens, texts: Sequence[Text], lengths: Sequence[int], scored: int
-    ) -> None:
+    def __init__(self, tokens: Tokens, texts: Mapping[int, Sequence[Text]], scored: int) -> None:
         """Prepare.
 
         Args:
             tokens: tokenizer of the model.
-            texts: what is read, one sample each.
-            lengths: tokens of context and scored text together.
+            texts: what is read, one sample each, by the tokens of context and scored text together.
             scored: tokens of it that decode reads; the first is foretold by prefill and not scored.
 
         Raises:
@@ -47,35 +44,37 @@ class PerplexityTask:
         """
         if scored < 2:
             raise ValueError(f"tokens must be at least 2, got {scored}")
-        if min(lengths) <= scored:
-            raise ValueError(f"lengths must be above {scored} tokens scored, got {min(lengths)}")
-        self._scored, self._lengths = scored, tuple(lengths)
-        self.longest = max(lengths)
-        self._texts = [(text.name, tokens.ids(text.text + text.continuation)) for text in texts]
-        for length in lengths:
-            if not any(len(ids) >= length for _, ids in self._texts):
-                longest = max(len(ids) for _, ids in self._texts)
+        if min(texts) <= scored:
+            raise ValueError(f"lengths must be above {scored} tokens scored, got {min(texts)}")
+        self.longest = max(texts)
+        self._scored = scored
+        self._texts = {
+            length: [_read(text, tokens) for text in own] for length, own in texts.items()
+        }
+        for length, own in self._texts.items():
+            longest = max(len(ids) for _, ids in own)
+            if longest < length:
                 raise ValueError(
                     f"lengths must be at most the longest text's {longest} tokens, got {length}"
                 )
 
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
-        names = [name for name, _ in self._texts]
-        return {"lengths": self._lengths, "scored": self._scored, "texts": names}
+        names = sorted({name for own in self._texts.values() for name, _ in own})
+        return {"lengths": tuple(self._texts), "scored": self._scored, "texts": names}
 
     def parts(self) -> Sequence[Part]:
         """See `Task`; a text that is too short for a length is left out of it."""
         return [
             Part(self.name, length, sample)
-            for length in self._lengths
-            for sample, (_, ids) in enumerate(self._texts)
+            for length, own in self._texts.items()
+            for sample, (_, ids) in enumerate(own)
             if len(ids) >= length
         ]
 
     def build(self, part: Part) -> Sequence[Passage]:
         """See `Task`."""
-        name, ids = self._texts[part.sample]
+        name, ids = self._texts[part.length][part.sample]
         ids = ids[-part.length :]
         return [Passage(name, ids[: -self._scored], ids[-self._scored :])]
 
@@ -95,3 +94,7 @@ class PerplexityTask:
             report=reply.report,
             detail={"tokens": len(notes), "foretold": foretold / len(notes)},
         )
+
+
+def _read(text: Text, tokens: Tokens) -> tuple[str, list[int]]:
+    return text.name, tokens.ids(text.text + text.continuation)

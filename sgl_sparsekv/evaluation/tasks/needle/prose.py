@@ -66,7 +66,7 @@ class ProseBuilder:
     def _document(
         self, facts: list[str], wanted: list[float], body: int, rng: random.Random
     ) -> str:
-        """Sentences and facts of at most `body` tokens; fact k behind a share `wanted[k]` of them."""
+        """At most `body` tokens of sentences and facts; fact k behind a share `wanted[k]`."""
         pieces: list[str] = []
         filler, size = _sentences(rng), 0
         for place, fact in sorted(zip(wanted, facts, strict=True)):

@@ -60,13 +60,13 @@ def kind_of(tokens: Tokens) -> str:
 
 
 def written_text(kind: str, length: int, seed: int) -> Text:
-    """A document of at least `length` tokens whose end can be foretold by who reads the rest.
+    """A document of `length` tokens, and words that who has read it can foretell.
 
-    `chain`: it ends with a walk along sign posts; `facts`: with its asked facts in another order.
+    `chain`: a walk along its sign posts; `facts`: its asked facts, in another order.
 
     Args:
         kind: chain or facts.
-        length: tokens, the end included.
+        length: tokens of the document.
         seed: the same gives the same.
     """
     from ....models import chain_document, needle_document
@@ -74,7 +74,7 @@ def written_text(kind: str, length: int, seed: int) -> Text:
     if kind == "chain":
         document = chain_document(length, 1, 96, seed)
         (walk,) = document.questions
-        return Text(f"chain {seed}", document.prompt(walk) + f" {walk.answer}")
-    document = needle_document(length, 32, seed=seed)
+        return Text(f"chain {length} {seed}", document.text, f" {walk.suffix} {walk.answer}")
+    document = needle_document(length, 16, seed=seed)
     retold = " ".join(f"{q.suffix.split()[-1]} {q.answer}" for q in document.questions)
-    return Text(f"facts {seed}", f"{document.text} {retold}")
+    return Text(f"facts {length} {seed}", document.text, f" {retold}")
