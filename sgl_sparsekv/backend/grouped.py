@@ -179,7 +179,9 @@ class GroupedBackend(SparseKVBackend):
         )
         self.telemetry.attended(group)
         local = self._local(layer)
-        self.telemetry.cover(local, group, q, (keys, values), layer.scaling, lse)
+        mass = self.telemetry.cover(local, group, q, (keys, values), layer.scaling, lse)
+        if mass is not None:
+            self.observer.covered(group, mass)
         return part
 
     def _table(

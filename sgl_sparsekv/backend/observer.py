@@ -174,6 +174,11 @@ class StepObserver:
                 place = int(group.index[i])
                 self._publish(layer, place, _name(group), logical[i], group.unit_size)
 
+    def covered(self, group: RowGroup, mass: torch.Tensor) -> None:
+        """Attention mass `[rows, H, G]` of a group's sampled rows is known."""
+        known = mass[mass.isfinite()]
+        self.metrics.covered(_name(group), float(known.sum()), known.numel())
+
     def watched(self, layer: int, logical: torch.Tensor) -> None:
         """Rows read what a device's own buffers `[rows, H, n]` say, or everything."""
         if self.trace is None or self._plan is None:

@@ -79,7 +79,7 @@ class StepTelemetry:
         cache: tuple[torch.Tensor, torch.Tensor],
         scale: float,
         lse: torch.Tensor,
-    ) -> None:
+    ) -> torch.Tensor | None:
         """Hold what a group selected in a layer against everything, for its sampled rows.
 
         Args:
@@ -89,16 +89,21 @@ class StepTelemetry:
             cache: the pool's K `[slots, H, D]` and V `[slots, H, Dv]`.
             scale: softmax scale.
             lse: float32 `[rows, H, G]`, over what the group read.
+
+        Returns:
+            Attention mass `[sampled rows, H, G]`; None where no row is sampled.
         """
         if not self._sampled or group.method is None:
-            return
+            return None
         places = group.index.tolist()
         rows = [row for row, place in enumerate(places) if place in self._sampled]
-        if rows:
-            own = [places[row] for row in rows]
-            shares = (lse[rows] - self._whole(own, q[rows], cache, scale)).exp().clamp(max=1.0)
-            for place, heads in zip(own, shares, strict=True):
-                self._asked[place].masses.setdefault(layer, LayerMass()).add(heads)
+        if not rows:
+            return None
+        own = [places[row] for row in rows]
+        shares = (lse[rows] - self._whole(own, q[rows], cache, scale)).exp().clamp(max=1.0)
+        for place, heads in zip(own, shares, strict=True):
+            self._asked[place].masses.setdefault(layer, LayerMass()).add(heads)
+        return shares
 
     def _whole(
         self,

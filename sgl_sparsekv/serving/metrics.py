@@ -61,6 +61,18 @@ UNINDEXED = Metric(
     "method",
     "Whole segments that found no room for a record in a step, and are scored by their keys.",
 )
+MASS = Metric(
+    "sparsekv:attention_mass_total",
+    "counter",
+    "method",
+    "Attention mass that selections covered, summed over the query heads that were sampled.",
+)
+MASS_SAMPLES = Metric(
+    "sparsekv:attention_mass_samples_total",
+    "counter",
+    "method",
+    "Query heads that were sampled, in layers and steps of requests that ask for telemetry.",
+)
 REJECTED = Metric(
     "sparsekv:rejected_options_total", "counter", "field", "Requests answered 400, by field."
 )
@@ -81,6 +93,8 @@ METRICS = (
     INDEXED,
     EVICTED,
     UNINDEXED,
+    MASS,
+    MASS_SAMPLES,
     REJECTED,
     CHECKED,
     STALE,
@@ -100,7 +114,7 @@ class ServingMetrics:
             registry: Prometheus registry; None takes the process's own.
         """
         self._lock = Lock()
-        self._values: dict[tuple[Metric, str], int] = {}
+        self._values: dict[tuple[Metric, str], float] = {}
         self._exported = _prometheus_objects(registry) if prometheus else {}
 
     def steps(self, method: str, rows: int) -> None:
@@ -133,6 +147,11 @@ class ServingMetrics:
         self._add(EVICTED, evicted, method)
         self._add(UNINDEXED, unindexed, method)
 
+    def covered(self, method: str, mass: float, samples: int) -> None:
+        """Count attention mass that selections of a method covered, over `samples` query heads."""
+        self._add(MASS, mass, method)
+        self._add(MASS_SAMPLES, samples, method)
+
     def rejected(self, field: str) -> None:
         """Count a request that was refused for `field`."""
         self._add(REJECTED, 1, field)
@@ -158,7 +177,7 @@ class ServingMetrics:
                 shown[metric.short] = value
         return shown
 
-    def _add(self, metric: Metric, amount: int, label: str = "") -> None:
+    def _add(self, metric: Metric, amount: float, label: str = "") -> None:
         if not amount:
             return
         with self._lock:

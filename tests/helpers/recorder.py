@@ -61,6 +61,9 @@ class Recorder:
         """See `StepObserver.selected`."""
         self.groups.setdefault(layer, []).append((group, selection))
 
+    def covered(self, group: Any, mass: torch.Tensor) -> None:
+        """See `StepObserver.covered`."""
+
     def end_layer(self, layer: int, keys: torch.Tensor) -> None:
         """See `StepObserver.end_layer`."""
 

@@ -20,6 +20,8 @@ def use(metrics: ServingMetrics) -> None:
     metrics.shared(5)
     metrics.segments("clusterkv", 4, 2, 0)
     metrics.segments("pqcache", 0, 0, 3)
+    metrics.covered("quest", 1.75, 2)
+    metrics.covered("quest", 0.0, 1)
     metrics.rejected("budget")
     metrics.checked(10, 2)
     metrics.metadata_bytes(4096)
@@ -36,6 +38,8 @@ EXPECTED = {
     "segments_indexed_total": {"clusterkv": 4},
     "segments_evicted_total": {"clusterkv": 2},
     "segments_unindexed_total": {"pqcache": 3},
+    "attention_mass_total": {"quest": 1.75},
+    "attention_mass_samples_total": {"quest": 3},
     "rejected_options_total": {"budget": 1},
     "checked_units_total": 10,
     "stale_units_total": 2,
