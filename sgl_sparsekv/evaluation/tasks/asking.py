@@ -30,6 +30,7 @@ class Question:
         stop: texts that end the answer.
         place: share of the document before what is looked for, 0 to 1; None if there is no such.
         classes: all labels of a classification.
+        chat: it is a user's turn where the model has a chat template; else text to go on with.
     """
 
     document: str
@@ -41,6 +42,7 @@ class Question:
     stop: tuple[str, ...] = ()
     place: float | None = None
     classes: tuple[str, ...] = ()
+    chat: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class QuestionTask(ABC):
 
     def _body(self, question: Question, reading: Reading) -> tuple[dict[str, Any], int]:
         """A request, and how many tokens of its answer are not the model's own."""
-        before, after = self.asking.chat
+        before, after = self.asking.chat if question.chat else ("", "")
         document = before + question.document
         rest = question.question + after + question.start
         custom: dict[str, Any] = {"sparsekv": reading.options()}
