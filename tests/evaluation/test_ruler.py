@@ -171,6 +171,12 @@ def test_one_chain_of_four_hops_hides_in_the_noise(word_level):
     assert 400 < len(word_level.ids(example)) < 500
 
 
+def test_a_tokenizer_of_letters_has_the_smallest_example():
+    letters = SimpleNamespace(ids=list)
+    found = question(letters, "vt", 4096)
+    assert found.document.partition("Answer")[0].count("Here we go.") == 5
+
+
 @pytest.mark.parametrize(("length", "often", "rare"), [(4096, 30, 3), (2048, 6, 1)])
 def test_ten_words_are_common_and_the_list_is_numbered(word_level, length, often, rare):
     found = question(word_level, "cwe", length)
