@@ -66,7 +66,7 @@ def _evaluate(args: argparse.Namespace, progress: "Progress") -> int:
     from ..evaluation.results import Results
 
     info = None if args.url is None else Client(args.url).info()
-    model = Model(_folder(args, info))
+    model = Model(_folder(args, info), None if info is None else info.context_length)
     settings = _settings(args, model, info)
     task = evaluations.EVALUATIONS[args.task].make(args, model)
     check_length(task, model.context_length)

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from ..evaluation.tasks.base import Task
     from ..evaluation.tasks.texts import Text
 
+LONGBENCH_TOKENS = 31500
+"""Of a prompt, as published for models with a context of 32k."""
+LONGBENCH_ANSWER = 640
+"""Tokens kept free for the longest answer, 512, and a chat template."""
+SYNTHETIC = "synthetic"
+"""A tiny set of LongBench's form, made for the package's `trained` model."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -51,6 +58,67 @@ def _needle(args: argparse.Namespace, model: "Model") -> "Task":
         seed=args.seed,
     )
     return NeedleTask(_asking(args, model), grid)
+
+
+def _ruler_arguments(parser: argparse.ArgumentParser) -> None:
+    _question_arguments(parser)
+    parser.add_argument("--tasks", default="all", help="a list such as vt,cwe, or all 13")
+    parser.add_argument("--lengths", default="4k", help="tokens of prompt and answer: 4k..128k")
+    parser.add_argument("--samples", type=int, default=10, help="of each task and length")
+    parser.add_argument("--seed", type=int, default=0, help="another one gives other documents")
+    parser.add_argument("--haystack", type=Path, help="text of the essays; else generated prose")
+    parser.add_argument("--squad", type=Path, help="SQuAD's dev-v2.0.json; else generated passages")
+    parser.add_argument("--hotpotqa", type=Path, help="HotpotQA's hotpot_dev_distractor_v1.json")
+
+
+def _ruler(args: argparse.Namespace, model: "Model") -> "Task":
+    from ..evaluation.settings import parse_lengths
+    from ..evaluation.tasks.ruler.task import RulerTask
+
+    return RulerTask(
+        _asking(args, model),
+        _names(args.tasks),
+        parse_lengths(args.lengths),
+        args.samples,
+        args.seed,
+        args.haystack,
+        args.squad,
+        args.hotpotqa,
+    )
+
+
+def _longbench_arguments(parser: argparse.ArgumentParser) -> None:
+    _question_arguments(parser)
+    parser.add_argument("--data", required=True, help="folder of LongBench's files, or synthetic")
+    parser.add_argument("--sets", default="all", help="a list such as qasper,hotpotqa_e, or all")
+    parser.add_argument("--samples", type=int, help="the first so many of each set; else all")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help="tokens of a prompt, the middle of a longer one is cut; else 31500 or what fits",
+    )
+    parser.add_argument("--prompts", type=Path, help="a file like LongBench's dataset2prompt.json")
+
+
+def _longbench(args: argparse.Namespace, model: "Model") -> "Task":
+    from ..evaluation.tasks.longbench.synthetic import PROMPTS, write_synthetic
+    from ..evaluation.tasks.longbench.task import LongBenchTask
+
+    folder, prompts = Path(args.data), args.prompts
+    if args.data == SYNTHETIC:
+        folder = args.out.with_suffix(".data")
+        write_synthetic(folder)
+        prompts = prompts or folder / PROMPTS
+    fits = (model.context_length or LONGBENCH_TOKENS) - LONGBENCH_ANSWER
+    limit = args.max_length or min(LONGBENCH_TOKENS, fits)
+    return LongBenchTask(
+        _asking(args, model), folder, _names(args.sets), args.samples, limit, prompts
+    )
+
+
+def _names(text: str) -> list[str]:
+    """A list separated by commas; `all` is none in particular."""
+    return [] if text == "all" else [name.strip() for name in text.split(",")]
 
 
 def _perplexity_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +189,8 @@ def _asking(args: argparse.Namespace, model: "Model") -> "Asking":
 
 EVALUATIONS = {
     "needle": Evaluation("needles found, by length and depth", _needle_arguments, _needle),
+    "ruler": Evaluation("RULER's thirteen tasks", _ruler_arguments, _ruler),
+    "longbench": Evaluation("LongBench v1, from its files", _longbench_arguments, _longbench),
     "perplexity": Evaluation("how well decode foretells text", _perplexity_arguments, _perplexity),
     "fidelity": Evaluation(
         "how far decode strays from reading everything", _fidelity_arguments, _fidelity

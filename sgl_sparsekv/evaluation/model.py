@@ -14,9 +14,15 @@ FEW_LAYERS = 4
 
 @dataclass(frozen=True)
 class Model:
-    """A model's folder, read here."""
+    """A model's folder, read here.
+
+    Attributes:
+        folder: of the model.
+        served: tokens of context that its server takes; None if that is not known.
+    """
 
     folder: Path
+    served: int | None = None
 
     def __post_init__(self) -> None:
         if not (self.folder / "config.json").is_file():
@@ -36,9 +42,9 @@ class Model:
 
     @property
     def context_length(self) -> int | None:
-        """Positions, in tokens; None if it does not say."""
-        found = self.config.get("max_position_embeddings")
-        return found if isinstance(found, int) else None
+        """Tokens of prompt and answer, by model and server; None if neither says."""
+        found = [self.config.get("max_position_embeddings"), self.served]
+        return min((limit for limit in found if isinstance(limit, int)), default=None)
 
     @property
     def dense_layers(self) -> int | None:

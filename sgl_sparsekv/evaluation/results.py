@@ -11,7 +11,7 @@ from .settings import Reading
 from .tasks.base import Part
 
 SCHEMA = 2
-MAY_GROW = ("lengths", "methods", "budgets", "samples", "names", "concurrency")
+MAY_GROW = ("concurrency", "lengths", "methods", "budgets", "samples", "tasks", "questions")
 """Settings that a resumed run may change: cells keep their meaning."""
 Key = tuple[str, int, int, int, str, int | float]
 
