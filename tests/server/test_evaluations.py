@@ -146,10 +146,7 @@ def test_the_harness_runs_against_our_server_as_documented(
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     (command,) = re.findall(r"^(lm_eval run (?:.*\\\n)+.*)$", page, re.MULTILINE)
     documented = shlex.split(command.replace("\\\n", " "))
-    url, model = (
-        f"{server.url}/v1/completions",
-        server.command[server.command.index("--model-path") + 1],
-    )
+    model = server.command[server.command.index("--model-path") + 1]
     assert documented[0] == "lm_eval"
     words = [sys.executable, "-m", *documented]
     for old, new in (
