@@ -36,7 +36,7 @@ check: setup ## ruff and mypy
 bench: setup ## kernels and a whole server, against SGLang's torch_native in the same run
 	@mkdir -p bench/results
 	@$(BIN)/python -m bench.kernels --device cpu --json bench/results/kernels-cpu-$$(date +%Y%m%d-%H%M%S).json
-	@$(BIN)/python -m bench.serve --device cpu --json bench/results/serve-cpu-$$(date +%Y%m%d-%H%M%S).json
+	@$(BIN)/python -m bench.serve.decode --device cpu --json bench/results/serve-cpu-$$(date +%Y%m%d-%H%M%S).json
 	@$(BIN)/python -m bench.report
 
 gpu: ## everything a GPU must tell; WHEELS=DIR installs from there first, GPU_ARGS=... as docs/gpu.md

@@ -1,4 +1,4 @@
-"""The CPU's part of `docs/results.md`: runs of `bench.kernels` and `bench.serve`."""
+"""The CPU's part of `docs/results.md`: runs of `bench.kernels` and `bench.serve.decode`."""
 
 import json
 from dataclasses import dataclass
@@ -163,7 +163,7 @@ def _kernels(name: str, result: Result) -> str:
 
 
 def _served(name: str, result: Result) -> str:
-    """One run of `bench.serve`."""
+    """One run of `bench.serve.decode`."""
     columns = ["", "tokens/s", "ms a step", "KV read", "ratio"]
     rows = [
         [

@@ -1,6 +1,6 @@
 """A whole server: decode tokens/s over a long prompt, against SGLang's `torch_native`.
 
-    python -m bench.serve --device cpu --json FILE
+    python -m bench.serve.decode --device cpu --json FILE
 
 The model has Qwen2.5-0.5B's shape (24 layers, 14 query and 2 KV heads of 64) and random weights:
 what is measured does not depend on what the weights say. Both servers get the same flags but for
@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.serve_client import Generation, generate, generate_together
+from bench.serve.client import Generation, generate, generate_together
+from bench.serve.model import QWEN
 from sgl_sparsekv.demo.progress import Progress
 from sgl_sparsekv.demo.result import environment
 from sgl_sparsekv.demo.servers import ServerProcess, ServerSpec, serve
@@ -28,24 +29,6 @@ from sgl_sparsekv.errors import SparseKVError
 PAGE_SIZE = 64
 TARGET = 4.0
 DENSE, SPARSE = "torch_native", "sparsekv"
-QWEN = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151_936,
-    "max_position_embeddings": 131_072,
-    "rope_theta": 1_000_000.0,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "tie_word_embeddings": True,
-    "use_sliding_window": False,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 151_643,
-    "eos_token_id": 151_645,
-}
 
 
 @dataclass(frozen=True)
@@ -77,13 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write; 0 if quest reaches the target, else 1."""
     args = _arguments(argv)
     if args.json and args.json.exists():
-        print(f"bench.serve: {args.json} is there already and is not overwritten", file=sys.stderr)
+        told = f"{args.json} is there already and is not overwritten"
+        print(f"bench.serve.decode: {told}", file=sys.stderr)
         return 2
     progress = Progress()
     try:
         result = measure(args, progress)
     except (SparseKVError, RuntimeError, OSError) as error:
-        print(f"bench.serve: {error}", file=sys.stderr)
+        print(f"bench.serve.decode: {error}", file=sys.stderr)
         return 1
     print(_header(result))
     print(_table([Row(**row) for row in result["rows"]]))
@@ -253,7 +237,9 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench.serve", description="decode of a whole server")
+    parser = argparse.ArgumentParser(
+        prog="bench.serve.decode", description="decode of a whole server"
+    )
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--json", type=Path, help="where to write the result; must not exist")
     parser.add_argument("--context", type=int, default=16_384, help="tokens of prompt")

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from bench import serve
-from bench.serve_client import Generation
+from bench.serve import decode as serve
+from bench.serve.client import Generation
 
 
 def generation(step_s, report=None):

@@ -1,0 +1,34 @@
+"""`python -m bench.serve --quick`, for real: a peer and ours, one after the other."""
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from bench.serve.results import load
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.server
+def test_a_quick_sweep_measures_peer_and_ours(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    command = [sys.executable, "-m", "bench.serve", "--quick", "--json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = load(path)
+    assert not result.failures
+    for workload in ("cold", "hit", "shared", "program"):
+        rows = [row for row in result.rows if row.workload == workload]
+        assert {row.server for row in rows} == {"torch_native", "sparsekv"}
+    hits = [row for row in result.rows if row.workload == "hit"]
+    assert all(row.itl_ms and row.ttft_ms and row.cached_tokens for row in hits)
+    read = {row.method: row.kv_read for row in result.rows if row.workload == "shared"}
+    assert read["full"] == 1.0 and read["quest"] is not None and read["quest"] < 0.7
+    programs = [row for row in result.rows if row.workload == "program"]
+    assert all(row.cached_tokens and row.cached_tokens >= row.context - 64 for row in programs)
+    tree = ElementTree.parse(path.with_suffix(".svg"))
+    panels = [one for one in tree.iter() if one.get("class") == "panel"]
+    assert len(panels) == 6 and all(panel.findall(".//*") for panel in panels)
