@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..evaluation.settings import Settings
     from ..evaluation.tasks.base import Task
 
+WITHOUT_ANSWERS = ("perplexity", "fidelity")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -51,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.results import check_free
 
     check_free(args.out, args.resume)
+    if args.kvpress is not None and args.task in WITHOUT_ANSWERS:
+        raise ValueError(f"kvpress must be left out for {args.task}: it has no answers")
     progress = Progress(quiet=args.quiet)
     try:
         return _evaluate(args, progress)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from .results import Cell, read
-from .summary import short
 
 COLUMNS = (
     *("task", "predicted_answer", "answer", "score", "compression_ratio", "context_length"),
@@ -31,14 +30,11 @@ def write_kvpress(results: Path, folder: Path) -> list[Path]:
         The folders written.
 
     Raises:
-        ValueError: nothing in it was judged, or all of it is there already.
+        ValueError: all of it is there already.
     """
     header, cells = read(results)
-    judged = [cell for cell in cells if cell.metric not in ("nll", "kl")]
-    if not judged:
-        raise ValueError(f"kvpress must be left out for {header['task']}: it has no answers")
     groups: dict[tuple[int, str, int | float], list[Cell]] = {}
-    for cell in judged:
+    for cell in cells:
         groups.setdefault((cell.length, cell.method, cell.budget), []).append(cell)
     written = []
     for (length, method, budget), own in groups.items():
@@ -46,7 +42,7 @@ def write_kvpress(results: Path, folder: Path) -> list[Path]:
         target = folder / "__".join(
             (
                 str(header["task"]),
-                short(length) if length % 1024 else str(length),
+                str(length) if length else "all",
                 Path(header["model"]).name,
                 f"sparsekv_{method}",
                 f"{ratio:.2f}",
