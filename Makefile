@@ -33,10 +33,11 @@ check: setup ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: setup ## kernels and a whole server, against SGLang's torch_native in the same run
+bench: setup ## kernels and whole servers, against SGLang's torch_native in the same run
 	@mkdir -p bench/results
 	@$(BIN)/python -m bench.kernels --device cpu --json bench/results/kernels-cpu-$$(date +%Y%m%d-%H%M%S).json
 	@$(BIN)/python -m bench.serve.decode --device cpu --json bench/results/serve-cpu-$$(date +%Y%m%d-%H%M%S).json
+	@$(BIN)/python -m bench.serve
 	@$(BIN)/python -m bench.report
 
 gpu: ## everything a GPU must tell; WHEELS=DIR installs from there first, GPU_ARGS=... as docs/gpu.md

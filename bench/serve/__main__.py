@@ -21,7 +21,7 @@ from typing import NoReturn
 from bench.serve.arguments import parse
 from bench.serve.model import Model, named_model, write_model
 from bench.serve.picture import picture
-from bench.serve.results import Header, Result, save
+from bench.serve.results import Failure, Header, Result, save
 from bench.serve.servers import differences, specs
 from bench.serve.sweep import Sweep
 from bench.serve.table import text
@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     progress = Progress()
     try:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.svg.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="bench-serve-"))
         model = named_model(args.model) if args.model else write_model(folder / "m", args.layers)
     except (ValueError, OSError) as error:
@@ -56,7 +58,10 @@ def measure(args: Namespace, model: Model, folder: Path, progress: Progress) -> 
     found = specs(args.grid, model, shlex.split(args.server_flags))
     where = environment()
     sweep = Sweep(args.grid, model, found, folder, progress)
-    sweep.run()
+    try:
+        sweep.run()
+    except KeyboardInterrupt:
+        sweep.failures.append(Failure("all points after these", "the run was interrupted"))
     header = Header(
         environment=where,
         device=args.device,

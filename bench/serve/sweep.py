@@ -1,5 +1,6 @@
 """The sweep: servers one after the other, their points, and what went wrong."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from sgl_sparsekv.demo.servers import ServerFailed, ServerProcess, ServerSpec, s
 
 MAX_DEATHS = 2
 """A server that died so often is not started again."""
+SETTLE_SECONDS = 10.0
+"""A server whose scheduler died needs some seconds to end."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Sweep:
                 row = measure_serving(point, self.grid, self.model, server.url, tool)
         except (PointFailed, OSError) as error:
             try:
-                server.check()
+                _settle(server)
             except ServerFailed as death:
                 self._fail_all([point], str(death))
                 raise
@@ -111,3 +114,14 @@ class Sweep:
         for point in points:
             self.failures.append(Failure(point.words, reason))
             self.progress.say(f"{point.words}: failed: {reason}")
+
+
+def _settle(server: ServerProcess) -> None:
+    """Wait until a server answers again after a point that failed.
+
+    Raises:
+        ServerFailed: it ended.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while not server.ready() and time.monotonic() < deadline:
+        time.sleep(0.5)

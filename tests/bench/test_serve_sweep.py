@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from serve_samples import GRID, sample_result, sample_row
 
+from bench.report_serving import serving_part
 from bench.serve import __main__ as command
 from bench.serve import sweep
 from bench.serve.arguments import parse
@@ -20,6 +21,7 @@ from bench.serve.picture import panels_of, picture
 from bench.serve.results import Failure, load, save
 from bench.serve.table import gain_over_peer, text
 from bench.serve.tool import PointFailed
+from bench.tables import number
 from sgl_sparsekv.demo.progress import Progress
 from sgl_sparsekv.demo.servers import ServerFailed, ServerSpec
 
@@ -40,6 +42,7 @@ QUIET = Progress(io.StringIO(), quiet=True)
         (["--layers", "100"], "layers must be in"),
         (["--model", "nowhere"], "model must be a folder"),
         (["--nonsense"], "unrecognized arguments"),
+        (["--json", "README.md/found.json"], "File exists"),
     ],
 )
 def test_bad_input_is_one_sentence(monkeypatch, capsys, argv, said):
@@ -103,16 +106,12 @@ def test_a_file_of_another_schema_is_refused(tmp_path, break_it, said):
 
 
 class StandIn:
-    """A server that may be dead."""
+    """A server that answers."""
 
     url, command = "http://nowhere", ("python", "-m", "server")
 
-    def __init__(self):
-        self.dead = False
-
-    def check(self):
-        if self.dead:
-            raise ServerFailed("the server ended with exit code 1: out of memory")
+    def ready(self):
+        return True
 
 
 @pytest.fixture
@@ -160,14 +159,28 @@ def test_a_server_that_died_is_started_again_for_the_points_that_are_left(stand_
     def dies(point, starts):
         return point.workload == "cold" and point.context == 2048 and starts == 1
 
-    monkeypatch.setattr(
-        StandIn, "check", lambda self: (_ for _ in ()).throw(ServerFailed("out of memory"))
-    )
+    def ended(self):
+        raise ServerFailed("out of memory")
+
+    monkeypatch.setattr(StandIn, "ready", ended)
     run = stand_ins(dies)
     run.run()
     assert stand_ins.started == ["torch_native", "torch_native", "sparsekv"]
     assert [one.reason for one in run.failures] == ["out of memory"]
     assert len(run.rows) == len(sample_result().rows) - 1
+
+
+def test_what_was_found_before_an_interruption_is_kept(tmp_path, monkeypatch):
+    def interrupted(self):
+        self.rows.append(sample_result().rows[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.Sweep, "run", interrupted)
+    path = tmp_path / "found.json"
+    assert command.main(["--layers", "1", "--json", str(path)]) == 1
+    found = load(path)
+    assert found.rows == sample_result().rows[:1]
+    assert [one.reason for one in found.failures] == ["the run was interrupted"]
 
 
 def test_a_server_that_does_not_start_fails_its_points_alone(stand_ins, monkeypatch):
@@ -221,6 +234,20 @@ def test_the_table_says_what_differs_and_what_was_read():
     printed = text(sample_result())
     assert "torch_native: --attention-backend torch_native" in printed
     assert "50.0%" in printed and "5.00x" in printed and "load 0.1 before" in printed
+
+
+def test_the_results_page_has_every_figure_and_the_picture(tmp_path):
+    assert serving_part(tmp_path) == []
+    result = replace(sample_result(), failures=[Failure("a point", "it broke")])
+    path = tmp_path / "serving-cpu-20261121-000000.json"
+    save(result, path)
+    path.with_suffix(".svg").write_text(picture(result))
+    page = serving_part(tmp_path)[0]
+    for row in result.rows:
+        assert f"| {row.variant} | " in page
+        assert number(row.tokens_per_s) in page
+    assert f"(../bench/results/{path.stem}.svg)" in page
+    assert "Failed: a point: it broke" in page and "--attention-backend torch_native" in page
 
 
 @pytest.mark.parametrize(
