@@ -9,8 +9,10 @@ import torch
 from sgl_sparsekv.evaluation.client import EvaluationStopped, Reply
 from sgl_sparsekv.evaluation.forced import FORCED, NOTES, WATCHED, ForcedTokens
 from sgl_sparsekv.evaluation.settings import Reading
+from sgl_sparsekv.evaluation.tasks.asking import Asking, Question
 from sgl_sparsekv.evaluation.tasks.fidelity import FidelityTask, divergence
 from sgl_sparsekv.evaluation.tasks.following import Note, follow
+from sgl_sparsekv.evaluation.tasks.needle.task import Grid, NeedleTask
 from sgl_sparsekv.evaluation.tasks.perplexity import PerplexityTask
 from sgl_sparsekv.evaluation.tasks.texts import Text, read_texts
 
@@ -162,3 +164,29 @@ def test_files_of_another_form_are_refused_in_a_sentence(tmp_path, content):
 def test_what_cannot_be_measured_is_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+class Echo:
+    """A server that says what it must, and then two tokens of its own."""
+
+    def generate(self, body):
+        self.body = body
+        said = [*body["sampling_params"]["custom_params"][FORCED], 71, 72]
+        return Reply("", said, 1, 0, {}, [])
+
+
+def joined(text):
+    """A tokenizer to which a full stop and a line break are one token."""
+    return [ord(letter) if letter != "#" else 5 for letter in text.replace(".\n", "#")]
+
+
+def test_a_token_that_joins_document_and_question_is_fed_with_the_question():
+    tokens = SimpleNamespace(ids=joined, text=lambda ids: "".join(map(chr, ids)))
+    task = NeedleTask(Asking(tokens, "decoded"), Grid("chain", (9,), 1))
+    server = Echo()
+    question = Question("Ada.", "\nWho?", ("GH",), "words right", 2)
+    outcome = task.ask(question, FULL, server)
+    custom = server.body["sampling_params"]["custom_params"]
+    assert server.body["input_ids"] + custom[FORCED] == joined("Ada.\nWho?")
+    assert server.body["input_ids"] == joined("Ada") and outcome.said == "GH"
+    assert outcome.value == 1 and server.body["sampling_params"]["max_new_tokens"] == 7

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..client import Client, EvaluationStopped, Reply
+from ..client import Client, Reply
 from ..forced import FORCED, processor
 from ..settings import Reading
 from ..tokens import Tokens
@@ -127,12 +127,12 @@ class QuestionTask(ABC):
             if question.stop:
                 sampling["stop"] = list(question.stop)
             return {**body, "text": document + rest}, 0
+        # A tokenizer may join the document's last letters and the question's first: then that token
+        # is fed in decode.
         head, whole = self.asking.tokens.ids(document), self.asking.tokens.ids(document + rest)
-        if whole[: len(head)] != head:
-            raise EvaluationStopped(
-                "the tokenizer joins document and question; use --protocol prefilled"
-            )
-        forced = whole[len(head) :]
+        pairs = zip(head, whole, strict=False)
+        kept = next((i for i, (a, b) in enumerate(pairs) if a != b), len(head))
+        head, forced = whole[:kept], whole[kept:]
         custom[FORCED] = forced
         sampling["max_new_tokens"] = len(forced) + question.max_new_tokens
         # What would end an answer may stand in the question, too; the answer is cut here instead.
