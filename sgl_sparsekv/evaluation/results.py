@@ -13,6 +13,8 @@ from .tasks.base import Part
 SCHEMA = 2
 MAY_GROW = ("concurrency", "lengths", "methods", "budgets", "samples", "tasks", "questions")
 """Settings that a resumed run may change: cells keep their meaning."""
+DERIVED = "kv_bytes_read"
+"""In a line: bytes of K and V that decode read, over all KV heads, steps and layers."""
 Key = tuple[str, int, int, int, str, int | float]
 
 
@@ -112,7 +114,9 @@ class Results:
                 self.header |= about
                 self._append(self.header)
                 self._written = True
-            self._append({"kind": "cell", **asdict(cell)})
+            size = self.header.get("kv_bytes_per_token")
+            derived = {} if size is None else {DERIVED: cell.tokens_attended * size}
+            self._append({"kind": "cell", **asdict(cell), **derived})
             self.cells.append(cell)
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -148,7 +152,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Cell]]:
 
 
 def _cell(line: dict[str, Any]) -> Cell:
-    values = {name: value for name, value in line.items() if name != "kind"}
+    values = {name: value for name, value in line.items() if name not in ("kind", DERIVED)}
     return Cell(**{**values, "expected": tuple(values["expected"])})
 
 

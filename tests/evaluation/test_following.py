@@ -70,9 +70,11 @@ def test_a_server_that_says_something_else_is_not_believed():
         follow(decoder, FULL, [1], [1, 2, 1], 1)
 
 
-def test_perplexity_scores_the_last_tokens_of_a_text_whatever_the_length():
-    text = Text("t", "the quick brown fox jumps over the lazy dog")
-    texts = [text, Text("short", "abc")]
+def test_perplexity_of_a_folder_in_pg19s_form_is_that_of_the_last_tokens_of_each_text(tmp_path):
+    (tmp_path / "10762.txt").write_text("the quick brown fox jumps over the lazy dog")
+    (tmp_path / "short.txt").write_text("abc")
+    texts = read_texts(tmp_path, "text")
+    text = texts[0]
     task = PerplexityTask(TOKENS, dict.fromkeys((20, 30), texts), scored=8)
     parts, decoder = task.parts(), Decoder()
     assert [(part.length, part.sample) for part in parts] == [(20, 0), (30, 0)]

@@ -33,11 +33,13 @@ def test_a_file_begins_with_what_its_cells_mean(tmp_path):
     path = tmp_path / "deeper" / "r.jsonl"
     results = results_at(path)
     assert not path.exists()
-    results.add(CELL, {"environment": {"commit": "abc"}})
+    results.add(CELL, {"environment": {"commit": "abc"}, "kv_bytes_per_token": 512})
     header, cells = read(path)
     assert cells == [CELL]
     assert header["protocol"] == "prefilled" and header["seed"] == 0 and header["budgets"] == [256]
     assert header["environment"]["commit"] == "abc"
+    line = json.loads(path.read_text().splitlines()[1])
+    assert line["kv_bytes_read"] == CELL.tokens_attended * 512
 
 
 def test_a_file_that_is_there_is_left_alone(tmp_path):
