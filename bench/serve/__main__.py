@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.serve.arguments import parse
+from bench.serve.grid import Grid
 from bench.serve.model import Model, named_model, write_model
 from bench.serve.picture import picture
 from bench.serve.results import Failure, Header, Result, save
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         args.svg.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="bench-serve-"))
         model = named_model(args.model) if args.model else write_model(folder / "m", args.layers)
+        _check_fits(args.grid, model)
     except (ValueError, OSError) as error:
         print(f"bench.serve: {error}", file=sys.stderr)
         return 2
@@ -50,6 +52,20 @@ def main(argv: list[str] | None = None) -> int:
     print(text(result))
     print(f"\n{args.json}\n{args.svg}")
     return 1 if result.failures else 0
+
+
+def _check_fits(grid: Grid, model: Model) -> None:
+    """Whether the model takes the longest request.
+
+    Raises:
+        ValueError: it does not.
+    """
+    needed = grid.longest + grid.tokens
+    if model.positions is not None and needed > model.positions:
+        raise ValueError(
+            f"contexts must leave room for {grid.tokens} tokens within the model's "
+            f"{model.positions:,}, got {needed:,} together"
+        )
 
 
 def measure(args: Namespace, model: Model, folder: Path, progress: Progress) -> Result:

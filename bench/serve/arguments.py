@@ -17,8 +17,8 @@ CPU: dict[str, Any] = {
     "methods": "quest,clusterkv",
     "budgets": "512,2048",
     "contexts": "4k,8k,16k",
-    "load_contexts": "8k",
-    "concurrency": "1,2,4",
+    "load_contexts": "4k",
+    "concurrency": "1,2,4,8",
     "layers": 6,
     "tokens": 32,
 }

@@ -28,6 +28,8 @@ QWEN: dict[str, Any] = {
     "eos_token_id": 151_645,
 }
 QWEN_LAYERS = 24
+POSITIONS = 262_144
+"""So that an answer fits behind 128k tokens; a longer table of positions costs no time."""
 DENSE_LAYERS = 2
 """Of a whole model, by default: the server option of that name."""
 
@@ -41,6 +43,7 @@ class Model:
         tokenizer: folder of its tokenizer.
         words: what it is, for a reader.
         flags: flags of the server that belong to it.
+        positions: tokens of the longest request; None if the model does not say.
         dense_layers: first layers that sparse requests read in full; None: the server's default.
     """
 
@@ -48,6 +51,7 @@ class Model:
     tokenizer: Path
     words: str
     flags: tuple[str, ...]
+    positions: int | None = None
     dense_layers: int | None = None
 
 
@@ -59,7 +63,9 @@ def named_model(folder: Path) -> Model:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"model must be a folder with a config.json, got {folder}")
-    return Model(folder, folder, folder.name, ())
+    config = json.loads((folder / "config.json").read_text())
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    return Model(folder, folder, folder.name, (), positions)
 
 
 def write_model(folder: Path, layers: int) -> Model:
@@ -79,10 +85,10 @@ def write_model(folder: Path, layers: int) -> Model:
     vocabulary = QWEN["vocab_size"] * layers // QWEN_LAYERS // 32 * 32
     words = [*SPECIALS, *(f"w{i}" for i in range(len(SPECIALS), vocabulary))]
     config = {**QWEN, "num_hidden_layers": layers, "vocab_size": vocabulary}
-    config |= {"bos_token_id": 0, "eos_token_id": 1}
+    config |= {"bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": POSITIONS}
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True)
-    build_tokenizer(words, QWEN["max_position_embeddings"]).save_pretrained(tokenizer)
+    build_tokenizer(words, POSITIONS).save_pretrained(tokenizer)
     (folder / "config.json").write_text(json.dumps(config))
     return Model(
         folder,
@@ -90,6 +96,7 @@ def write_model(folder: Path, layers: int) -> Model:
         f"{layers} of the {QWEN_LAYERS} layers of Qwen2.5-0.5B's shape and {vocabulary:,} of its "
         f"{QWEN['vocab_size']:,} words, bfloat16, random weights",
         ("--load-format", "dummy"),
+        POSITIONS,
         # Two of so few layers would be more of the model than two are of a whole one.
         -(-DENSE_LAYERS * layers // QWEN_LAYERS),
     )

@@ -8,7 +8,7 @@ from bench.serve.grid import OURS
 from bench.serve.results import Result, Row
 
 COLUMNS = 2
-HEAD, LEGEND = 56, 26
+HEAD, ROW = 56, 20
 PEERS = ("#8b93a1", "#b0713c", "#a3a34a", "#6d8f8f")
 METHODS = ("#e08a2e", "#3f7fe8", "#9366dd", "#22a062", "#d94f70", "#14a3b8", "#b5179e", "#8a6d3b")
 DASHES = ("", "7 4", "2 4", "9 3 2 3")
@@ -21,17 +21,19 @@ def picture(result: Result) -> str:
     looks = looks_of(result.rows)
     panels = panels_of(result)
     down = -(-len(panels) // COLUMNS)
-    wide, high = COLUMNS * WIDTH, HEAD + down * HEIGHT + LEGEND
+    legend, rows = _legend(looks)
+    top = HEAD + rows * ROW + 6
+    wide, high = COLUMNS * WIDTH, top + down * HEIGHT
     body = "".join(
         f'<g class="panel" transform="translate({i % COLUMNS * WIDTH} '
-        f'{HEAD + LEGEND + i // COLUMNS * HEIGHT})">{draw(panel, looks)}</g>'
+        f'{top + i // COLUMNS * HEIGHT})">{draw(panel, looks)}</g>'
         for i, panel in enumerate(panels)
     )
     return (
         f'<svg class="fig" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" '
         f'role="img" aria-label="Serving benchmarks of sparse and dense decoding">'
         f'<style>{STYLE}</style><rect class="back" width="{wide}" height="{high}"/>'
-        f"{_head(result)}{_legend(looks)}{body}</svg>\n"
+        f"{_head(result)}{legend}{body}</svg>\n"
     )
 
 
@@ -55,7 +57,7 @@ def panels_of(result: Result) -> list[Panel | Bars]:
     shared = [row for row in rows if row.workload == "shared"]
     closed = [row for row in shared if row.rate is None]
     offered = [row for row in shared if row.rate is not None]
-    limits = " and ".join(f"{k} ≤ {v:g} ms" for k, v in result.header.goodput.items())
+    limits = " and ".join(f"{k.upper()} ≤ {v:,.0f} ms" for k, v in result.header.goodput.items())
     longest = max((row.context for row in shared), default=0)
     prefix = f"questions on a shared prefix of {longest:,} tokens, {_tokens(shared)}"
     alone = f"one request at a time, prompt in the radix cache, {_tokens(single)}"
@@ -160,13 +162,18 @@ def _head(result: Result) -> str:
     )
 
 
-def _legend(looks: dict[str, Look]) -> str:
-    parts, x = [], float(LEFT)
+def _legend(looks: dict[str, Look]) -> tuple[str, int]:
+    """Every name beside its line, and how many rows that takes."""
+    parts, x, row = [], float(LEFT), 0
     for name, look in looks.items():
+        wide = 52 + 7 * len(name)
+        if x + wide > COLUMNS * WIDTH and x > LEFT:
+            x, row = float(LEFT), row + 1
+        y = HEAD + 8 + row * ROW
         dash = f' stroke-dasharray="{look.dash}"' if look.dash else ""
         parts.append(
-            f'<path class="line" stroke="{look.colour}"{dash} d="M{x:.0f} {HEAD + 8}h26"/>'
-            f'<text x="{x + 32:.0f}" y="{HEAD + 12}">{escape(name)}</text>'
+            f'<path class="line" stroke="{look.colour}"{dash} d="M{x:.0f} {y}h26"/>'
+            f'<text x="{x + 32:.0f}" y="{y + 4}">{escape(name)}</text>'
         )
-        x += 52 + 7 * len(name)
-    return "".join(parts)
+        x += wide
+    return "".join(parts), row + 1

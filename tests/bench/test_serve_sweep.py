@@ -41,6 +41,7 @@ QUIET = Progress(io.StringIO(), quiet=True)
         (["--workloads", "warm"], "workloads must be of cold, hit"),
         (["--layers", "100"], "layers must be in"),
         (["--model", "nowhere"], "model must be a folder"),
+        (["--contexts", "256k"], "contexts must leave room for 32 tokens"),
         (["--nonsense"], "unrecognized arguments"),
         (["--json", "README.md/found.json"], "File exists"),
     ],
@@ -207,7 +208,7 @@ def test_the_picture_has_every_panel_and_every_name():
     assert len(panels) == 6
     for said in (
         *("ITL, ms (median)", "context, tokens", "TTFT, ms (median)", "tokens/s", "times"),
-        *("requests at a time", "requests/s within the limits", "ttft ≤ 5000 ms", "a <machine>"),
+        *("requests at a time", "requests/s within the limits", "TTFT ≤ 5,000 ms", "a <machine>"),
         *("torch_native", "full", "quest 256", "clusterkv 512", "offline engine", "2k"),
     ):
         assert said in words
