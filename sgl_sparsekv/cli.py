@@ -13,6 +13,7 @@ COMMANDS = {
     "model": ("model", "write the models the demo and the tests use"),
     "demo": ("demo", "one long document, many questions: dense and sparse side by side"),
     "eval": ("evaluate", "is it still right? needles by length and depth, method by method"),
+    "report": ("report", "one page from result files: quality, bytes, speed, what was read"),
     "watch": ("watch", "follow live which parts of the context a server reads"),
 }
 """Name -> (module in `sgl_sparsekv.commands`, help)."""

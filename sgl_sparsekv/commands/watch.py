@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,10 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", type=int, help="only this layer")
     parser.add_argument("--head", type=int, help="only this KV head of its rank")
     parser.add_argument("--json", action="store_true", help="one JSON object per record and line")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write records for sparsekv report instead"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Follow until interrupted."""
+    if args.record is not None:
+        return _record(args)
     import asyncio
 
     import uvloop
@@ -44,6 +50,20 @@ def run(args: argparse.Namespace) -> int:
             runner.run(_follow(args))
     except (KeyboardInterrupt, BrokenPipeError):
         pass  # how a person, or `head`, says that it was enough
+    return 0
+
+
+def _record(args: argparse.Namespace) -> int:
+    from ..demo.result import environment
+    from ..report.recording import record
+
+    def wanted(one: "SelectionRecord") -> bool:
+        return args.rid in (None, one.rid) and args.layer in (None, one.layer)
+
+    if args.head is not None:
+        raise ValueError("head must be left out with --record, every head is recorded")
+    count, lost = record(args.endpoint, args.record, environment(), wanted)
+    print(f"{count:,} records, {lost:,} lost on the way: see {args.record}", file=sys.stderr)
     return 0
 
 
