@@ -150,10 +150,12 @@ def _finish(results: "Results", args: argparse.Namespace) -> None:
     from ..evaluation.export import write_kvpress
     from ..evaluation.picture import write_picture
     from ..evaluation.summary import table
+    from ..report import write_page
 
     if not results.cells:
         return
-    written = [args.out, write_picture(results.path)]
+    page = write_page([results.path], results.path.with_suffix(".html"))
+    written = [args.out, page, write_picture(results.path)]
     if args.kvpress is not None:
         written += write_kvpress(results.path, args.kvpress)
     print(f"{table(results.cells)}\nsee {', '.join(str(path) for path in written if path)}")

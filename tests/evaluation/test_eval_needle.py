@@ -57,6 +57,8 @@ def test_a_method_that_is_wrong_at_random_depths_ranks_last_and_shows_where(call
     with fake_server(chain_model, wrong={"mean_std": wrong}) as server:
         done = call("--methods", "quest,full,mean_std", url=server.url, model=None)
     assert done.status == 0 and done.err == []
+    page = done.path.with_suffix(".html").read_text()
+    assert page.count('aria-label="needles found') == 3 and "mean_std" in page
     assert [line.split()[0] for line in done.out[2:5]] == ["quest", "full", "mean_std"]
     found = marks(done.path.with_suffix(".svg"))
     assert found["quest"] == found["full"] == [["✓", "✓"]] * DEPTHS
