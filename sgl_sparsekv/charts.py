@@ -10,6 +10,8 @@ LEFT, TOP, RIGHT, BOTTOM = 60, 58, 18, 46
 PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 HEAD = 32
 """Pixels above the axis' label, where title and note stand."""
+MOST_MARKS = 24
+"""A line of more points is drawn without marks."""
 INSET = 16
 """Pixels between the ends of the x axis and the outermost points."""
 STYLE = """
@@ -18,9 +20,9 @@ STYLE = """
 .fig .back{fill:var(--back)}.fig text{fill:var(--ink)}.fig .soft{fill:var(--soft)}
 .fig .title{font-weight:600;font-size:14px}.fig .rule{stroke:var(--rule);fill:none}
 .fig .line{fill:none;stroke-width:1.8;stroke-linejoin:round}.fig .hollow{fill:var(--back)}
-.fig .reach{stroke-width:5;stroke-opacity:.25}.fig .small{font-size:11px}
+.fig .reach{stroke-width:2.4;stroke-opacity:.45}.fig .small{font-size:11px}
 .fig .bare{stroke-width:1.2;stroke-opacity:.75}
-.fig .until{stroke-width:1.2;stroke-opacity:.55;fill:none}
+.fig .until{stroke-width:1.2;stroke-opacity:.7;fill:none}
 """
 Write = Callable[[float], str]
 
@@ -96,7 +98,7 @@ class Panel:
             at 0.
         tokens: whether x counts tokens, so that 8192 is written 8k.
         fit: whether a y axis that is not logarithmic starts near the least value.
-        linear_x: whether equal steps on the x axis are equal differences, not ratios.
+        linear_x: whether x counts: equal steps are equal differences, not ratios.
         spread: whether the x axis has round numbers, not the places of the points.
         levels: (key of the looks, y) of lines across the chart.
         write_x: how a number of the x axis is written.
@@ -190,6 +192,8 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         found = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
         inside = [one for one in found if low * 0.999 <= one <= high * 1.001]
+        if len(inside) < 2:
+            return ticks(low, high, False)
         whole = [one for one in inside if f"{one:e}".startswith("1")]
         return whole if len(inside) > 8 and len(whole) > 1 else inside
     span = high - low
@@ -214,8 +218,9 @@ def _lines(panel: Panel, looks: dict[str, Look]) -> list[str]:
     parts = _rules(y_of, panel.write_y)
     parts.append(_text(LEFT + PLOT_W / 2, HEIGHT - 8, panel.x, "middle"))
     write = in_tokens if panel.tokens else panel.write_x
-    places = sorted({x for line in drawn for x, _ in line.points})
-    for x in x_of.ticks() if panel.spread else places:
+    places = sorted({float(x) for line in drawn for x, _ in line.points})
+    marked = x_of.ticks() if panel.spread else places
+    for x in marked if x_of.log else filter(float.is_integer, marked):
         at = x_of(x)
         parts.append(f'<path class="rule" d="M{at:.1f} {TOP + PLOT_H}v5"/>')
         parts.append(_text(at, TOP + PLOT_H + 18, write(x), "middle"))
@@ -225,36 +230,41 @@ def _lines(panel: Panel, looks: dict[str, Look]) -> list[str]:
             f'<path class="line bare" stroke="{look.colour}" stroke-dasharray="2 3" '
             f'd="M{LEFT} {y:.1f}h{PLOT_W}"/>'
         )
-    for line in drawn:
-        parts += _line(line, looks[line.name], x_of, y_of, (write, panel.write_y))
+    for i, line in enumerate(drawn):
+        look, beside = looks[line.name], 3 * (i - (len(drawn) - 1) / 2)
+        written = _written(line, write, panel.write_y)
+        parts += _line(line, look, (x_of, y_of), beside, written)
     return parts
 
 
 def _line(
-    line: Line, look: Look, x_of: Scale, y_of: Scale, written: tuple[Write, Write]
+    line: Line, look: Look, scales: tuple[Scale, Scale], beside: float, written: Sequence[str]
 ) -> list[str]:
-    points = [(x, y) for x, y in line.points if y > 0 or not y_of.log]
-    at = [(x_of(x), y_of(y)) for x, y in points]
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
+    """Line, marks that say what is written, whiskers, and bars `beside` pixels from their mark."""
+    x_of, y_of = scales
+    kept = [i for i, (_, y) in enumerate(line.points) if y > 0 or not y_of.log]
+    at = {i: (x_of(line.points[i][0]), y_of(line.points[i][1])) for i in kept}
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in at.values())
     colour, dash = look.colour, f' stroke-dasharray="{look.dash}"' if look.dash else ""
     kind = "line bare" if line.bare else "line"
     parts = [f'<path class="{kind}" stroke="{colour}"{dash} d="M{path}"/>']
-    for (x, y), top in zip(at, line.reach, strict=False):
-        parts.append(
-            f'<path class="reach" stroke="{colour}" d="M{x:.1f} {y:.1f}V{y_of(top):.1f}"/>'
-        )
-    for (x, y), end in zip(at, line.until, strict=False):
-        parts.append(
-            f'<path class="until" stroke="{colour}" d="M{x:.1f} {y:.1f}H{x_of(end):.1f}m0 -3v6"/>'
-        )
     mark = f'class="hollow" stroke="{colour}"' if line.hollow else f'fill="{colour}"'
-    for (x, y), (across, up) in zip(at, points, strict=True):
-        said = escape(f"{line.name}: {written[1](up)} at {written[0](across)}")
-        if not line.bare:
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" {mark}><title>{said}</title></circle>'
-            )
+    for i, (x, y) in at.items():
+        if line.reach:
+            bar = f"M{x + beside:.1f} {y:.1f}V{y_of(line.reach[i]):.1f}"
+            parts.append(f'<path class="reach" stroke="{colour}" d="{bar}"/>')
+        if line.until:
+            end = f"M{x:.1f} {y:.1f}H{x_of(line.until[i]):.1f}m0 -3v6"
+            parts.append(f'<path class="until" stroke="{colour}" d="{end}"/>')
+        if not line.bare and len(at) <= MOST_MARKS:
+            place = f'cx="{x:.1f}" cy="{y:.1f}" r="3.2"'
+            parts.append(f"<circle {place} {mark}><title>{escape(written[i])}</title></circle>")
     return parts
+
+
+def _written(line: Line, x: Write, y: Write) -> list[str]:
+    """What each mark says under the pointer."""
+    return [f"{line.name}: {y(up)} at {x(across)}" for across, up in line.points]
 
 
 def _bars(panel: Bars, looks: dict[str, Look]) -> list[str]:
@@ -269,18 +279,21 @@ def _bars(panel: Bars, looks: dict[str, Look]) -> list[str]:
         thick = min(34.0, (wide - 10) / max(1, len(bars)))
         x = LEFT + (i + 0.5) * wide - thick * len(bars) / 2
         for name, value in bars:
-            top = y_of(value)
-            parts.append(
-                f'<rect x="{x + 1:.1f}" y="{top:.1f}" width="{thick - 2:.1f}" '
-                f'height="{TOP + PLOT_H - top:.1f}" fill="{looks[name].colour}">'
-                f"<title>{escape(name)}: {value:.4g}</title></rect>"
-            )
-            parts.append(
-                f'<text class="small" x="{x + thick / 2:.1f}" y="{top - 4:.1f}" '
-                f'text-anchor="middle">{value:.3g}</text>'
-            )
+            parts.append(_bar(x, y_of(value), thick, f"{value:.3g}", (name, looks[name])))
             x += thick
     return parts
+
+
+def _bar(x: float, top: float, thick: float, value: str, what: tuple[str, Look]) -> str:
+    """A bar and its value; paler where the line of that look is broken."""
+    name, look = what
+    pale = ' fill-opacity=".6"' if look.dash else ""
+    box = f'x="{x + 1:.1f}" y="{top:.1f}" width="{thick - 2:.1f}"'
+    label = f'class="small" x="{x + thick / 2:.1f}" y="{top - 4:.1f}" text-anchor="middle"'
+    return (
+        f'<rect {box} height="{TOP + PLOT_H - top:.1f}" fill="{look.colour}"{pale}>'
+        f"<title>{escape(name)}: {value}</title></rect><text {label}>{value}</text>"
+    )
 
 
 def _x_scale(panel: Panel, drawn: Sequence[Line]) -> Scale:

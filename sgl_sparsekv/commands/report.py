@@ -16,5 +16,6 @@ def run(args: argparse.Namespace) -> int:
 
     found = report(args.folder, args.out)
     unread = f", {len(found.unread)} not shown" if found.unread else ""
-    print(f"{len(found.sections)} files of results{unread}: see {args.out}")
+    count = len(found.sections)
+    print(f"{count} file{'s' * (count > 1)} of results{unread}: see {args.out}")
     return 0

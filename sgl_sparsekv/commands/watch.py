@@ -6,6 +6,7 @@ much of a part was read in the newest step, on average over the KV heads and the
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -62,6 +63,7 @@ def _record(args: argparse.Namespace) -> int:
 
     if args.head is not None:
         raise ValueError("head must be left out with --record, every head is recorded")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the last line is written then too
     count, lost = record(args.endpoint, args.record, environment(), wanted)
     print(f"{count:,} records, {lost:,} lost on the way: see {args.record}", file=sys.stderr)
     return 0

@@ -51,7 +51,7 @@ def section(source: Source) -> Section:
     body.append(charts(_panels(cells, header), looks_of(score.method for score in scores)))
     if "kv_bytes_per_token" in header:
         body.append(
-            paragraph(_bytes_note(header, any(s.method == "oracle" for s in scores)), "soft")
+            paragraph(_bytes_note(header, any(s.method == "oracle" for s in scores)), "soft note")
         )
     if header["task"] == "needle":
         body.append(_maps(cells, header["depths"], scores))

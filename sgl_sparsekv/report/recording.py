@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..serving.trace import SelectionRecord, decode, encode
+import numpy as np
+import numpy.typing as npt
+
+from ..serving.trace import SelectionRecord, encode
 from .fields import check
 
 SCHEMA = 1
@@ -76,7 +79,7 @@ def records(path: Path) -> Iterator[SelectionRecord]:
                 return
             found = _parsed(line, number)
             if "kind" not in found:
-                yield _record(line, found, number)
+                yield _record(found, number)
 
 
 def ending(path: Path) -> int | None:
@@ -93,8 +96,10 @@ def ending(path: Path) -> int | None:
 
 
 def _parsed(line: bytes, number: int) -> dict[str, Any]:
+    import orjson
+
     try:
-        found = json.loads(line)
+        found = orjson.loads(line)
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -102,14 +107,23 @@ def _parsed(line: bytes, number: int) -> dict[str, Any]:
     return found
 
 
-def _record(line: bytes, found: dict[str, Any], number: int) -> SelectionRecord:
+def _record(found: dict[str, Any], number: int) -> SelectionRecord:
+    """A record from its line; padding is removed from its units, which become arrays."""
     check(found, {**_FIELDS, **_MORE}, f"line {number}")
-    heads = found["units"]
-    if not heads or not all(isinstance(head, list) for head in heads):
-        raise ValueError(f"units of line {number} must be a list per KV head")
-    if not all(isinstance(unit, int) for head in heads for unit in head):
-        raise ValueError(f"units of line {number} must be whole numbers")
     names = SelectionRecord.__dataclass_fields__
     if extra := ", ".join(sorted(found.keys() - names.keys())):
         raise ValueError(f"line {number} must be a record of this version, got {extra} too")
-    return decode(line)
+    heads = found["units"]
+    if not heads or not all(isinstance(head, list) for head in heads):
+        raise ValueError(f"units of line {number} must be a list per KV head")
+    return SelectionRecord(**{**found, "units": [_units(head, number) for head in heads]})
+
+
+def _units(head: list[Any], number: int) -> npt.NDArray[np.int32]:
+    try:
+        found = np.asarray(head)
+    except ValueError:
+        found = np.empty(0, object)
+    if (head and found.dtype.kind != "i") or found.ndim != 1 or (found >= 1 << 31).any():
+        raise ValueError(f"units of line {number} must be whole numbers")
+    return found[found >= 0].astype(np.int32)

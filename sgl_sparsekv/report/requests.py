@@ -13,7 +13,8 @@ from ..serving.trace import SelectionRecord
 DENSE = "full"
 MOST_REQUESTS = 6
 MOST_STEPS = 96
-Units = npt.NDArray[np.int64]
+MOST_LAYERS = 12
+Units = npt.NDArray[np.int32]
 """Different units, ascending."""
 
 
@@ -24,10 +25,14 @@ class Tally:
     Attributes:
         methods: records by method.
         steps: decode steps seen.
+        layers: layers that selected.
+        dense: layers that read everything.
     """
 
     methods: Counter[str] = field(default_factory=Counter)
     steps: set[int] = field(default_factory=set)
+    layers: set[int] = field(default_factory=set)
+    dense: set[int] = field(default_factory=set)
 
     @property
     def method(self) -> str:
@@ -55,7 +60,7 @@ class Layer:
     def add(self, record: SelectionRecord) -> None:
         """Take in one record of it."""
         self.length = max(self.length, record.length)
-        heads = [np.unique(np.asarray(head, np.int64)) for head in record.units]
+        heads = [np.unique(np.asarray(head, np.int32)) for head in record.units]
         self.read[record.step][record.tp_rank] = heads
         there = -(-record.length // record.unit_size)
         self.shares += [len(head) / there for head in heads]
@@ -85,22 +90,17 @@ class Request:
     Attributes:
         rid: SGLang's request id.
         method: how it selected.
-        steps: decode steps in the trace, shown or not.
-        layers: those that selected, by index.
-        dense: layers that read everything.
+        found: all that the trace has of it.
+        layers: those that selected and are shown, by index.
     """
 
     rid: str
     method: str
-    steps: int
+    found: Tally
     layers: dict[int, Layer] = field(default_factory=dict)
-    dense: set[int] = field(default_factory=set)
 
     def add(self, record: SelectionRecord) -> None:
         """Take in one record of it."""
-        if record.method == DENSE:
-            self.dense.add(record.layer)
-            return
         layer = self.layers.setdefault(record.layer, Layer(record.unit_size))
         layer.add(record)
 
@@ -116,8 +116,10 @@ def tally(records: Iterable[SelectionRecord]) -> dict[str, Tally]:
     """What is there, by request, in the order of their first step."""
     found: dict[str, Tally] = defaultdict(Tally)
     for record in records:
-        found[record.rid].methods[record.method] += 1
-        found[record.rid].steps.add(record.step)
+        one = found[record.rid]
+        one.methods[record.method] += 1
+        one.steps.add(record.step)
+        (one.dense if record.method == DENSE else one.layers).add(record.layer)
     return dict(found)
 
 
@@ -136,13 +138,23 @@ def choose(found: dict[str, Tally]) -> list[str]:
 def collect(
     records: Iterable[SelectionRecord], found: dict[str, Tally], chosen: Iterable[str]
 ) -> list[Request]:
-    """What the chosen requests read, in their first `MOST_STEPS` decode steps."""
-    requests = {rid: Request(rid, found[rid].method, len(found[rid].steps)) for rid in chosen}
-    kept = {rid: set(sorted(found[rid].steps)[:MOST_STEPS]) for rid in requests}
+    """What the chosen requests read, in their first `MOST_STEPS` steps and `MOST_LAYERS` layers."""
+    requests = {rid: Request(rid, found[rid].method, found[rid]) for rid in chosen}
+    steps = {rid: set(sorted(found[rid].steps)[:MOST_STEPS]) for rid in requests}
+    layers = {rid: spread(sorted(found[rid].layers), MOST_LAYERS) for rid in requests}
     for record in records:
-        if record.step in kept.get(record.rid, ()):
+        if record.step not in steps.get(record.rid, ()) or record.method == DENSE:
+            continue
+        if record.layer in layers[record.rid]:
             requests[record.rid].add(record)
     return list(requests.values())
+
+
+def spread(values: list[int], most: int) -> list[int]:
+    """At most so many of them, evenly, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
 
 
 def _overlap(before: dict[int, list[Units]], now: dict[int, list[Units]]) -> float:

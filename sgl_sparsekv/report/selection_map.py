@@ -10,8 +10,8 @@ from .requests import Layer, Units
 COLUMNS = 400
 WIDTH, LEFT, AXIS, TOP = 560, 34, 22, 4
 PLOT = WIDTH - LEFT - 12
-_SCALE = 2
-"""Pixels of the bitmap per column."""
+_FINE = 800
+"""Pixels that a row of the bitmap has at least: fewer would be blurred where it is shown."""
 
 
 def columns(steps: Sequence[Sequence[Units]], total: int) -> list[bytes]:
@@ -58,10 +58,11 @@ def row_height(steps: int) -> int:
 
 
 def _image(rows: Sequence[bytes], high: int, wide: float) -> str:
-    gap = 1 if high > 2 else 0
+    gap = 1 if high > 5 else 0
     lines: list[bytes] = []
+    times = -(-_FINE // len(rows[0]))
     for row in rows:
-        line = bytes(value for value in row for _ in range(_SCALE))
+        line = np.repeat(np.frombuffer(row, np.uint8), times).tobytes()
         lines += [line] * (high - gap) + [bytes(len(line))] * gap
     box = f'width="{wide}" height="{high * len(rows)}"'
     return (
@@ -79,7 +80,8 @@ def _axes(layer: Layer, steps: int, high: int) -> str:
         x = LEFT + PLOT * i / 4
         anchor = "end" if i == 4 else "middle" if i else "start"
         parts.append(f'<path class="rule" d="M{x:.1f} {bottom}v4"/>')
-        parts.append(_text(x, bottom + 17, f"{layer.length * i // 4:,}", anchor))
+        place = f"{layer.length * i // 4:,}" + (" tokens" if i == 4 else "")
+        parts.append(_text(x, bottom + 17, place, anchor))
     return "".join(parts)
 
 

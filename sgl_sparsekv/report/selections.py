@@ -20,7 +20,6 @@ MEANS = (
     "units a step read that the same head had read in the step before, first and newest tokens "
     "included."
 )
-MOST_LAYERS = 12
 MOST_HEADS = 48
 """Maps of single heads, per request."""
 
@@ -65,15 +64,15 @@ def _says(found: dict[str, Tally], shown: Sequence[Request], lost: int | None) -
     text = f"{records:,} records of {len(found):,} requests ({counts})."
     left = len(found) - methods[DENSE] - len(shown)
     text += f" Shown: {len(shown)}"
-    text += f", left out: {left} that select" if left else ""
-    text += f", and {methods[DENSE]} that read everything" if methods[DENSE] else ""
+    text += f"; left out: {left} that select" if left else ""
+    text += f"; not drawn, as they read everything: {methods[DENSE]}" if methods[DENSE] else ""
     if lost is None:
         return text + ". Whether records got lost on the way was not recorded."
     return f"{text}. Records lost on the way: {lost:,}."
 
 
 def _request(number: int, one: Request) -> str:
-    drawn = _spread(sorted(one.layers), MOST_LAYERS)
+    drawn = sorted(one.layers)
     maps = [
         pictured(
             f"layer {index}", _layer_note(one.layers[index]),
@@ -82,12 +81,7 @@ def _request(number: int, one: Request) -> str:
         for index in drawn
     ]  # fmt: skip
     head = f"<h4>{_title(number, one)}</h4>"
-    return (
-        head
-        + paragraph(_left_out(one, drawn), "soft note")
-        + side_by_side(maps)
-        + _heads(one, drawn)
-    )
+    return head + paragraph(_left_out(one), "soft note") + side_by_side(maps) + _heads(one, drawn)
 
 
 def _heads(one: Request, drawn: Sequence[int]) -> str:
@@ -111,7 +105,7 @@ def _overlap_panel(requests: Sequence[Request]) -> Panel:
         lines.append(Line(_name(i, one), points))
     return Panel(
         title="Overlap with the step before",
-        note="share of a step's units that the step before read too; mean over layers and heads",
+        note="share of a step's units that the step before read too; mean over what is shown",
         x="decode step of the request",
         y="overlap",
         lines=tuple(lines),
@@ -127,24 +121,26 @@ def _layer_note(layer: Layer) -> str:
     return read + (f"; overlap {_mean(overlaps):.0%}" if overlaps else "")
 
 
-def _left_out(one: Request, drawn: Sequence[int]) -> str:
+def _left_out(one: Request) -> str:
     some = next(iter(one.layers.values()))
     size = "single tokens" if some.unit_size == 1 else f"units of {some.unit_size} tokens"
     text = f"Request id {one.rid}; {size}"
     if some.total > COLUMNS:
         text += f", {some.total / COLUMNS:.1f} of them in a column"
-    if one.dense:
-        text += f"; layers that read everything: {', '.join(map(str, sorted(one.dense)))}"
-    if one.steps > MOST_STEPS:
-        text += f"; the first {MOST_STEPS} of {one.steps} steps"
-    if len(drawn) < len(one.layers):
-        text += f"; {len(drawn)} of {len(one.layers)} layers, evenly spread"
+    if one.found.dense:
+        text += f"; layers that read everything: {', '.join(map(str, sorted(one.found.dense)))}"
+    if len(one.found.steps) > MOST_STEPS:
+        text += f"; the first {MOST_STEPS} of {len(one.found.steps)} steps"
+    if len(one.layers) < len(one.found.layers):
+        text += f"; {len(one.layers)} of {len(one.found.layers)} layers that select, evenly spread"
     return text + "."
 
 
 def _title(number: int, one: Request) -> str:
     longest = max(layer.length for layer in one.layers.values())
-    return escape(f"Request {number}: {one.method}, {tokens(longest)} tokens, {one.steps} steps")
+    return escape(
+        f"Request {number}: {one.method}, {tokens(longest)} tokens, {len(one.found.steps)} steps"
+    )
 
 
 def _name(number: int, one: Request) -> str:
@@ -163,12 +159,6 @@ def _gist(requests: Sequence[Request]) -> str:
         again = f", {_mean(overlaps):.0%} of it as the step before" if overlaps else ""
         parts.append(f"{method} read {percent(read)}{again}")
     return "; ".join(parts)
-
-
-def _spread(values: list[int], most: int) -> list[int]:
-    if len(values) <= most:
-        return values
-    return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -89,8 +89,8 @@ def test_long_requests_show_their_first_steps() -> None:
     records = [samples.selection(step, 1) for step in range(300)]
     found = tally(records)
     (one,) = collect(records, found, choose(found))
-    assert one.steps == 300 and len(one.layers[1].steps()) == 96
-    assert "first 96 of 300 steps" in selections._left_out(one, [1])
+    assert len(one.found.steps) == 300 and len(one.layers[1].steps()) == 96
+    assert "first 96 of 300 steps" in selections._left_out(one)
 
 
 def test_the_page_of_a_trace(tmp_path: Path) -> None:
@@ -115,7 +115,8 @@ def test_a_map_stays_small(tmp_path: Path) -> None:
     assert len(layer_map(layer, "x")) < 60_000
 
 
-def test_a_recording_is_a_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_recording_is_a_trace(tmp_path: Path, end: signal.Signals) -> None:
     endpoint, out = f"ipc://{tmp_path}/trace", tmp_path / "t.jsonl"
     publisher = TracePublisher(endpoint)
     command = [sys.executable, "-m", "sgl_sparsekv.cli", "watch", endpoint, "--record", str(out)]
@@ -126,7 +127,7 @@ def test_a_recording_is_a_trace(tmp_path: Path) -> None:
             publisher.publish(samples.selection(step, 1))
             step += 1
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         said = process.communicate(timeout=PATIENCE)[1]
     publisher.close()
     assert process.returncode == 0 and "0 lost on the way" in said
