@@ -9,7 +9,7 @@ import pytest
 from sgl_sparsekv.demo.servers import ServerProcess
 from sgl_sparsekv.models.documents import chain_document
 
-from .client import ask_for, body_of, generate, post
+from .client import ask_for, body_of, generate, metric, post
 
 ASKED = {"method": "quest", "budget": 256, "telemetry": True}
 STREAMING = {"method": "streaming", "budget": 256, "telemetry": True}
@@ -40,6 +40,7 @@ def test_the_mass_tells_a_method_that_finds_from_one_that_does_not(ours: ServerP
     """One layer of this model attends to a single page, which streaming does not see."""
     document = chain_document(4096, num_questions=1, num_hops=8, seed=43)
     mass = {}
+    before = [metric(ours.url, f"attention_mass{name}_total", "quest") for name in ("", "_samples")]
     for options in (ASKED, STREAMING, {"method": "full", "telemetry": True}):
         answer = generate(ours.url, ask_for(document, document.questions[0], options))
         mass[options["method"]] = answer["meta_info"]["sparsekv"]["telemetry"]["attention_mass"]
@@ -47,6 +48,10 @@ def test_the_mass_tells_a_method_that_finds_from_one_that_does_not(ours: ServerP
     assert mass["quest"]["layers"]["2"] > 0.9 > 0.1 > mass["streaming"]["layers"]["2"]
     assert mass["streaming"]["least"] < 0.1
     assert mass["full"] == {"mean": 1.0, "least": 1.0, "layers": {}}
+    after = [metric(ours.url, f"attention_mass{name}_total", "quest") for name in ("", "_samples")]
+    total, samples = (b - a for a, b in zip(before, after, strict=True))
+    assert samples == 3 * 4, "layers and query heads of one sampled step"
+    assert total / samples == pytest.approx(mass["quest"]["mean"], abs=1e-5)
 
 
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
