@@ -111,6 +111,7 @@ def _table(cells: Sequence[Cell], header: dict[str, Any], by_task: bool) -> str:
         if counted:
             sizes = bytes_per_step(own, header) if any(c.decode_steps for c in own) else None
             row += [in_bytes(size) for size in sizes] if sizes else ["-", "-"]
+            row[-1] = "every key" if score.method == "oracle" else row[-1]
         rows.append(row)
     return table(head, rows)
 
@@ -126,7 +127,7 @@ def _panels(cells: Sequence[Cell], header: dict[str, Any]) -> list[Panel]:
         scores = ranking(own) if own else []
         lines = [
             _line(method, [s for s in scores if s.method == method], own, header)
-            for method in sorted({score.method for score in scores})
+            for method in reversed(looks_of(score.method for score in scores))
         ]
         where = "any length" if not length else f"{short(length)} tokens"
         found.append(
@@ -189,6 +190,7 @@ def _asked(header: dict[str, Any], cells: Sequence[Cell]) -> str:
     for name in ("protocol", "dense_layers", "seed", "concurrency"):
         if header.get(name) is not None:
             parts.append(f"{name.replace('_', ' ')} {header[name]}")
+    parts.append(f"judged by: {', '.join(sorted({cell.metric for cell in cells}))}")
     return "; ".join(parts) + "."
 
 

@@ -86,6 +86,7 @@ def panels_of(rows: Sequence[Row], limits: dict[str, float]) -> list[Panel | Bar
             log_y=True,
             tokens=True,
         ),
+        _speed_up(single),
         _first_token(rows),
         Panel(
             *("Throughput against concurrency", prefix, "requests at a time", "tokens/s"),
@@ -97,6 +98,25 @@ def panels_of(rows: Sequence[Row], limits: dict[str, float]) -> list[Panel | Bar
         ),
         _by_tool(rows),
     ]
+
+
+def _speed_up(single: Sequence[Row]) -> Panel:
+    """Time between tokens of the first dense peer over that of each variant."""
+    peer = next((row["variant"] for row in single if row["server"] != OURS), None)
+    dense = {row["context"]: row["itl_ms"] for row in single if row["variant"] == peer}
+    rows = [
+        row | {"gain": dense[row["context"]] / row["itl_ms"]}
+        for row in single
+        if row["itl_ms"] and dense.get(row["context"])
+    ]
+    return Panel(
+        title=f"Decode speed-up over {peer}" if peer else "Decode speed-up",
+        note="its median ITL over that of the variant, same context, same run",
+        x="context, tokens",
+        y="times",
+        lines=_lines(rows, _context, "gain"),
+        tokens=True,
+    )
 
 
 def _first_token(rows: Sequence[Row]) -> Panel:
@@ -176,9 +196,9 @@ def _gist(rows: Sequence[Row]) -> str:
 
 
 def _about(head: dict[str, Any]) -> str:
-    text = f"{head['model']}."
+    text = "Servers have the same flags."
     if head["differences"]:
-        text += f" Servers differ in: {'; '.join(map(str, head['differences']))}."
+        text = f"Servers differ in: {'; '.join(map(str, head['differences']))}."
     load = numbers(head.get("load_average") or [], "load_average")
     return text + (f" Load {', '.join(f'{one:.1f}' for one in load)}." if load else "")
 

@@ -10,7 +10,7 @@ import report_samples as samples
 
 from sgl_sparsekv import charts
 from sgl_sparsekv.charts import Line, Look, Panel
-from sgl_sparsekv.evaluation.results import Cell
+from sgl_sparsekv.evaluation.results import Cell, Results
 from sgl_sparsekv.report import evaluation, kernels, quality, write_page
 from sgl_sparsekv.report.files import read
 from sgl_sparsekv.report.page import KINDS
@@ -53,6 +53,13 @@ def test_the_table_holds_what_the_cells_come_to(tmp_path: Path) -> None:
         assert row["KV read"] == f"{attended / there:.1%}"
         assert row["KV, a step"] == charts.in_bytes(kv)
         assert row["metadata, at most"] == charts.in_bytes(metadata)
+
+
+def test_what_the_oracle_reads_to_choose_is_not_called_nothing(tmp_path: Path) -> None:
+    results = Results(tmp_path / "a.jsonl", "needle", {"depths": 1}, False)
+    results.add(samples.cell("oracle", 256, 4096, 0), {"kv_bytes_per_token": 512})
+    body = section(tmp_path / "a.jsonl").body
+    assert tables(body)[0][1][-1] == "every key" and "which is not counted" in body
 
 
 def test_bytes_of_a_step(tmp_path: Path) -> None:
@@ -130,7 +137,13 @@ def test_quality_shows_every_layer_and_leaves_variants_to_the_table() -> None:
 def test_serving_shows_every_question(tmp_path: Path) -> None:
     samples.serving(tmp_path / "s.json")
     body = section(tmp_path / "s.json").body
-    for title in ("Time between tokens", "first token", "Throughput against", "Goodput: ttft"):
+    for title in (
+        "Time between tokens",
+        "speed-up over torch_native",
+        "first token",
+        "Throughput against",
+        "Goodput: ttft",
+    ):
         assert title in body
     assert "it died" in body and "not measured in this run" not in body
     assert len(tables(body)[0]) == 1 + 16

@@ -14,13 +14,13 @@ import pytest
 import report_samples as samples
 from PIL import Image
 
-from sgl_sparsekv.report import recording, selections
+from sgl_sparsekv.report import recording, requests, selections
 from sgl_sparsekv.report.bitmap import LEVELS, data_address, opacity
 from sgl_sparsekv.report.files import read
 from sgl_sparsekv.report.page import KINDS
 from sgl_sparsekv.report.requests import Layer, choose, collect, tally
 from sgl_sparsekv.report.section import Section
-from sgl_sparsekv.report.selection_map import columns, layer_map
+from sgl_sparsekv.report.selection_map import COLUMNS, columns, layer_map
 from sgl_sparsekv.serving.trace import TracePublisher
 
 PATIENCE = 60.0
@@ -143,3 +143,11 @@ def test_a_recording_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["watch", f"ipc://{tmp_path}/x", "--record", str(tmp_path / "t.jsonl")]) == 2
     assert "is there already" in capsys.readouterr().err
     assert os.fspath(tmp_path / "t.jsonl") and (tmp_path / "t.jsonl").read_text() == "mine"
+
+
+def test_the_docs_name_the_limits() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "report.md").read_text().split())
+    assert f"up to {COLUMNS} columns" in text
+    assert f"up to {requests.MOST_REQUESTS} requests of a file" in text
+    limits = f"first {requests.MOST_STEPS} steps, {requests.MOST_LAYERS} of their layers"
+    assert f"{limits} and {selections.MOST_HEADS} single heads" in text
