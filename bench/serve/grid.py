@@ -153,15 +153,16 @@ def plan(grid: Grid, server: str, dense_layers: int | None = None) -> list[Point
 
 
 def offline(grid: Grid, dense_layers: int | None = None) -> list[Point]:
-    """Points that start an engine of their own."""
+    """Points that start an engine of their own; as that takes long, for the first method alone."""
     if "offline" not in grid.workloads:
         return []
-    requests = grid.rounds * max(grid.concurrency)
+    most = max(grid.concurrency)
     return [
-        Point("offline", one, context, max(grid.concurrency), requests)
+        Point("offline", one, context, most, most)
         for server in grid.servers
         for context in grid.load_contexts
         for one in variants(grid, server, grid.load_budgets, dense_layers)
+        if one.method in (None, FULL, *grid.methods[:1])
     ]
 
 

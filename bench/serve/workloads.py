@@ -28,14 +28,16 @@ def serving_arguments(point: Point, grid: Grid, model: Model, url: str) -> list[
     """Arguments of the tool for one point.
 
     Prompts of a context depend on the seed alone: a `hit` finds what the `cold` point before it
-    left. A shared prefix is there from the warm-up request on.
+    left. A shared prefix is there from the warm-up request on. On a CPU nothing is compiled when a
+    method is first used, and a dense peer's prefix hit takes long: there a `hit` has no warm-up.
     """
     cold = point.workload == "cold"
+    warm = point.workload == "shared" or (not cold and grid.device != "cpu")
     arguments = [
         *("--backend", "sglang", "--base-url", url, "--model", str(model.folder)),
         *("--tokenizer", str(model.tokenizer), "--tokenize-prompt", "--seed", str(grid.seed)),
         *("--disable-tqdm", "--cache-report", "--output-details"),
-        *("--warmup-requests", "0" if cold else "1"),
+        *("--warmup-requests", "1" if warm else "0"),
         *("--extra-request-body", sampling(point.variant.options, grid.tokens)),
         *("--goodput", *(f"{name}:{limit:g}" for name, limit in grid.goodput.items())),
         *_DATASETS[point.workload](point, grid),

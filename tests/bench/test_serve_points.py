@@ -1,6 +1,7 @@
 """What is measured, with which arguments, and what is made of what the tools write."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from serve_samples import GRID, QUEST, RECORDED, recorded
@@ -56,7 +57,7 @@ def test_peers_are_measured_wherever_we_are():
 
     assert places(plan(GRID, "torch_native"), PEER) == places(plan(GRID, OURS), Variant(OURS, FULL))
     assert {point.variant.name for point in offline(GRID)} == {
-        *("torch_native", "full", "quest 256", "clusterkv 256")
+        *("torch_native", "full", "quest 256")
     }
 
 
@@ -77,6 +78,10 @@ def test_a_cold_prompt_meets_an_empty_cache_and_a_hit_the_same_prompt(model):
     hit = serving_arguments(Point("hit", QUEST, 1024, 1, 1), GRID, model, "u")
     assert "--flush-cache" in cold and after(cold, "--warmup-requests") == "0"
     assert "--flush-cache" not in hit
+    assert after(hit, "--warmup-requests") == "0"
+    on_a_gpu = replace(GRID, device="cuda")
+    compiled = serving_arguments(Point("hit", QUEST, 1024, 1, 1), on_a_gpu, model, "u")
+    assert after(compiled, "--warmup-requests") == "1"
     for flag in ("--seed", "--num-prompts", "--random-input-len", "--dataset-name"):
         assert after(cold, flag) == after(hit, flag)
 
