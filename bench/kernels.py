@@ -31,9 +31,9 @@ from bench import coded, two_level
 from bench.bandwidth import clock, read_bandwidth
 from bench.layers import BUDGET, DIM, GROUP, HEADS, PAGE_SIZE, Layers, gate, prefill_layer
 from bench.peer import torch_native_decode, torch_native_extend
-from sgl_sparsekv.demo.result import environment
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.selection.quest import Quest
+from sgl_sparsekv.tooling.environment import environment
 from sgl_sparsekv.types import CodeSummary, Reduction
 
 SCALE = DIM**-0.5

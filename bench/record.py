@@ -41,7 +41,7 @@ def header(
     machine = find(GPUS, "gpu", gpu)
     find(MODELS, "model", model)
     if commit is None:
-        from sgl_sparsekv.demo.result import commit as ask
+        from sgl_sparsekv.tooling.environment import commit as ask
 
         commit = ask()
     return Header(

@@ -13,8 +13,8 @@ from typing import Any
 from bench.gpu.gate import check
 from bench.gpu.kernels import Run
 from bench.gpu.log import Skip
-from sgl_sparsekv.demo.progress import Progress
-from sgl_sparsekv.demo.servers import ServerSpec, serve
+from sgl_sparsekv.tooling.progress import Progress
+from sgl_sparsekv.tooling.servers import ServerSpec, serve
 
 COMMON = (
     *("--dtype", "bfloat16", "--page-size", "64", "--random-seed", "0"),

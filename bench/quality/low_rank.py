@@ -25,9 +25,9 @@ from bench.quality.methods import VARIANTS, Runner
 from bench.quality.results import FOLDER
 from bench.quality.subjects import SHIPPED
 from bench.tables import table
-from sgl_sparsekv.demo.result import environment
 from sgl_sparsekv.geometry import UNIT_SIZE
 from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.tooling.environment import environment
 
 SHARE = 160 / 1024
 """Channels that are kept: the paper's setting."""

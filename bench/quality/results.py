@@ -23,7 +23,7 @@ class Header:
         head_dim: channels of a key and of a value.
         accuracy: by context, share of the positions whose next token the dense model foretells.
         device: ops that chose and attended.
-        environment: machine, versions, commit and time (`sgl_sparsekv.demo.result`).
+        environment: machine, versions, commit and time (`sgl_sparsekv.tooling.environment`).
     """
 
     model: str

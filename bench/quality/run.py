@@ -11,8 +11,8 @@ from bench.quality.measure import Bench, Quality
 from bench.quality.methods import VARIANTS, Variant
 from bench.quality.results import Header, Row
 from bench.quality.subjects import Subject
-from sgl_sparsekv.demo.result import environment
 from sgl_sparsekv.ops import Ops, load_ops
+from sgl_sparsekv.tooling.environment import environment
 
 BUDGETS = (256, 512, 1024, 2048)
 QUEST = VARIANTS[0]

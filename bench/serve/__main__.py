@@ -26,8 +26,8 @@ from bench.serve.results import Failure, Header, Result, save
 from bench.serve.servers import differences, specs
 from bench.serve.sweep import Sweep
 from bench.serve.table import text
-from sgl_sparsekv.demo.progress import Progress
-from sgl_sparsekv.demo.result import environment
+from sgl_sparsekv.tooling.environment import environment
+from sgl_sparsekv.tooling.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,10 +21,10 @@ from typing import Any
 
 from bench.serve.client import Generation, generate, generate_together
 from bench.serve.model import QWEN
-from sgl_sparsekv.demo.progress import Progress
-from sgl_sparsekv.demo.result import environment
-from sgl_sparsekv.demo.servers import ServerProcess, ServerSpec, serve
 from sgl_sparsekv.errors import SparseKVError
+from sgl_sparsekv.tooling.environment import environment
+from sgl_sparsekv.tooling.progress import Progress
+from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec, serve
 
 PAGE_SIZE = 64
 TARGET = 4.0

@@ -13,7 +13,7 @@ from bench.serve.documents import Documents
 from bench.serve.grid import OURS, QUESTION, Grid, Point
 from bench.serve.results import Row
 from bench.serve.tool import PointFailed
-from sgl_sparsekv.demo.servers import ServerSpec, last_words
+from sgl_sparsekv.tooling.servers import ServerSpec, last_words
 
 MODULE = "sglang.benchmark.offline_throughput"
 LOADER = "sgl_sparsekv.with_plugins"

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from xml.sax.saxutils import escape
 
-from bench.serve.chart import HEIGHT, LEFT, STYLE, WIDTH, Bars, Line, Look, Panel, draw
 from bench.serve.grid import OURS
 from bench.serve.results import Result, Row
+from sgl_sparsekv.tooling.charts import HEIGHT, LEFT, STYLE, WIDTH, Bars, Line, Look, Panel, draw
 
 COLUMNS = 2
 HEAD, ROW = 56, 20

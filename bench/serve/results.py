@@ -22,7 +22,7 @@ class Header:
     """Where and with what a run was done.
 
     Attributes:
-        environment: machine, versions, commit, time; `demo.result.environment`.
+        environment: machine, versions, commit, time; `tooling.environment`.
         device: `cpu` or `cuda`.
         gpu: GPUs by the driver's names; empty on a CPU.
         model: what was served, in words.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bench.serve.grid import FULL, OURS, PAGE_SIZE, QUESTION, Grid
 from bench.serve.model import Model
-from sgl_sparsekv.demo.servers import ServerSpec
+from sgl_sparsekv.tooling.servers import ServerSpec
 
 
 def specs(grid: Grid, model: Model, extra: Sequence[str] = ()) -> dict[str, ServerSpec]:

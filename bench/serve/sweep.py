@@ -14,8 +14,8 @@ from bench.serve.programs import measure_program
 from bench.serve.results import Failure, Row
 from bench.serve.tool import PointFailed, ServingTool
 from bench.serve.workloads import measure_serving
-from sgl_sparsekv.demo.progress import Progress
-from sgl_sparsekv.demo.servers import ServerFailed, ServerProcess, ServerSpec, serve
+from sgl_sparsekv.tooling.progress import Progress
+from sgl_sparsekv.tooling.servers import ServerFailed, ServerProcess, ServerSpec, serve
 
 MAX_DEATHS = 2
 """A server that died so often is not started again."""

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.serve.worker import MODULE, READY
-from sgl_sparsekv.demo.servers import last_words
 from sgl_sparsekv.errors import SparseKVError
+from sgl_sparsekv.tooling.servers import last_words
 
 TOO_LONG = -9
 DROPPED = ("server_info", "itls", "generated_texts", "errors", "cached_tokens_details")

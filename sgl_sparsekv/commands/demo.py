@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     """Run it: 0 if every condition holds, else 1."""
     from ..config import RequestOptions
     from ..demo.build import build_scenario
-    from ..demo.progress import Progress
     from ..demo.run import DemoOptions, report_lines, run_demo
     from ..errors import SparseKVError
+    from ..tooling.progress import Progress
 
     if args.method in ("full", "streaming"):
         raise ValueError(f"--method must be one that looks at the query, got {args.method!r}")

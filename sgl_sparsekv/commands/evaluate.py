@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from . import evaluations
 
 if TYPE_CHECKING:
-    from ..demo.progress import Progress
     from ..evaluation.client import Client, ServerInfo
     from ..evaluation.model import Model
     from ..evaluation.results import Results
     from ..evaluation.settings import Settings
     from ..evaluation.tasks.base import Task
+    from ..tooling.progress import Progress
 
 WITHOUT_ANSWERS = ("perplexity", "fidelity")
 
@@ -48,9 +48,9 @@ def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it: 0 when every cell was asked, right or wrong; 2 when it had to stop."""
-    from ..demo.progress import Progress
     from ..errors import SparseKVError
     from ..evaluation.results import check_free
+    from ..tooling.progress import Progress
 
     check_free(args.out, args.resume)
     if args.kvpress is not None and args.task in WITHOUT_ANSWERS:
@@ -104,9 +104,9 @@ def _connected(
     args: argparse.Namespace, settings: "Settings", task: "Task", progress: "Progress"
 ) -> Iterator["Client"]:
     """The running server, or one that is started and ended."""
-    from ..demo.servers import serve
     from ..evaluation.client import Client, EvaluationStopped
     from ..evaluation.server import server_spec
+    from ..tooling.servers import serve
 
     if args.url is not None:
         yield Client(args.url)
@@ -135,8 +135,8 @@ def _settings(args: argparse.Namespace, model: "Model", info: "ServerInfo | None
 
 def _about(info: "ServerInfo", model: "Model", settings: "Settings") -> dict[str, object]:
     """What a result file says beside its settings."""
-    from ..demo.result import environment
     from ..evaluation.bytes import bytes_read
+    from ..tooling.environment import environment
 
     return {
         "server": info.versions,

@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    from ..demo.result import environment
     from ..report.recording import record
+    from ..tooling.environment import environment
 
     def wanted(one: "SelectionRecord") -> bool:
         return args.rid in (None, one.rid) and args.layer in (None, one.layer)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..tooling.progress import Progress
+from ..tooling.servers import HOST, ServerProcess, ServerSpec, free_port, serve
 from .answer import RequestFailed
 from .checks import Check, check_all
-from .progress import Progress
 from .report import page, picture
 from .result import as_json, table
 from .scenario import Scenario
 from .score import RunScore
 from .selections import SelectionLog
-from .servers import HOST, ServerProcess, ServerSpec, free_port, serve
 
 PAGE_SIZE = 64
 DENSE, SPARSE = "torch_native", "sparsekv"

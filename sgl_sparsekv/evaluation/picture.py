@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from ..demo.picture import STYLE
+from ..tooling.figure import STYLE
 from .results import Cell, read
 from .summary import Score, Square, ranking, short, squares
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..demo.servers import ServerSpec
 from ..geometry import ceil_div
+from ..tooling.servers import ServerSpec
 from .settings import Settings
 from .tasks.base import Task
 

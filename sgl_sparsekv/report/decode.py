@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..charts import Bars
+from ..tooling.charts import Bars
 from .fields import Wanted, check, check_all, check_known
 from .looks import looks_of
 from .markup import charts, number, paragraph, percent, table

@@ -5,11 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..charts import Line, Panel, in_bytes, in_percent, plainly
 from ..evaluation.metrics import METRICS, SHARE, Metric, metric_of
 from ..evaluation.picture import needle_picture
 from ..evaluation.results import Cell, read
 from ..evaluation.summary import Score, ranking, short
+from ..tooling.charts import Line, Panel, in_bytes, in_percent, plainly
 from .fields import Wanted, check, check_known
 from .looks import looks_of
 from .markup import charts, details, paragraph, percent, side_by_side, table

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..charts import Line, Look, Panel
+from ..tooling.charts import Line, Look, Panel
 from .fields import Wanted, check, check_all, check_known
 from .kernels import over_context, peer_of
 from .looks import KNOWN, variants

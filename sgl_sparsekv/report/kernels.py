@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..charts import Bars, Line, Look, Panel
+from ..tooling.charts import Bars, Line, Look, Panel
 from .fields import Wanted, check, check_all, check_known
 from .looks import looks_of
 from .markup import charts, details, number, paragraph, table

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ..charts import Look
+from ..tooling.charts import Look
 
 KNOWN = {
     "quest": "#3f7fe8",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from ..charts import Bars, Look, Panel, figure
+from ..tooling.charts import Bars, Look, Panel, figure
 
 
 def paragraph(text: str, kind: str = "") -> str:

@@ -8,9 +8,10 @@ from importlib.resources import files as resources
 from pathlib import Path
 from string import Template
 
-from .. import __version__, charts
-from ..demo.picture import STYLE as DEMO_STYLE
+from .. import __version__
 from ..evaluation.picture import EXTRA
+from ..tooling import charts
+from ..tooling.figure import STYLE as DEMO_STYLE
 from . import decode, evaluation, gpu, kernels, quality, selections, serving
 from .files import Found, read, under
 from .markup import table

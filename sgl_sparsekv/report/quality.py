@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..charts import Line, Look, Panel, in_percent
 from ..selection.base import IndexOptions
+from ..tooling.charts import Line, Look, Panel, in_percent
 from .fields import Wanted, check, check_all, numbers
 from .looks import looks_of
 from .markup import charts, details, number, paragraph, table

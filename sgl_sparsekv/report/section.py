@@ -61,7 +61,7 @@ class Kind:
 
 
 def rests_on(found: Mapping[str, Any], machine: str | None = None) -> str:
-    """Machine, versions, commit and date of a header that `demo.result.environment` wrote.
+    """Machine, versions, commit and date of a header that `tooling.environment` wrote.
 
     Args:
         found: the header; what it does not say is "not known".

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from ..charts import Line, Panel, in_percent
+from ..tooling.charts import Line, Panel, in_percent
 from . import recording
 from .fields import check
 from .looks import variants

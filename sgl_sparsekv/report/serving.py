@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..charts import Bars, Line, Panel
+from ..tooling.charts import Bars, Line, Panel
 from .fields import Wanted, check, check_all, check_known, numbers
 from .looks import variants
 from .markup import charts, details, number, paragraph, percent, table

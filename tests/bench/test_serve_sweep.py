@@ -14,7 +14,6 @@ from bench.report_serving import serving_part
 from bench.serve import __main__ as command
 from bench.serve import sweep
 from bench.serve.arguments import parse
-from bench.serve.chart import ticks
 from bench.serve.grid import plan
 from bench.serve.model import Model
 from bench.serve.picture import panels_of, picture
@@ -22,8 +21,9 @@ from bench.serve.results import Failure, load, save
 from bench.serve.table import gain_over_peer, text
 from bench.serve.tool import PointFailed
 from bench.tables import number
-from sgl_sparsekv.demo.progress import Progress
-from sgl_sparsekv.demo.servers import ServerFailed, ServerSpec
+from sgl_sparsekv.tooling.charts import ticks
+from sgl_sparsekv.tooling.progress import Progress
+from sgl_sparsekv.tooling.servers import ServerFailed, ServerSpec
 
 QUIET = Progress(io.StringIO(), quiet=True)
 

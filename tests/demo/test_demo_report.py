@@ -8,7 +8,8 @@ import pytest
 from sgl_sparsekv.demo.checks import check_all
 from sgl_sparsekv.demo.picture import depth_picture, selection_picture, telling_layer
 from sgl_sparsekv.demo.report import page, picture
-from sgl_sparsekv.demo.result import as_json, environment, table
+from sgl_sparsekv.demo.result import as_json, table
+from sgl_sparsekv.tooling.environment import environment
 
 SVG = "{http://www.w3.org/2000/svg}"
 

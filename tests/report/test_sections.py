@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import report_samples as samples
 
-from sgl_sparsekv import charts
-from sgl_sparsekv.charts import Line, Look, Panel
 from sgl_sparsekv.evaluation.results import Cell, Results
 from sgl_sparsekv.report import evaluation, kernels, quality, write_page
 from sgl_sparsekv.report.files import read
 from sgl_sparsekv.report.page import KINDS
 from sgl_sparsekv.report.section import Section
+from sgl_sparsekv.tooling import charts
+from sgl_sparsekv.tooling.charts import Line, Look, Panel
 
 
 def section(path: Path) -> Section:

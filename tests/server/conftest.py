@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import pytest
 
-from sgl_sparsekv.demo.servers import ServerProcess
 from sgl_sparsekv.models.documents import Document, chain_document
+from sgl_sparsekv.tooling.servers import ServerProcess
 
 from .fleet import Fleet
 

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from sgl_sparsekv.demo.servers import ServerFailed, ServerProcess, ServerSpec, free_port
+from sgl_sparsekv.tooling.servers import ServerFailed, ServerProcess, ServerSpec, free_port
 
 STRICT = (
     ("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1"),

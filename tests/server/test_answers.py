@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sgl_sparsekv.demo.servers import ServerProcess
 from sgl_sparsekv.models.documents import Document, chain_document
 from sgl_sparsekv.serving.subscribe import TraceCollector
+from sgl_sparsekv.tooling.servers import ServerProcess
 
 from .client import Ask, ask_for, generate, generate_all, metric, wrong_answers
 from .fleet import Fleet

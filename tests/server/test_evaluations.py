@@ -14,13 +14,13 @@ import pytest
 from helpers.ruler_reader import save_ruler_reader
 
 from sgl_sparsekv import cli
-from sgl_sparsekv.demo.servers import ServerProcess, ServerSpec
 from sgl_sparsekv.evaluation.results import read
 from sgl_sparsekv.evaluation.summary import Score, ranking
 from sgl_sparsekv.evaluation.tasks.asking import Asking
 from sgl_sparsekv.evaluation.tasks.ruler.task import RulerTask
 from sgl_sparsekv.evaluation.tokens import Tokens
 from sgl_sparsekv.models import save_trained
+from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec
 
 from .fleet import ONE_THREAD
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sgl_sparsekv.demo.servers import ServerProcess
+from sgl_sparsekv.tooling.servers import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sgl_sparsekv.demo.servers import free_port
+from sgl_sparsekv.tooling.servers import free_port
 
 from .test_examples import ROOT, percent, run_example
 

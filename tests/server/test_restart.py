@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sgl_sparsekv.demo.servers import ServerProcess
 from sgl_sparsekv.models.documents import Document, chain_document
+from sgl_sparsekv.tooling.servers import ServerProcess
 
 from .client import Ask, ask_for, assert_whole, generate_all, wrong_answers
 from .fleet import Fleet

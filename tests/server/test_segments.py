@@ -2,8 +2,8 @@
 
 import pytest
 
-from sgl_sparsekv.demo.servers import ServerProcess
 from sgl_sparsekv.models.documents import chain_document
+from sgl_sparsekv.tooling.servers import ServerProcess
 
 from .client import ask_for, generate_all, metric, post, wrong_answers
 from .fleet import SEGMENTED, Fleet

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sgl_sparsekv.demo.servers import ServerProcess
 from sgl_sparsekv.models.documents import chain_document
+from sgl_sparsekv.tooling.servers import ServerProcess
 
 from .client import ask_for, body_of, generate, metric, post
 

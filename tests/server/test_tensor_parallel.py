@@ -1,7 +1,7 @@
 """Two CPU ranks select per head what one rank selects."""
 
-from sgl_sparsekv.demo.servers import ServerProcess
 from sgl_sparsekv.models.documents import chain_document
+from sgl_sparsekv.tooling.servers import ServerProcess
 
 from .client import ask_for
 from .fleet import Fleet

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from sgl_sparsekv.demo import servers
-from sgl_sparsekv.demo.progress import Progress
-from sgl_sparsekv.demo.servers import ServerFailed, ServerProcess, ServerSpec, serve
+from sgl_sparsekv.tooling import servers
+from sgl_sparsekv.tooling.progress import Progress
+from sgl_sparsekv.tooling.servers import ServerFailed, ServerProcess, ServerSpec, serve
 
 QUIET = Progress(io.StringIO(), quiet=True)
 SLEEPS = "import subprocess, sys, time\n"

@@ -1,0 +1,1 @@
+"""What commands, evaluations and benchmarks share: servers, progress, the machine, charts."""
