@@ -4,6 +4,7 @@ For CPUs, and for the reference kernels on any device: shapes follow the step's 
 be captured in a CUDA graph.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,13 +12,13 @@ import torch
 
 from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
-from ..page_metadata import PageMetadata, RowSegments, StepIndex, StepSeal
-from ..selection import load_method
+from ..page_metadata import RowSegments, StepSeal
 from ..types import ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
 from .planner import RowGroup, StepPlan
+from .segment_indexes import SegmentIndexes
 from .telemetry_step import StepTelemetry
 
 
@@ -35,7 +36,7 @@ class GroupedBackend(SparseKVBackend):
         super().__init__(runner, options, ops)
         self.seal = StepSeal(self.metadata, self.ops)
         self.metadata.poison = options.check != "off"
-        self.indexes = step_indexes(self.metadata, self.ops, options)
+        self.indexes = SegmentIndexes(self.metadata, self.ops, options)
         self.held = HeldScores()
         listen_to_allocator(self.seal.hand_out)
         self.plan: StepPlan | None = None
@@ -108,20 +109,29 @@ class GroupedBackend(SparseKVBackend):
         new = [1] * len(rows) if decodes else forward_batch.extend_seq_lens_cpu
         table = self.req_to_token_pool.req_to_token
         slots = [table[row, :length] for row, length in zip(rows.tolist(), lengths, strict=True)]
-        deciding = None if self.plan is None else self.plan.rows.tolist()
-        for method, index in self.indexes.items():
-            reads = self.plan.reads(method).tolist() if self.plan is not None else []
-            readers = {row for row, it in zip(deciding or [], reads, strict=True) if it}
-            found = index.begin_step(
-                [
-                    RowSegments(own, len(own) - int(n), row in readers)
-                    for own, n, row in zip(slots, new, rows.tolist(), strict=True)
-                ]
-            )
-            self.observer.indexed(method, index.records)
+        for methods, index in self.indexes.groups():
+            found = index.begin_step(self._segments(rows, slots, new, self._reading(methods)))
+            self.observer.indexed(methods[0], index.records)
             if self.plan is not None:
                 place = {row: i for i, row in enumerate(rows.tolist())}
-                self.plan.records[method] = found[[place[row] for row in deciding or []]]
+                records = found[[place[row] for row in self.plan.rows.tolist()]]
+                self.plan.records.update(dict.fromkeys(methods, records))
+
+    def _reading(self, methods: Sequence[str]) -> set[int]:
+        """Rows of the plan that read segment records of one of the methods."""
+        if self.plan is None:
+            return set()
+        reads = np.logical_or.reduce([self.plan.reads(method) for method in methods])
+        return set(self.plan.rows[reads].tolist())
+
+    @staticmethod
+    def _segments(
+        rows: Any, slots: list[torch.Tensor], new: Any, readers: set[int]
+    ) -> list[RowSegments]:
+        return [
+            RowSegments(own, len(own) - int(n), row in readers)
+            for own, n, row in zip(slots, new, rows.tolist(), strict=True)
+        ]
 
     # -- once per layer --------------------------------------------------------------------
 
@@ -133,7 +143,7 @@ class GroupedBackend(SparseKVBackend):
     def _summarise(self, layer: Any) -> None:
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         self.seal.summarise(self._local(layer), keys)
-        for index in self.indexes.values():
+        for index in self.indexes:
             index.summarise(self._local(layer), keys)
 
     def _prefill(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
@@ -164,7 +174,7 @@ class GroupedBackend(SparseKVBackend):
                 out[group.index] = part
         assert out is not None
         self.observer.end_layer(self._local(layer), keys)
-        for index in self.indexes.values():
+        for index in self.indexes:
             self.observer.check_records(index, self._local(layer), keys)
         return out.view(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
 
@@ -226,7 +236,7 @@ class GroupedBackend(SparseKVBackend):
         assert group.method is not None
         local, index = self._local(layer), None
         if group.records is not None:
-            index = self.indexes[group.method.name].view(local, group.records)
+            index = self.indexes.of(group.method.name).view(local, group.records)
         return ScoreInputs(
             q=q,
             keys=keys,
@@ -239,14 +249,3 @@ class GroupedBackend(SparseKVBackend):
             reduction=self.options.reduction,
             unit_size=group.unit_size,
         )
-
-
-def step_indexes(metadata: PageMetadata, ops: Ops, options: ServerOptions) -> dict[str, StepIndex]:
-    """What indexes the segments of each served method that reads records."""
-    indexes = {}
-    for name in options.methods:
-        summary = load_method(name).segments(options.index)
-        if summary is not None:
-            records, layers = metadata.records[summary.name], metadata.layout.num_layers
-            indexes[name] = StepIndex(records, metadata.geometry, ops, layers)
-    return indexes

@@ -141,7 +141,8 @@ class Memory:
 
     def _backend(self) -> Any:
         """Our attention backend as its constructor leaves it, without a model runner."""
-        from sgl_sparsekv.backend.grouped import GroupedBackend, step_indexes
+        from sgl_sparsekv.backend.grouped import GroupedBackend
+        from sgl_sparsekv.backend.segment_indexes import SegmentIndexes
 
         backend = GroupedBackend.__new__(GroupedBackend)
         backend.options, backend.on_cpu = self.options, True
@@ -152,7 +153,7 @@ class Memory:
         backend.num_layers = LAYERS
         backend.table = activate(self.options)
         backend.seal = StepSeal(self.metadata, backend.ops)
-        backend.indexes = step_indexes(self.metadata, backend.ops, self.options)
+        backend.indexes = SegmentIndexes(self.metadata, backend.ops, self.options)
         backend.held = HeldScores()
         backend.observer = self.recorder
         backend.plan, backend._extend_rows, backend._decode_tokens = None, [], None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,9 @@ def test_a_recording_is_a_trace(tmp_path: Path, end: signal.Signals) -> None:
     endpoint, out = f"ipc://{tmp_path}/trace", tmp_path / "t.jsonl"
     publisher = TracePublisher(endpoint)
     command = [sys.executable, "-m", "sgl_sparsekv.cli", "watch", endpoint, "--record", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background jobs ignore Ctrl-C, and so would whatever they start.
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears) as process:
         deadline = time.monotonic() + PATIENCE
         step = 0
         while time.monotonic() < deadline and (not out.exists() or out.stat().st_size < 2000):
@@ -128,7 +131,10 @@ def test_a_recording_is_a_trace(tmp_path: Path, end: signal.Signals) -> None:
             step += 1
             time.sleep(0.05)
         process.send_signal(end)
-        said = process.communicate(timeout=PATIENCE)[1]
+        try:
+            said = process.communicate(timeout=PATIENCE)[1]
+        finally:
+            process.kill()
     publisher.close()
     assert process.returncode == 0 and "0 lost on the way" in said
     assert recording.ending(out) == 0

@@ -1,5 +1,4 @@
 import io
-import os
 import sys
 import time
 
@@ -99,17 +98,6 @@ def test_an_exception_ends_the_servers(stand_in, tmp_path, monkeypatch):
     assert not any(alive(pid) for pid in pids)
 
 
-def test_the_servers_differ_in_backend_alone(tmp_path):
-    import demo_samples as samples
-
-    from sgl_sparsekv.demo.run import DemoOptions, server_specs
-
-    dense, ours = server_specs(samples.scenario(), DemoOptions(tmp_path), "tcp://127.0.0.1:1")
-    shared = [flag for flag in dense.flags if flag != "torch_native"]
-    assert [f for f in ours.flags if f in shared] == shared
-    assert set(ours.flags) - set(shared) >= {"sparsekv", "--sparsekv-trace"}
-
-
 def test_ports_are_free():
     assert 0 < servers.free_port() < 65_536
 
@@ -121,25 +109,3 @@ def test_progress_says_little_where_lines_stay():
         progress.wait("waiting")
     progress.say("done")
     assert [line.partition("] ")[2] for line in out.getvalue().splitlines()] == ["waiting", "done"]
-
-
-def test_the_command_ends_with_1_when_a_server_dies(tmp_path, monkeypatch, capsys):
-    import argparse
-
-    import demo_samples as samples
-
-    from sgl_sparsekv.commands import demo
-    from sgl_sparsekv.demo import build, run
-
-    def fail(*args):
-        raise ServerFailed("the sparsekv server ended with exit code 1: out of memory")
-
-    monkeypatch.setattr(build, "build_scenario", lambda *args: samples.scenario())
-    monkeypatch.setattr(run, "run_demo", fail)
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    args = parser.parse_args(["--out", os.fspath(tmp_path), "--quiet"])
-    assert demo.run(args) == 1
-    assert capsys.readouterr().err.splitlines() == [
-        "sparsekv demo: the sparsekv server ended with exit code 1: out of memory"
-    ]
