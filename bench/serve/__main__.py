@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     progress.say(f"logs are in {folder}")
     result = measure(args, model, folder, progress)
-    save(result, args.json)
+    save(result, args.json, {str(folder): "FOLDER", sys.executable: "python"})
     with args.svg.open("x") as file:
         file.write(picture(result))
     print(text(result))

@@ -5,7 +5,7 @@ Also read by `bench.report`, from `bench/results/serving-*.json`.
 
 import json
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -136,16 +136,24 @@ class Result:
     failures: list[Failure]
 
 
-def save(result: Result, path: Path) -> None:
+def save(result: Result, path: Path, places: Mapping[str, str] | None = None) -> None:
     """Write one run.
+
+    Args:
+        result: of it.
+        path: a new file.
+        places: how folders and programs of this machine are called in command lines.
 
     Raises:
         FileExistsError: the file is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"schema": SCHEMA, "bench": BENCH, **asdict(result)}
+    written = json.dumps(found, indent=1, allow_nan=False) + "\n"
+    for place, name in (places or {}).items():
+        written = written.replace(place, name)
     with path.open("x") as file:
-        file.write(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        file.write(written)
 
 
 def load(path: Path) -> Result:

@@ -84,6 +84,14 @@ def test_a_failure_decides_the_status_and_is_kept(tmp_path, monkeypatch, capsys,
     assert ("failed: a point: it broke" in capsys.readouterr().out) == bool(failures)
 
 
+def test_a_saved_run_names_no_place_of_its_machine(tmp_path):
+    result = sample_result()
+    place = result.header.model
+    save(result, tmp_path / "run.json", {place: "FOLDER"})
+    written = (tmp_path / "run.json").read_text()
+    assert "FOLDER" in written and place not in written
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
