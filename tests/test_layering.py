@@ -22,9 +22,10 @@ ALLOWED = {
     "selection": {*BASE, "ops", "config", "segments"},
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,
+    "tooling": {"errors"},
     "config": {"errors", "geometry", "types", "selection", "ops", "routes"},
 }
-"""Parts below the backend, and the parts they may import."""
+"""Parts below the backend or the tools, and the parts they may import."""
 SGLANG = ("plugin.py", "platform_cpu.py", "backend/")
 """Where SGLang may be imported."""
 SGLANG_LAZILY = ("serving/", "commands/", "with_plugins.py")

@@ -5,18 +5,12 @@ from collections.abc import Sequence
 from bench.serve.grid import OURS
 from bench.serve.results import Result, Row
 from bench.tables import number, tokens
+from sgl_sparsekv.report.serving import TITLES
 
 HEAD = (
     *("", "context", "load", "TTFT ms", "ITL ms", "p99", "tokens/s", "cached", "KV read"),
     *("goodput", "ITL gain"),
 )
-TITLES = {
-    "cold": "random ids, nothing cached",
-    "hit": "random ids, prompt cached",
-    "shared": "questions on a shared prefix",
-    "offline": "offline engine",
-    "program": "frontend programs",
-}
 
 
 def text(result: Result) -> str:

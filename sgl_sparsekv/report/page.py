@@ -11,7 +11,7 @@ from string import Template
 from .. import __version__
 from ..evaluation.picture import EXTRA
 from ..tooling import charts
-from ..tooling.figure import STYLE as DEMO_STYLE
+from ..tooling.figure import STYLE
 from . import decode, evaluation, gpu, kernels, quality, selections, serving
 from .files import Found, read, under
 from .markup import table
@@ -67,7 +67,7 @@ def render(found: Found, title: str) -> str:
     by_kind = {kind: [one for one in numbered if one[1][0] is kind] for kind in KINDS}
     return Template(resources(__package__).joinpath("report.html").read_text()).substitute(
         title=escape(title),
-        style=DEMO_STYLE + EXTRA + charts.STYLE,
+        style=STYLE + EXTRA + charts.STYLE,
         summary=escape(_summary(found)),
         contents="".join(_contents(number, *one) for number, one in numbered),
         sections="".join(

@@ -72,7 +72,7 @@ def panels_of(rows: Sequence[Row], limits: dict[str, float]) -> list[Panel | Bar
     offered = [row for row in shared if row["rate"] is not None]
     longest = max((row["context"] for row in shared), default=0)
     prefix = f"questions on a shared prefix of {longest:,} tokens"
-    within = " and ".join(f"{name} up to {value:g} ms" for name, value in limits.items())
+    within = " and ".join(f"{name.upper()} ≤ {value:,.0f} ms" for name, value in limits.items())
     load = "offered rate, requests/s" if offered else "requests at a time"
     at_longest = [row for row in closed if row["context"] == longest]
     judged = [row for row in offered or closed if row["context"] == longest]

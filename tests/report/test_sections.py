@@ -142,7 +142,7 @@ def test_serving_shows_every_question(tmp_path: Path) -> None:
         "speed-up over torch_native",
         "first token",
         "Throughput against",
-        "Goodput: ttft",
+        "Goodput: TTFT",
     ):
         assert title in body
     assert "it died" in body and "not measured in this run" not in body

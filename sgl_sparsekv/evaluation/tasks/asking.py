@@ -68,7 +68,6 @@ class QuestionTask(ABC):
     """A task whose questions are answered in words; says how its answers are judged."""
 
     name: str
-    higher_is_better = True
 
     def __init__(self, asking: Asking) -> None:
         self.asking = asking

@@ -57,7 +57,6 @@ class Task(Protocol):
 
     name: str
     """As on the command line: needle, ruler, longbench, perplexity, fidelity."""
-    higher_is_better: bool
 
     @property
     def forces(self) -> bool:

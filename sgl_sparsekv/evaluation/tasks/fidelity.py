@@ -17,7 +17,7 @@ from .base import Outcome, Part
 from .following import Note, follow
 from .texts import Text
 
-WATCHED = 128
+LIKELIEST = 128
 """Likeliest tokens of the dense step whose probabilities are compared; the rest is one bucket."""
 
 
@@ -41,7 +41,6 @@ class FidelityTask:
     one bucket: at most the true divergence, and equal to it for vocabularies as small as that."""
 
     name = "fidelity"
-    higher_is_better = False
     forces = True
 
     def __init__(self, tokens: Tokens, texts: Sequence[Text], followed: int) -> None:
@@ -66,7 +65,7 @@ class FidelityTask:
 
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"followed": self._followed, "watched": WATCHED, "texts": self._names}
+        return {"followed": self._followed, "watched": LIKELIEST, "texts": self._names}
 
     def parts(self) -> Sequence[Part]:
         """See `Task`."""
@@ -118,7 +117,7 @@ class FidelityTask:
             raise EvaluationStopped(
                 f"text {self._names[question.number]} must have 2 tokens to follow, got {len(text)}"
             )
-        notes, _ = follow(client, full, question.ids, text, WATCHED)
+        notes, _ = follow(client, full, question.ids, text, LIKELIEST)
         return _Dense(text, notes)
 
 

@@ -28,7 +28,6 @@ class PerplexityTask:
     """
 
     name = "perplexity"
-    higher_is_better = False
     forces = True
 
     def __init__(self, tokens: Tokens, texts: Mapping[int, Sequence[Text]], scored: int) -> None:
@@ -48,9 +47,9 @@ class PerplexityTask:
             raise ValueError(f"lengths must be above {scored} tokens scored, got {min(texts)}")
         self.longest = max(texts)
         self._scored = scored
-        self._texts = {
-            length: [_read(text, tokens) for text in own] for length, own in texts.items()
-        }
+        once = {text: None for own in texts.values() for text in own}
+        ids = {text: tokens.ids(text.text + text.continuation) for text in once}
+        self._texts = {n: [(text.name, ids[text]) for text in own] for n, own in texts.items()}
         for length, own in self._texts.items():
             longest = max(len(ids) for _, ids in own)
             if longest < length:
@@ -94,7 +93,3 @@ class PerplexityTask:
             report=reply.report,
             detail={"tokens": len(notes), "foretold": foretold / len(notes)},
         )
-
-
-def _read(text: Text, tokens: Tokens) -> tuple[str, list[int]]:
-    return text.name, tokens.ids(text.text + text.continuation)
