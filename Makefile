@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test check bench gpu clean
+.PHONY: help setup demo test soak check bench gpu clean
 
 # An environment that is there already, with or without this package: a GPU host may be offline.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -27,6 +27,9 @@ demo: setup ## one long document, many questions: dense, full, quest and streami
 
 test: setup ## every test that this machine can run
 	@PYTHON=$(BIN)/python tests/run
+
+soak: setup ## the same tests at full size, and the long ones; figures go to docs/results/soak
+	@PYTHON=$(BIN)/python tests/run --soak
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check --output-format concise .

@@ -1,4 +1,7 @@
-"""Shared by every test: one seed, and where Triton kernels run.
+"""Shared by every test: one seed, two sizes, and where Triton kernels run.
+
+`make test` runs every test at its small size; `make soak` (`--soak`) runs the same code at full size,
+and the tests that have no small one.
 
 Without a GPU they run in Triton's interpreter. Triton decides that for its own functions when it is
 imported, so it is imported here, before anything else can. The variable is taken back at once:
@@ -6,7 +9,7 @@ processes that tests start compile as usual.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -20,6 +23,31 @@ if not torch.cuda.is_available():
 
 SEED = 20_406_774
 """Of every test that draws numbers; stateful tests print the fresh seed they add to it."""
+
+
+Size = Callable[[int, int], int]
+"""From a small and a full size to the one that this run takes."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--soak`."""
+    parser.addoption("--soak", action="store_true", help="full sizes, and tests marked soak")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave long runs to `make soak`."""
+    if config.getoption("soak"):
+        return
+    for item in items:
+        if "soak" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="make soak"))
+
+
+@pytest.fixture(scope="session")
+def size(request: pytest.FixtureRequest) -> Size:
+    """`size(small, full)`: how much of something this run does."""
+    full_sizes: bool = request.config.getoption("soak")
+    return lambda small, full: full if full_sizes else small
 
 
 @pytest.fixture(autouse=True)

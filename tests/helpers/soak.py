@@ -1,0 +1,19 @@
+"""The last figures of long runs, committed beside the code that made them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sgl_sparsekv.tooling.environment import environment
+
+FOLDER = Path(__file__).parents[2] / "docs" / "results" / "soak"
+
+
+def record(name: str, figures: Mapping[str, Any]) -> Path:
+    """Write what a full run found to `docs/results/soak/NAME.json`, over the last ones."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    found = {"environment": environment(), **figures}
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return path
