@@ -1,7 +1,7 @@
 """Shared by every test: one seed, two sizes, and where Triton kernels run.
 
-`make test` runs every test at its small size; `make soak` (`--soak`) runs the same code at full size,
-and the tests that have no small one.
+`make test` runs every test at its small size; `make soak` (`--soak`) runs the same code at full
+size, and the tests that have no small one.
 
 Without a GPU they run in Triton's interpreter. Triton decides that for its own functions when it is
 imported, so it is imported here, before anything else can. The variable is taken back at once:
