@@ -20,7 +20,7 @@ from ..config import (
     read_env_config,
 )
 from ..errors import ConfigError, SparseKVError
-from ..plugin import BACKEND_NAME
+from ..host import BACKEND_NAME
 
 ATTRIBUTE = "_sparsekv"
 _HELP = {

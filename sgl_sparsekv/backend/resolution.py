@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_page_size
 from ..errors import ConfigError, UnsupportedSetup
-from ..plugin import version_problem
+from ..host import version_problem
 from .cpu_defaults import cpu_defaults, set_cpu_environment
 from .flags import carry, is_chosen, one_line_for_command_lines, options_of
 
