@@ -53,9 +53,9 @@ class Journal:
         if self._progress is not None:
             self._progress.count(len(self._found), self.total, "of the run are there")
 
-    def has(self, name: str) -> bool:
-        """Whether a finding is there."""
-        return name in self._found
+    def get(self, name: str) -> Any | None:
+        """A finding, or None where it is not there yet."""
+        return self._found.get(name)
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """A finding as JSON gives it back: of the file, or else found and written now."""
