@@ -86,6 +86,12 @@ HOOKS = (
         "serving.requests:check_request",
     ),
     Hook(
+        "sglang.srt.managers.tokenizer_manager_score_mixin.TokenizerManagerScoreMixin"
+        ".score_request",
+        "before",
+        "serving.requests:check_score",
+    ),
+    Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
         "after",
         "serving.requests:check_tokenized",

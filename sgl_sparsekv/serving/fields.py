@@ -8,6 +8,8 @@ test walks those classes and fails on a field that is missing.
 
 from typing import Any
 
+import torch
+
 from .patterns import LONGEST_PATTERN, MOST_PATTERNS, MOST_REPEATS, is_patterns
 from .rules import (
     INT32,
@@ -82,6 +84,17 @@ def _are_embeddings(value: Any, limits: Limits) -> bool:
             for row in value
         )
     )
+
+
+def _are_overrides(value: Any, limits: Limits) -> bool:
+    """SGLang's own class over a tensor `[n, hidden_size]`; a client can send no such thing."""
+    rows = getattr(value, "embeds", None)
+    return isinstance(rows, torch.Tensor) and fits_model(rows, limits)
+
+
+def fits_model(rows: torch.Tensor, limits: Limits) -> bool:
+    """Whether rows `[..., hidden_size]` can stand for tokens."""
+    return rows.ndim > 0 and rows.shape[-1] == limits.hidden_size and bool(rows.isfinite().all())
 
 
 def _are_labels(value: Any, limits: Limits) -> bool:
@@ -200,12 +213,9 @@ REQUEST: dict[str, Rule] = {
         each=True,
     ),
     "positional_embed_overrides": Rule(
-        "left out (SGLang makes it from the embeddings of a score)",
-        lambda value, _: (
-            "PositionalEmbeds" in repr(type(value[0] if value else None))
-            if isinstance(value, list)
-            else "PositionalEmbeds" in repr(type(value))
-        ),
+        "rows of as many finite numbers as the model has channels, as SGLang's PositionalEmbeds",
+        _are_overrides,
+        each=True,
     ),
     "bootstrap_host": text(512, each=True),
     "bootstrap_port": whole(0, 65535, each=True),

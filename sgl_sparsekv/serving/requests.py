@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..config import REQUEST_KEY, ServerOptions, parse_request_options
-from .fields import MEDIA, REQUEST, SAMPLING
+from .fields import MEDIA, REQUEST, SAMPLING, fits_model
 from .front_end import FrontEnd, front_end_of
 from .prompts import check_token_ids, is_batch, prompts_in
 from .rules import Limits, short
@@ -35,6 +35,34 @@ def check_request(manager: object, request: Any, *args: Any, **kwargs: Any) -> N
         check_sampling(request.sampling_params, prompts, is_batch(request), front_end.limits)
         media = [getattr(request, name, None) for name in MEDIA]
         check_token_ids("input_ids", request.input_ids, front_end, media)
+
+
+def check_score(
+    manager: object,
+    *args: Any,
+    query_embed_overrides: Any = None,
+    item_embed_overrides: Any = None,
+    **kwargs: Any,
+) -> None:
+    """Before `TokenizerManagerScoreMixin.score_request`: the embeddings that it stacks.
+
+    Raises:
+        ValueError: one has not the model's size, or is not finite.
+    """
+    front_end = front_end_of(manager)
+    if front_end is None or not front_end.options.validate_requests:
+        return
+    limits = front_end.limits
+    given = {"query_embed_overrides": [query_embed_overrides or ()]}
+    given["item_embed_overrides"] = [rows or () for rows in item_embed_overrides or ()]
+    with _counted(front_end):
+        for name, groups in given.items():
+            for row in (row for group in groups for row in group):
+                if not fits_model(row, limits):
+                    raise ValueError(
+                        f"{name} must be rows of {limits.hidden_size} finite numbers, "
+                        f"got one of shape {list(row.shape)}"
+                    )
 
 
 def check_tokenized(

@@ -175,3 +175,61 @@ def test_too_late_is_an_error(front_end: FrontEnd) -> None:
     app.middleware_stack = app.build_middleware_stack()
     with pytest.raises(RuntimeError, match="before the application starts"):
         install(app, front_end)
+
+
+class Speaker:
+    """Begins with 200, says its chunks, and fails with its error, if any."""
+
+    def __init__(self, chunks: list[bytes], error: Exception | None = None) -> None:
+        self.chunks = chunks
+        self.error = error
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for chunk in self.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if self.error is not None:
+            raise self.error
+        await send({"type": "http.response.body", "body": b""})
+
+
+REFUSED = b'data: {"error":{"message":"n must be less","type":"x","code":400}}\n\n'
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/api/chat", "/v1/messages"])
+def test_a_stream_that_begins_with_a_refusal_is_one(front_end: FrontEnd, path: str) -> None:
+    speaker = Speaker([REFUSED, b"data: [DONE]\n\n"])
+    status, answer = call(RequestGuard(speaker, front_end), path, {})
+    assert status == 400 and "n must be less" in str(json.loads(answer))
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/score", "/api/generate"])
+def test_a_mistake_of_the_client_is_a_refusal_on_every_route(
+    front_end: FrontEnd, path: str
+) -> None:
+    speaker = Speaker([], ValueError("top_k must be less"))
+    status, answer = call(RequestGuard(speaker, front_end), path, {})
+    assert status == 400 and "top_k must be less" in str(json.loads(answer))
+
+
+def test_an_error_behind_the_first_bytes_is_not_swallowed(front_end: FrontEnd) -> None:
+    speaker = Speaker([b"data: one\n\n"], ValueError("late"))
+    with pytest.raises(ValueError, match="late"):
+        call(RequestGuard(speaker, front_end), "/generate", {})
+
+
+def test_a_mistake_of_ours_is_not_the_clients(front_end: FrontEnd) -> None:
+    with pytest.raises(KeyError):
+        call(RequestGuard(Speaker([], KeyError("x")), front_end), "/generate", {})
+
+
+@pytest.mark.parametrize("first", [b'data: {"text":"a"}\n\n', b'data: {"error":"odd"}\n\n', b""])
+def test_other_streams_pass_byte_for_byte(front_end: FrontEnd, first: bytes) -> None:
+    speaker = Speaker([first, REFUSED])
+    assert call(RequestGuard(speaker, front_end), "/generate", {}) == (200, first + REFUSED)
+
+
+def test_a_name_of_ours_is_found_where_two_parts_meet(app: RequestGuard) -> None:
+    body = json.dumps({"text": "x" * 77, "SparseKV": {}}).encode()
+    for size in range(1, len(body), 7):
+        assert call(app, "/generate", body, size=size)[0] == 400
