@@ -33,6 +33,7 @@ ROUTES = (NATIVE, VERTEX, *OPENAI, *WITHOUT_OPTIONS)
 _SEARCHED = (b"sparse", b"custom_params", b"health_check")
 _OVERLAP = max(map(len, _SEARCHED)) - 1
 _ERROR_EVENT = b'data: {"error":'
+_ABORT = b'"finish_reason":{"type":"abort"'
 
 
 class RequestGuard:
@@ -110,13 +111,14 @@ class HeldAnswer:
 
 
 def _refusal_in(event: bytes) -> tuple[str, int] | None:
-    """Text and status of a stream's first event, if it is an error."""
-    if not event.startswith(_ERROR_EVENT):
+    """Text and status of a stream's first event, if it is an error or an abort."""
+    if not event.startswith(_ERROR_EVENT) and _ABORT not in event:
         return None
     try:
-        error = orjson.loads(event.removeprefix(b"data: "))["error"]
-        text, status = error["message"], error["code"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        told = orjson.loads(event.removeprefix(b"data: "))
+        error = told.get("error") or told["meta_info"]["finish_reason"]
+        text, status = error["message"], error.get("code") or error["status_code"]
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         return None
     return (text, status) if isinstance(status, int) and 400 <= status < 600 else None
 

@@ -196,9 +196,18 @@ class Speaker:
 REFUSED = b'data: {"error":{"message":"n must be less","type":"x","code":400}}\n\n'
 
 
+ABORTED = (
+    b'data: {"text":"","meta_info":{"id":"r","finish_reason":{"type":"abort",'
+    b'"message":"n must be less","status_code":400,"err_type":"BadRequestError"}}}\n\n'
+)
+
+
+@pytest.mark.parametrize("first", [REFUSED, ABORTED])
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/api/chat", "/v1/messages"])
-def test_a_stream_that_begins_with_a_refusal_is_one(front_end: FrontEnd, path: str) -> None:
-    speaker = Speaker([REFUSED, b"data: [DONE]\n\n"])
+def test_a_stream_that_begins_with_a_refusal_is_one(
+    front_end: FrontEnd, path: str, first: bytes
+) -> None:
+    speaker = Speaker([first, b"data: [DONE]\n\n"])
     status, answer = call(RequestGuard(speaker, front_end), path, {})
     assert status == 400 and "n must be less" in str(json.loads(answer))
 
