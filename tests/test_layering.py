@@ -23,7 +23,7 @@ ALLOWED = {
     "selection": {*BASE, "ops", "segments"},
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,
-    "tooling": {"errors"},
+    "tooling": {"errors", "geometry"},
     "config": {"errors", "geometry", "types", "selection", "ops", "routes"},
 }
 """Parts below the backend or the tools, and the parts they may import."""
