@@ -1,0 +1,28 @@
+"""One reader of all pages."""
+
+from collections.abc import Iterator
+
+import pytest
+from helpers.fresh import FreshEnvironment
+
+from sgl_sparsekv.tooling.servers import free_port
+
+from .pages import commands
+from .reader import Reader
+from .words import write_words
+
+
+@pytest.fixture(scope="session")
+def reader(fresh: FreshEnvironment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """With the servers of all pages on their way."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "words").mkdir()
+    words = write_words(folder / "words", f"tcp://127.0.0.1:{free_port()}")
+    who = Reader(folder, words, fresh)
+    try:
+        for command in commands():
+            if command.serves:
+                who.start(command)
+        yield who
+    finally:
+        who.stop()
