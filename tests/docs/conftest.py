@@ -1,6 +1,8 @@
 """One reader of all pages."""
 
+import signal
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 from helpers.fresh import FreshEnvironment
@@ -10,6 +12,16 @@ from sgl_sparsekv.tooling.servers import free_port
 from .pages import commands
 from .reader import Reader
 from .words import write_words
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """A termination ends the session as Ctrl-C does: with its servers."""
+    raise KeyboardInterrupt
+
+
+def pytest_configure() -> None:
+    """Whoever ends these tests ends the servers they started."""
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 @pytest.fixture(scope="session")

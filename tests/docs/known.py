@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from .pages import ROOT
 
 _VERB = re.compile(r"[a-z][a-z-]*")
+_FLAG = re.compile(r"--[a-z][a-z-]*")
 
 
 def complaint(text: str) -> str:
@@ -22,11 +23,10 @@ def complaint(text: str) -> str:
     if program == "pip":
         return _missing_extras(" ".join(words))
     if program == "pytest":
-        missing = [
-            word for word in words if not word.startswith("-") and not (ROOT / word).exists()
-        ]
+        paths = [word for word in words if not word.startswith("-")]
+        missing = [path for path in paths if not (ROOT / path).exists()]
         return f"there is no {missing}" if missing else ""
-    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    flags = [word for word in words if _FLAG.fullmatch(word)]
     if program == "python":
         module = words[1]
         if find_spec(module) is None:
@@ -44,7 +44,7 @@ def _flags(*command: str) -> frozenset[str]:
     """Flags that a program's help names."""
     done = _run(*command, "--help")
     assert done.returncode == 0, done.stderr
-    return frozenset(re.findall(r"--[a-z][a-z-]*", done.stdout))
+    return frozenset(_FLAG.findall(done.stdout))
 
 
 def _missing_extras(text: str) -> str:

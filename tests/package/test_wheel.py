@@ -93,6 +93,7 @@ def test_a_wheel_from_the_sdist_has_the_same_files(fresh: FreshEnvironment, tmp_
         library.unlink()
     wheel, sdist = sorted(build(tree, tmp_path / "dist"), key=lambda path: path.suffix)[::-1]
     assert files_of(wheel) == files_of(fresh.wheel)
-    held = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "setup.py", "docs/options.md", "tests/run", "bench/report.py"} <= held
     assert not [name for name in held if name.endswith(".so")]
