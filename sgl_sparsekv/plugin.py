@@ -44,6 +44,26 @@ HOOKS = (
     Hook("sglang.srt.server_args.ServerArgs.add_cli_args", "after", "backend.flags:add_flags"),
     Hook("sglang.srt.server_args.ServerArgs.from_cli_args", "around", "backend.flags:read_flags"),
     Hook(
+        "sglang.srt.server_args.ServerArgs.resolve_once",
+        "around",
+        "backend.starting:resolve_in_one_line",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.engine.Engine._launch_subprocesses",
+        "around",
+        "backend.starting:launch_in_one_line",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.__init__",
+        "around",
+        "backend.starting:begin_in_one_line",
+    ),
+    Hook(
+        "sglang.srt.managers.data_parallel_controller.DataParallelController.__init__",
+        "around",
+        "backend.starting:begin_in_one_line",
+    ),
+    Hook(
         "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
         "around",
         "backend.kv_pool:cell_size_with_metadata",
