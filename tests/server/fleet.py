@@ -48,7 +48,9 @@ class Fleet:
             for spec in (
                 self._spec("native", ("--attention-backend", "torch_native", *ROOMY)),
                 self._spec("ours", (*SPARSE, *ROOMY, *self.trace_flags(0)), STRICT),
-                self._spec("tight", (*SPARSE, *TIGHT), STRICT + RETRACT),
+                self._spec(
+                    "tight", (*SPARSE, *TIGHT, "--enable-streaming-session"), STRICT + RETRACT
+                ),
                 self._spec(
                     "python_tree",
                     (*SPARSE, *TIGHT, "--page-size", "16", "--enable-mixed-chunk"),
