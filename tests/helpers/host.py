@@ -399,6 +399,7 @@ class Host(Memory):
             out_cache_loc=torch.cat([slots for _, slots in rows] + [torch.zeros(padding).long()]),
             out_cache_loc_is_physical=True,
             extend_seq_lens_cpu=sizes + [1] * padding,
+            encoder_lens=None,
             batch_size=len(indices) + padding,
         )
         self.backend.init_forward_metadata(batch)
