@@ -92,6 +92,13 @@ def _are_overrides(value: Any, limits: Limits) -> bool:
     return isinstance(rows, torch.Tensor) and fits_model(rows, limits)
 
 
+def _are_tensors(value: Any, limits: Limits) -> bool:
+    """What SGLang makes of a score's embeddings; a client can send no such thing."""
+    return isinstance(value, list) and all(
+        isinstance(row, torch.Tensor) and fits_model(row, limits) for row in value
+    )
+
+
 def fits_model(rows: torch.Tensor, limits: Limits) -> bool:
     """Whether rows `[..., hidden_size]` can stand for tokens."""
     return rows.ndim > 0 and rows.shape[-1] == limits.hidden_size and bool(rows.isfinite().all())
@@ -254,7 +261,7 @@ REQUEST: dict[str, Rule] = {
     ),
     "kv_hints": free("handed to HiCache's storage, which is not served; SGLang checks its shape"),
     "embed_override_token_id": Rule("a token id in [0, {vocab})", is_token),
-    "embed_overrides": free("tensors that SGLang makes of a score's embeddings"),
+    "embed_overrides": Rule("tensors of the model's size", _are_tensors, each=True),
     "is_cross_encoder_request": flag(),
     "dimensions": whole(1, INT32),
     "return_pooled_hidden_states": flag(),
