@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from .patterns import LONGEST_PATTERN, MOST_PATTERNS, MOST_REPEATS, is_patterns
+from .patterns import LONGEST_PATTERN, MOST_PATTERNS, MOST_REPEATS, is_patterns, nesting
 from .rules import (
     INT32,
     INT64,
+    WORDS,
     Limits,
     Rule,
     absent,
@@ -21,6 +22,7 @@ from .rules import (
     free,
     is_finite,
     is_number,
+    is_text,
     is_token,
     is_whole,
     mapping,
@@ -35,12 +37,18 @@ from .rules import (
 MOST_SAMPLES = 1024
 """Samples of one prompt (`n`): each is a request of its own in every process."""
 MOST_BIAS = 1e30
+DEEPEST = 128
+"""Brackets of a grammar that stand in each other."""
 LEAST = 1e-6
 """Smallest divisor and probability: float32 takes logits over it without a loss of sense."""
 _INTERNAL = absent("SGLang fills it in")
 _NAME = text(512)
 _PROCESSOR = free("read by the model's processor of images, video and audio")
-_GRAMMAR = text()
+
+
+def _is_grammar(value: Any, limits: Limits) -> bool:
+    """A schema of thousands of levels keeps the grammar's compiler busy without end."""
+    return is_text(value, WORDS) and nesting(value) <= DEEPEST
 
 
 def _is_top_k(value: Any, limits: Limits) -> bool:
@@ -110,6 +118,10 @@ def _are_labels(value: Any, limits: Limits) -> bool:
     )
 
 
+_GRAMMAR = Rule(
+    f"a text of at most {WORDS} characters with at most {DEEPEST} brackets in each other",
+    _is_grammar,
+)
 _TOKENS = "token ids in [0, {vocab}), at most that many"
 _WATERMARK = mapping({"enabled": flag(), "key": _NAME, "context_window": whole(1, INT32)})
 
