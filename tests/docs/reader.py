@@ -33,19 +33,21 @@ class Reader:
     _servers: dict[tuple[str, ...], DocumentedServer] = field(default_factory=dict)
     _copies: dict[str, Path] = field(default_factory=dict)
 
-    def start(self, line: Command) -> DocumentedServer:
-        """Begin to start the server of a serve line, unless one that asks the same was."""
-        asked = same_server(line.text)
-        if asked not in self._servers:
-            programs = self.fresh.folder / "bin" if asked == same_server(README.text) else HERE
-            text = self.words.resolve(line.text)
-            self._servers[asked] = DocumentedServer(text, self.folder, programs)
-        return self._servers[asked]
-
     def server(self, page: str, line: int) -> DocumentedServer:
-        """The server that a line of a page talks to, ready."""
+        """The server that a line of a page talks to, ready.
+
+        README's stays, for all pages; of the others one at a time has memory.
+        """
         above = [c for c in commands() if c.serves and c.block.page == page and c.line <= line]
-        return self.start(above[-1] if above else README).wait()
+        said = (above or [README])[-1].text
+        asked, home = same_server(said), same_server(README.text)
+        if asked not in self._servers:
+            for other in self._servers.keys() - {home}:
+                self._servers.pop(other).stop()
+            programs = self.fresh.folder / "bin" if asked == home else HERE
+            text = self.words.resolve(said)
+            self._servers[asked] = DocumentedServer(text, self.folder, programs)
+        return self._servers[asked].wait()
 
     def run(self, command: Command, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """Run a command that ends."""
