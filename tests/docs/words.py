@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.gguf_samples import tiny_model, write_gguf
+
 from sgl_sparsekv.models.analytic import save_analytic
 from sgl_sparsekv.models.documents import chain_document
 
@@ -40,6 +42,7 @@ class Words:
 def write_words(folder: Path, trace: str) -> Words:
     """Write the files that the words name, small enough for a tiny model."""
     save_analytic(folder / "model")
+    write_gguf(tiny_model("llama"), "llama", folder / "weights.gguf")
     texts = [chain_document(4200, num_questions=1, num_hops=4, seed=seed).text for seed in (1, 2)]
     (folder / "texts").mkdir()
     for number, text in enumerate(texts):
@@ -51,6 +54,7 @@ def write_words(folder: Path, trace: str) -> Words:
     (folder / "longbench" / "qasper.jsonl").write_text("".join(json.dumps(a) + "\n" for a in asked))
     meaning = {
         "MODEL": folder / "model",
+        "WEIGHTS.gguf": folder / "weights.gguf",
         "PROMPTS.jsonl": folder / "prompts.jsonl",
         "TEXTS": folder / "texts",
         "LONGBENCH": folder / "longbench",
