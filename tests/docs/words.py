@@ -52,6 +52,7 @@ def write_words(folder: Path, trace: str) -> Words:
     (folder / "longbench").mkdir()
     asked = [_longbench(text[:6000], str(number)) for number, text in enumerate(texts)]
     (folder / "longbench" / "qasper.jsonl").write_text("".join(json.dumps(a) + "\n" for a in asked))
+    write_gguf(tiny_model("llama"), "llama", folder / "weights.gguf")
     meaning = {
         "MODEL": folder / "model",
         "WEIGHTS.gguf": folder / "weights.gguf",
