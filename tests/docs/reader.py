@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,7 @@ class Reader:
         name = f"{command.block.page.replace('/', '-')}-{command.block.line}"
         if name not in self._copies:
             self._copies[name] = copy_tree(self.folder / name)
+            _set_up(self._copies[name])
         return self._copies[name]
 
     def stop(self) -> None:
@@ -96,3 +98,13 @@ class Reader:
         if ":30000" in text:
             server = self.server(command.block.page, command.line).address
         return (["bash", "-c", f"exec {self.words.resolve(text, server)}"],)
+
+
+def _set_up(copy: Path) -> None:
+    """Give a copy what `make setup` would: this environment, and the word that it is complete."""
+    own = copy / ".venv"
+    own.mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if part.name != ".ready":
+            (own / part.name).symlink_to(part)
+    (own / ".ready").touch()

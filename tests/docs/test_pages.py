@@ -23,7 +23,7 @@ from .servers import HERE
 ALL = commands()
 RUN = [one for one in ALL if not one.mark]
 EXCEPTED = [one for one in ALL if one.mark]
-LONG = [one for one in EXCEPTED if one.mark == MINUTES]
+LONG = list({one.text: one for one in EXCEPTED if one.mark == MINUTES}.values())
 FOREVER = "until Ctrl-C"
 """In the comment of a command that has no end of its own."""
 

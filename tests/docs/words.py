@@ -42,7 +42,6 @@ class Words:
 def write_words(folder: Path, trace: str) -> Words:
     """Write the files that the words name, small enough for a tiny model."""
     save_analytic(folder / "model")
-    write_gguf(tiny_model("llama"), "llama", folder / "weights.gguf")
     texts = [chain_document(4200, num_questions=1, num_hops=4, seed=seed).text for seed in (1, 2)]
     (folder / "texts").mkdir()
     for number, text in enumerate(texts):
