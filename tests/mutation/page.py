@@ -67,4 +67,5 @@ def _survivors(lives: Sequence[Survivor]) -> list[str]:
 def _code(text: str) -> str:
     """Code in a cell of a table."""
     cut = text if len(text) <= 90 else f"{text[:87]}..."
-    return f"`{cut.replace('|', '∣').replace('`', chr(39))}`"
+    written = cut.replace("|", "\\|").replace("`", "'")
+    return f"`{written}`"
