@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt .ci/setup $(wildcard kernels/cpu/
 	@touch $@
 
 demo: setup ## one long document, many questions: dense, full, quest and streaming side by side
-	@$(BIN)/sparsekv demo --out demo-out
+	@PATH="$$PATH:$(CURDIR)/.uv/bin" $(BIN)/sparsekv demo --out demo-out
 
 test: setup ## every test that this machine can run
 	@$(BIN)/python tests/run.py

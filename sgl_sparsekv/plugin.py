@@ -21,7 +21,7 @@ class Hook:
 
     Attributes:
         target: dotted path in SGLang.
-        kind: "after" (sees the result) or "around" (calls the original).
+        kind: "before" (may raise), "after" (sees the result) or "around" (calls the original).
         function: `module:function` below this package, imported on first call.
     """
 
@@ -43,6 +43,26 @@ class Hook:
 HOOKS = (
     Hook("sglang.srt.server_args.ServerArgs.add_cli_args", "after", "backend.flags:add_flags"),
     Hook("sglang.srt.server_args.ServerArgs.from_cli_args", "around", "backend.flags:read_flags"),
+    Hook(
+        "sglang.srt.server_args.ServerArgs.resolve_once",
+        "around",
+        "backend.starting:resolve_in_one_line",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.engine.Engine._launch_subprocesses",
+        "around",
+        "backend.starting:launch_in_one_line",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.__init__",
+        "around",
+        "backend.starting:begin_in_one_line",
+    ),
+    Hook(
+        "sglang.srt.managers.data_parallel_controller.DataParallelController.__init__",
+        "around",
+        "backend.starting:begin_in_one_line",
+    ),
     Hook(
         "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
         "around",
@@ -74,19 +94,20 @@ HOOKS = (
         "backend.gate:graph_variants",
     ),
     Hook(
-        "sglang.srt.sampling.sampling_params.SamplingParams.verify",
-        "after",
-        "serving.requests:verify_sampling_params",
-    ),
-    Hook(
-        "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
-        "after",
-        "serving.requests:check_generate_request",
-    ),
-    Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__",
         "after",
-        "serving.front_end:note_tokenizer_manager",
+        "serving.start:note_tokenizer_manager",
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
+        "before",
+        "serving.requests:check_request",
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager_score_mixin.TokenizerManagerScoreMixin"
+        ".score_request",
+        "before",
+        "serving.requests:check_score",
     ),
     Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
@@ -125,6 +146,11 @@ HOOKS = (
         ".OpenAIServingCompletion._generate_completion_stream",
         "around",
         "serving.echo:add_to_stream",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
+        "around",
+        "serving.room:refuse_without_room",
     ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.get_internal_state",

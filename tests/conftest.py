@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.fresh import FreshEnvironment, build, copy_tree
 from helpers.soak import Size
 
 if not torch.cuda.is_available():
@@ -68,3 +69,12 @@ def sglang() -> Iterator[None]:
     torch.set_num_threads(threads)
     request_table._active = table
     listeners[:] = kept
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> FreshEnvironment:
+    """A new environment with this tree's wheel; its kernels are those of `make setup`."""
+    folder = tmp_path_factory.mktemp("fresh")
+    tree = copy_tree(folder / "tree")
+    (wheel,) = build(tree, folder / "dist", "--wheel")
+    return FreshEnvironment(folder / "environment", wheel)

@@ -23,7 +23,7 @@ ALLOWED = {
     "selection": {*BASE, "ops", "segments"},
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,
-    "tooling": {"errors"},
+    "tooling": {"errors", "geometry"},
     "config": {"errors", "geometry", "types", "selection", "ops", "routes"},
 }
 """Parts below the backend or the tools, and the parts they may import."""
@@ -241,6 +241,20 @@ def test_only_geometry_divides_by_a_page_size() -> None:
                 if divisor.split(".")[-1].lower() in ("page_size", "default_page_size"):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
     assert not wrong
+
+
+def test_serving_has_no_circles() -> None:
+    """Its modules can be read in an order, each after those that it imports."""
+    inside = {name_of(path): path for path in files() if part_of(name_of(path)) == "serving"}
+    needs = {
+        name: {found.module for found in imports(path)} & set(inside) - {name}
+        for name, path in inside.items()
+    }
+    while needs:
+        free = [name for name, needed in needs.items() if not needed & set(needs)]
+        assert free, f"a circle among {sorted(needs)}"
+        for name in free:
+            del needs[name]
 
 
 def test_nothing_imports_the_backend_but_the_plugin_and_commands() -> None:

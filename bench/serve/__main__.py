@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.serve.arguments import parse
-from bench.serve.grid import Grid
+from bench.serve.grid import PAGE_SIZE, Grid
 from bench.serve.model import Model, named_model, write_model
 from bench.serve.picture import picture
 from bench.serve.results import Header, Result, save
@@ -31,6 +31,7 @@ from bench.serve.table import text
 from sgl_sparsekv.tooling.environment import environment
 from sgl_sparsekv.tooling.journal import Journal
 from sgl_sparsekv.tooling.progress import Progress
+from sgl_sparsekv.tooling.room import KEPT, answered
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,11 +71,11 @@ def _check_fits(grid: Grid, model: Model) -> None:
     Raises:
         ValueError: it does not.
     """
-    needed = grid.longest + grid.tokens
-    if model.positions is not None and needed > model.positions:
+    needed = grid.longest + PAGE_SIZE + grid.tokens
+    if model.positions is not None and needed > answered(model.positions):
         raise ValueError(
-            f"contexts must leave room for {grid.tokens} tokens within the model's "
-            f"{model.positions:,}, got {needed:,} together"
+            f"contexts must leave room for {grid.tokens} tokens, a page and the {KEPT} that SGLang "
+            f"keeps within the model's {model.positions:,}, got {needed:,} together"
         )
 
 

@@ -25,6 +25,7 @@ from sgl_sparsekv.errors import SparseKVError
 from sgl_sparsekv.tooling.environment import environment
 from sgl_sparsekv.tooling.journal import GO_ON, Journal
 from sgl_sparsekv.tooling.progress import Progress
+from sgl_sparsekv.tooling.room import room
 from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec, serve
 
 PAGE_SIZE = 64
@@ -144,15 +145,14 @@ def server_flags(folder: Path, args: argparse.Namespace) -> tuple[str, ...]:
     model.mkdir()
     config = {**QWEN, "num_hidden_layers": args.layers}
     (model / "config.json").write_text(json.dumps(config))
-    room = args.context + PAGE_SIZE
-    pool = args.context + (args.batch + 1) * (args.tokens + 3 * PAGE_SIZE)
+    prompt = args.context + PAGE_SIZE
+    held = args.context + (args.batch + 1) * (args.tokens + 3 * PAGE_SIZE)
     return (
         *("--model-path", str(model), "--load-format", "dummy", "--skip-tokenizer-init"),
         *("--device", args.device, "--dtype", "bfloat16", "--page-size", str(PAGE_SIZE)),
-        *("--context-length", str(args.context + args.tokens + 2 * PAGE_SIZE)),
-        *("--max-total-tokens", str(-(-pool // PAGE_SIZE) * PAGE_SIZE)),
+        *room(prompt + args.tokens, held, PAGE_SIZE),
         *("--max-running-requests", str(max(4, args.batch))),
-        *("--chunked-prefill-size", str(room), "--max-prefill-tokens", str(room)),
+        *("--chunked-prefill-size", str(prompt), "--max-prefill-tokens", str(prompt)),
         # Left to itself SGLang sets most of the memory aside for a chunk of this size.
         *("--mem-fraction-static", "0.6", "--sleep-on-idle"),
         # Such a chunk can take longer than the five minutes after which SGLang ends itself.

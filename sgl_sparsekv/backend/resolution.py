@@ -10,7 +10,7 @@ from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_page
 from ..errors import ConfigError, UnsupportedSetup
 from ..host import version_problem
 from .cpu_defaults import cpu_defaults, set_cpu_environment
-from .flags import carry, is_chosen, one_line_for_command_lines, options_of
+from .flags import carry, is_chosen, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +164,7 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     previous(server_args)
     if not is_chosen(server_args):
         return
-    with one_line_for_command_lines(server_args):
-        _check_and_declare(server_args)
+    _check_and_declare(server_args)
 
 
 def device_of(options: ServerOptions, model_device: str) -> ServerOptions:

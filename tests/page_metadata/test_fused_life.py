@@ -76,6 +76,17 @@ def _never_forgets(patch: MonkeyPatch) -> None:
     patch.setattr(TorchFused, "forget", lambda self, sealed, slots: None)
 
 
+def _forgets_whole_pages_only(patch: MonkeyPatch) -> None:
+    forget = TorchFused.forget
+
+    def first_slots(self: Any, sealed: torch.Tensor, slots: torch.Tensor) -> None:
+        page = self.shape.page_size
+        opened = slots[slots % page == 0] // page
+        forget(self, sealed, (opened[:, None] * page + torch.arange(page)).reshape(-1))
+
+    patch.setattr(TorchFused, "forget", first_slots)
+
+
 def _lists_nothing_old(patch: MonkeyPatch) -> None:
     begin = TorchFused.begin
 
@@ -105,6 +116,7 @@ def _keeps_options(patch: MonkeyPatch) -> None:
     ("install", "scenario"),
     [
         (_never_forgets, scenarios.reuse),
+        (_forgets_whole_pages_only, scenarios.taken_back),
         (_lists_nothing_old, scenarios.load_back),
         (_seals_at_once, died_in_prefill),
         (_keeps_options, scenarios.grow),
