@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers.stop import StoppedAt
 
 from sgl_sparsekv.models import build_text_tokenizer, load_text, text, train_text
 from sgl_sparsekv.models.checkpoint import Checkpoint
@@ -67,22 +67,16 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Behind its last finished stage."""
-    some, steps, step = library(held_out=True), list[int](), text._train_step
+    some = library(held_out=True)
     monkeypatch.setattr(text, "library", lambda held_out: some)
     ladder, path = (TextStage(96, 2, 2), TextStage(128, 2, 2)), tmp_path / "m.part.pt"
     whole, about = train_text(3, ladder)
-
-    def stopped(*args: Any) -> tuple[float, float]:
-        steps.append(len(steps))
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    monkeypatch.setattr(text, "_train_step", stopped)
+    steps = StoppedAt(4, text._train_step)
+    monkeypatch.setattr(text, "_train_step", steps)
     with pytest.raises(KeyboardInterrupt):
         train_text(3, ladder, checkpoint=Checkpoint(path))
     parts, again = train_text(3, ladder, checkpoint=Checkpoint(path, resume=True))
-    assert len(steps) == 2 + 2 + 2
+    assert len(steps.calls) == 2 + 2 + 2
     assert again["steps"] == about["steps"] == 4 and again["merges"] == about["merges"]
     assert [stage["text"] for stage in again["reached"]] == [s["text"] for s in about["reached"]]
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):

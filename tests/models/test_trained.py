@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers.stop import StoppedAt
 
 from sgl_sparsekv.models import (
     build_trained_tokenizer,
@@ -55,16 +55,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 ) -> None:
     """Behind its last finished stage; the file of another recipe is refused."""
     ladder = (Stage(64, 2, 1e-3, 1.0, 2, 2), Stage(96, 1, 1e-3, 1.0, 2, 2))
-    path, steps, step = tmp_path / "m.part.pt", list[int](), trained._train_step
+    path = tmp_path / "m.part.pt"
     whole, about = train(3, ladder)
-
-    def stopped(*args: Any) -> tuple[float, float]:
-        steps.append(len(steps))
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    monkeypatch.setattr(trained, "_train_step", stopped)
+    steps = StoppedAt(4, trained._train_step)
+    monkeypatch.setattr(trained, "_train_step", steps)
     with pytest.raises(KeyboardInterrupt):
         train(3, ladder, checkpoint=Checkpoint(path))
     with pytest.raises(ValueError, match="is there already; --resume goes on with it"):
@@ -72,7 +66,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     with pytest.raises(ValueError, match="has seed 3, asked for is 4"):
         train(4, ladder, checkpoint=Checkpoint(path, resume=True))
     parts, again = train(3, ladder, checkpoint=(kept := Checkpoint(path, resume=True)))
-    assert len(steps) == 2 + 2 + 2
+    assert len(steps.calls) == 2 + 2 + 2
     assert again == about | {"cpu_seconds": again["cpu_seconds"]}
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(a, b)
