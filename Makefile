@@ -26,10 +26,10 @@ demo: setup ## exact answers from a long document, and a real language model: de
 	@PATH="$$PATH:$(CURDIR)/.uv/bin" $(BIN)/sparsekv demo --out demo-out
 
 test: setup ## every test that this machine can run
-	@PYTHON=$(BIN)/python tests/run
+	@$(BIN)/python tests/run.py
 
 soak: setup ## the same tests at full size, and the long ones; figures go to docs/results/soak
-	@PYTHON=$(BIN)/python tests/run --soak
+	@$(BIN)/python tests/run.py --soak
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check --output-format concise .

@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from gguf_samples import HEADS, KV_HEADS, tiny_model, write_gguf
+from helpers.gguf_samples import HEADS, KV_HEADS, tiny_model, write_gguf
 
 from sgl_sparsekv.commands.model import add_arguments, run
 from sgl_sparsekv.models import smollm2, wheel

@@ -24,9 +24,9 @@ from sgl_sparsekv.models import save_trained
 from sgl_sparsekv.tooling.room import answered
 from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec
 
-from .fleet import ONE_THREAD
+from ..fleet import ONE_THREAD
 
-RANDOM = Path(__file__).parents[1] / "helpers" / "random_pages"
+RANDOM = Path(__file__).parents[2] / "helpers" / "random_pages"
 RULER, SAMPLES = ("niah_single_1", "niah_single_2", "niah_multikey_1"), 2
 CONTEXT = 8192
 FLAGS = (
@@ -116,7 +116,7 @@ def test_forced_decode_agrees_with_prefill(server: ServerProcess, tmp_path: Path
     from sgl_sparsekv.evaluation.tasks.following import follow
     from sgl_sparsekv.evaluation.tasks.needle.small_models import written_text
 
-    from .client import post
+    from ..client import post
 
     scores(server, tmp_path / "n.jsonl", "needle", "--lengths", "1k", "--depths", "1")
     client = Client(server.url)
@@ -175,7 +175,7 @@ def test_the_harness_runs_against_our_server_as_documented(
     server: ServerProcess, tmp_path: Path
 ) -> None:
     """lm-evaluation-harness, its own client and one of its tasks that needs no network."""
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
     (command,) = re.findall(r"^(lm_eval run (?:.*\\\n)+.*)$", page, re.MULTILINE)
     documented = shlex.split(command.replace("\\\n", " "))
     model = server.command[server.command.index("--model-path") + 1]
