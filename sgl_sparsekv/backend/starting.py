@@ -6,6 +6,7 @@ trace is in the log at level debug. A program that holds an `Engine` gets except
 """
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,10 +74,16 @@ def sentence(error: Exception) -> str:
     if isinstance(error, SparseKVError):
         return words
     if not isinstance(error, ValueError):
-        words = f"{type(error).__name__}: {words}" if words else type(error).__name__
+        words = f"{type(error).__name__}: {words or _code_of(error)}"
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + " ..."
     return f"SGLang does not start like this: {words} (where: --log-level debug)"
+
+
+def _code_of(error: Exception) -> str:
+    """The line that raised an error without words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].name}: {frames[-1].line}" if frames else ""
 
 
 @contextmanager

@@ -8,8 +8,14 @@ FREE = {"help", "config", "model_path", "attention_backend", "port"}
 """What every case of the sweep names, and what ends by itself."""
 PLACES = ("path", "dir", "folder", "paths")
 """Ends of destinations whose values are files or folders."""
-MANY_CHOICES = {"tool_call_parser", "reasoning_parser"}
-"""Of these the first and the last choice stand for all."""
+EVERY_CHOICE = (
+    "quantization",
+    "load_format",
+    "attention_backend",
+    "schedule_policy",
+    "kv_cache_dtype",
+)
+"""Ends of destinations of which each choice is tried; elsewhere two stand for all."""
 
 VALUES: dict[str, list[str]] = {
     "tokenizer_worker_num": ["2"],
@@ -157,8 +163,8 @@ def _values(action: argparse.Action) -> list[list[str]]:
         return [[flag, value] for value in VALUES[action.dest]]
     if action.choices:
         choices = [str(choice) for choice in action.choices if choice != action.default]
-        if action.dest in MANY_CHOICES:
-            choices = [choices[0], choices[-1]]
+        if not action.dest.endswith(EVERY_CHOICE):
+            choices = sorted({choices[0], choices[-1]})
         return [[flag, choice] for choice in choices]
     kind = getattr(action.type, "__name__", "str")
     return [[flag, {"int": "2", "human_readable_int": "2", "float": "0.5"}.get(kind, "x")]]
