@@ -164,7 +164,7 @@ def _values(action: argparse.Action) -> list[list[str]]:
     if action.choices:
         choices = [str(choice) for choice in action.choices if choice != action.default]
         if not action.dest.endswith(EVERY_CHOICE):
-            choices = sorted({choices[0], choices[-1]})
+            choices = list(dict.fromkeys((*choices[:1], *choices[-1:])))
         return [[flag, choice] for choice in choices]
     kind = getattr(action.type, "__name__", "str")
     return [[flag, {"int": "2", "human_readable_int": "2", "float": "0.5"}.get(kind, "x")]]

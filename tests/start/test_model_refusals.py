@@ -14,9 +14,8 @@ KINDS = {
     "deepseek_v3": "MLA models",
     "gpt_oss": "learned attention sinks",
     "qwen3_next": "linear attention or state-space layers",
-    "nemotron_h": "linear attention or state-space layers",
     "gemma2": "logit caps",
-    "mimo_v2_flash": "add --disable-hybrid-swa-memory",
+    "mellum": "add --disable-hybrid-swa-memory",
     "mllama": "encoder-decoder",
 }
 
