@@ -13,6 +13,8 @@ COMMON = (
     *("--max-total-tokens", "4096", "--max-running-requests", "8", "--random-seed", "0"),
     *("--skip-server-warmup", "--log-level", "warning"),
 )
+HEADERS = {"Authorization": "Bearer x"}
+"""For the servers that want a key; others do not look."""
 LENGTHS = (6, 90, 400)
 TOKENS = 12
 SPARSE_TOKENS = 24

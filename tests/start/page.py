@@ -26,11 +26,8 @@ on a CPU, or for a model this small, is served and does nothing.
 """
 
 
-def write_page(
-    version: str, flags: Sequence[tuple[str, Verdict]], families: Sequence[Verdict]
-) -> Path:
-    """Write the page over the last one; `flags` are fields of `ServerArgs`, and how they ended."""
-    found = [verdict for _, verdict in flags]
+def write_page(version: str, found: Sequence[Verdict], families: Sequence[Verdict]) -> Path:
+    """Write the page over the last one; `found` is of flags."""
     text = HEAD.format(version=version) + "".join(counts(found, families))
     text += "\n## Flags\n\n| flag | |\n|---|---|\n"
     text += "".join(rows([(name_of(verdict.name), verdict) for verdict in found]))

@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sgl_sparsekv.tooling.servers import free_port
 
-from .asking import COMMON, DENSE, OURS, fault_of, ids_of, requests
+from .asking import COMMON, DENSE, HEADERS, OURS, fault_of, ids_of, requests
+from .flags import EVERY_CHOICE, Case
 from .tiny import VOCABULARY
 
 SERVED, REFUSED, UPSTREAM, NOT_ON_CPU, FAULT = (
@@ -21,6 +22,10 @@ SERVED, REFUSED, UPSTREAM, NOT_ON_CPU, FAULT = (
     "SGLang does not serve it on a CPU",
     "FAULT",
 )
+TOGETHER = 8
+"""Cases that share a server."""
+ALONE = (*EVERY_CHOICE, "_size", "dtype", "device", "host", "worker_num")
+"""Ends of fields that change what a server is."""
 NET = "SGLang does not start like this: "
 TRACE = "Traceback (most recent call last)"
 
@@ -82,6 +87,7 @@ class Launcher:
             "port": port,
             "log": str(log),
             "requests": bodies,
+            "headers": HEADERS,
             **more,
         }
         assert self._process.stdin is not None
@@ -118,10 +124,21 @@ class Sweep:
         self.launcher, self.model, self.bodies = launcher, model, requests(vocabulary)
         self._dense: list[Any] | None = None
 
-    def run(self, names: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Verdict]:
-        """Each name with its further arguments."""
-        for name, arguments in names:
-            yield self.judge(name, arguments)
+    def judge_all(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
+        """Every case; those that change little start together, and apart where that fails."""
+        for group in grouped(cases):
+            yield from self._judge_together(group)
+
+    def _judge_together(self, group: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
+        arguments = tuple(word for case in group for word in case.arguments)
+        found = self.judge(" ".join(arguments), arguments)
+        if len(group) == 1 or found.how == SERVED:
+            for case in group:
+                yield case, replace(found, name=case.shown, seconds=found.seconds / len(group))
+            return
+        half = len(group) // 2
+        yield from self._judge_together(group[:half])
+        yield from self._judge_together(group[half:])
 
     def judge(self, name: str, arguments: tuple[str, ...]) -> Verdict:
         """Start ours with these arguments, and what is needed to judge its answers."""
@@ -163,6 +180,28 @@ class Sweep:
         return self.launcher.run((*common, *backend, *arguments), self.bodies)
 
 
+def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """Cases of different fields, a few at a time, and alone those that change much."""
+    waiting: list[Case] = []
+    for case in cases:
+        if case.field.endswith(ALONE) or len(case.arguments) > 2:
+            yield [case]
+            continue
+        if len(waiting) == TOGETHER or case.field in {other.field for other in waiting}:
+            yield waiting
+            waiting = []
+        waiting.append(case)
+    if waiting:
+        yield waiting
+
+
+def refusal_in(words: str) -> tuple[str, str]:
+    """Whose a last line is, and what it says."""
+    if NET in words:
+        return UPSTREAM, words.split(NET)[1].removesuffix(" (where: --log-level debug)")
+    return (REFUSED if words.startswith("sparsekv: error: ") else UPSTREAM), words
+
+
 def fault_of_dense(answers: list[Any]) -> bool:
     """Whether a dense server did not answer what ours would have to equal."""
     return len(answers) < 2 or any(ids_of(answer) is None for answer in answers[:2])
@@ -177,9 +216,7 @@ def refusal(ended: Ended) -> tuple[str, str]:
     words = last_error(ended.log)
     if not words:
         return FAULT, f"ended with {ended.status} and no word"
-    if NET in words:
-        return UPSTREAM, words.split(NET)[1].removesuffix(" (where: --log-level debug)")
-    return (REFUSED if words.startswith("sparsekv: error: ") else UPSTREAM), words
+    return refusal_in(words)
 
 
 def last_error(log: str) -> str:

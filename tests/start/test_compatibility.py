@@ -14,7 +14,18 @@ from tests.helpers.soak import record
 from .families import families, write_family
 from .flags import FREE, Case, cases, parser
 from .page import NOT_TRIED, PAGE, named, write_page
-from .sweep import FAULT, NET, REFUSED, SERVED, TRACE, Launcher, Sweep, Verdict, refusal
+from .sweep import (
+    FAULT,
+    NET,
+    REFUSED,
+    SERVED,
+    TRACE,
+    Launcher,
+    Sweep,
+    Verdict,
+    refusal,
+    refusal_in,
+)
 from .tiny import change_config, write_llama
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables are those of a CPU")
@@ -82,10 +93,12 @@ def test_an_unforeseen_end_is_one_sentence(launcher: Launcher, llama: Path) -> N
 
 
 def test_every_flag_resolves_or_is_refused_in_one_line(
-    resolve_line: Callable[[Case], str | None], model: Path
+    resolve_line: Callable[[Case], str | None], model: Path, size: Callable[[int, int], int]
 ) -> None:
     """The stage that costs nothing, for all of them."""
-    for case in cases(model, model):
+    found = cases(model, model)
+    # Any value of a flag, or all of them.
+    for case in found if size(0, 1) else {case.field: case for case in found}.values():
         words = resolve_line(case)
         assert words is None or (words and "\n" not in words), case
 
@@ -104,19 +117,32 @@ def test_the_page_names_every_flag_and_family() -> None:
 
 
 @pytest.mark.soak
-def test_all_flags_and_families(launcher: Launcher, llama: Path) -> None:
+def test_all_flags_and_families(
+    launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
+) -> None:
     """The whole sweep; writes the page."""
-    sweep = Sweep(launcher, llama)
-    flags = [
-        (case.field, sweep.judge(case.shown, case.arguments))
-        for case in cases(llama, launcher.folder)
-    ]
+    flags = dict(judge_flags(launcher, llama, resolve_line))
+    order = [flags[case] for case in cases(llama, launcher.folder)]
     models = [family_verdict(launcher, family) for family in families()]
-    write_page(version("sglang"), flags, models)
-    found = [verdict for _, verdict in flags] + models
+    write_page(version("sglang"), order, models)
+    found = [*order, *models]
     counts = {how: sum(v.how == how for v in found) for how in sorted({v.how for v in found})}
     record("start", {"counts": counts, "seconds": sum(verdict.seconds for verdict in found)})
     assert not [verdict for verdict in found if verdict.how == FAULT]
+
+
+def judge_flags(
+    launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
+) -> Iterator[tuple[Case, Verdict]]:
+    """Every case: what does not resolve is not started."""
+    left: list[Case] = []
+    for case in cases(llama, launcher.folder):
+        words = resolve_line(case)
+        if words is None:
+            left.append(case)
+        else:
+            yield case, Verdict(case.shown, *refusal_in(words), 0.0)
+    yield from Sweep(launcher, llama).judge_all(left)
 
 
 def family_verdict(launcher: Launcher, family: Any) -> Verdict:
