@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_page_size
 from ..errors import ConfigError, UnsupportedSetup
-from ..plugin import version_problem
+from ..plugin import BACKEND_NAME, version_problem
 from .cpu_defaults import cpu_defaults, set_cpu_environment
 from .flags import carry, is_chosen, options_of
 from .model_refusals import check_model
@@ -60,10 +60,23 @@ def _get(cfg: Any, name: str) -> Any:
         return None
 
 
+def _decodes_elsewhere(cfg: Any) -> bool:
+    from sglang.srt.arg_groups.overrides import attention_backends_of
+
+    _, decode = attention_backends_of(cfg)
+    return bool(decode != BACKEND_NAME)
+
+
 BACKEND_SOURCE = "sgl_sparsekv"
 KV_DTYPES = ("auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", None)
 
 REFUSALS = (
+    Refusal(
+        "--decode-attention-backend",
+        _decodes_elsewhere,
+        "it is decode that sparsekv makes sparse, and another backend would do it",
+        "name sparsekv there, or leave the flag out",
+    ),
     Refusal(
         "--speculative-algorithm",
         _set("speculative_algorithm"),
@@ -127,7 +140,7 @@ REFUSALS = (
     Refusal(
         "--enable-torch-compile",
         _set_on_cpu("enable_torch_compile"),
-        "a compiled step would not plan what it reads",
+        "what a step reads is planned on the host, which a compiled step leaves out",
         "leave it out",
     ),
     Refusal(

@@ -30,6 +30,9 @@ ACCEPTED = {
     "enable_torch_compile": False,
     "enable_deterministic_inference": False,
     "device": "cpu",
+    "attention_backend": "sparsekv",
+    "decode_attention_backend": None,
+    "prefill_attention_backend": None,
 }
 REFUSED = {
     "--speculative-algorithm": {"speculative_algorithm": "EAGLE"},
@@ -44,6 +47,7 @@ REFUSED = {
     "--disaggregation-mode": {"disaggregation_mode": "decode"},
     "--dllm-algorithm": {"dllm_algorithm": "LowConfidence"},
     "--prefill-only-disable-kv-cache": {"prefill_only_disable_kv_cache": True},
+    "--decode-attention-backend": {"decode_attention_backend": "torch_native"},
     "--enable-hierarchical-cache": {"enable_hierarchical_cache": True},
     "--enable-torch-compile": {"enable_torch_compile": True},
     "--enable-deterministic-inference": {"enable_deterministic_inference": True},

@@ -12,7 +12,7 @@ import torch
 from tests.helpers.soak import record
 
 from .families import families, write_family
-from .flags import FREE, Case, cases, parser
+from .flags import FREE, TOGETHER, Case, cases, parser
 from .page import NOT_TRIED, PAGE, named, write_page
 from .sweep import (
     FAULT,
@@ -31,6 +31,8 @@ from .tiny import change_config, write_llama
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables are those of a CPU")
 
 HANDFUL = (
+    (TOGETHER["prefill elsewhere"], SERVED, ""),
+    (TOGETHER["decode elsewhere"], REFUSED, "name sparsekv there, or leave the flag out"),
     ("--enable-mixed-chunk --chunked-prefill-size 64", SERVED, ""),
     ("--page-size 128", REFUSED, "--page-size must be one of 16, 32, 64"),
     ("--grammar-backend x", "refused by SGLang", "invalid choice"),
