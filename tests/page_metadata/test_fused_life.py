@@ -4,7 +4,6 @@ The same histories and the same checks as for the CPU's way; only the backend di
 which leave what they fill without a stamp, are thrown in between sparse ones.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +15,12 @@ from helpers.host import Host, StepDied
 from helpers.invariants import Broken
 from helpers.machine import FusedMachine, run_machine
 from helpers.scenarios import Script
+from helpers.soak import Size
 from helpers.torch_fused import TorchFused
 from pytest import MonkeyPatch
 
-OPERATIONS = int(os.environ.get("SPARSEKV_FUSED_OPERATIONS", "6000"))
-"""Operations over the page sizes."""
+OPERATIONS = (2000, 12_000)
+"""Operations over the page sizes, and in soak."""
 PAGE_SIZES = (16, 64)
 SCENARIOS = [
     scenario
@@ -31,17 +31,18 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
-def test_metadata_stays_true_under_any_history(page_size: int, sglang: None) -> None:
+def test_metadata_stays_true_under_any_history(page_size: int, sglang: None, size: Size) -> None:
     """No stale read and no mismatch, dense steps between sparse ones included."""
     machine = type(
         f"FusedMachine_{page_size}",
         (FusedMachine,),
         {"core": "rust", "page_size": page_size, "counts": Counter(), "seen": Counter()},
     )
-    run_machine(machine, OPERATIONS // len(PAGE_SIZES), None)
+    share = size(*OPERATIONS) // len(PAGE_SIZES)
+    run_machine(machine, share, None)
     counts: Counter[str] = machine.counts
     print(f"fused, page {page_size}: {counts.total()} operations")
-    assert counts.total() >= OPERATIONS // len(PAGE_SIZES)
+    assert counts.total() >= share
 
 
 def fused_script() -> Script:
