@@ -14,6 +14,7 @@ from ..ops import Ops
 from ..page_metadata import PageMetadata
 from .observer import StepObserver
 from .request_table import activate
+from .sharing import Sharing, activate_sharing
 from .support import check_runner, dense_reason
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         self.num_layers = self.metadata.layout.num_layers
         self.table = activate(options)
         self.observer = StepObserver(options, self.ops, self.metadata, self.table, runner)
+        activate_sharing(Sharing(self.table, self.metadata, self.observer.metrics))
         self._decode_tokens: torch.Tensor | None = None
         self.observer.log_start(self.ops.name, self.on_cpu)
 

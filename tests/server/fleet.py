@@ -47,7 +47,11 @@ class Fleet:
             spec.name: spec
             for spec in (
                 self._spec("native", ("--attention-backend", "torch_native", *ROOMY)),
-                self._spec("ours", (*SPARSE, *ROOMY, *self.trace_flags(0)), STRICT),
+                self._spec(
+                    "ours",
+                    (*SPARSE, *ROOMY, *self.trace_flags(0), "--enable-streaming-session"),
+                    STRICT,
+                ),
                 self._spec("tight", (*SPARSE, *TIGHT), STRICT + RETRACT),
                 self._spec(
                     "python_tree",

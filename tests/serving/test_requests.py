@@ -38,7 +38,7 @@ def generate_request(**given: Any) -> SimpleNamespace:
 
 GOOD: list[dict[str, Any]] = [
     *({}, {"budget": 512}, {"budget": 0.1}, {"method": "full"}, {"sink": 0, "window": 0}),
-    *({"telemetry": True}, {"telemetry": False}),
+    *({"telemetry": True}, {"telemetry": False}, {"share_generated": False}),
 ]
 BAD = [
     ({"budget": "512"}, "budget", "'512'"),
@@ -57,6 +57,7 @@ BAD = [
     ({"telemetry": 1}, "telemetry", "1"),
     ({"telemetry": "true"}, "telemetry", "'true'"),
     ({"telemetry": None}, "telemetry", "None"),
+    ({"share_generated": "no"}, "share_generated", "'no'"),
     ({"bugdet": 5}, "bugdet", "is not an option"),
     ({"ⓑudget": 5}, "ⓑudget", "is not an option"),
     ("quest", "sparsekv", "'quest'"),
