@@ -10,7 +10,7 @@ from . import __version__
 
 COMMANDS = {
     "doctor": ("doctor", "say whether this machine can serve, and what to do if not"),
-    "model": ("model", "write the models the demo and the tests use"),
+    "model": ("model", "write a model to try things on: made, fetched, or from a GGUF file"),
     "demo": ("demo", "one long document, many questions: dense and sparse side by side"),
     "eval": ("evaluate", "is it still right? needles by length and depth, method by method"),
     "report": ("report", "one page from result files: quality, bytes, speed, what was read"),

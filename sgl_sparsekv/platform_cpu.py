@@ -38,6 +38,10 @@ class SparseKVCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     _enum = PlatformEnum.OOT
     capabilities = PlatformCapabilities()
 
+    def get_device(self, device_id: int | None = 0) -> str:
+        """The device by its name, which is how SGLang reads it where no `--device` was given."""
+        return "cpu"
+
     def is_pin_memory_available(self, device: object = None) -> bool:
         """No device copies from pinned memory."""
         return False

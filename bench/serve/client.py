@@ -28,6 +28,11 @@ class Generation:
     arrivals: tuple[tuple[float, int], ...]
     report: dict[str, Any] | None
 
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> "Generation":
+        """From what JSON made of one."""
+        return cls(**{**found, "arrivals": tuple(map(tuple, found["arrivals"]))})
+
     @property
     def decode_steps(self) -> int:
         """Decode steps after the first token."""

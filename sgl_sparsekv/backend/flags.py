@@ -6,8 +6,7 @@ parsed options travel to the other processes as a plain attribute of SGLang's `S
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..config import (
@@ -20,10 +19,10 @@ from ..config import (
     read_env_config,
 )
 from ..errors import ConfigError, SparseKVError
-from ..plugin import BACKEND_NAME
+from ..host import BACKEND_NAME
 
 ATTRIBUTE = "_sparsekv"
-YES_OR_NO = ("telemetry", "share_generated", "validate_input_ids")
+YES_OR_NO = ("telemetry", "share_generated", "validate_requests")
 _HELP = {
     "method": "selection method of requests that name none",
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
@@ -46,7 +45,7 @@ _HELP = {
     "dense_below": "on a GPU, run SGLang's dense decode where fewer tokens than this are saved",
     "check": "compare sampled page metadata with the keys: off, log or raise",
     "check_interval": "decode steps between two checks",
-    "validate_input_ids": "answer 400 to token ids outside the vocabulary: true or false",
+    "validate_requests": "answer 400 to what would end SGLang: true or false",
     "trace": "ZMQ endpoint to publish selections on, e.g. tcp://127.0.0.1:5560",
 }
 
@@ -74,20 +73,14 @@ def read_flags(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 raise ConfigError(f"{first} needs --attention-backend {BACKEND_NAME}")
             return server_args
     except SparseKVError as error:
-        _exit_with(error)
+        exit_with(str(error))
     setattr(server_args, ATTRIBUTE, options.as_dict())
     return server_args
 
 
-@contextmanager
-def one_line_for_command_lines(server_args: Any) -> Iterator[None]:
-    """Turn our errors into one line and exit 2 where a command line made the arguments."""
-    try:
-        yield
-    except SparseKVError as error:
-        if hasattr(server_args, ATTRIBUTE):
-            _exit_with(error)
-        raise
+def from_command_line(server_args: Any) -> bool:
+    """Whether a command line made the arguments, and no program that catches errors."""
+    return hasattr(server_args, ATTRIBUTE)
 
 
 def options_of(server_args: Any) -> ServerOptions | None:
@@ -158,6 +151,8 @@ def _dest(name: str) -> str:
     return "sparsekv_" + name
 
 
-def _exit_with(error: SparseKVError) -> NoReturn:
-    print(f"sparsekv: error: {error}", file=sys.stderr)
-    raise SystemExit(2)
+def exit_with(words: str | None, status: int = 2) -> NoReturn:
+    """End the process with one line, or without one where it has been said."""
+    if words is not None:
+        print(f"sparsekv: error: {words}", file=sys.stderr, flush=True)
+    raise SystemExit(status)

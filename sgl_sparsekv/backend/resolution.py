@@ -8,8 +8,9 @@ from typing import Any
 
 from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_page_size
 from ..errors import ConfigError, UnsupportedSetup
-from ..plugin import version_problem
-from .flags import carry, is_chosen, one_line_for_command_lines, options_of
+from ..host import version_problem
+from .cpu_defaults import cpu_defaults, set_cpu_environment
+from .flags import carry, is_chosen, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -141,18 +142,29 @@ REFUSALS = (
 
 
 def register_resolution() -> None:
-    """Wrap the resolution step that settles attention backends."""
+    """Wrap the resolution steps that settle a platform's defaults and attention backends."""
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
+    register_resolution_hook("handle_platform_defaults")(_set_defaults)
     register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
+
+
+def _set_defaults(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Before SGLang takes memory for granted: what a CPU server gets where nothing was named."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    previous(server_args)
+    config = resolving_view(server_args)
+    if is_chosen(server_args) and config.device == "cpu":
+        set_cpu_environment(config)
+        declare_resolution(server_args, BACKEND_SOURCE, **cpu_defaults(config))
 
 
 def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     previous(server_args)
     if not is_chosen(server_args):
         return
-    with one_line_for_command_lines(server_args):
-        _check_and_declare(server_args)
+    _check_and_declare(server_args)
 
 
 def device_of(options: ServerOptions, model_device: str) -> ServerOptions:
@@ -192,10 +204,6 @@ def _check_and_declare(server_args: Any) -> None:
         _disable_graphs(server_args, config, f"device {options.device} plans on the host")
     elif options.trace:
         _disable_graphs(server_args, config, "the trace looks at every layer")
-    if config.device == "cpu":
-        # Huge pages for torch's buffers, read at its first allocation in the scheduler process:
-        # a core reads the cache a quarter faster.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _disable_graphs(server_args: Any, config: Any, why: str) -> None:

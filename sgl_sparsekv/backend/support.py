@@ -5,7 +5,6 @@ from typing import Any
 
 from ..errors import UnsupportedOnDevice, UnsupportedSetup
 from ..ops import Ops
-from ..plugin import missing_hooks, version_problem
 from ..selection import load_method
 
 logger = logging.getLogger(__name__)
@@ -18,15 +17,6 @@ def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
         UnsupportedSetup: says what, why and what to do.
         UnsupportedOnDevice: a method needs an op that the device lacks.
     """
-    problem = version_problem()
-    if problem:
-        raise UnsupportedSetup(problem)
-    missing = missing_hooks()
-    if missing:
-        raise UnsupportedSetup(
-            f"these hooks into SGLang are not in place: {', '.join(missing)}; run "
-            "`sparsekv doctor`, and look for 'sparsekv' in SGLANG_PLUGINS and in the log above"
-        )
     if runner.use_mla_backend:
         _refuse("MLA models", "their cache holds latents and not keys", "another backend")
     if runner.model_config.is_encoder_decoder:

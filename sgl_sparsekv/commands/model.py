@@ -1,10 +1,11 @@
-"""`sparsekv model`: writes one of the small models, or trains one anew."""
+"""`sparsekv model`: writes a small model, trains one anew, or fetches or converts a real one."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = kinds.add_parser("text", help="the shipped weights of the model of Python sources")
     train = kinds.add_parser("train", help="train the shipped recipe anew, minutes on two cores")
     train_text = kinds.add_parser("train-text", help="the same for the model of Python sources")
-    for kind in (analytic, trained, text, train, train_text):
+    smollm2 = kinds.add_parser("smollm2", help="fetch SmolLM2-135M-Instruct, 93 MB")
+    gguf = kinds.add_parser("gguf", help="convert a GGUF file of a Llama- or Qwen-like model")
+    gguf.add_argument("file", type=Path, metavar="FILE", help="GGUF file to read")
+    for kind in (analytic, trained, text, train, train_text, smollm2, gguf):
         kind.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder to write")
         kind.add_argument("--force", action="store_true", help="write into a non-empty folder")
     analytic.add_argument("--layers", type=int, default=3, help="number of layers (3)")
@@ -38,24 +42,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the model `args` asks for; returns the exit code, 2 for bad values or folders."""
+    """Writes the model `args` asks for; returns the exit code, 2 for what cannot be done."""
+    from sgl_sparsekv.models.wheel import NotFetched
+
+    start = time.monotonic()
     try:
-        _prepare(args.out_dir, args.force)
-        _KINDS[args.kind](args)
-    except (ValueError, OSError) as error:
+        there = _is_there(args)
+        if not there:
+            _check_folder(args.out_dir, args.force)
+            _KINDS[args.kind](args)
+    except (ValueError, OSError, NotFetched) as error:
         print(f"sparsekv model: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {args.out_dir}")
+    size = sum(path.stat().st_size for path in args.out_dir.iterdir() if path.is_file())
+    done = f"{args.out_dir} is that model already" if there else f"wrote {args.out_dir}"
+    print(f"{done}: {size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s")
     return 0
 
 
-def _prepare(folder: Path, force: bool) -> None:
+def _is_there(args: argparse.Namespace) -> bool:
+    """Whether the folder is the converted model that is asked for, unchanged."""
+    from sgl_sparsekv.models.converted import holds
+    from sgl_sparsekv.models.digest import sha256
+    from sgl_sparsekv.models.smollm2 import WEIGHTS
+
+    if args.kind == "smollm2":
+        return holds(args.out_dir, WEIGHTS.sha256)
+    return args.kind == "gguf" and args.file.is_file() and holds(args.out_dir, sha256(args.file))
+
+
+def _check_folder(folder: Path, force: bool) -> None:
+    """Refuse a folder that cannot be written, before any work is done; creates nothing."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"OUT_DIR must be a folder, got {folder}")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise ValueError(f"OUT_DIR must be empty or --force given, got {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"OUT_DIR must be writable, got {folder}")
 
 
@@ -107,6 +130,18 @@ def _train_text(args: argparse.Namespace) -> None:
     save_weights(model, about, args.out_dir / "model.safetensors")  # the same, with its recipe
 
 
+def _smollm2(args: argparse.Namespace) -> None:
+    from sgl_sparsekv.models.smollm2 import save_smollm2
+
+    save_smollm2(args.out_dir)
+
+
+def _gguf(args: argparse.Namespace) -> None:
+    from sgl_sparsekv.models.converted import save_converted
+
+    save_converted(args.file, args.out_dir)
+
+
 def _use_threads(threads: int) -> None:
     import torch
 
@@ -137,4 +172,6 @@ _KINDS = {
     "text": _text,
     "train": _train,
     "train-text": _train_text,
+    "smollm2": _smollm2,
+    "gguf": _gguf,
 }

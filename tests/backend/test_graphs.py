@@ -101,6 +101,7 @@ class Server:
         from sgl_sparsekv.kernels.triton import load
 
         from sgl_sparsekv.backend import attention, fused, request_table
+        from sgl_sparsekv.backend.layers import ModelLayers
         from sgl_sparsekv.geometry import Geometry
         from sgl_sparsekv.page_metadata import PageMetadata
         from sgl_sparsekv.page_metadata.pool import KeyLayout
@@ -118,8 +119,12 @@ class Server:
         self.table[7, :128], self.table[8, :256] = self.table[1, :128], self.table[2, :256]
         monkeypatch.setattr(attention, "check_runner", lambda *args: None)
         monkeypatch.setattr(attention, "dense_backend", lambda runner: DenseStub())
+        monkeypatch.setattr(attention, "layers_of_all_stages", ModelLayers.of)
         monkeypatch.setattr(attention, "StepObserver", lambda *args: Observer())
-        monkeypatch.setattr(fused, "attention_layers", lambda model: [layer_of(0)])
+        for module in (attention, fused):
+            monkeypatch.setattr(
+                module, "attention_layers", lambda model: [layer_of(n) for n in range(LAYERS)]
+            )
         runner = SimpleNamespace(
             device="cpu",
             model=None,

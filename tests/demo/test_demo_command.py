@@ -9,7 +9,8 @@ from sgl_sparsekv.tooling.servers import ServerFailed
 
 
 def test_the_servers_differ_in_backend_alone(tmp_path):
-    from sgl_sparsekv.demo.run import DemoOptions, server_specs
+    from sgl_sparsekv.demo.exact import server_specs
+    from sgl_sparsekv.demo.options import DemoOptions
 
     dense, ours = server_specs(samples.scenario(), DemoOptions(tmp_path), "tcp://127.0.0.1:1")
     shared = [flag for flag in dense.flags if flag != "torch_native"]

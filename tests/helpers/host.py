@@ -16,7 +16,7 @@ from sgl_sparsekv.backend.request_table import note_batch
 
 from .cold import leaves_out
 from .memory import Memory
-from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE
+from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, SYMBOLS
 
 
 class OutOfPages(Exception):
@@ -251,6 +251,30 @@ class Host(Memory):
         self.release(live, insert=False, finished=False)
         live.req.reset_for_retract()
         live.decoding = False
+
+    def can_take_back(self, live: Live, tokens: int) -> bool:
+        """Whether its last tokens are output, on one page that it owns, and do not open it."""
+        end, page = live.length - tokens, self.page_size
+        private = int(live.req.kv.cache_protected_len) <= end // page * page
+        inside = end % page != 0 and end // page == (live.length - 1) // page
+        return private and inside and tokens < len(live.req.output_ids)
+
+    def take_back(self, live: Live, tokens: int) -> None:
+        """The last tokens go, their slots stay, and a step writes another token there.
+
+        So a streaming session goes on in the page it ended in, behind a step that ran too far.
+
+        Raises:
+            OutOfPages: the scheduler would now retract.
+        """
+        assert self.can_take_back(live, tokens)
+        end = live.length - tokens
+        output = live.req.output_ids
+        other = (output[len(output) - tokens - 1] + 1) % SYMBOLS
+        live.req.output_ids = output[: len(output) - tokens - 1] + array("q", [other])
+        live.req.kv.kv_committed_len = live.req.kv.kv_allocated_len = end
+        live.paths = self.model.paths(live.tokens, live.req.extra_key)
+        self.decode([live])
 
     def zombie(self, live: Live, *, insert: bool, late: bool) -> None:
         """A finished request runs one more decode step, as the overlap scheduler lets it.

@@ -26,7 +26,7 @@ from sgl_sparsekv.serving.metrics import ServingMetrics
 
 from .fused_backend import fused_backend
 from .recorder import Recorder
-from .toy_model import DIM, HEADS, LAYERS, ToyModel
+from .toy_model import DIM, HEADS, LAYERS, ToyModel, toy_layers
 
 METHODS = (
     *("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "quest_two_level"),
@@ -95,7 +95,7 @@ class Memory:
         self.geometry = self.metadata.geometry
         self.recorder = Recorder()
         self.backend = self._backend() if self.kind == "grouped" else fused_backend(self)
-        self.recorder.table = self.backend.table
+        self.recorder.backend = self.backend
         self.metrics = ServingMetrics()
         activate_sharing(Sharing(self.backend.table, self.metadata, self.metrics))
         self.tree.checkpoint_into_tree = partial(
@@ -159,7 +159,7 @@ class Memory:
         backend.dense = SimpleNamespace(init_forward_metadata=lambda batch: None)
         backend.req_to_token_pool, backend.token_to_kv_pool = self.row_pool, self.pool
         backend.metadata, backend.geometry = self.metadata, self.geometry
-        backend.num_layers = LAYERS
+        backend.layers = toy_layers()
         backend.table = activate(self.options)
         backend.seal = StepSeal(self.metadata, backend.ops)
         backend.indexes = SegmentIndexes(self.metadata, backend.ops, self.options)

@@ -7,8 +7,6 @@ import torch
 
 from sgl_sparsekv.types import Selection
 
-from .toy_model import LAYERS
-
 
 @dataclass
 class Judged:
@@ -36,7 +34,7 @@ class Recorder:
         done: the last step went through all layers.
         groups: by layer, the groups of the step and what they selected (None: everything).
         outputs: by layer, `[tokens, H, G, D]`.
-        table: where a step is recorded; set by who makes the backend.
+        backend: whose steps these are.
     """
 
     judged: list[Judged] = field(default_factory=list)
@@ -45,7 +43,7 @@ class Recorder:
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     plan: Any = None
     pending: int = 0
-    table: Any = None
+    backend: Any = None
 
     def start(self, decode: list[tuple[int, Any]]) -> None:
         """A step's layers begin; `decode` are its (place in the batch, request) that count."""
@@ -58,10 +56,10 @@ class Recorder:
         self.plan, self.pending = plan, summarised
         if plan is None:
             return
-        attended, in_context = plan.attended(LAYERS)
+        attended, in_context = plan.attended(self.backend.layers)
         read = (plan.rows, in_context if dense else attended, in_context, plan.lengths)
         for row, *counts in zip(*(values.tolist() for values in read), strict=True):
-            self.table.record(row, *counts)
+            self.backend.table.record(row, *counts)
 
     def dense(self, layer: int, group: Any) -> None:
         """See `StepObserver.dense`."""

@@ -41,6 +41,7 @@ class Fleet:
         self.model = model
         self.folder = folder
         self._running: dict[str, ServerProcess] = {}
+        self._ready: set[str] = set()
         self.trace_port = free_port()
         # Each server opens several ports by itself; the trace of two ranks takes this and the next.
         self.catalog: dict[str, ServerSpec] = {
@@ -102,18 +103,21 @@ class Fleet:
             self._running[name] = ServerProcess(self.catalog[name], self.folder)
 
     def get(self, name: str, timeout: float = 600.0) -> ServerProcess:
-        """The server, ready to answer."""
+        """The server, ready to answer; asked for its health once, as that costs it a second."""
         self.start(name)
         server, deadline = self._running[name], time.monotonic() + timeout
-        while not server.ready():
+        server.check()
+        while name not in self._ready and not server.ready():
             if time.monotonic() > deadline:
                 raise ServerFailed(f"{name} was not ready after {timeout:.0f} s: see {server.log}")
             time.sleep(0.5)
+        self._ready.add(name)
         return server
 
     def stop(self, name: str) -> None:
         """End a server."""
         server = self._running.pop(name, None)
+        self._ready.discard(name)
         if server is not None:
             server.stop()
 

@@ -1,0 +1,59 @@
+"""On a CPU, what the user did not name: values that leave the machine usable.
+
+SGLang's own defaults are those of a machine that only serves: an idle scheduler polls on a core of
+its own, the cache takes what memory there is, and each rank needs a NUMA node.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MAX_RUNNING_REQUESTS = 256
+"""SGLang's own thousands each reserve a row as long as the context."""
+CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
+
+
+def cpu_defaults(config: Any) -> dict[str, Any]:
+    """Server arguments to set on a CPU.
+
+    Args:
+        config: SGLang's arguments as resolved so far.
+    """
+    ranks = config.tp_size * config.pp_size * config.dp_size
+    found: dict[str, Any] = {"sleep_on_idle": True}
+    if config.mem_fraction_static is None:
+        found["mem_fraction_static"] = memory_share(config.model_path, ranks)
+    if config.max_running_requests is None:
+        found["max_running_requests"] = MAX_RUNNING_REQUESTS
+    return found
+
+
+def set_cpu_environment(config: Any) -> None:
+    """The same in the environment, where SGLang and torch look for it in each rank."""
+    # Huge pages for torch's buffers, read at its first allocation: a core reads the cache a
+    # quarter faster.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    ranks = config.tp_size * config.pp_size * config.dp_size
+    if ranks > 1:
+        os.environ.setdefault(CORES_OF_RANKS, cores_of_ranks(ranks))
+
+
+def memory_share(model_path: str, ranks: int = 1) -> float:
+    """Share of the free memory that each rank takes for weights and cache.
+
+    Together they take the weights and half of what these leave. The weights of a model that is not
+    in a folder yet count as nothing.
+    """
+    weights = sum(file.stat().st_size for file in Path(model_path).glob("*.safetensors"))
+    free: int = psutil.virtual_memory().available
+    return round(min(0.9, 0.5 + 0.5 * weights / free) / ranks, 3)
+
+
+def cores_of_ranks(ranks: int) -> str:
+    """The machine's cores dealt out to ranks, as SGLang writes them: `0,1|2,3`."""
+    cores = sorted(os.sched_getaffinity(0))
+    each = max(1, len(cores) // ranks)
+    dealt = [[cores[(rank * each + i) % len(cores)] for i in range(each)] for rank in range(ranks)]
+    return "|".join(",".join(map(str, some)) for some in dealt)

@@ -1,0 +1,63 @@
+"""On a machine without an accelerator a server needs no flag but the backend."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sgl_sparsekv.backend.cpu_defaults import CORES_OF_RANKS, MAX_RUNNING_REQUESTS, memory_share
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+def test_the_backend_alone_is_enough_and_leaves_the_machine_usable(resolve: Any) -> None:
+    """No `--device`; an idle server sleeps and half of the free memory stays free."""
+    args = resolve(attention_backend="sparsekv")
+    assert args.device == "cpu"
+    assert args.sleep_on_idle and args.max_running_requests == MAX_RUNNING_REQUESTS
+    assert args.mem_fraction_static == 0.5
+
+
+def test_what_the_user_names_is_kept(resolve: Any) -> None:
+    """Defaults are for what was left out."""
+    args = resolve(
+        attention_backend="sparsekv", mem_fraction_static=0.7, max_running_requests=3, device="cpu"
+    )
+    assert args.mem_fraction_static == 0.7 and args.max_running_requests == 3
+
+
+def test_a_dense_server_keeps_sglangs_defaults(resolve: Any) -> None:
+    """Installed but not chosen, the platform serves and sets nothing."""
+    args = resolve(attention_backend="torch_native")
+    assert args.device == "cpu" and not args.sleep_on_idle
+    assert args.max_running_requests is None and args.mem_fraction_static != 0.5
+
+
+def test_weights_are_counted_before_the_cache(tmp_path: Path) -> None:
+    """Half of what they leave, so that a large model still gets a cache; shared by all ranks."""
+    free = 10_000
+
+    class Machine:
+        available = free
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("psutil.virtual_memory", Machine)
+        assert memory_share("not-a-folder/model") == 0.5
+        (tmp_path / "model.safetensors").write_bytes(bytes(4_000))
+        assert memory_share(str(tmp_path)) == 0.7
+        assert memory_share(str(tmp_path), ranks=2) == 0.35
+        (tmp_path / "more.safetensors").write_bytes(bytes(9_000))
+        assert memory_share(str(tmp_path)) == 0.9
+
+
+def test_ranks_share_the_cores(resolve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang would ask for a NUMA node for each rank."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3, 4})
+    monkeypatch.delenv(CORES_OF_RANKS, raising=False)
+    args = resolve(attention_backend="sparsekv", tp_size=2)
+    assert os.environ[CORES_OF_RANKS] == "0,1|2,3" and args.mem_fraction_static == 0.25
+    monkeypatch.setenv(CORES_OF_RANKS, "0|1|2")
+    resolve(attention_backend="sparsekv", tp_size=3)
+    assert os.environ[CORES_OF_RANKS] == "0|1|2"
