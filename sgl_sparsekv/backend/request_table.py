@@ -127,6 +127,7 @@ class RequestTable:
     def record(self, row: int, attended: int, in_context: int, length: int) -> None:
         """Add one decode step's reading of `length` tokens, summed over layers."""
         entry = self.entry(row)
+        entry.exact = min(entry.exact, length - 1)
         if attended == in_context and entry.exact == length - 1:
             entry.exact = length
         entry.decode_steps += 1
