@@ -64,7 +64,7 @@ class Case:
 
     @property
     def counts(self) -> torch.Tensor:
-        """Units to select, int32 `[rows]`: half of a row, so that no kernel can pass by reading all."""
+        """Units to select, int32 `[rows]`: half of a row, so reading all of it is no pass."""
         return (self.num_units // 2).clamp(min=3).minimum(self.num_units)
 
 
