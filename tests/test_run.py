@@ -19,9 +19,8 @@ def taken(words: list[str], path: Path) -> bool:
 def test_every_file_of_tests_is_in_one_part() -> None:
     files = sorted(run.TESTS.rglob("test_*.py"))
     assert len(files) > 80
-    parts = {
-        path: [part.name for part in run.PARTS if taken(run.words(part), path)] for path in files
-    }
+    words = {part.name: run.words(part) for part in run.PARTS}
+    parts = {path: [name for name in words if taken(words[name], path)] for path in files}
     assert {path: names for path, names in parts.items() if len(names) != 1} == {}
     assert {name for names in parts.values() for name in names} == set(words)
 
