@@ -38,6 +38,9 @@ ONE_SCHEDULER = {"plugin", "backend", "serving"}
 NO_SLOTS = ("models", "demo")
 """Tools that know documents and no pool: their pages are a way to cut a text."""
 
+SCHEDULER_STATE = {"backend/gate.py", "backend/request_table.py", "serving/metrics.py"}
+"""Modules that rebind a name of their own."""
+
 
 @dataclass(frozen=True)
 class Import:
@@ -236,6 +239,17 @@ def test_only_geometry_divides_by_a_page_size() -> None:
                 if divisor.split(".")[-1].lower() in ("page_size", "default_page_size"):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
     assert not wrong
+
+
+def test_only_a_scheduler_process_keeps_state_of_its_own() -> None:
+    """It serves one engine and ends with it; front ends of several may share a process."""
+    found = {
+        str(path.relative_to(ROOT / PACKAGE))
+        for path in (ROOT / PACKAGE).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Global)
+    }
+    assert found == SCHEDULER_STATE
 
 
 def test_serving_has_no_circles() -> None:

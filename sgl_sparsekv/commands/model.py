@@ -48,13 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the model `args` asks for; returns the exit code, 2 for what cannot be done."""
     from sgl_sparsekv.models.wheel import NotFetched
+    from sgl_sparsekv.tooling.signals import terminated_is_interrupted
 
     start = time.monotonic()
     try:
-        there = _is_there(args)
-        if not there:
-            _check_folder(args.out_dir, args.force)
-            _KINDS[args.kind](args)
+        with terminated_is_interrupted():
+            there = _is_there(args)
+            if not there:
+                _check_folder(args.out_dir, args.force)
+                _KINDS[args.kind](args)
     except KeyboardInterrupt:
         print("sparsekv model: stopped; a training goes on with --resume", file=sys.stderr)
         return 130
