@@ -10,7 +10,7 @@ READ_LIMIT = 0.15
 """Share of the KV that a sparse run may read; the two layers that are read in full are 1/15."""
 
 
-def check_real(script: Script, runs: Sequence[RealRun], method: str, page_size: int) -> list[Check]:
+def check_real(script: Script, runs: Sequence[RealRun], page_size: int) -> list[Check]:
     """What must hold, beside the figures that are only shown."""
     streaming = next(run for run in runs if run.name == "streaming")
     sparse = [run for run in runs if run.options.get("method", "full") != "full"]
