@@ -29,7 +29,7 @@ test: setup ## every test that this machine can run
 	@$(BIN)/python tests/run.py
 
 soak: setup ## the same tests at full size, and the long ones; figures go to docs/results/soak
-	@$(BIN)/python tests/run.py --soak
+	@$(BIN)/python tests/run.py --soak && $(BIN)/python -m tests.mutation
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check --output-format concise .
