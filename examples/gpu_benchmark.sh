@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SGLang's own serving benchmark, dense and sparse, on prompts that share long prefixes.
 #     MODEL=meta-llama/Llama-3.1-8B-Instruct examples/gpu_benchmark.sh       on a GPU host
-# All below can be set from outside; tests/server/test_examples_alone.py does it for a CPU.
+# All below can be set from outside; tests/server/alone/test_examples_alone.py does it for a CPU.
 set -euo pipefail
 set -m # every server is a process group of its own
 cd "$(dirname "$0")/.."

@@ -107,7 +107,7 @@ class ServerOptions:
             whole batch run SGLang's own dense decode; "auto" asks what choosing costs.
         check: compare sampled metadata with the keys it summarises: off, log or raise.
         check_interval: steps between two checks.
-        validate_input_ids: refuse token ids outside the vocabulary (they kill a stock server).
+        validate_requests: refuse what SGLang itself would end on (`serving/fields.py`).
         trace: ZMQ endpoint to publish selections on, or "" for none.
     """
 
@@ -120,7 +120,7 @@ class ServerOptions:
     dense_below: int | str = "auto"
     check: str = "off"
     check_interval: int = 50
-    validate_input_ids: bool = True
+    validate_requests: bool = True
     trace: str = ""
 
     def __post_init__(self) -> None:
@@ -140,7 +140,7 @@ class ServerOptions:
             raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
         _check_choice("check", self.check, CHECK_MODES)
         _check_int("check_interval", self.check_interval, 1)
-        _check_bool("validate_input_ids", self.validate_input_ids)
+        _check_bool("validate_requests", self.validate_requests)
         if self.trace and "://" not in self.trace:
             raise ValueError(
                 f"trace must be a ZMQ endpoint such as tcp://*:5560, got {self.trace!r}"

@@ -232,7 +232,9 @@ class FusedDecode(Protocol):
         ...
 
     def forget(self, sealed: torch.Tensor, slots: torch.Tensor) -> None:
-        """Clear the stamps of pages whose first slot is among `slots` int64 `[n]`; not page 0.
+        """Clear the stamps of units that `slots` int64 `[n]` lie in, and of pages that start there.
+
+        Page 0 has none.
 
         Every step begins so; what a step that broke off had listed is dropped too.
         """

@@ -1,20 +1,18 @@
 """Entry point `sglang.srt.plugins`: every place where SGLang is touched, in one table.
 
 SGLang logs a plugin that fails and goes on, so nothing here may fail late: `register` only writes
-the table into SGLang's hook registry, and the attention backend's constructor calls
-`missing_hooks` and refuses to serve when one is not in place. Each hook is inert unless the
+the table into SGLang's hook registry, and the attention backend's factory calls `missing_hooks`
+and refuses to serve when one is not in place. Each hook is inert unless the
 sparsekv backend was chosen. Why each is needed: `patches/README.md`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from . import TESTED_SGLANG
-
-BACKEND_NAME = "sparsekv"
+from .errors import UnsupportedSetup
+from .host import BACKEND_NAME, version_problem
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Hook:
 
     Attributes:
         target: dotted path in SGLang.
-        kind: "after" (sees the result) or "around" (calls the original).
+        kind: "before" (may raise), "after" (sees the result) or "around" (calls the original).
         function: `module:function` below this package, imported on first call.
     """
 
@@ -101,19 +99,20 @@ HOOKS = (
         "backend.gate:graph_variants",
     ),
     Hook(
-        "sglang.srt.sampling.sampling_params.SamplingParams.verify",
-        "after",
-        "serving.requests:verify_sampling_params",
-    ),
-    Hook(
-        "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
-        "after",
-        "serving.requests:check_generate_request",
-    ),
-    Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__",
         "after",
-        "serving.front_end:note_tokenizer_manager",
+        "serving.start:note_tokenizer_manager",
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
+        "before",
+        "serving.requests:check_request",
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager_score_mixin.TokenizerManagerScoreMixin"
+        ".score_request",
+        "before",
+        "serving.requests:check_score",
     ),
     Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
@@ -154,6 +153,11 @@ HOOKS = (
         "serving.echo:add_to_stream",
     ),
     Hook(
+        "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
+        "around",
+        "serving.room:refuse_without_room",
+    ),
+    Hook(
         "sglang.srt.managers.scheduler.Scheduler.get_internal_state",
         "after",
         "serving.state:add_internal_state",
@@ -183,21 +187,21 @@ def missing_hooks() -> list[str]:
     return [hook.target for hook in HOOKS if hook.target not in HookRegistry._patched]
 
 
-def version_problem() -> str | None:
-    """Why the installed SGLang cannot be served, or None when it is a tested one."""
-    try:
-        installed = version("sglang")
-    except PackageNotFoundError:
-        return "SGLang is not installed; pip install sglang==" + TESTED_SGLANG[-1]
-    if installed in TESTED_SGLANG:
-        return None
-    return (
-        f"SGLang {installed} was not tested with this sgl_sparsekv (tested: "
-        f"{', '.join(TESTED_SGLANG)}); install a tested one"
-    )
-
-
 def _create_backend(runner: Any) -> Any:
+    """Factory that SGLang calls for `--attention-backend sparsekv`.
+
+    Raises:
+        UnsupportedSetup: another SGLang, or one in which a hook is not in place.
+    """
+    problem = version_problem()
+    if problem:
+        raise UnsupportedSetup(problem)
+    missing = missing_hooks()
+    if missing:
+        raise UnsupportedSetup(
+            f"these hooks into SGLang are not in place: {', '.join(missing)}; run "
+            "`sparsekv doctor`, and look for 'sparsekv' in SGLANG_PLUGINS and in the log above"
+        )
     from .backend.factory import create_backend
 
     return create_backend(runner)

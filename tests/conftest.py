@@ -9,10 +9,12 @@ processes that tests start compile as usual.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.fresh import FreshEnvironment, build, copy_tree
+from helpers.soak import SEED, Size
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -20,13 +22,6 @@ if not torch.cuda.is_available():
 
     triton.knobs.runtime.interpret = True
     del os.environ["TRITON_INTERPRET"]
-
-SEED = 20_406_774
-"""Of every test that draws numbers; stateful tests print the fresh seed they add to it."""
-
-
-Size = Callable[[int, int], int]
-"""From a small and a full size to the one that this run takes."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,3 +66,12 @@ def sglang() -> Iterator[None]:
     torch.set_num_threads(threads)
     request_table._active = table
     listeners[:] = kept
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> FreshEnvironment:
+    """A new environment with this tree's wheel; its kernels are those of `make setup`."""
+    folder = tmp_path_factory.mktemp("fresh")
+    tree = copy_tree(folder / "tree")
+    (wheel,) = build(tree, folder / "dist", "--wheel")
+    return FreshEnvironment(folder / "environment", wheel)

@@ -4,8 +4,9 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,10 @@ ALLOWED = {
     "types": set(),
     "routes": {"types"},
     "ops": {"types", "routes"},
-    "selection": {*BASE, "ops", "config", "segments"},
+    "selection": {*BASE, "ops", "segments"},
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,
-    "tooling": {"errors"},
+    "tooling": {"errors", "geometry"},
     "config": {"errors", "geometry", "types", "selection", "ops", "routes"},
 }
 """Parts below the backend or the tools, and the parts they may import."""
@@ -32,8 +33,13 @@ SGLANG_LAZILY = ("serving/", "commands/", "with_plugins.py")
 """Where it may be imported when a function runs."""
 SGLANG_PROGRAMS = ("serving/frontend.py", "demo/program.py")
 """Written in SGLang's frontend language; imported only by who writes such a program."""
+ONE_SCHEDULER = {"plugin", "backend", "serving"}
+"""Parts that import each other's modules: the observer counts what the front end reports."""
 NO_SLOTS = ("models", "demo")
 """Tools that know documents and no pool: their pages are a way to cut a text."""
+
+SCHEDULER_STATE = {"backend/gate.py", "backend/request_table.py", "serving/metrics.py"}
+"""Modules that rebind a name of their own."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,49 @@ def test_parts_below_the_backend_import_only_what_they_may() -> None:
     assert not wrong
 
 
+def graph() -> dict[str, set[str]]:
+    """Modules that each module imports, whenever it does."""
+    known = {name_of(path): path for path in files()}
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        named = {each.module for each in imports(path)} & set(known)
+        # `from package import module` names both; the module is what is meant.
+        packages = {parent for parent in named if any(m.startswith(f"{parent}.") for m in named)}
+        found[name] = named - packages - {name}
+    return found
+
+
+def circle(imported: Mapping[str, set[str]]) -> list[str]:
+    """Names that import each other in turn, from one back to itself; empty where none do."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        names: list[str] = error.args[1]
+        return names
+    return []
+
+
+def test_a_circle_is_seen() -> None:
+    """The checks below can fail."""
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})[0] in "abc"
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not even when a function runs: whoever reads one must not need the other first."""
+    assert circle(graph()) == []
+
+
+def test_no_parts_import_each_other() -> None:
+    """But those that share a scheduler."""
+    parts: dict[str, set[str]] = {}
+    for name, imported in graph().items():
+        mine, theirs = part_of(name), {str(part_of(module)) for module in imported}
+        both = ONE_SCHEDULER if mine in ONE_SCHEDULER else set()
+        parts.setdefault(str(mine), set()).update(theirs - {mine, "root"} - both)
+    assert circle(parts) == []
+
+
 def test_kernels_import_only_the_shared_types() -> None:
     """A device is reached through `ops.load_ops` and knows no method, pool or option."""
     wrong = []
@@ -190,6 +239,31 @@ def test_only_geometry_divides_by_a_page_size() -> None:
                 if divisor.split(".")[-1].lower() in ("page_size", "default_page_size"):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
     assert not wrong
+
+
+def test_only_a_scheduler_process_keeps_state_of_its_own() -> None:
+    """It serves one engine and ends with it; front ends of several may share a process."""
+    found = {
+        str(path.relative_to(ROOT / PACKAGE))
+        for path in (ROOT / PACKAGE).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Global)
+    }
+    assert found == SCHEDULER_STATE
+
+
+def test_serving_has_no_circles() -> None:
+    """Its modules can be read in an order, each after those that it imports."""
+    inside = {name_of(path): path for path in files() if part_of(name_of(path)) == "serving"}
+    needs = {
+        name: {found.module for found in imports(path)} & set(inside) - {name}
+        for name, path in inside.items()
+    }
+    while needs:
+        free = [name for name, needed in needs.items() if not needed & set(needs)]
+        assert free, f"a circle among {sorted(needs)}"
+        for name in free:
+            del needs[name]
 
 
 def test_nothing_imports_the_backend_but_the_plugin_and_commands() -> None:

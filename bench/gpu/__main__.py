@@ -45,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from bench.gpu.run import Plan, run_all
 
     chosen = [part for name, part in PARTS.items() if name in args.only or not args.only]
-    return run_all(Plan(chosen, args.out, args.logs, args.quick, args.seconds, args.commit))
+    asked = (args.out, args.logs, args.quick, args.seconds, args.commit)
+    try:
+        return run_all(Plan(chosen, *asked, resume=args.resume))
+    except ValueError as error:
+        print(f"bench.gpu: {error}", file=sys.stderr)
+        return 2
 
 
 def _child(name: str, args: argparse.Namespace) -> int:
@@ -86,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="start nothing new after so many")
     parser.add_argument("--wheels", type=Path, help="install what is missing from this folder")
     parser.add_argument("--commit", help="commit of a copy without its history")
+    parser.add_argument("--resume", action="store_true", help="keep what finished parts found")
     parser.add_argument("--rehearse", action="store_true", help="toy shapes on a CPU, no times")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bench.gpu.checkout import ROOT
 from bench.gpu.log import FAILED, OK, SKIPPED, Check, Entry, Fact, Measured, line, read
@@ -16,6 +17,7 @@ from bench.gpu.parts import Part
 from bench.model import GPUS, Workload
 from bench.record import Header, Row, header, row, save
 from bench.targets import TARGETS
+from sgl_sparsekv.tooling.journal import check_same
 
 LEAST_SECONDS = 20
 """A part is not started with less time than this."""
@@ -33,6 +35,7 @@ class Plan:
         seconds: of everything; None: each part has its own.
         commit: of a copy without history; None: asked of git.
         rehearse: toy shapes on a CPU.
+        resume: parts that a run of the same settings finished are not run again.
     """
 
     parts: Sequence[Part]
@@ -42,22 +45,44 @@ class Plan:
     seconds: float | None = None
     commit: str | None = None
     rehearse: bool = False
+    resume: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """What parts of one run have in common."""
+        commit = self.commit or checkout_commit()
+        return {"device": device_name(), "quick": self.quick, "commit": commit}
 
 
 def run_all(plan: Plan) -> int:
-    """Run, print a summary, save; 1 if something failed."""
+    """Run, print a summary, save; 1 if something failed.
+
+    Raises:
+        ValueError: the run to go on with had other settings.
+    """
     plan.logs.mkdir(parents=True, exist_ok=True)
-    for old in plan.logs.glob("*.jsonl"):
+    report = plan.logs / "report.json"
+    if plan.resume and report.exists():
+        check_same(report, json.loads(report.read_text()), plan.settings())
+    for old in () if plan.resume else plan.logs.glob("*.jsonl"):
         old.unlink()
     end = None if plan.seconds is None else time.monotonic() + plan.seconds
     entries: list[Entry] = []
     try:
-        for part in plan.parts:
-            entries += run_part(part, plan, end)
+        for number, part in enumerate(plan.parts):
+            rest = sum(other.seconds for other in plan.parts[number:])
+            print(f"{number} of {len(plan.parts)} parts, at most {rest // 60} min left", flush=True)
+            entries += finished(part, plan) or run_part(part, plan, end)
             write_report(plan, entries)
     finally:
         conclude(plan, entries)
     return int(any(isinstance(e, Check) and e.status == FAILED for e in entries))
+
+
+def finished(part: Part, plan: Plan) -> list[Entry]:
+    """Entries of a part that the run before has finished; empty where it has not."""
+    entries = read(plan.logs / f"{part.name}.jsonl") if plan.resume else []
+    done = any(isinstance(e, Check) and (e.name, e.status) == (part.name, OK) for e in entries)
+    return entries if done else []
 
 
 def run_part(part: Part, plan: Plan, end: float | None) -> list[Entry]:
@@ -130,7 +155,7 @@ def write_report(plan: Plan, entries: list[Entry]) -> str:
     found = [{"kind": type(entry).__name__, **asdict(entry)} for entry in entries]
     path = plan.logs / "report.json"
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    report = {"when": when, "device": device_name(), "entries": found}
+    report = {"when": when, **plan.settings(), "entries": found}
     path.write_text(json.dumps(report, indent=1) + "\n")
     return str(path)
 

@@ -1,10 +1,12 @@
 """Measure selection quality on dumped keys and queries, and save it.
 
     python -m bench.quality [MODEL ...] [--contexts 4k,16k,32k] [--budgets 256,512,1024,2048]
+                            [--resume]
 
 MODEL is `trained` or `text` (both when none is named), or any transformers folder, which reads
 `--text FILE` or else sources of Python's library. A file per model goes to `bench/results/`;
-`python -m bench.quality.report` writes `docs/quality.md` from the newest of each.
+`python -m bench.quality.report` writes `docs/quality.md` from the newest of each. What is measured
+is written at once to `quality-MODEL.part.jsonl` there; `--resume` goes on with it.
 """
 
 import argparse
@@ -17,6 +19,8 @@ from bench.quality.results import FOLDER, Row, save
 from bench.quality.run import BUDGETS, measure
 from bench.quality.subjects import SHIPPED, Subject, folder
 from bench.quality.tables import comparison
+from sgl_sparsekv.tooling.journal import GO_ON, Journal
+from sgl_sparsekv.tooling.progress import Progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", default="", help="only variants whose name has one of these")
     parser.add_argument("--device", default="reference", help="ops to choose and attend with")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
+    parser.add_argument(GO_ON, action="store_true", help="go on with runs that were stopped")
     args = parser.parse_args(argv)
+    journal = Journal()
     try:
         contexts, budgets = _tokens("contexts", args.contexts), _tokens("budgets", args.budgets)
         wanted = [part for part in args.methods.split(",") if part]
@@ -38,9 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"methods must name a variant, got {args.methods}")
         for name in args.models or SHIPPED:
             subject = _subject(name, args.text)
-            run, rows = measure(subject, contexts, budgets, variants, args.device, _say)
+            journal = _journal(args, subject, budgets)
+            run, rows = measure(subject, contexts, budgets, variants, args.device, journal)
             print(_tables(rows))
             print(f"wrote {save(run, rows, args.out)}")
+            journal.finish()
+    except KeyboardInterrupt:
+        print(f"bench.quality: {journal.stopped()}", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"bench.quality: {error}", file=sys.stderr)
         return 2
@@ -49,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _subject(name: str, text: Path | None) -> Subject:
     return SHIPPED[name]() if name in SHIPPED else folder(Path(name), text)
+
+
+def _journal(args: argparse.Namespace, subject: Subject, budgets: Sequence[int]) -> Journal:
+    """Of one model's run; contexts and methods may differ from those of the run before."""
+    settings = {"about": subject.about, "budgets": budgets, "device": args.device}
+    path = args.out / f"quality-{subject.name}.part.jsonl"
+    return Journal(path, settings, args.resume, Progress())
 
 
 def _tokens(name: str, given: str) -> list[int]:
@@ -67,10 +85,6 @@ def _tables(rows: Sequence[Row]) -> str:
         f"{context} tokens, Quest's budget {budget}\n{comparison(rows, context, budget)}"
         for context, budget in shapes
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

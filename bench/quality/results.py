@@ -105,15 +105,19 @@ def load(path: Path) -> tuple[Header, list[Row]]:
     found = json.loads(path.read_text())
     if found.get("schema") != SCHEMA:
         raise ValueError(f"schema must be {SCHEMA} in {path}, got {found.get('schema')}")
-    rows = [{**one, "layers": tuple(map(tuple, one["layers"]))} for one in found["rows"]]
-    for kind, one in ((Header, found["header"]), *((Row, row) for row in rows)):
+    for kind, one in ((Header, found["header"]), *((Row, row) for row in found["rows"])):
         names = {field.name for field in fields(kind)}
         if set(one) != names:
             wrong = ", ".join(sorted(set(one) ^ names))
             raise ValueError(
                 f"{kind.__name__} must have its fields in {path}, got or lacks {wrong}"
             )
-    return Header(**found["header"]), [Row(**row) for row in rows]
+    return Header(**found["header"]), [as_row(row) for row in found["rows"]]
+
+
+def as_row(found: dict[str, Any]) -> Row:
+    """A row from what JSON made of it."""
+    return Row(**{**found, "layers": tuple(map(tuple, found["layers"]))})
 
 
 def newest(folder: Path = FOLDER) -> list[tuple[str, Header, list[Row]]]:

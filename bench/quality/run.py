@@ -1,6 +1,8 @@
 """Every method at every budget over one model's dumps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
 from statistics import fmean
 
 import torch
@@ -9,13 +11,42 @@ from bench.quality.cost import bytes_read, equal_budget
 from bench.quality.dump import Dump
 from bench.quality.measure import Bench, Quality
 from bench.quality.methods import VARIANTS, Variant
-from bench.quality.results import Header, Row
+from bench.quality.results import Header, Row, as_row
 from bench.quality.subjects import Subject
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.tooling.environment import environment
+from sgl_sparsekv.tooling.journal import Journal
 
 BUDGETS = (256, 512, 1024, 2048)
 QUEST = VARIANTS[0]
+
+
+class Context:
+    """One model at one context; dumped when the first figure of it is asked for."""
+
+    def __init__(self, subject: Subject, tokens: int, ops: Ops) -> None:
+        self.subject, self.tokens, self.ops = subject, tokens, ops
+
+    @cached_property
+    def dump(self) -> Dump:
+        """Keys, values and queries of every layer."""
+        return self.subject.dump(self.tokens)
+
+    @cached_property
+    def benches(self) -> list[Bench]:
+        """Layers with their truth."""
+        return [Bench(layer, self.dump.positions, self.ops) for layer in self.dump.layers]
+
+    def shape(self) -> dict[str, float]:
+        """What the header says of the dump."""
+        _, heads, dim = self.dump.layers[0].keys.shape
+        accuracy = round(self.dump.accuracy, 4)
+        queries = len(self.dump.positions)
+        return {"accuracy": accuracy, "queries": queries, "heads": heads, "head_dim": dim}
+
+    def rows(self, variant: Variant, budgets: Sequence[int]) -> list[Row]:
+        """A variant at every budget that is smaller than the context."""
+        return measure_variant(self.dump, self.benches, self.tokens, variant, budgets)
 
 
 def measure(
@@ -24,49 +55,57 @@ def measure(
     budgets: Sequence[int] = BUDGETS,
     variants: Sequence[Variant] = VARIANTS,
     device: str = "reference",
-    say: Callable[[str], None] = lambda line: None,
+    journal: Journal | None = None,
 ) -> tuple[Header, list[Row]]:
     """Dump a model at every context and measure every variant, at equal budgets and equal bytes.
 
-    Budgets that are no smaller than the context are left out.
+    What the journal holds is not measured again; a context that it holds is not dumped.
     """
+    assert contexts, "no context was given"
     about, ops, rows = environment(), load_ops(device), list[Row]()
-    accuracy, dump = {}, None
-    for context in contexts:
-        dump = subject.dump(context)
-        accuracy[str(context)] = round(dump.accuracy, 4)
-        say(f"{subject.name} {context}: dense accuracy {dump.accuracy:.3f}")
-        rows += measure_dump(dump, context, budgets, variants, ops, say)
-    assert dump is not None, "no context was given"
-    _, heads, dim = dump.layers[0].keys.shape
-    what = (subject.name, subject.about, len(dump.positions), heads, dim)
+    journal = journal or Journal()
+    journal.expect(len(contexts) * (1 + len(variants)))
+    accuracy, shape = {}, dict[str, float]()
+    for tokens in contexts:
+        context = Context(subject, tokens, ops)
+        shape = journal.once(f"{subject.name} {tokens}, dense", context.shape)
+        accuracy[str(tokens)] = shape["accuracy"]
+        for variant in variants:
+
+            def found(context: Context = context, variant: Variant = variant) -> list[object]:
+                return [asdict(row) for row in context.rows(variant, budgets)]
+
+            name = f"{subject.name} {tokens}, {variant.name}"
+            rows += [as_row(one) for one in journal.once(name, found)]
+    what = (subject.name, subject.about, shape["queries"], shape["heads"], shape["head_dim"])
     return Header(*what, accuracy, device, about), rows
 
 
 def measure_dump(
-    dump: Dump,
-    context: int,
-    budgets: Sequence[int],
-    variants: Sequence[Variant],
-    ops: Ops,
-    say: Callable[[str], None] = lambda line: None,
+    dump: Dump, context: int, budgets: Sequence[int], variants: Sequence[Variant], ops: Ops
 ) -> list[Row]:
     """Rows of one context."""
+    benches = [Bench(layer, dump.positions, ops) for layer in dump.layers]
+    found = [measure_variant(dump, benches, context, variant, budgets) for variant in variants]
+    return [row for rows in found for row in rows]
+
+
+def measure_variant(
+    dump: Dump, benches: Sequence[Bench], context: int, variant: Variant, budgets: Sequence[int]
+) -> list[Row]:
+    """Rows of one variant at one context."""
     lengths = dump.positions.numpy() + 1
     dim = dump.layers[0].keys.shape[-1]
-    benches = [Bench(layer, dump.positions, ops) for layer in dump.layers]
     dense = float(lengths.mean()) * 2 * dim * 2
     rows = []
-    for variant in variants:
-        for budget in budgets:
-            if budget >= context:
-                continue
-            target = bytes_read(QUEST, QUEST.plan(lengths, budget), lengths, dim).total
-            same = equal_budget(variant, target, lengths, dim)
-            for equal, own in (("budget", budget), ("bytes", same)):
-                key = (context, variant.name, equal, budget, own)
-                rows.append(_row(key, dense, benches, variant, own))
-        say(f"{context} {variant.name}")
+    for budget in budgets:
+        if budget >= context:
+            continue
+        target = bytes_read(QUEST, QUEST.plan(lengths, budget), lengths, dim).total
+        same = equal_budget(variant, target, lengths, dim)
+        for equal, own in (("budget", budget), ("bytes", same)):
+            key = (context, variant.name, equal, budget, own)
+            rows.append(_row(key, dense, benches, variant, own))
     return rows
 
 

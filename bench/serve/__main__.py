@@ -1,9 +1,11 @@
 """SGLang's own benchmark tools over methods, budgets, contexts, concurrency and dense peers.
 
-    python -m bench.serve [--quick] [--json FILE] [--svg FILE]
+    python -m bench.serve [--quick] [--json FILE] [--svg FILE] [--resume]
 
 One server per dense peer and one of ours, with the same flags; its requests name their method. One
-JSON, one picture. Exit status 1 if a point failed, 2 if nothing was run.
+JSON, one picture; until they are written, each point is kept in FILE's `.part.jsonl` and a run that
+was stopped goes on with `--resume`. Exit status 1 if a point failed, 2 if nothing was run, 130 if
+it was stopped.
 """
 
 import os
@@ -19,15 +21,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.serve.arguments import parse
-from bench.serve.grid import Grid
+from bench.serve.grid import PAGE_SIZE, Grid
 from bench.serve.model import Model, named_model, write_model
 from bench.serve.picture import picture
-from bench.serve.results import Failure, Header, Result, save
+from bench.serve.results import Header, Result, save
 from bench.serve.servers import differences, specs
 from bench.serve.sweep import Sweep
 from bench.serve.table import text
 from sgl_sparsekv.tooling.environment import environment
+from sgl_sparsekv.tooling.journal import Journal
 from sgl_sparsekv.tooling.progress import Progress
+from sgl_sparsekv.tooling.room import KEPT, answered
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,14 +45,21 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(tempfile.mkdtemp(prefix="bench-serve-"))
         model = named_model(args.model) if args.model else write_model(folder / "m", args.layers)
         _check_fits(args.grid, model)
+        asked = {"grid": asdict(args.grid), "model": model.words, "flags": args.server_flags}
+        journal = Journal(args.journal, asked, args.resume, progress)
     except (ValueError, OSError) as error:
         print(f"bench.serve: {error}", file=sys.stderr)
         return 2
     progress.say(f"logs are in {folder}")
-    result = measure(args, model, folder, progress)
+    try:
+        result = measure(args, model, folder, progress, journal)
+    except KeyboardInterrupt:
+        print(f"bench.serve: {journal.stopped()}", file=sys.stderr)
+        return 130
     save(result, args.json, {str(folder): "FOLDER", sys.executable: "python"})
     with args.svg.open("x") as file:
         file.write(picture(result))
+    journal.finish()
     print(text(result))
     print(f"\n{args.json}\n{args.svg}")
     return 1 if result.failures else 0
@@ -60,24 +71,23 @@ def _check_fits(grid: Grid, model: Model) -> None:
     Raises:
         ValueError: it does not.
     """
-    needed = grid.longest + grid.tokens
-    if model.positions is not None and needed > model.positions:
+    needed = grid.longest + PAGE_SIZE + grid.tokens
+    if model.positions is not None and needed > answered(model.positions):
         raise ValueError(
-            f"contexts must leave room for {grid.tokens} tokens within the model's "
-            f"{model.positions:,}, got {needed:,} together"
+            f"contexts must leave room for {grid.tokens} tokens, a page and the {KEPT} that SGLang "
+            f"keeps within the model's {model.positions:,}, got {needed:,} together"
         )
 
 
-def measure(args: Namespace, model: Model, folder: Path, progress: Progress) -> Result:
+def measure(
+    args: Namespace, model: Model, folder: Path, progress: Progress, journal: Journal
+) -> Result:
     """Every point of the grid, with its header."""
     start, before = time.monotonic(), os.getloadavg()[0]
     found = specs(args.grid, model, shlex.split(args.server_flags))
     where = environment()
-    sweep = Sweep(args.grid, model, found, folder, progress)
-    try:
-        sweep.run()
-    except KeyboardInterrupt:
-        sweep.failures.append(Failure("all points after these", "the run was interrupted"))
+    sweep = Sweep(args.grid, model, found, folder, progress, journal)
+    sweep.run()
     header = Header(
         environment=where,
         device=args.device,

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from bench.serve.grid import OURS, PAGE_SIZE, WORKLOADS, Grid
 from bench.serve.model import QWEN_LAYERS
 from sgl_sparsekv.selection.registry import method_names
+from sgl_sparsekv.tooling.journal import GO_ON
 
 RESULTS = Path(__file__).parents[1] / "results"
 LIMITS = ("ttft", "tpot", "e2el")
@@ -55,7 +56,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; ends the process with status 2 and a sentence if it is wrong.
 
     Returns:
-        Its `grid` is the sweep; `json` and `svg` are files to write, not there yet.
+        Its `grid` is the sweep; `json` and `svg` are files to write, not there yet; `journal` is
+        where points are kept until then.
     """
     parser = _parser()
     args = parser.parse_args(argv)
@@ -108,7 +110,10 @@ def _grid(args: argparse.Namespace) -> Grid:
 
 
 def _paths(args: argparse.Namespace) -> None:
-    if args.json is None:
+    args.journal = RESULTS / f"serving-{args.device}.part.jsonl"
+    if args.json is not None:
+        args.journal = args.json.with_suffix(".part.jsonl")
+    else:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         args.json = RESULTS / f"serving-{args.device}-{stamp}.json"
     if args.svg is None:
@@ -189,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--goodput", default="ttft:5000,tpot:50", help="limits in milliseconds: ttft, tpot, e2el")
     add("--workloads", help=f"of {', '.join(WORKLOADS)}; default: all")
     add("--server-flags", default="", help="flags that every server gets, in one argument")
+    add(GO_ON, action="store_true", help="go on with a run that was stopped")
     add("--seed", type=int, default=1)
     add("--timeout", default="900", help="seconds that a point may take")
     return parser

@@ -28,6 +28,11 @@ class Generation:
     arrivals: tuple[tuple[float, int], ...]
     report: dict[str, Any] | None
 
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> "Generation":
+        """From what JSON made of one."""
+        return cls(**{**found, "arrivals": tuple(map(tuple, found["arrivals"]))})
+
     @property
     def decode_steps(self) -> int:
         """Decode steps after the first token."""
@@ -37,6 +42,11 @@ class Generation:
     def decode_s(self) -> float:
         """Seconds these steps took."""
         return self.arrivals[-1][0] - self.arrivals[0][0]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of decode."""
+        return self.decode_steps / self.decode_s
 
     @property
     def step_ms(self) -> list[float]:

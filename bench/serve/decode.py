@@ -19,15 +19,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.serve.client import Generation, generate, generate_together
+from bench.serve.client import Generation
 from bench.serve.model import QWEN
+from bench.serve.timing import Timing, Variants
 from sgl_sparsekv.errors import SparseKVError
 from sgl_sparsekv.tooling.environment import environment
+from sgl_sparsekv.tooling.journal import GO_ON, Journal
 from sgl_sparsekv.tooling.progress import Progress
-from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec, serve
+from sgl_sparsekv.tooling.room import room
+from sgl_sparsekv.tooling.servers import ServerSpec, serve
 
 PAGE_SIZE = 64
 TARGET = 4.0
+ASKED = ("context", "tokens", "repeats", "batch", "budget", "layers", "seed")
+"""Arguments that a run which goes on must share with the one before."""
 DENSE, SPARSE = "torch_native", "sparsekv"
 
 
@@ -63,9 +68,19 @@ def main(argv: list[str] | None = None) -> int:
         told = f"{args.json} is there already and is not overwritten"
         print(f"bench.serve.decode: {told}", file=sys.stderr)
         return 2
-    progress = Progress()
+    progress, journal = Progress(), Journal()
     try:
-        result = measure(args, progress)
+        if args.json:
+            asked = {name: getattr(args, name) for name in ASKED}
+            path = args.json.with_suffix(".part.jsonl")
+            journal = Journal(path, asked, args.resume, progress)
+        result = measure(args, progress, journal)
+    except KeyboardInterrupt:
+        print(f"bench.serve.decode: {journal.stopped()}", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"bench.serve.decode: {error}", file=sys.stderr)
+        return 2
     except (SparseKVError, RuntimeError, OSError) as error:
         print(f"bench.serve.decode: {error}", file=sys.stderr)
         return 1
@@ -79,12 +94,13 @@ def main(argv: list[str] | None = None) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         with args.json.open("x") as file:
             json.dump(result, file, indent=1)
+        journal.finish()
     return 0 if result["passed"] else 1
 
 
-def measure(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """Start both servers, time every variant, stop them."""
-    variants: dict[str, tuple[str, dict[str, Any] | None]] = {
+def measure(args: argparse.Namespace, progress: Progress, journal: Journal) -> dict[str, Any]:
+    """Start both servers, time what the journal lacks of every variant, stop them."""
+    variants: Variants = {
         "torch_native": (DENSE, None),
         "full": (SPARSE, {"method": "full"}),
         "quest": (SPARSE, {"method": "quest", "budget": args.budget}),
@@ -96,10 +112,13 @@ def measure(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     specs = [ServerSpec(DENSE, (*flags, "--attention-backend", DENSE))]
     specs.append(ServerSpec(SPARSE, (*flags, "--attention-backend", SPARSE)))
     with serve(specs, folder, progress) as servers:
-        prefill = {name: _prefill(name, servers, ids, progress) for name in (DENSE, SPARSE)}
-        runs = _repeats(variants, servers, ids, args, progress)
-        together = _batches(variants, servers, ids, args, progress)
-    dense = median(_rate(run) for run in runs["torch_native"])
+        both = (DENSE, SPARSE)
+        journal.expect(len(both) + len(variants) * (args.repeats + (args.batch > 1)))
+        timing = Timing(variants, servers, ids, args.tokens, progress, journal)
+        prefill = {name: timing.prefill(name) for name in both}
+        runs = timing.repeats(args.repeats)
+        together = timing.together(args.batch, PAGE_SIZE)
+    dense = median(run.tokens_per_s for run in runs["torch_native"])
     rows = [
         _row(name, variants[name][0], runs[name], together.get(name), dense) for name in variants
     ]
@@ -128,15 +147,14 @@ def server_flags(folder: Path, args: argparse.Namespace) -> tuple[str, ...]:
     model.mkdir()
     config = {**QWEN, "num_hidden_layers": args.layers}
     (model / "config.json").write_text(json.dumps(config))
-    room = args.context + PAGE_SIZE
-    pool = args.context + (args.batch + 1) * (args.tokens + 3 * PAGE_SIZE)
+    prompt = args.context + PAGE_SIZE
+    held = args.context + (args.batch + 1) * (args.tokens + 3 * PAGE_SIZE)
     return (
         *("--model-path", str(model), "--load-format", "dummy", "--skip-tokenizer-init"),
         *("--device", args.device, "--dtype", "bfloat16", "--page-size", str(PAGE_SIZE)),
-        *("--context-length", str(args.context + args.tokens + 2 * PAGE_SIZE)),
-        *("--max-total-tokens", str(-(-pool // PAGE_SIZE) * PAGE_SIZE)),
+        *room(prompt + args.tokens, held, PAGE_SIZE),
         *("--max-running-requests", str(max(4, args.batch))),
-        *("--chunked-prefill-size", str(room), "--max-prefill-tokens", str(room)),
+        *("--chunked-prefill-size", str(prompt), "--max-prefill-tokens", str(prompt)),
         # Left to itself SGLang sets most of the memory aside for a chunk of this size.
         *("--mem-fraction-static", "0.6", "--sleep-on-idle"),
         # Such a chunk can take longer than the five minutes after which SGLang ends itself.
@@ -144,64 +162,10 @@ def server_flags(folder: Path, args: argparse.Namespace) -> tuple[str, ...]:
     )
 
 
-def _prefill(
-    name: str, servers: dict[str, ServerProcess], ids: Sequence[int], progress: Progress
-) -> float:
-    progress.say(f"{name}: prefill of {len(ids):,} tokens")
-    found = generate(servers[name].url, ids, 1)
-    progress.say(f"{name}: prefill took {found.first_s:.1f} s")
-    return round(found.first_s, 2)
-
-
-def _repeats(
-    variants: dict[str, tuple[str, dict[str, Any] | None]],
-    servers: dict[str, ServerProcess],
-    ids: Sequence[int],
-    args: argparse.Namespace,
-    progress: Progress,
-) -> dict[str, list[Generation]]:
-    runs: dict[str, list[Generation]] = {name: [] for name in variants}
-    for repeat in range(args.repeats):
-        for name, (server, options) in variants.items():
-            progress.wait(f"{name}: repeat {repeat + 1} of {args.repeats}")
-            found = generate(servers[server].url, ids, args.tokens, options)
-            runs[name].append(found)
-            progress.say(
-                f"{name}: {_rate(found):.2f} tokens/s, first token after {found.first_s:.1f} s "
-                f"({found.cached_tokens:,} cached)"
-            )
-    return runs
-
-
-def _batches(
-    variants: dict[str, tuple[str, dict[str, Any] | None]],
-    servers: dict[str, ServerProcess],
-    ids: Sequence[int],
-    args: argparse.Namespace,
-    progress: Progress,
-) -> dict[str, float]:
-    """Tokens/s of `--batch` requests that share all but the last page."""
-    if args.batch < 2:
-        return {}
-    shared = list(ids[: -2 * PAGE_SIZE])
-    prompts = [
-        shared + random.Random(i).choices(range(1000), k=PAGE_SIZE) for i in range(args.batch)
-    ]
-    found = {}
-    for name, (server, options) in variants.items():
-        found[name] = generate_together(servers[server].url, prompts, args.tokens, options)
-        progress.say(f"{name}: {found[name]:.2f} tokens/s with {args.batch} requests")
-    return found
-
-
-def _rate(run: Generation) -> float:
-    return run.decode_steps / run.decode_s
-
-
 def _row(
     name: str, server: str, runs: Sequence[Generation], together: float | None, dense: float
 ) -> Row:
-    rates = tuple(_rate(run) for run in runs)
+    rates = tuple(run.tokens_per_s for run in runs)
     reports = [run.report for run in runs if run.report]
     there = sum(report["tokens_in_context"] for report in reports)
     read = sum(report["tokens_attended"] for report in reports) / there if there else 1.0
@@ -242,6 +206,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--json", type=Path, help="where to write the result; must not exist")
+    parser.add_argument(GO_ON, action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--context", type=int, default=16_384, help="tokens of prompt")
     parser.add_argument("--tokens", type=int, default=33, help="tokens to generate per repeat")
     parser.add_argument("--repeats", type=int, default=2)

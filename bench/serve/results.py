@@ -173,6 +173,11 @@ def load(path: Path) -> Result:
     )
 
 
+def as_row(found: dict[str, Any]) -> Row:
+    """A row from what JSON made of it."""
+    return Row(**found)
+
+
 def _all(kind: type[Kind], found: Sequence[dict[str, Any]], path: Path) -> list[Kind]:
     return [_checked(kind, one, path) for one in found]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from bench.serve.grid import FULL, OURS, PAGE_SIZE, QUESTION, Grid
 from bench.serve.model import Model
+from sgl_sparsekv.tooling.room import room
 from sgl_sparsekv.tooling.servers import ServerSpec
 
 
@@ -70,16 +71,15 @@ def _shared(grid: Grid, model: Model) -> tuple[str, ...]:
     ]
     if grid.device != "cpu":
         return tuple(flags)
-    room = grid.longest + PAGE_SIZE
+    prompt = grid.longest + PAGE_SIZE
     answers = max(grid.concurrency) * (QUESTION + grid.tokens + 3 * PAGE_SIZE)
     # Prompts of one context, and the prefix of the load points, with what is asked about it.
-    pool = grid.requests * room + sum(grid.load_contexts) + 2 * answers
+    held = grid.requests * prompt + sum(grid.load_contexts) + 2 * answers
     return (
         *flags,
-        *("--context-length", str(room + grid.tokens + 2 * PAGE_SIZE)),
-        *("--max-total-tokens", str(-(-pool // PAGE_SIZE) * PAGE_SIZE)),
+        *room(prompt + grid.tokens, held, PAGE_SIZE),
         # One chunk: `torch_native` computes the attention of a chunk's whole prefix anew.
-        *("--chunked-prefill-size", str(room), "--max-prefill-tokens", str(room)),
+        *("--chunked-prefill-size", str(prompt), "--max-prefill-tokens", str(prompt)),
         # Left to itself SGLang sets most of the memory aside for a chunk of this size.
         *("--mem-fraction-static", "0.6", "--sleep-on-idle"),
     )

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bench.serve.documents import Documents
@@ -11,9 +11,10 @@ from bench.serve.grid import Grid, Point, offline, plan
 from bench.serve.model import Model
 from bench.serve.offline import measure_offline
 from bench.serve.programs import measure_program
-from bench.serve.results import Failure, Row
+from bench.serve.results import Failure, Row, as_row
 from bench.serve.tool import PointFailed, ServingTool
 from bench.serve.workloads import measure_serving
+from sgl_sparsekv.tooling.journal import Journal
 from sgl_sparsekv.tooling.progress import Progress
 from sgl_sparsekv.tooling.servers import ServerFailed, ServerProcess, ServerSpec, serve
 
@@ -33,6 +34,7 @@ class Sweep:
         specs: servers by name.
         folder: logs, and files of the tools.
         progress: told what is being measured.
+        journal: rows by point; those that it has are not measured again.
         rows: what was found so far.
         failures: what could not be measured.
         commands: command lines of servers that were started.
@@ -43,27 +45,43 @@ class Sweep:
     specs: dict[str, ServerSpec]
     folder: Path
     progress: Progress
+    journal: Journal = field(default_factory=Journal)
     rows: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     commands: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self) -> None:
         """Measure every point; a failure is kept as a sentence and the next point follows."""
+        layers = self.model.dense_layers
+        served = {name: plan(self.grid, name, layers) for name in self.grid.servers}
+        alone = offline(self.grid, layers)
+        self.journal.expect(len(alone) + sum(len(points) + 1 for points in served.values()))
         # Imported while the first server starts.
         with ServingTool(self.folder) as tool:
             documents = Documents(self.model.tokenizer, self.grid.seed)
-            for name in self.grid.servers:
-                self._server(name, tool, documents)
-        for point in offline(self.grid, self.model.dense_layers):
+            for name, points in served.items():
+                self._server(name, self._left(points), tool, documents)
+        for point in self._left(alone):
             self._offline(point, documents)
 
-    def _server(self, name: str, tool: ServingTool, documents: Documents) -> None:
-        points = deque(plan(self.grid, name, self.model.dense_layers))
-        deaths = 0
+    def _left(self, points: Sequence[Point]) -> list[Point]:
+        """Points that the journal lacks; the rows of the others are taken from it."""
+        found = {point.words: self.journal.get(point.words) for point in points}
+        self.rows += [as_row(row) for row in found.values() if row is not None]
+        return [point for point in points if found[point.words] is None]
+
+    def _server(
+        self, name: str, left: Sequence[Point], tool: ServingTool, documents: Documents
+    ) -> None:
+        points, deaths = deque(left), 0
+        command = f"command of {name}"
+        if not points:
+            self.commands[name] = self.journal.get(command) or []
         while points and deaths < MAX_DEATHS:
             try:
                 with serve([self.specs[name]], self.folder, self.progress) as running:
-                    self.commands[name] = list(running[name].command)
+                    words = [w.replace(str(self.folder), "FOLDER") for w in running[name].command]
+                    self.commands[name] = self.journal.once(command, words.copy)
                     while points:
                         self._point(points.popleft(), running[name], tool, documents)
             except ServerFailed as error:
@@ -105,6 +123,7 @@ class Sweep:
 
     def _keep(self, point: Point, row: Row) -> None:
         self.rows.append(row)
+        self.journal.once(point.words, lambda: asdict(row))
         found = f"{row.tokens_per_s:.1f} tokens/s"
         if row.itl_ms is not None:
             found = f"first token {row.ttft_ms:,.0f} ms, then {row.itl_ms:.1f} ms each; {found}"

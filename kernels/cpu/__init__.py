@@ -1,9 +1,12 @@
 """CPU kernels: portable C++ built once per instruction set, called through ctypes."""
 
-from .ops import CpuOps
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .ops import CpuOps
 
 
-def load(level: str | None = None) -> CpuOps:
+def load(level: str | None = None) -> "CpuOps":
     """Return the CPU ops.
 
     Args:
@@ -12,4 +15,6 @@ def load(level: str | None = None) -> CpuOps:
     Raises:
         UnsupportedSetup: the kernels are not built, or this CPU cannot run them.
     """
+    from .ops import CpuOps  # not above: whoever builds the kernels has no torch
+
     return CpuOps(level)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+GLIBC = "2.17"
+"""The oldest C library that the kernels run on."""
 SOURCES = ("attend.cpp", "codes.cpp", "index.cpp", "score.cpp", "select.cpp", "summarise.cpp")
 HEADERS = (
     *("args.h", "code_scene.h", "dot.h", "kmeans.h", "lookup.h", "parallel.h", "permute.h"),
@@ -34,7 +36,7 @@ class Level:
 
 
 def _x86(name: str, cpu: str, needs: str) -> Level:
-    target = ("-target", "x86_64-linux-gnu.2.17", f"-mcpu={cpu}")
+    target = ("-target", f"x86_64-linux-gnu.{GLIBC}", f"-mcpu={cpu}")
     return Level(name, target, frozenset(needs.split()))
 
 
@@ -47,14 +49,14 @@ LEVELS = {
         _x86("avx2", "x86_64_v3", _AVX2),
         _x86("sse4", "x86_64_v2", "sse4_1 sse4_2 ssse3 popcnt"),
     ),
-    "aarch64": (Level("neon", ("-target", "aarch64-linux-gnu.2.17"), frozenset()),),
+    "aarch64": (Level("neon", ("-target", f"aarch64-linux-gnu.{GLIBC}"), frozenset()),),
 }
 """Machine -> levels, best first."""
 
 
 def machine_levels() -> tuple[Level, ...]:
     """Levels of this kind of machine, best first; empty on machines without kernels."""
-    return LEVELS.get(platform.machine(), ())
+    return LEVELS.get(platform.machine(), ()) if platform.system() == "Linux" else ()
 
 
 def runnable_levels() -> tuple[Level, ...]:

@@ -99,17 +99,20 @@ def forget_kernel(
     slots, sealed, pending_count, count,
     PAGE: tl.constexpr, UNITS_PER_PAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Clear the stamps of pages whose first slot is among `slots`; page 0 has none.
+    """Clear the stamps of units that `slots` lie in, and of pages that start with one of them.
 
-    The list of pending units is emptied: a step that broke off may have left some in it.
+    Page 0 has no stamps. A page may be written in its middle, behind slots that stay: by a session
+    that goes on, or after a step that was taken back. The list of pending units is emptied: a step
+    that broke off may have left some in it.
     """
     if tl.program_id(0) == 0:
         tl.store(pending_count, 0)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots + i, mask=i < count, other=0).to(tl.int64)
     starts = (slot % PAGE == 0) & (slot >= PAGE)
+    cleared = tl.zeros([BLOCK], tl.uint8)
+    tl.store(sealed + slot // (PAGE // UNITS_PER_PAGE), cleared, mask=slot >= PAGE)
     for unit in tl.static_range(UNITS_PER_PAGE):
-        cleared = tl.zeros([BLOCK], tl.uint8)
         tl.store(sealed + slot // PAGE * UNITS_PER_PAGE + unit, cleared, mask=starts)
 
 

@@ -12,9 +12,10 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from ..config import ServerOptions
 from ..ops import Ops
 from ..page_metadata import PageMetadata
+from .layers import layers_of_all_stages
 from .observer import StepObserver
 from .request_table import activate
-from .support import check_runner, dense_reason
+from .support import attention_layers, check_runner
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,12 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.metadata: PageMetadata = self.token_to_kv_pool.page_metadata
         self.geometry = self.metadata.geometry
-        self.num_layers = self.metadata.layout.num_layers
+        self.layers = layers_of_all_stages(attention_layers(runner.model))
+        self.metadata.last_layer = self.layers.last - self.token_to_kv_pool.start_layer
         self.table = activate(options)
-        self.observer = StepObserver(options, self.ops, self.metadata, self.table, runner)
+        self.observer = StepObserver(
+            options, self.ops, self.metadata, self.table, self.layers, runner
+        )
         self._decode_tokens: torch.Tensor | None = None
         self.observer.log_start(self.ops.name, self.on_cpu)
 
@@ -123,7 +127,7 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         **kwargs: Any,
     ) -> torch.Tensor:
         """Sparse decode of every row."""
-        if kwargs or dense_reason(layer) or not self._is_sparse_step():
+        if not self._serves(layer, kwargs) or not self._is_sparse_step():
             out = self.dense.forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
@@ -146,7 +150,7 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Dense prefill; decode rows of a mixed batch go the way of decode."""
         queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        served = not (kwargs or dense_reason(layer))
+        served = self._serves(layer, kwargs)
         if served and self.prefills:
             self._write(k, v, layer, forward_batch, save_kv_cache)
             self._summarise(layer)
@@ -172,6 +176,21 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         if save_kv_cache and k is not None and v is not None:
             where = KVWriteLoc.for_batch(forward_batch)
             self.token_to_kv_pool.set_kv_buffer(layer, where, k, v)
+
+    def _serves(self, layer: Any, keywords: dict[str, Any]) -> bool:
+        """Whether a call of a layer is ours; what its keywords ask for (sinks, slopes) is not."""
+        asked = [name for name, value in keywords.items() if value is not None]
+        if asked and self.layers.leave_to_sglang(layer.layer_id):
+            logger.warning(
+                "sparsekv: layer %d is served dense by SGLang: it is called with %s",
+                layer.layer_id,
+                ", ".join(asked),
+            )
+            self._left_to_sglang(layer)
+        return not asked and self.layers.is_ours(layer.layer_id)
+
+    def _left_to_sglang(self, layer: Any) -> None:
+        """A layer that looked like ours at start is none; told once."""
 
     def _local(self, layer: Any) -> int:
         """Layer counted from this rank's first."""

@@ -12,7 +12,7 @@ from .resolution import device_of
 
 
 def create_backend(runner: Any) -> SparseKVBackend:
-    """Factory that SGLang calls for `--attention-backend sparsekv`."""
+    """The backend that serves the model of a runner."""
     options = options_of(runner.server_args)
     assert options is not None, "the sparsekv backend is created only when it was chosen"
     options = device_of(options, str(runner.device))

@@ -19,7 +19,7 @@ from ..config import (
     read_env_config,
 )
 from ..errors import ConfigError, SparseKVError
-from ..plugin import BACKEND_NAME
+from ..host import BACKEND_NAME
 
 ATTRIBUTE = "_sparsekv"
 _HELP = {
@@ -43,7 +43,7 @@ _HELP = {
     "dense_below": "on a GPU, run SGLang's dense decode where fewer tokens than this are saved",
     "check": "compare sampled page metadata with the keys: off, log or raise",
     "check_interval": "decode steps between two checks",
-    "validate_input_ids": "answer 400 to token ids outside the vocabulary: true or false",
+    "validate_requests": "answer 400 to what would end SGLang: true or false",
     "trace": "ZMQ endpoint to publish selections on, e.g. tcp://127.0.0.1:5560",
 }
 
@@ -136,7 +136,7 @@ def _typed(name: str, text: str) -> Any:
                 return parse(text)
             except ValueError:
                 continue
-    if name in ("telemetry", "validate_input_ids") and text.lower() in ("true", "false"):
+    if name in ("telemetry", "validate_requests") and text.lower() in ("true", "false"):
         return text.lower() == "true"
     return text
 

@@ -24,7 +24,7 @@ from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
 from .paged import PagedRoute
 from .planner import HostPlan
-from .support import attention_layers, dense_reason
+from .support import attention_layers
 
 logger = logging.getLogger(__name__)
 MOST_ROWS = 256
@@ -39,12 +39,8 @@ class FusedBackend(SparseKVBackend):
     def __init__(self, runner: Any, options: ServerOptions, ops: FusedOps) -> None:
         super().__init__(runner, options, ops)
         modules = attention_layers(runner.model)
-        served = [module for module in modules if not dense_reason(module)]
+        served = [module for module in modules if self.layers.is_ours(module.layer_id)]
         self._needs_dense = len(served) < len(modules)
-        if not served:
-            raise UnsupportedSetup(
-                "no layer of this model can be sparse (see the log for why); use another backend"
-            )
         shape = step_shape(self, served[0])
         self.step = ops.fused(shape, watched=bool(options.trace))
         self.max_rows = shape.max_rows
@@ -62,7 +58,7 @@ class FusedBackend(SparseKVBackend):
         self._extending = False
         self._fields: list[dict[str, torch.Tensor]] = [
             {s.name: self.metadata.fields(s.name, layer) for s in self.metadata.summaries}
-            for layer in range(self.num_layers)
+            for layer in range(self.metadata.layout.num_layers)
         ]
         self._planned: tuple[Any, HostPlan | None] = (None, None)
         logger.info(
@@ -155,6 +151,8 @@ class FusedBackend(SparseKVBackend):
         `filled` units are those that prefill fills; of decode rows they are counted here.
         """
         for slots in self._handed_out:
+            if slots.is_cuda:  # allocated on the scheduler's stream, read on this one
+                slots.record_stream(torch.cuda.current_stream())
             self.step.forget(self.metadata.sealed, slots)
         self._handed_out.clear()
         if plan is None:
@@ -174,7 +172,7 @@ class FusedBackend(SparseKVBackend):
         rows = torch.from_numpy(plan.rows).to(table.device)
         before = int(plan.lengths.max()) - 1  # the newest token has no K yet
         units = self.geometry.unit_table(table[rows, :before])
-        for layer in range(self.num_layers):
+        for layer in range(self.metadata.last_layer + 1):
             keys = self.token_to_kv_pool.get_key_buffer(layer + self.token_to_kv_pool.start_layer)
             self.observer.check_layer(layer, keys, units)
 
@@ -232,9 +230,9 @@ class FusedBackend(SparseKVBackend):
     # -- host mirror -----------------------------------------------------------------------
 
     def _host_plan(self, forward_batch: Any) -> HostPlan | None:
-        """Plan of the batch that SGLang launched last; None for dummy batches."""
+        """Plan of the batch that SGLang launched last; None for dummy batches and idle ranks."""
         launched = self.table.launched
-        if launched is None or forward_batch.seq_lens_cpu is None:
+        if launched is None or not len(launched) or forward_batch.seq_lens_cpu is None:
             return None
         if len(launched) > forward_batch.batch_size:
             return None
@@ -251,6 +249,19 @@ class FusedBackend(SparseKVBackend):
 
     def _is_sparse_step(self) -> bool:
         return self._sparse
+
+    def _left_to_sglang(self, layer: Any) -> None:
+        """From the next step on SGLang's backend is prepared in sparse steps too.
+
+        Raises:
+            UnsupportedSetup: this step is sparse, so it would read what another step prepared.
+        """
+        if self._sparse and not self._extending and not self._needs_dense:
+            raise UnsupportedSetup(
+                f"layer {layer.layer_id} of this model calls attention with keywords that the "
+                "sparsekv backend does not serve; use another backend"
+            )
+        self._needs_dense = True
 
     def forward_extend(
         self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True,
@@ -281,25 +292,25 @@ class FusedBackend(SparseKVBackend):
         A sparse decode summarises in its own first launch; a dense step leaves units without a
         stamp, and the next sparse one finds them.
         """
-        if self._extending or (self._sparse and dense_reason(layer)):
+        if self._extending or (self._sparse and not self.layers.is_ours(layer.layer_id)):
             keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
             self.step.summarise(keys, self._fields[self._local(layer)])
 
     def _end_layer(self, layer: Any) -> None:
-        if self._local(layer) == self.num_layers - 1:
+        if layer.layer_id == self.layers.last:
             self.step.end(self.metadata.sealed)
 
     def _decode(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
-        local, heads = self._local(layer), layer.tp_k_head_num
+        number, local, heads = layer.layer_id, self._local(layer), layer.tp_k_head_num
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         grouped = q.to(keys.dtype).reshape(q.shape[0], heads, -1, layer.qk_head_dim)
-        paged = None if self.paged is None else self.paged.of_layer(local)
+        paged = None if self.paged is None else self.paged.of_layer(number)
         out = self.step.decode(
-            self.metadata.sealed, local, grouped, keys, values, self._fields[local],
+            self.metadata.sealed, number, grouped, keys, values, self._fields[local],
             layer.scaling, paged,
         )  # fmt: skip
         if self.options.trace:
-            self.observer.watched(local, self.step.buffers.logical)
+            self.observer.watched(number, self.step.buffers.logical)
         return out.reshape(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
 
 

@@ -77,7 +77,7 @@ class GroupedBackend(SparseKVBackend):
             self.plan,
             [entry.telemetry if entry.options.telemetry else None for entry in entries],
             self.ops,
-            self.num_layers,
+            self.layers.last_ours,
             timed=self.on_cpu,
         )
         for row, entry, length in zip(rows.tolist(), entries, lengths.tolist(), strict=True):
@@ -163,7 +163,7 @@ class GroupedBackend(SparseKVBackend):
         shape = (q.shape[0], heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
         grouped = q.to(keys.dtype).view(shape)
         out: torch.Tensor | None = None
-        for group in self.plan.groups(self._local(layer)):
+        for group in self.plan.groups(layer.layer_id):
             part = self._read(group, group.take(grouped), layer)
             if group.whole:
                 out = part
@@ -188,8 +188,8 @@ class GroupedBackend(SparseKVBackend):
             q, keys, values, table, group.counts, group.tails, layer.scaling, group.unit_size
         )
         self.telemetry.attended(group)
-        local = self._local(layer)
-        mass = self.telemetry.cover(local, group, q, (keys, values), layer.scaling, lse)
+        cache = (keys, values)
+        mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
         if mass is not None:
             self.observer.covered(group, mass)
         return part
@@ -200,14 +200,14 @@ class GroupedBackend(SparseKVBackend):
         """Physical units `[rows, H, n]` that the group reads in this layer."""
         if group.method is None:
             table = group.candidates.unit_table
-            self.observer.dense(self._local(layer), group)
+            self.observer.dense(layer.layer_id, group)
             return table[:, None, :].expand(-1, q.shape[1], -1)
         scores = self._scores(group, q, keys, layer)
         selection: Selection = self.ops.select(
             scores, group.candidates, group.num_units, group.counts
         )
         self.telemetry.selected()
-        self.observer.selected(self._local(layer), group, selection)
+        self.observer.selected(layer.layer_id, group, selection)
         return selection.physical
 
     def _scores(

@@ -95,6 +95,8 @@ def pool_class(
         page_metadata: PageMetadata
 
         def _create_buffers(self) -> None:
+            from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+
             super()._create_buffers()
             rows, heads, head_dim = self.k_buffer[0].shape
             self.page_metadata = PageMetadata(
@@ -104,6 +106,7 @@ def pool_class(
                 rows,
                 self.device,
                 segment_summaries,
+                self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE),
             )
             names = [*(s.name for s in page_summaries), *(s.name for s in segment_summaries)]
             logger.info(

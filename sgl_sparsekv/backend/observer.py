@@ -13,7 +13,9 @@ from ..page_metadata import Mismatch, PageMetadata, SegmentRecords, StepIndex, f
 from ..serving.metrics import process_metrics
 from ..serving.trace import SelectionRecord, TracePublisher, rank_endpoint
 from ..types import Selection
+from .layers import ModelLayers
 from .planner import HostPlan, RowGroup, StepPlan
+from .ranks import own_rank
 from .request_table import RequestTable
 
 logger = logging.getLogger(__name__)
@@ -30,21 +32,22 @@ class StepObserver:
         ops: Ops,
         metadata: PageMetadata,
         table: RequestTable,
+        layers: ModelLayers,
         runner: Any,
     ) -> None:
         self.options = options
         self.ops = ops
         self.metadata = metadata
         self.table = table
-        self.tp_rank = _tp_rank()
-        self.num_layers = metadata.layout.num_layers
+        self.layers = layers
+        self.rank = own_rank()
         self.metrics = process_metrics(
-            prometheus=bool(runner.server_args.enable_metrics) and not self.tp_rank
+            prometheus=bool(runner.server_args.enable_metrics) and self.rank.first
         )
         self.metrics.metadata_bytes(metadata.nbytes)
         self.trace: TracePublisher | None = None
         if options.trace:
-            endpoint = rank_endpoint(options.trace, self.tp_rank)
+            endpoint = rank_endpoint(options.trace, self.rank.number)
             self.trace = TracePublisher(endpoint, metrics=self.metrics)
         self.step = 0
         self._plan: HostPlan | None = None
@@ -96,7 +99,7 @@ class StepObserver:
         self._checked = None
         if plan is None:
             return
-        attended, in_context = plan.attended(self.num_layers)
+        attended, in_context = plan.attended(self.layers)
         if dense:
             attended = in_context
         for row, read, there in zip(
@@ -213,7 +216,9 @@ class StepObserver:
                 length=int(self._plan.lengths[place]),
                 units=units,
                 unit_size=unit_size,
-                tp_rank=self.tp_rank,
+                tp_rank=self.rank.tp,
+                dp_rank=self.rank.dp,
+                pp_rank=self.rank.pp,
             )
         )
 
@@ -234,9 +239,3 @@ def everything_of(heads: int, count: int) -> "np.ndarray[Any, Any]":
 
 def _name(group: RowGroup) -> str:
     return group.method.name if group.method else "full"
-
-
-def _tp_rank() -> int:
-    from sglang.srt.runtime_context import get_parallel
-
-    return int(get_parallel().attn_tp_rank)

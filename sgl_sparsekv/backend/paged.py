@@ -47,7 +47,7 @@ class PagedRoute:
             attend.plan(counts, tails)
 
     def of_layer(self, layer: int) -> PagedAttend:
-        """What attends in a layer, counted from this rank's first."""
+        """What attends in a layer, by its number."""
         return self._current[min(layer, self._classes - 1)]
 
     def _attend_shape(self, rows: int, graph: bool) -> AttendShape:

@@ -11,6 +11,7 @@ from ..geometry import Geometry
 from ..selection import SelectionMethod, load_method
 from ..selection.policy import BoolArray, IntArray, RowOptions, RowPlan, plan_rows
 from ..types import Candidates
+from .layers import ModelLayers
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class HostPlan:
         self.options = options
         self.geometry = geometry
         self.methods = [load_method(o.method) for o in options]
-        units = np.array([m.unit_size or geometry.unit_size for m in self.methods])
+        units = np.array([m.unit_size or geometry.unit_size for m in self.methods], np.int64)
         chosen = RowOptions.resolve(options, lengths)
         self.plan: RowPlan = plan_rows(lengths, chosen, geometry, units)
-        self._dense_layers = np.array([o.dense_layers for o in options])
-        self._always_dense = self.plan.dense | np.array([m.dense for m in self.methods])
+        self._dense_layers = np.array([o.dense_layers for o in options], np.int64)
+        self._always_dense = self.plan.dense | np.array([m.dense for m in self.methods], bool)
 
     @cached_property
     def max_dense_layers(self) -> int:
@@ -78,15 +79,15 @@ class HostPlan:
         return int(self._dense_layers.max())
 
     def dense_rows(self, layer: int) -> BoolArray:
-        """Which rows read everything in a layer."""
+        """Which rows read everything in a layer, by its number."""
         dense: BoolArray = self._always_dense | (self._dense_layers > layer)
         return dense
 
-    def attended(self, num_layers: int) -> tuple[IntArray, IntArray]:
-        """Tokens read and tokens in context per row, summed over `num_layers` layers."""
-        dense = np.where(self._always_dense, num_layers, np.minimum(self._dense_layers, num_layers))
-        read = dense * self.lengths + (num_layers - dense) * self.plan.attended
-        return read.astype(np.int64), num_layers * self.lengths
+    def attended(self, layers: ModelLayers) -> tuple[IntArray, IntArray]:
+        """Tokens that each row reads, and that dense attention would read, over `layers`."""
+        there = layers.in_reach(self.lengths)
+        selecting = np.where(self._always_dense, 0, layers.selecting(self._dense_layers))
+        return there - selecting * (self.lengths - self.plan.attended), there
 
     def saved_tokens(self) -> int:
         """Tokens that a sparse layer does not read, over all rows, its page metadata paid for.
@@ -133,7 +134,7 @@ class StepPlan(HostPlan):
         self._groups: dict[bytes, list[RowGroup]] = {}
 
     def groups(self, layer: int) -> list[RowGroup]:
-        """The rows of the step, split by how they read their cache in this layer."""
+        """The rows of the step, split by how they read their cache in the layer of a number."""
         dense = self.dense_rows(layer)
         key = dense.tobytes()
         if key not in self._groups:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_page_size
 from ..errors import ConfigError, UnsupportedSetup
-from ..plugin import BACKEND_NAME, version_problem
+from ..host import BACKEND_NAME, version_problem
 from .cpu_defaults import cpu_defaults, set_cpu_environment
 from .flags import carry, is_chosen, options_of
 from .model_refusals import check_model

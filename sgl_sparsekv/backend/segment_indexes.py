@@ -22,9 +22,8 @@ class SegmentIndexes:
             summary = load_method(method).segments(options.index)
             if summary is not None:
                 self.readers.setdefault(summary.name, []).append(method)
-        layers = metadata.layout.num_layers
         self._indexes = {
-            name: StepIndex(metadata.records[name], metadata.geometry, ops, layers)
+            name: StepIndex(metadata.records[name], metadata.geometry, ops, metadata.last_layer)
             for name in self.readers
         }
         self._summary = {m: name for name, methods in self.readers.items() for m in methods}

@@ -3,9 +3,8 @@
 import logging
 from typing import Any
 
-from ..errors import UnsupportedOnDevice, UnsupportedSetup
+from ..errors import UnsupportedOnDevice
 from ..ops import Ops
-from ..plugin import missing_hooks, version_problem
 from ..selection import load_method
 from .model_refusals import unserved
 
@@ -19,15 +18,6 @@ def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
         UnsupportedSetup: says what, why and what to do.
         UnsupportedOnDevice: a method needs an op that the device lacks.
     """
-    problem = version_problem()
-    if problem:
-        raise UnsupportedSetup(problem)
-    missing = missing_hooks()
-    if missing:
-        raise UnsupportedSetup(
-            f"these hooks into SGLang are not in place: {', '.join(missing)}; run "
-            "`sparsekv doctor`, and look for 'sparsekv' in SGLANG_PLUGINS and in the log above"
-        )
     if not hasattr(runner.token_to_kv_pool, "page_metadata"):
         raise unserved(
             f"the KV pool {type(runner.token_to_kv_pool).__name__} of this model",

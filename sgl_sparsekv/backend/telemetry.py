@@ -38,7 +38,7 @@ class RequestTelemetry:
         steps: decode steps that were watched.
         sparse_steps: those in which some layer selected.
         samples: sparse steps whose attention mass was taken.
-        masses: by layer, counted from this rank's first.
+        masses: by number of the layer.
         select_s: seconds in which its groups were scored and selected.
         attend_s: seconds in which its groups attended.
         attends: attends that it took part in.

@@ -22,7 +22,7 @@ class StepTelemetry:
         plan: of the step.
         asked: by position in the step, the telemetry of a row that asked, else None.
         ops: of the device.
-        num_layers: of this rank.
+        last_layer: number of this rank's last layer that can select.
         timed: an op is over when its call returns.
     """
 
@@ -31,7 +31,7 @@ class StepTelemetry:
         plan: StepPlan,
         asked: list[RequestTelemetry | None],
         ops: Ops,
-        num_layers: int,
+        last_layer: int,
         timed: bool,
     ) -> None:
         self._plan, self._ops, self._timed = plan, ops, timed
@@ -39,7 +39,7 @@ class StepTelemetry:
         self._sampled: set[int] = set()
         self._began = self._select_s = 0.0
         if self._asked:
-            everything = plan.dense_rows(num_layers - 1)
+            everything = plan.dense_rows(last_layer)
             begun = {i: one.begin_step(not everything[i]) for i, one in self._asked.items()}
             self._sampled = {place for place, sample in begun.items() if sample}
 
@@ -83,7 +83,7 @@ class StepTelemetry:
         """Hold what a group selected in a layer against everything, for its sampled rows.
 
         Args:
-            layer: counted from this rank's first.
+            layer: its number.
             group: rows that attended.
             q: `[rows, H, G, D]`.
             cache: the pool's K `[slots, H, D]` and V `[slots, H, Dv]`.

@@ -1,4 +1,4 @@
-"""`sparsekv demo`: one long document, many questions, four ways of reading it."""
+"""`sparsekv demo`: one long document read exactly, and a real model reading a real text."""
 
 import argparse
 import sys
@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", type=int, default=512, help="tokens that the method and streaming read"
     )
+    parser.add_argument(
+        "--real",
+        default="smollm2",
+        metavar="MODEL",
+        help="of the second act: smollm2 (fetched), a chat model's folder, or none",
+    )
     parser.add_argument("--device", default="auto", help="kernels: auto, cpu or reference")
     parser.add_argument("--seed", type=int, default=0, help="another document and other questions")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -28,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """Run it: 0 if every condition holds, else 1."""
     from ..config import RequestOptions
     from ..demo.build import build_scenario
-    from ..demo.run import DemoOptions, report_lines, run_demo
+    from ..demo.options import FETCHED, NONE, DemoOptions
+    from ..demo.run import report_lines, run_demo
     from ..errors import SparseKVError
     from ..tooling.progress import Progress
 
@@ -37,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
     RequestOptions(
         method=args.method, budget=args.budget
     )  # refused here and not after a minute of starting servers
-    options = DemoOptions(args.out, args.budget, args.device, args.method)
+    options = DemoOptions(args.out, args.budget, args.device, args.method, args.real)
+    if args.real not in (FETCHED, NONE) and not (Path(args.real) / "config.json").is_file():
+        raise ValueError(f"--real must be smollm2, none or a model's folder, got {args.real!r}")
     progress = Progress(quiet=args.quiet)
     args.out.mkdir(parents=True, exist_ok=True)
     scenario = build_scenario(args.model, args.context, args.questions, args.seed, args.out)

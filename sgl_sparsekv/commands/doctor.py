@@ -138,8 +138,9 @@ def ops_findings(report: dict[str, Any] | None, problem: str) -> list[Finding]:
     for device in report["devices"]:
         name = f"device {device['device']}"
         if not device["available"]:
-            status = WARNING if report["gpus"] else FAILURE
-            findings.append(Finding(name, status, device["problem"], "build or reinstall it"))
+            needed = device["device"] == ("triton" if report["gpus"] else "cpu")
+            status, remedy = (FAILURE, "build or reinstall it") if needed else (INFO, "")
+            findings.append(Finding(name, status, device["problem"], remedy))
         elif device["problem"]:
             remedy = "do not serve with these kernels: rebuild them, and report it if it stays"
             findings.append(Finding(name, FAILURE, device["problem"], remedy))

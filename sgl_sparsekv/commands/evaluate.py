@@ -49,7 +49,7 @@ def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it: 0 when every cell was asked, right or wrong; 2 when it had to stop."""
     from ..errors import SparseKVError
-    from ..evaluation.results import check_free
+    from ..tooling.journal import check_free
     from ..tooling.progress import Progress
 
     check_free(args.out, args.resume)

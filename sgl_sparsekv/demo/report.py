@@ -7,7 +7,10 @@ from string import Template
 from typing import Any
 
 from .checks import Check
+from .markup import table as html_table
 from .picture import depth_picture, selection_picture, stack, telling_layer
+from .real.act import RealAct
+from .real.page import section
 from .result import table_rows
 from .scenario import Scenario
 from .score import RunScore
@@ -29,6 +32,7 @@ def page(
     checks: Sequence[Check],
     log: SelectionLog,
     environment: dict[str, Any],
+    real: RealAct,
     method: str = "quest",
 ) -> str:
     """The report as HTML."""
@@ -44,7 +48,7 @@ def page(
         environment=escape(_environment(environment)),
         verdict=escape(verdict),
         verdict_class="bad" if failed else "good",
-        table=_table(_HEAD, table_rows(runs)),
+        table=html_table(_HEAD, table_rows(runs)),
         method=escape(method),
         reads=_READS.get(method, "what it knows of the keys"),
         metadata=f"{chosen.metadata_read_fraction:.1%}",
@@ -52,6 +56,7 @@ def page(
         chosen=selection_picture(scenario, chosen, log, layer),
         streaming=selection_picture(scenario, streaming, log, layer),
         depth=depth_picture(scenario, runs),
+        real=section(real),
         checks=_checks(checks),
         answers="".join(_answers(run, scenario) for run in runs),
     )
@@ -83,7 +88,7 @@ def _environment(values: dict[str, Any]) -> str:
 
 def _checks(checks: Sequence[Check]) -> str:
     rows = [("✓" if check.passed else "✗", check.text, check.found) for check in checks]
-    return _table(("", "", "found"), rows, "words")
+    return html_table(("", "", "found"), rows, "words")
 
 
 def _answers(run: RunScore, scenario: Scenario) -> str:
@@ -98,15 +103,6 @@ def _answers(run: RunScore, scenario: Scenario) -> str:
                 answer.text.strip(),
             )
         )
-    table = _table(("", "asked", "expected", "said"), rows, "words")
+    table = html_table(("", "asked", "expected", "said"), rows, "words")
     summary = f"{escape(run.name)}: {run.correct} of {run.questions}"
     return f'<details><summary>{summary}</summary><div class="scroll">{table}</div></details>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    lines = [_row("th", head), *(_row("td", row) for row in rows)]
-    return f'<table class="{kind}">{"".join(lines)}</table>'
-
-
-def _row(tag: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

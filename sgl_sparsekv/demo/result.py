@@ -5,6 +5,8 @@ from typing import Any
 
 from ..tooling.environment import environment
 from .checks import Check
+from .real.act import RealAct
+from .real.result import as_json as real_json
 from .scenario import Scenario
 from .score import RunScore
 
@@ -17,6 +19,7 @@ def as_json(
     checks: Sequence[Check],
     seconds: float,
     lost_records: int,
+    real: RealAct,
 ) -> dict[str, Any]:
     """The content of `demo.json`."""
     return {
@@ -31,6 +34,7 @@ def as_json(
         "checks": [
             {"text": check.text, "passed": check.passed, "found": check.found} for check in checks
         ],
+        "real": real_json(real),
         "trace_records_lost": lost_records,
         "environment": environment(),
     }

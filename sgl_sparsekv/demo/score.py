@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from ..evaluation.bytes import metadata_share
 from ..page_metadata import KeyLayout
 from .answer import Answer
 from .scenario import Scenario, words_right
+from .timing import ms_per_step
 
 LAYOUT = KeyLayout(1, 1, 64, torch.bfloat16)
 """One KV head of the models that the package brings."""
@@ -28,7 +28,7 @@ class RunScore:
         kv_read_fraction: tokens attended over tokens in context, all decode steps and layers.
         metadata_read_fraction: bytes of page metadata read, over bytes of KV in context.
         cached_tokens: smallest number of prompt tokens that a question found in the radix cache.
-        decode_ms_per_step: median over the questions asked one by one.
+        decode_ms_per_step: median over the steps of the questions asked one by one.
         tokens_per_s: of the questions asked together, decode steps over the time they took.
         words: per question, which words were right.
         applied: the server's echo named the options that were sent.
@@ -70,7 +70,7 @@ def score_run(
         kv_read_fraction=_read_fraction(ordered),
         metadata_read_fraction=metadata_share(str(options.get("method", "full")), LAYOUT),
         cached_tokens=min(answer.cached_tokens for answer in ordered),
-        decode_ms_per_step=_ms_per_step([a for a in ordered if not a.concurrent]),
+        decode_ms_per_step=ms_per_step(a.arrivals for a in ordered if not a.concurrent),
         tokens_per_s=_tokens_per_s([a for a in ordered if a.concurrent]),
         words=words,
         applied=all(_applied(answer, options) for answer in ordered),
@@ -83,11 +83,6 @@ def _read_fraction(answers: Sequence[Answer]) -> float:
     reports = [answer.report for answer in answers if answer.report]
     there = sum(report["tokens_in_context"] for report in reports)
     return sum(report["tokens_attended"] for report in reports) / there if there else 1.0
-
-
-def _ms_per_step(answers: Sequence[Answer]) -> float:
-    timed = [a.decode_seconds / a.decode_steps for a in answers if a.decode_steps]
-    return 1000 * median(timed) if timed else 0.0
 
 
 def _tokens_per_s(answers: Sequence[Answer]) -> float:

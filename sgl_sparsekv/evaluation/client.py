@@ -87,14 +87,15 @@ class Client:
         )
 
     def generate(self, body: dict[str, Any]) -> Reply:
-        """Ask one question.
+        """Ask one question; without our options any SGLang server is taken, and nothing reported.
 
         Raises:
             EvaluationStopped: the server refuses, does not answer, or did not apply our options.
         """
         answer = self._call("/generate", body)
         meta = answer["meta_info"]
-        sent, report = body["sampling_params"]["custom_params"]["sparsekv"], meta.get("sparsekv")
+        sent = body["sampling_params"]["custom_params"].get("sparsekv", {})
+        report = meta.get("sparsekv", None if sent else {})
         if report is None:
             raise EvaluationStopped(f"the server at {self.url} did not say what it read")
         for name, value in sent.items():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
+from ..tooling.room import KEPT, answered
 from .client import Client, EvaluationStopped, ServerInfo
 from .results import Cell, Key, Results, key_of
 from .settings import Reading, Settings
@@ -113,14 +114,15 @@ def check_server(task: Task, info: ServerInfo) -> None:
 
 
 def check_length(task: Task, limit: int | None) -> None:
-    """Refuse prompts that are longer than a context of `limit` tokens; None is no limit.
+    """Refuse what a context of `limit` tokens would cut short; None is no limit.
 
     Raises:
-        EvaluationStopped: one is.
+        EvaluationStopped: a prompt and its answer are longer than is answered whole.
     """
-    if limit is not None and task.longest > limit:
+    if limit is not None and task.longest > answered(limit):
         raise EvaluationStopped(
-            f"lengths must be at most the model's context of {limit} tokens, got {task.longest}"
+            f"lengths must be at most {answered(limit)} of the model's context of {limit} tokens, "
+            f"got {task.longest}: SGLang keeps {KEPT} free"
         )
 
 

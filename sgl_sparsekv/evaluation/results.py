@@ -2,11 +2,11 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..tooling.journal import append_lines, check_free, check_same, drop_torn_line, read_lines
 from .settings import Reading
 from .tasks.base import Part
 
@@ -96,10 +96,10 @@ class Results:
         self._lock = threading.Lock()
         check_free(path, resume)
         if path.exists():
-            _drop_torn_line(path)
+            drop_torn_line(path)
             if path.stat().st_size:
                 found, self.cells = read(path)
-                _same_run(path, found, json.loads(json.dumps(head)))
+                check_same(path, found, json.loads(json.dumps(head)), MAY_GROW)
                 self.header["kind"] = "resumed"
 
     def add(self, cell: Cell, about: dict[str, Any]) -> None:
@@ -120,19 +120,7 @@ class Results:
             self.cells.append(cell)
 
     def _append(self, line: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def check_free(path: Path, resume: bool) -> None:
-    """Complain about a file that must not be written.
-
-    Raises:
-        ValueError: it is there and `resume` is false.
-    """
-    if path.exists() and not resume:
-        raise ValueError(f"{path} is there already; --resume goes on with it, --out names another")
+        append_lines(self.path, json.dumps(line))
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Cell]]:
@@ -141,7 +129,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Cell]]:
     Raises:
         ValueError: it holds no evaluation's results.
     """
-    lines = list(_lines(path))
+    lines = list(read_lines(path))
     if not lines or lines[0].get("kind") != "header" or lines[0].get("schema") != SCHEMA:
         raise ValueError(f"{path} must start with a header of schema {SCHEMA}")
     try:
@@ -154,28 +142,3 @@ def read(path: Path) -> tuple[dict[str, Any], list[Cell]]:
 def _cell(line: dict[str, Any]) -> Cell:
     values = {name: value for name, value in line.items() if name not in ("kind", DERIVED)}
     return Cell(**{**values, "expected": tuple(values["expected"])})
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, text in enumerate(path.read_text().splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not isinstance(line, dict):
-            raise ValueError(f"{path} must be JSON lines, line {number} is not")
-        yield line
-
-
-def _drop_torn_line(path: Path) -> None:
-    """A run that was killed may have left half a line."""
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
-
-
-def _same_run(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        if name not in MAY_GROW and found.get(name) != value:
-            raise ValueError(f"{path} has {name} {found.get(name)!r}, asked for is {value!r}")

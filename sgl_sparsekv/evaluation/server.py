@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from ..geometry import ceil_div
+from ..tooling.room import room
 from ..tooling.servers import ServerSpec
 from .settings import Settings
 from .tasks.base import Task
 
 PAGE_SIZE = 64
 POOL_SPARE = 4096
+"""Tokens beside the document, of each question that is asked at the same time."""
 
 
 def server_spec(folder: Path, settings: Settings, task: Task) -> ServerSpec:
@@ -21,13 +22,12 @@ def server_spec(folder: Path, settings: Settings, task: Task) -> ServerSpec:
     """
     import torch
 
-    pool = task.longest + POOL_SPARE * settings.concurrency
+    held = task.longest + POOL_SPARE * settings.concurrency
     flags = [
         *("--model-path", str(folder), "--attention-backend", "sparsekv"),
         *("--sparsekv-methods", ",".join(settings.methods)),
         *("--sparsekv-method", settings.methods[0]),
-        *("--page-size", str(PAGE_SIZE), "--context-length", str(task.longest)),
-        *("--max-total-tokens", str(ceil_div(pool, PAGE_SIZE) * PAGE_SIZE)),
+        *("--page-size", str(PAGE_SIZE), *room(task.longest, held, PAGE_SIZE)),
         *("--max-running-requests", str(max(8, settings.concurrency))),
         # A long prefill can take long on few cores; SGLang would end itself after 300 s.
         *("--watchdog-timeout", "1800"),

@@ -40,6 +40,16 @@ class Tokens:
         said: str = self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
         return said
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token spells; of a letter in several tokens, the last spells it."""
+        said, found = "", list[str]()
+        for end in range(1, len(ids) + 1):
+            text: str = self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
+            whole = text.removesuffix("\ufffd")
+            found.append(whole[len(said) :])
+            said = whole
+        return found
+
     def chat(self) -> tuple[str, str]:
         """Text before and after the words of a user's turn, the answer's turn opened.
 

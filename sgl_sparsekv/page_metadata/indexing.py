@@ -43,11 +43,13 @@ class StepIndex:
     it and it has no record: it was loaded unseen, or its record gave way to another.
     """
 
-    def __init__(self, records: SegmentRecords, geometry: Geometry, ops: Ops, layers: int) -> None:
+    def __init__(
+        self, records: SegmentRecords, geometry: Geometry, ops: Ops, last_layer: int
+    ) -> None:
         self.records = records
         self.geometry = geometry
         self.ops = ops
-        self._last_layer = layers - 1
+        self._last_layer = last_layer
         self._slots = torch.empty(0, 0, dtype=torch.int64)
         self._skips = torch.empty(0, dtype=torch.int64)
         self._targets = torch.empty(0, dtype=torch.int64)

@@ -1,7 +1,7 @@
 """The life of a unit within a forward step: start anew, fill, be summarised, be sealed.
 
-    begin_step   pages that start anew lose their stamps and records; the step's units to summarise
-                 are known
+    begin_step   pages that start anew, and units that are written, lose their stamps and records;
+                 the step's units to summarise are known
     summarise    in each layer, once K is written: the fields of those units; behind the last
                  layer they are sealed
 
@@ -41,7 +41,7 @@ class StepSeal:
             self.metadata.start_pages(geometry.page_starts(slots))
         self._handed_out.clear()
         live = new_slots[new_slots >= geometry.page_size]  # page 0 absorbs padding
-        self.metadata.start_pages(geometry.page_starts(live))
+        self.metadata.overwrite(live)
         completed = geometry.completed_units(live)
         if needed_units.numel():
             completed = torch.cat((completed, self.metadata.unsealed(needed_units)))
@@ -59,5 +59,5 @@ class StepSeal:
         for summary in self.metadata.summaries:
             units = self.metadata.geometry.finer(self.pending, summary.tokens)
             self.ops.summarise(summary, keys, self.metadata.fields(summary.name, layer), units)
-        if layer == self.metadata.layout.num_layers - 1:
+        if layer == self.metadata.last_layer:
             self.metadata.seal(self.pending)

@@ -1,6 +1,8 @@
 """Page metadata: fields by layer and physical unit, the sealed stamps, and segment records."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -26,6 +28,17 @@ class PageMetadata:
     A unit is *sealed* when its fields are final: it is full, its tokens are committed and every
     layer was summarised. Only sealed units may be scored. The stamp is all that decides validity;
     fields of an unsealed unit are garbage.
+
+    Attributes:
+        sealed: bool `[units]`, the stamps.
+        records: by name of the segment summary.
+        last_layer: behind which units are sealed, counted from this rank's first; an earlier one
+            than the pool's last where the last layers of a model have no attention.
+
+    Args:
+        room: entered where fields and records are allocated. Its memory may be given back and come
+            again as garbage while all pages are free: stamps and names of records stay outside, and
+            whatever they say of a page is forgotten when it starts anew.
     """
 
     def __init__(
@@ -36,20 +49,23 @@ class PageMetadata:
         num_slots: int,
         device: torch.device | str,
         segments: Sequence[SegmentSummary] = (),
+        room: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.geometry = geometry
         self.summaries = tuple(summaries)
         self.layout = layout
         self.num_units = geometry.pool_units(num_slots)
+        self.last_layer = layout.num_layers - 1
         self.sealed = torch.zeros(self.num_units, dtype=torch.bool, device=device)
-        self._fields = {
-            summary.name: [self._field(summary, device) for _ in range(layout.num_layers)]
-            for summary in self.summaries
-        }
-        self.records = {
-            summary.name: SegmentRecords(summary, layout, geometry, num_slots, device)
-            for summary in segments
-        }
+        with room or nullcontext():
+            self._fields = {
+                summary.name: [self._field(summary, device) for _ in range(layout.num_layers)]
+                for summary in self.summaries
+            }
+            self.records = {
+                summary.name: SegmentRecords(summary, layout, geometry, num_slots, device)
+                for summary in segments
+            }
         self.poison = False
         """Fill the fields of units that lose their stamp with NaN, so that a stale read shows."""
 
@@ -75,7 +91,18 @@ class PageMetadata:
 
     def start_pages(self, pages: torch.Tensor) -> None:
         """Forget the past life of pages `[n]` that were handed out or start anew."""
-        units = self.geometry.units_of_pages(pages)
+        self._forget(self.geometry.units_of_pages(pages), pages)
+
+    def overwrite(self, slots: torch.Tensor) -> None:
+        """Slots `[n]` are written: what their units and the segments that end there said is over.
+
+        A page starts anew with its first slot. A session that goes on, or a step that is taken
+        back, writes into the middle of a page, behind slots that stay.
+        """
+        self.start_pages(self.geometry.page_starts(slots))
+        self._forget(self.geometry.unit_of(slots), self.geometry.page_of(slots))
+
+    def _forget(self, units: torch.Tensor, pages: torch.Tensor) -> None:
         self.sealed[units] = False
         for records in self.records.values():
             records.drop(pages)

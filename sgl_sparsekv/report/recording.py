@@ -18,6 +18,8 @@ from .fields import check
 SCHEMA = 1
 _FIELDS = {"step": int, "layer": int, "rid": str, "method": str, "length": float}
 _MORE = {"units": list, "unit_size": float, "tp_rank": int}
+_NEWER = {"dp_rank": int, "pp_rank": int}
+"""Fields that older recordings lack."""
 
 
 def claims(content: dict[str, Any]) -> bool:
@@ -109,7 +111,8 @@ def _parsed(line: bytes, number: int) -> dict[str, Any]:
 
 def _record(found: dict[str, Any], number: int) -> SelectionRecord:
     """A record from its line; padding is removed from its units, which become arrays."""
-    check(found, {**_FIELDS, **_MORE}, f"line {number}")
+    newer = {name: kind for name, kind in _NEWER.items() if name in found}
+    check(found, {**_FIELDS, **_MORE, **newer}, f"line {number}")
     names = SelectionRecord.__dataclass_fields__
     if extra := ", ".join(sorted(found.keys() - names.keys())):
         raise ValueError(f"line {number} must be a record of this version, got {extra} too")

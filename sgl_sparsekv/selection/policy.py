@@ -4,16 +4,32 @@ Counts depend on lengths and options alone, never on data, so a host can plan a 
 key is looked at.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import RequestOptions
 from ..geometry import Geometry
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+
+class Budgeted(Protocol):
+    """What of a request's options the policy asks for: `sgl_sparsekv.config.RequestOptions`."""
+
+    @property
+    def sink(self) -> int:
+        """First tokens, always kept."""
+
+    @property
+    def window(self) -> int:
+        """Newest tokens, always kept."""
+
+    def budget_tokens(self, length: int) -> int:
+        """Budget in tokens for a context of `length` tokens."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class RowOptions:
     window: IntArray
 
     @classmethod
-    def resolve(cls, options: list[RequestOptions], lengths: IntArray) -> "RowOptions":
+    def resolve(cls, options: Sequence[Budgeted], lengths: IntArray) -> "RowOptions":
         """Arrays of the rows' options; a ratio becomes tokens of the row's context."""
         budgets = [o.budget_tokens(n) for o, n in zip(options, lengths.tolist(), strict=True)]
         return cls(

@@ -6,20 +6,15 @@ chunk that ends a choice, it is `metadata["sparsekv"]` (a list in choice order i
 choices in one response).
 """
 
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
 import orjson
 
-from .front_end import active
+from .front_end import FrontEnd, front_end_of
 
 KEY = "sparsekv"
-_RECENT = 4096
-"""Reports kept for streamed OpenAI responses; one is needed from a request's last token until its
-last chunk is written."""
-_recent: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
 
 def attach_reports(original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,15 +56,16 @@ def take_report(
     if not reports or not reports[index]:
         return
     meta_info[KEY] = reports[index][0]
-    if getattr(state.obj, "stream", False):
-        _remember(meta_info["id"], meta_info[KEY])
+    front_end = front_end_of(manager)
+    if front_end is not None and getattr(state.obj, "stream", False):
+        front_end.remember(meta_info["id"], meta_info[KEY])
 
 
 def add_to_response(
-    result: Any, serving: object, request: object, outputs: list[dict[str, Any]], created: int
+    result: Any, serving: Any, request: object, outputs: list[dict[str, Any]], created: int
 ) -> None:
     """After `_build_chat_response` and `_build_completion_response`: fill `metadata`."""
-    if active() is None:
+    if front_end_of(serving.tokenizer_manager) is None:
         return
     reports = [output["meta_info"].get(KEY) for output in outputs]
     # Error responses have no metadata.
@@ -78,31 +74,36 @@ def add_to_response(
         result.metadata = {**(result.metadata or {}), KEY: value}
 
 
-def add_to_stream(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def add_to_stream(original: Callable[..., Any], serving: Any, *args: Any, **kwargs: Any) -> Any:
     """Around `_generate_chat_stream` and `_generate_completion_stream`."""
-    chunks = original(*args, **kwargs)
-    return chunks if active() is None else _with_reports(chunks)
+    chunks = original(serving, *args, **kwargs)
+    front_end = front_end_of(serving.tokenizer_manager)
+    return chunks if front_end is None else _with_reports(chunks, front_end)
 
 
-async def _with_reports(chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+async def _with_reports(
+    chunks: AsyncGenerator[str, None], front_end: FrontEnd
+) -> AsyncGenerator[str, None]:
     rid_of_choice: dict[int, str] = {}
     async with aclosing(chunks):
         async for chunk in chunks:
-            yield _with_report(chunk, rid_of_choice)
+            yield _with_report(chunk, rid_of_choice, front_end)
 
 
-def _with_report(chunk: str, rid_of_choice: dict[int, str]) -> str:
+def _with_report(chunk: str, rid_of_choice: dict[int, str], front_end: FrontEnd) -> str:
     """A server-sent event; with the report if it ends a choice.
 
     Args:
         chunk: the event as SGLang wrote it.
         rid_of_choice: request id of each choice so far; chat ends all choices of a response under
             the id of one of them.
+        front_end: keeps the reports.
     """
     ends = '"finish_reason":"' in chunk  # inside a string the quotes would be escaped
     if not chunk.startswith("data: {") or not (ends or '"index":' in chunk):
         return chunk
-    if not ends and '"index":0,' in chunk and 0 in rid_of_choice:
+    # Tool calls have an index as well, so the choice is plain only while there is one.
+    if not ends and '"index":0,' in chunk and [*rid_of_choice] == [0]:
         return chunk
     try:
         event = orjson.loads(chunk.removeprefix("data: "))
@@ -111,14 +112,8 @@ def _with_report(chunk: str, rid_of_choice: dict[int, str]) -> str:
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
         return chunk  # an error event, or usage
     rid = rid_of_choice.setdefault(index, event["id"])
-    report = _recent.pop(rid, None) if finished else None
+    report = front_end.reports.pop(rid, None) if finished else None
     if report is None:
         return chunk
     event["metadata"] = {**(event.get("metadata") or {}), KEY: report}
     return f"data: {orjson.dumps(event).decode()}\n\n"
-
-
-def _remember(rid: str, report: dict[str, Any]) -> None:
-    _recent[rid] = report
-    if len(_recent) > _RECENT:
-        _recent.popitem(last=False)

@@ -1,86 +1,71 @@
-"""What the process that talks to clients knows of the server; nothing until our backend is chosen.
+"""What the process that talks to clients knows of a server that runs our backend.
 
-SGLang's tokenizer manager is built once per front-end process, before the first request and, in an
-HTTP server, before its FastAPI application starts: the place to learn the options and to put the
-request guard into the application.
+It belongs to SGLang's tokenizer manager and ends with it: a later engine in the same process, with
+another model or without our backend, knows nothing of an earlier one.
 """
 
-import logging
-import sys
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import REQUEST_FIELDS, ServerOptions
-from .metrics import ServingMetrics, process_metrics
+from .fields import REQUEST, SAMPLING
+from .metrics import ServingMetrics
+from .rules import Limits
 
-logger = logging.getLogger(__name__)
-HTTP_MODULE = "sglang.srt.entrypoints.http_server"
+ATTRIBUTE = "_sparsekv_front_end"
+"""Where a tokenizer manager keeps its front end."""
+MOST_REPORTS = 4096
+"""Reports kept for streamed OpenAI responses; one is needed from a request's last token until its
+last chunk is written."""
+_LABELS = frozenset((*REQUEST_FIELDS, *SAMPLING, *REQUEST, "prompt"))
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """A front-end process whose server runs our backend.
+    """A front end whose server runs our backend.
 
     Attributes:
         options: the server's.
-        vocab_size: token ids of the model are below it.
+        limits: what its requests may ask for.
         metrics: where refusals are counted.
         multimodal: the model takes images and the like, whose placeholders may stand among ids.
+        reports: of requests that have ended and whose last chunk is not yet written, by id.
     """
 
     options: ServerOptions
-    vocab_size: int
+    limits: Limits
     metrics: ServingMetrics
     multimodal: bool = False
+    reports: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return self.limits.vocab_size
 
     def count_refusal(self, message: str) -> None:
         """Count a refused request under the field its message names."""
         self.metrics.rejected(_field_of(message))
 
-
-_active: FrontEnd | None = None
-
-
-def active() -> FrontEnd | None:
-    """This process's front end, or None where the sparsekv backend was not chosen."""
-    return _active
+    def remember(self, rid: str, report: dict[str, Any]) -> None:
+        """Keep a request's report until its last chunk is written."""
+        self.reports[rid] = report
+        if len(self.reports) > MOST_REPORTS:
+            self.reports.popitem(last=False)
 
 
-def set_active(front_end: FrontEnd | None) -> None:
-    """Replace this process's front end."""
-    global _active
-    _active = front_end
-
-
-def note_tokenizer_manager(result: object, manager: Any, *args: Any, **kwargs: Any) -> None:
-    """After `TokenizerManager.__init__`: from here on requests are checked."""
-    from ..backend.flags import options_of
-
-    options = options_of(manager.server_args)
-    if options is None:
-        return
-    metrics = process_metrics(bool(manager.enable_metrics))
-    vocab_size, multimodal = manager.model_config.vocab_size, manager.mm_processor is not None
-    front_end = FrontEnd(options, int(vocab_size), metrics, multimodal)
-    set_active(front_end)
-    # Absent from an offline Engine; importing it here would load a web server for nothing.
-    http = sys.modules.get(HTTP_MODULE)
-    if http is None:
-        return
-    if http.app.middleware_stack is not None:
-        # An engine beside a server that already runs: that server is not this engine's.
-        logger.warning("sparsekv: misplaced options are not looked for: the web server has started")
-        return
-    from .guard import install
-
-    install(http.app, front_end)
+def front_end_of(manager: object) -> FrontEnd | None:
+    """The front end of a tokenizer manager, or None where our backend was not chosen."""
+    found: FrontEnd | None = getattr(manager, ATTRIBUTE, None)
+    return found
 
 
 def _field_of(message: str) -> str:
     """The label of a refusal: a known name, so that clients cannot grow the label's values."""
     start = message.split(": ", 1)[1] if message.startswith("request ") else message
     name = start.removeprefix("sparsekv.").split(" ", 1)[0].split("[", 1)[0]
-    known = (*REQUEST_FIELDS, "input_ids", "prompt", "stop_token_ids", "top_logprobs_num")
-    if name in known:
+    name = name.removeprefix("sampling_params.")
+    if name in _LABELS:
         return name
     return "misplaced" if " belongs in " in message else "unknown"

@@ -1,22 +1,19 @@
-"""ASGI middleware that answers 400 to a request whose options would be lost or are wrong.
+"""ASGI middleware of the generation routes.
 
-It reads bodies of generation routes only, and parses only those that contain a key of ours, so
-other requests cost one search of their bytes. Responses pass untouched.
+It answers 400 to a request whose options would be lost, and sees that a refusal is a 400 on every
+route: SGLang tells it inside a stream that has begun with 200, or not at all where a route forgets
+what is the client's mistake. So the head of an answer is held back until its first
+bytes are there. Everything else passes untouched.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from traceback import walk_tb
 from typing import Any
 
 import orjson
 
 from . import placement
 from .front_end import FrontEnd
-from .requests import (
-    check_custom_params,
-    check_options,
-    check_token_ids,
-    check_top_logprobs,
-)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -26,13 +23,23 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 MAX_BODY = 64 << 20
 """Larger bodies pass unparsed; what they carry in the right place is still verified."""
 NATIVE = "/generate"
+VERTEX = "/vertex_generate"
 OPENAI = ("/v1/completions", "/v1/chat/completions", "/invocations")
-WITHOUT_OPTIONS = ("/v1/responses", "/v1/messages", "/api/chat", "/api/generate")
-ROUTES = (NATIVE, *OPENAI, *WITHOUT_OPTIONS)
+WITHOUT_OPTIONS = (
+    *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/api/chat", "/api/generate"),
+    *("/v1/score", "/v1/decisions", "/v1/systemone", "/v1/embeddings", "/v1/classify"),
+    *("/v1/rerank", "/encode", "/classify"),
+)
+ROUTES = (NATIVE, VERTEX, *OPENAI, *WITHOUT_OPTIONS)
+_SEARCHED = (b"sparse", b"custom_params", b"health_check")
+_OVERLAP = max(map(len, _SEARCHED)) - 1
+_ERROR_EVENT = b'data: {"error":'
+_READER = "fastapi.dependencies.utils"
+_ABORT = b'"finish_reason":{"type":"abort"'
 
 
 class RequestGuard:
-    """Checks a request's JSON before the application sees it."""
+    """Checks a request's JSON before the application sees it, and the head of its answer."""
 
     def __init__(self, app: App, front_end: FrontEnd) -> None:
         """Wrap `app`."""
@@ -47,48 +54,114 @@ class RequestGuard:
             return
         messages, body = await _read(receive)
         refusal = self._refusal(route, body) if body is not None else None
-        if refusal is None:
-            await self.app(scope, _replay(messages, receive), send)
-        else:
+        if refusal is not None:
             self.front_end.count_refusal(refusal)
             await _answer(send, route, refusal)
+            return
+        answer = HeldAnswer(send, route)
+        try:
+            await self.app(scope, _replay(messages, receive), answer.send)
+        except Exception as error:
+            if answer.begun or not _is_clients(error):
+                raise
+            await _answer(send, route, str(error) or type(error).__name__)
 
     def _refusal(self, route: str, body: bytes) -> str | None:
         """Why the request is refused, or None."""
-        if not _may_concern_us(route, body):
-            return None
         try:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None  # SGLang's own answer names the place
-        if not isinstance(parsed, dict):
-            return None
         try:
-            check_body(route, parsed, self.front_end)
+            check_body(route, parsed)
         except ValueError as error:
             return str(error)
         return None
 
 
-def check_body(route: str, body: dict[str, Any], front_end: FrontEnd) -> None:
+class HeldAnswer:
+    """Sends an answer on; its head goes with the first bytes, as these may be a refusal."""
+
+    def __init__(self, send: Send, route: str) -> None:
+        self._send = send
+        self._route = route
+        self._head: Message | None = None
+        self._refused = False
+        self.begun = False
+
+    async def send(self, message: Message) -> None:
+        """Take one message of the application."""
+        if message["type"] == "http.response.start":
+            self._head = message
+        elif self._refused:
+            return
+        elif self._head is None:
+            await self._send(message)
+        else:
+            await self._begin(self._head, message)
+            self._head = None
+
+    async def _begin(self, head: Message, first: Message) -> None:
+        self.begun = True
+        refusal = _refusal_in(first.get("body", b"")) if head["status"] == 200 else None
+        if refusal is None:
+            await self._send(head)
+            await self._send(first)
+        else:
+            self._refused = True
+            await _answer(self._send, self._route, *refusal)
+
+
+def _is_clients(error: Exception) -> bool:
+    """Whether an error is a mistake of the client.
+
+    A ValueError is, by SGLang's own convention; and whatever fails while FastAPI reads the body:
+    SGLang's models look into shapes that they have not checked.
+    """
+    if isinstance(error, ValueError):
+        return True
+    return any(
+        frame.f_globals.get("__name__") == _READER for frame, _ in walk_tb(error.__traceback__)
+    )
+
+
+def _refusal_in(event: bytes) -> tuple[str, int] | None:
+    """Text and status of a stream's first event, if it is an error or an abort."""
+    if not event.startswith(_ERROR_EVENT) and _ABORT not in event:
+        return None
+    try:
+        told = orjson.loads(event.removeprefix(b"data: "))
+        error = told.get("error") or told["meta_info"]["finish_reason"]
+        text, status = error["message"], error.get("code") or error["status_code"]
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return None
+    return (text, status) if isinstance(status, int) and 400 <= status < 600 else None
+
+
+def check_body(route: str, body: object) -> None:
     """Check the parsed body of a route.
 
     Raises:
-        ValueError: an option is misplaced or wrong, or a token id is not in the vocabulary.
+        ValueError: an option is misplaced, or an id is one of SGLang's own.
     """
+    if not isinstance(body, dict):
+        return
     if route == NATIVE:
         placement.check_native(body)
-        check_options(body.get("sampling_params"), front_end.options)
-        # SGLang answers 200 to a streamed request and puts its error into the stream.
-        if body.get("stream"):
-            media = [body.get(f"{kind}_data") for kind in ("image", "video", "audio")]
-            check_token_ids("input_ids", body.get("input_ids"), front_end, media)
-            check_top_logprobs(body.get("top_logprobs_num"), front_end)
+        _check_ids(body.get("rid"))
+    elif route == VERTEX:
+        placement.check_vertex(body)
     elif route in OPENAI:
         placement.check_openai(body)
-        check_custom_params(body.get("custom_params"), front_end.options)
     else:
         placement.check_other(body, route)
+
+
+def _check_ids(given: object) -> None:
+    """SGLang drops a request that is called like a health check when it is busy."""
+    for rid in given if isinstance(given, list) else [given]:
+        if isinstance(rid, str) and rid.startswith("HEALTH_CHECK"):
+            raise ValueError(f"rid must not start with HEALTH_CHECK, got {rid[:60]!r}")
 
 
 def install(app: Any, front_end: FrontEnd) -> None:
@@ -113,28 +186,31 @@ def _route(scope: Any) -> str | None:
     return path if path in ROUTES else None
 
 
-def _may_concern_us(route: str, body: bytes) -> bool:
-    if b"sparse" in body.lower() or b"custom_params" in body:
-        return True
-    if route != NATIVE or b'"stream"' not in body:
-        return False
-    return b'"input_ids"' in body or b'"top_logprobs_num"' in body
-
-
 async def _read(receive: Receive) -> tuple[list[Message], bytes | None]:
-    """Messages read so far, and the whole body; None when it is too large or was cut off."""
+    """Messages read so far, and the whole body if it may concern us; None otherwise.
+
+    Each part is searched as it comes, so that no long body holds up the event loop.
+    """
     messages: list[Message] = []
-    size = 0
+    size, found, before = 0, False, b""
     while True:
         message = await receive()
         messages.append(message)
         if message["type"] != "http.request":
             return messages, None
-        size += len(message.get("body", b""))
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if not found:
+            lowered = (before + part).lower()
+            found = any(word in lowered for word in _SEARCHED)
+            before = lowered[-_OVERLAP:]
+        if not message.get("more_body", False):
+            break
         if size > MAX_BODY:
             return messages, None
-        if not message.get("more_body", False):
-            return messages, b"".join(entry.get("body", b"") for entry in messages)
+    if not found or size > MAX_BODY:
+        return messages, None
+    return messages, b"".join(entry.get("body", b"") for entry in messages)
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:
@@ -148,13 +224,19 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
     return next_message
 
 
-async def _answer(send: Send, route: str, text: str) -> None:
-    error: dict[str, Any] = {"message": text, "type": "BadRequestError", "param": None, "code": 400}
-    content = {"error": error} if route == NATIVE else {"object": "error", **error}
+async def _answer(send: Send, route: str, text: str, status: int = 400) -> None:
+    kind = "BadRequestError" if status < 500 else "InternalServerError"
+    error: dict[str, Any] = {"message": text, "type": kind, "param": None, "code": status}
+    content: dict[str, Any] = {"object": "error", **error}
+    if route in (NATIVE, VERTEX):
+        content = {"error": error}
+    elif route.startswith("/v1/messages"):
+        own = {"type": "invalid_request_error", "message": text}
+        content = {"type": "error", "error": own}
     body = orjson.dumps(content)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
     ]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -11,7 +11,8 @@ def main() -> None:
     """Print the report."""
     from sglang.srt.plugins import load_plugins
 
-    from ..plugin import BACKEND_NAME, HOOKS, missing_hooks
+    from ..host import BACKEND_NAME
+    from ..plugin import HOOKS, missing_hooks
 
     load_plugins()
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -192,14 +193,16 @@ _process: ServingMetrics | None = None
 
 
 def process_metrics(prometheus: bool = False) -> ServingMetrics:
-    """The metrics of this process, created on the first call; later calls return the same."""
+    """The metrics of a scheduler process, which serves one engine and ends with it."""
     global _process
     if _process is None:
         _process = ServingMetrics(prometheus)
     return _process
 
 
+@cache
 def _prometheus_objects(registry: Any) -> dict[Metric, Any]:
+    """One set per registry: what engines of one process count stands under one name."""
     # prometheus_client picks its value class when it is imported: not before SGLang has set
     # PROMETHEUS_MULTIPROC_DIR, so never at the top of a module.
     import prometheus_client

@@ -34,6 +34,22 @@ def check_native(body: Mapping[str, object]) -> None:
         _refuse_inside_custom_params(params, f"{path}.custom_params", body, NATIVE_PLACE)
 
 
+def check_vertex(body: Mapping[str, object]) -> None:
+    """Check a body of `/vertex_generate`: `parameters` are what `/generate` takes.
+
+    Raises:
+        RequestOptionError: an option stands in the wrong place.
+    """
+    place = f"parameters.{NATIVE_PLACE}"
+    _refuse_names(body, "", place)
+    for path, instance in _numbered(body.get("instances"), "instances"):
+        _refuse_names(instance, path + ".", place)
+        _refuse_carrier(instance.get("sampling_params"), f"{path}.sampling_params", place)
+    parameters = body.get("parameters")
+    if isinstance(parameters, Mapping):
+        check_native(parameters)
+
+
 def check_openai(body: Mapping[str, object]) -> None:
     """Check a body of `/v1/completions` or `/v1/chat/completions`.
 

@@ -1,93 +1,106 @@
-"""Refuse requests that ask for what cannot be served; SGLang turns a ValueError into a 400."""
+"""Refuse requests that ask for what cannot be served; SGLang turns a ValueError into a 400.
 
-from array import array
-from collections.abc import Sequence
+Every route, and `sgl.Engine` beside them, hands its requests to the tokenizer manager. Here they
+are checked before anything is made of them, and once more when the prompt's tokens are known.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
-import numpy as np
-
 from ..config import REQUEST_KEY, ServerOptions, parse_request_options
-from .front_end import FrontEnd, active
+from .fields import MEDIA, REQUEST, SAMPLING, fits_model
+from .front_end import FrontEnd, front_end_of
+from .prompts import check_token_ids, is_batch, prompts_in
+from .rules import Limits, short
 
 
-def verify_sampling_params(result: object, params: Any, vocab_size: int) -> None:
-    """After `SamplingParams.verify`: check our options and the stop tokens of one request.
-
-    Raises:
-        RequestOptionError: an option is wrong.
-        ValueError: a stop token is outside the vocabulary.
-    """
-    front_end = active()
-    if front_end is None:
-        return
-    try:
-        check_custom_params(params.custom_params, front_end.options)
-        if front_end.options.validate_input_ids:
-            check_stop_tokens(params.stop_token_ids, vocab_size)
-    except ValueError as error:
-        front_end.count_refusal(str(error))
-        raise
-
-
-def check_generate_request(result: object, request: Any) -> None:
-    """After `GenerateReqInput.normalize_batch_and_arguments`: the whole batch, items by number.
+def check_request(manager: object, request: Any, *args: Any, **kwargs: Any) -> None:
+    """Before `TokenizerManager.generate_request`: every field of a request.
 
     Raises:
-        RequestOptionError: an option is wrong.
-        ValueError: a token id is outside the vocabulary, or more log-probabilities are asked for
-            than it has tokens.
+        RequestOptionError: one of our options is wrong.
+        ValueError: a field breaks its rule.
     """
-    front_end = active()
+    front_end = front_end_of(manager)
     if front_end is None:
         return
-    try:
+    with _counted(front_end):
         check_options(request.sampling_params, front_end.options)
-        check_token_ids("input_ids", request.input_ids, front_end, _media_of(request))
-        check_top_logprobs(request.top_logprobs_num, front_end)
-    except ValueError as error:
-        front_end.count_refusal(str(error))
-        raise
+        if not front_end.options.validate_requests:
+            return
+        prompts = prompts_in(request)
+        check_fields(request, prompts if is_batch(request) else None, front_end.limits)
+        check_sampling(request.sampling_params, prompts, is_batch(request), front_end.limits)
+        media = [getattr(request, name, None) for name in MEDIA]
+        check_token_ids("input_ids", request.input_ids, front_end, media)
+
+
+def check_score(
+    manager: object,
+    *args: Any,
+    query_embed_overrides: Any = None,
+    item_embed_overrides: Any = None,
+    **kwargs: Any,
+) -> None:
+    """Before `TokenizerManagerScoreMixin.score_request`: the embeddings that it stacks.
+
+    Raises:
+        ValueError: one has not the model's size, or is not finite.
+    """
+    front_end = front_end_of(manager)
+    if front_end is None or not front_end.options.validate_requests:
+        return
+    limits = front_end.limits
+    given = {"query_embed_overrides": [query_embed_overrides or ()]}
+    given["item_embed_overrides"] = [rows or () for rows in item_embed_overrides or ()]
+    with _counted(front_end):
+        for name, groups in given.items():
+            for row in (row for group in groups for row in group):
+                if not fits_model(row, limits):
+                    raise ValueError(
+                        f"{name} must be rows of {limits.hidden_size} finite numbers, "
+                        f"got one of shape {list(row.shape)}"
+                    )
 
 
 def check_tokenized(
     result: object, manager: object, request: Any, input_ids: Sequence[int] | None
 ) -> None:
-    """After `TokenizerManager._validate_one_request`: a prompt without tokens ends SGLang.
-
-    Whether a text gives any is known only here.
+    """After `TokenizerManager._validate_one_request`: what only the prompt's length can tell.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no token, or a position lies outside the prompt: SGLang ends on both.
     """
-    front_end = active()
-    if front_end is None or not front_end.options.validate_input_ids:
+    front_end = front_end_of(manager)
+    if front_end is None or not front_end.options.validate_requests or input_ids is None:
         return
-    if input_ids is None or len(input_ids) or getattr(request, "input_embeds", None) is not None:
-        return
-    if not front_end.multimodal or not any(_media_of(request)):
-        message = "prompt must have at least one token, got none"
-        front_end.count_refusal(message)
-        raise ValueError(message)
+    with _counted(front_end):
+        embeds = getattr(request, "input_embeds", None)
+        media = front_end.multimodal and any(getattr(request, name, None) for name in MEDIA)
+        if not len(input_ids) and embeds is None and not media and not _in_session(request):
+            raise ValueError("prompt must have at least one token, got none")
+        for name in ("multi_item_delimiter_indices", "token_indices_to_pool"):
+            for position in getattr(request, name, None) or ():
+                if position >= len(input_ids):
+                    raise ValueError(
+                        f"{name} must be positions in the prompt, below {len(input_ids)}, "
+                        f"got {position}"
+                    )
 
 
 def check_options(sampling_params: object, options: ServerOptions) -> None:
-    """Check the options in one request's sampling parameters, or in a list of them.
+    """Check our options in one request's sampling parameters, or in a list of them.
 
     Raises:
         RequestOptionError: the message starts with the number of the item in a batch.
     """
-    if isinstance(sampling_params, dict):
-        check_custom_params(sampling_params.get("custom_params"), options)
-    elif isinstance(sampling_params, (list, tuple)):
-        seen: set[int] = set()  # SGLang repeats one dict for every item that shares it
-        for item, params in enumerate(sampling_params):
-            if not isinstance(params, dict) or id(params) in seen:
-                continue
-            seen.add(id(params))
-            try:
-                check_custom_params(params.get("custom_params"), options)
-            except ValueError as error:
-                raise type(error)(f"request {item} of the batch: {error}") from None
+    for prefix, params in _each(sampling_params):
+        try:
+            check_custom_params(params.get("custom_params"), options)
+        except ValueError as error:
+            raise type(error)(f"{prefix}{error}") from None
 
 
 def check_custom_params(custom_params: object, options: ServerOptions) -> None:
@@ -96,113 +109,92 @@ def check_custom_params(custom_params: object, options: ServerOptions) -> None:
         parse_request_options(custom_params[REQUEST_KEY], options)
 
 
-def check_token_ids(
-    name: str, ids: object, front_end: FrontEnd, media: Sequence[object] = ()
-) -> None:
-    """Check the token ids of one prompt `[n]`, or of a batch of prompts.
+def check_sampling(sampling_params: object, prompts: int, batch: bool, limits: Limits) -> None:
+    """Check one request's sampling parameters, or a list with those of each prompt.
+
+    Raises:
+        ValueError: names the field, the rule and the value.
+    """
+    if sampling_params is None:
+        return
+    if isinstance(sampling_params, list):
+        if not batch or len(sampling_params) != prompts:
+            wanted = f"an object, or a list of {prompts}" if batch else "an object"
+            raise ValueError(
+                f"sampling_params must be {wanted}, got a list of {len(sampling_params)}"
+            )
+        strays = [entry for entry in sampling_params if not isinstance(entry, dict)]
+    else:
+        strays = [] if isinstance(sampling_params, dict) else [sampling_params]
+    if strays:
+        raise ValueError(f"sampling_params must be an object, got {short(strays[0])}")
+    for prefix, params in _each(sampling_params):
+        for name, value in params.items():
+            if name not in SAMPLING:
+                raise ValueError(f"{prefix}sampling_params.{short(name)} is not a parameter")
+            SAMPLING[name].check(f"{prefix}{name}", value, limits)
+
+
+def check_fields(request: Any, prompts: int | None, limits: Limits) -> None:
+    """Check the fields of a request that stand beside its sampling parameters.
 
     Args:
-        name: what the ids are called in the request.
-        ids: the ids.
-        front_end: knows the vocabulary.
-        media: images, videos and audio of the request, each one value or one per prompt. On a
-            multimodal model the ids beside them may be placeholders and are left alone.
+        request: SGLang's dataclass.
+        prompts: how many a batch has; None: it is no batch.
+        limits: of the server.
 
     Raises:
-        ValueError: names the position and the value of the first id that is not in the vocabulary.
+        ValueError: names the field, the rule and the value.
     """
-    if not front_end.options.validate_input_ids or not isinstance(ids, list) or not ids:
-        return
-    media = media if front_end.multimodal else ()
-    if not isinstance(ids[0], list):
-        if not any(media):
-            _check_prompt(name, ids, front_end.vocab_size)
-        return
-    seen: set[int] = set()  # parallel sampling repeats the same list
-    for item, prompt in enumerate(ids):
-        if isinstance(prompt, list) and id(prompt) not in seen and not _beside(media, item):
-            seen.add(id(prompt))
-            _check_prompt(f"{name}[{item}]", prompt, front_end.vocab_size)
+    for entry in fields(request):
+        rule, value = REQUEST[entry.name], getattr(request, entry.name)
+        if value is None or value is entry.default:
+            continue
+        if entry.name in MEDIA and isinstance(value, list) and prompts and value:
+            _check_length(entry.name, value, prompts)
+        if not rule.each or prompts is None or not isinstance(value, list):
+            rule.check(entry.name, value, limits)
+        elif value and not (entry.name in _LISTS and not isinstance(value[0], list | None)):
+            _check_length(entry.name, value, prompts)
+            for item, own in enumerate(value):
+                rule.check(f"{entry.name}[{item}]", own, limits)
+        else:
+            rule.check(entry.name, value, limits)
 
 
-def check_top_logprobs(number: object, front_end: FrontEnd) -> None:
-    """Check how many log-probabilities are asked for: SGLang ends on more than it has tokens.
-
-    Raises:
-        ValueError: one number, or one of a list of them, is out of range.
-    """
-    if not front_end.options.validate_input_ids:
-        return
-    for each in number if isinstance(number, list) else [number]:
-        if isinstance(each, int) and not 0 <= each <= front_end.vocab_size:
-            raise ValueError(
-                f"top_logprobs_num must be an integer in [0, {front_end.vocab_size}], "
-                f"got {_short(each)}"
-            )
+_LISTS = (
+    *("token_ids_logprob", "multi_item_delimiter_indices", "token_indices_to_pool"),
+    *("embed_overrides", "decision_layout"),
+)
+"""Fields whose value for one prompt is a list itself."""
 
 
-def check_stop_tokens(stop_token_ids: object, vocab_size: int) -> None:
-    """Check stop tokens: SGLang indexes logits with them once any request has `min_new_tokens`.
-
-    Raises:
-        ValueError: a stop token is outside the vocabulary.
-    """
-    if not isinstance(stop_token_ids, (set, frozenset, list, tuple)):
-        return
-    for token in sorted(stop_token_ids):
-        if not 0 <= token < vocab_size:
-            raise ValueError(
-                f"stop_token_ids must be token ids in [0, {vocab_size}), got {_short(token)}"
-            )
+def _check_length(name: str, value: Sequence[object], prompts: int) -> None:
+    if len(value) != prompts:
+        raise ValueError(f"{name} must have one entry per prompt ({prompts}), got {len(value)}")
 
 
-def _check_prompt(name: str, ids: Sequence[object], vocab_size: int) -> None:
-    bad = _first_outside(ids, vocab_size)
-    if bad is not None:
-        position, value = bad
-        raise ValueError(
-            f"{name}[{position}] must be a token id in [0, {vocab_size}), got {_short(value)}"
-        )
+def _each(sampling_params: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Dictionaries of sampling parameters, each once, with what a message about it starts with."""
+    if isinstance(sampling_params, dict):
+        yield "", sampling_params
+    elif isinstance(sampling_params, (list, tuple)):
+        seen: set[int] = set()  # SGLang repeats one dict for every item that shares it
+        for item, params in enumerate(sampling_params):
+            if isinstance(params, dict) and id(params) not in seen:
+                seen.add(id(params))
+                yield f"request {item} of the batch: ", params
 
 
-def _first_outside(ids: Sequence[Any], vocab_size: int) -> tuple[int, object] | None:
-    """Position and value of the first id outside [0, vocab_size)."""
-    if not ids:
-        return None
+def _in_session(request: Any) -> bool:
+    """Whether earlier turns of a session may bring the tokens."""
+    return bool(getattr(request, "session_params", None))
+
+
+@contextmanager
+def _counted(front_end: FrontEnd) -> Iterator[None]:
     try:
-        values = np.frombuffer(array("q", ids), dtype=np.uint64)
-    except (TypeError, OverflowError):
-        # Not 64-bit integers: the slow way finds the culprit.
-        return next(
-            (
-                (position, value)
-                for position, value in enumerate(ids)
-                if not isinstance(value, int) or not 0 <= value < vocab_size
-            ),
-            None,
-        )
-    # Read as unsigned, a negative id is a huge one.
-    if values.max() < vocab_size:
-        return None
-    position = int((values >= vocab_size).argmax())
-    return position, ids[position]
-
-
-def _media_of(request: Any) -> list[object]:
-    return [getattr(request, f"{kind}_data", None) for kind in ("image", "video", "audio")]
-
-
-def _beside(media: Sequence[object], item: int) -> bool:
-    """Whether prompt `item` of a batch has any media; SGLang fills lists with None."""
-    for values in media:
-        if not isinstance(values, list):
-            if values:
-                return True
-        elif item < len(values) and values[item]:
-            return True
-    return False
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
+        yield
+    except ValueError as error:
+        front_end.count_refusal(str(error))
+        raise

@@ -43,7 +43,7 @@ class TraceCollector:
         self.lost = 0
         """Messages that got lost on the way, by the gaps in their numbers."""
         self._rid = rid
-        self._next: dict[int, int] = {}
+        self._next: dict[tuple[int, int, int], int] = {}
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = _connect(self._context, endpoints)
 
@@ -55,7 +55,8 @@ class TraceCollector:
                 continue
             _, number, payload = self._socket.recv_multipart()
             record = decode(payload)
-            self._note(record.tp_rank, int.from_bytes(number, "big"))
+            rank = record.dp_rank, record.pp_rank, record.tp_rank
+            self._note(rank, int.from_bytes(number, "big"))
             if self._rid is None or record.rid == self._rid:
                 return record
         return None
@@ -71,7 +72,7 @@ class TraceCollector:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _note(self, rank: int, number: int) -> None:
+    def _note(self, rank: tuple[int, int, int], number: int) -> None:
         self.lost += max(0, number - self._next.get(rank, number))
         self._next[rank] = number + 1
 

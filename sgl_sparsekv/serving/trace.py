@@ -24,7 +24,7 @@ class SelectionRecord:
 
     Attributes:
         step: decode step of the server.
-        layer: layer index.
+        layer: number of the layer, in the model as a whole.
         rid: SGLang's request id.
         method: selection method.
         length: tokens in the request's context.
@@ -32,6 +32,8 @@ class SelectionRecord:
             `[H, n]` padded with -1.
         unit_size: tokens per unit.
         tp_rank: tensor-parallel rank.
+        dp_rank: data-parallel replica; 0 in records of before it was told.
+        pp_rank: pipeline stage; likewise.
     """
 
     step: int
@@ -42,6 +44,8 @@ class SelectionRecord:
     units: Any
     unit_size: int
     tp_rank: int
+    dp_rank: int = 0
+    pp_rank: int = 0
 
 
 def encode(record: SelectionRecord) -> bytes:
@@ -57,7 +61,7 @@ def decode(payload: bytes) -> SelectionRecord:
 
 
 def rank_endpoint(endpoint: str, rank: int) -> str:
-    """The endpoint of one rank: a port of its own for each, or a name of its own."""
+    """The endpoint of a rank, counted over the server: a port or a name of its own for each."""
     head, _, port = endpoint.rpartition(":")
     if rank == 0:
         return endpoint

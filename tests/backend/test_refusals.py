@@ -154,7 +154,7 @@ def test_another_version_of_sglang_is_refused(
     resolve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence with the tested version."""
-    monkeypatch.setattr("sgl_sparsekv.plugin.version", lambda name: "0.9.9")
+    monkeypatch.setattr("sgl_sparsekv.host.version", lambda name: "0.9.9")
     with pytest.raises(UnsupportedSetup, match=r"SGLang 0\.9\.9 was not tested .* 0\.5\.23"):
         resolve()
 
@@ -193,16 +193,16 @@ def test_models_of_other_kinds_are_refused(changes: dict[str, Any], says: str) -
 @pytest.mark.usefixtures("sglang_plugins")
 def test_a_missing_hook_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang only logs a hook that fails; we must not serve without one."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from sgl_sparsekv.backend.support import check_runner
-    from sgl_sparsekv.ops import load_ops
+    from sgl_sparsekv.host import BACKEND_NAME
     from sgl_sparsekv.plugin import HOOKS
 
     rest = HookRegistry._patched - {HOOKS[0].target}
     monkeypatch.setattr(HookRegistry, "_patched", rest)
     with pytest.raises(UnsupportedSetup, match=r"add_cli_args; run `sparsekv doctor`"):
-        check_runner(runner(), ("quest",), load_ops("reference"))
+        ATTENTION_BACKENDS[BACKEND_NAME](runner())
 
 
 def test_bad_server_flags_are_one_line_and_exit_2(

@@ -14,8 +14,8 @@ import torch
 from bench.gpu import checkout, gate, peers, run, server, steps
 from bench.gpu.cascade import cascade_arguments, cascade_buffers, cascade_plan
 from bench.gpu.kernels import versus
-from bench.gpu.log import FAILED, Check, Fact, Log, Measured, read
-from bench.gpu.parts import PARTS
+from bench.gpu.log import FAILED, Check, Entry, Fact, Log, Measured, read
+from bench.gpu.parts import PARTS, Part
 from bench.gpu.shapes import LLAMA, TOY, Shape, make_scene
 from bench.gpu.timing import Times
 from bench.results_schema import load
@@ -200,6 +200,34 @@ def test_parts_run_as_processes(tmp_path: Path) -> None:
     bad = run.run_part(replace(PARTS["bandwidth"], name="unknown"), plan, None)
     assert [entry.status for entry in bad] == [FAILED]
     assert run.run_part(PARTS["gate"], plan, 0.0)[0].detail == "out of time"
+
+
+def test_finished_parts_of_a_stopped_run_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one that was cut short runs again; another card's run is not gone on with."""
+    parts, ran = [PARTS["bandwidth"], PARTS["gate"], PARTS["graphs"]], []
+
+    def run_part(part: Part, plan: run.Plan, end: float | None) -> list[Entry]:
+        ran.append(part.name)
+        log = Log(plan.logs / f"{part.name}.jsonl")
+        log.add(Fact(f"of {part.name}", 1.0, "TB/s"))
+        if ran == ["bandwidth", "gate"]:
+            raise KeyboardInterrupt
+        log.add(Check(part.name, "ok"))
+        return log.entries
+
+    monkeypatch.setattr(run, "run_part", run_part)
+    plan = run.Plan(parts, tmp_path, tmp_path / "logs", commit="0123abc")
+    with pytest.raises(KeyboardInterrupt):
+        run.run_all(plan)
+    assert run.run_all(replace(plan, resume=True)) == 0
+    assert ran == ["bandwidth", "gate", "gate", "graphs"]
+    assert "2 of 3 parts, at most 3 min left" in capsys.readouterr().out
+    report = json.loads((tmp_path / "logs" / "report.json").read_text())
+    assert [e["name"] for e in report["entries"] if e["kind"] == "Check"] == [p.name for p in parts]
+    with pytest.raises(ValueError, match="has quick False, asked for is True"):
+        run.run_all(replace(plan, resume=True, quick=True))
 
 
 def test_rows_are_saved_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.stop import StoppedAt
 
-from bench.quality import report
+from bench.quality import report, run
 from bench.quality.__main__ import main
 from bench.quality.cost import bytes_read, equal_budget
 from bench.quality.dump import Dump, LayerDump, dump
@@ -211,6 +212,31 @@ def test_the_command_measures_a_folder(tiny: Path, tmp_path: Path, capsys):
     assert load(path)[0] == run
     with pytest.raises(FileExistsError):
         save(run, rows, tmp_path / "again")
+
+
+def test_a_stopped_run_is_gone_on_with(
+    tiny: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """What was measured before is not measured again, and the rows are those of one run."""
+    words = [str(tiny), "--text", str(tiny / "text.txt"), "--contexts", "1300,1200"]
+    words += ["--budgets", "256", "--methods", "quest,streaming"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    ((_, _, whole),) = newest(tmp_path / "whole")
+    measure = StoppedAt(3, run.measure_variant)
+    monkeypatch.setattr(run, "measure_variant", measure)
+    words += ["--out", str(tmp_path / "parts")]
+    assert main(words) == 130
+    assert "bench.quality: stopped; --resume goes on with 3 of" in capsys.readouterr().err
+    assert not newest(tmp_path / "parts")
+    assert main(words) == 2
+    assert "is there already; --resume goes on with it" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    assert "3 of 8; " in capsys.readouterr().err
+    ((_, _, rows),) = newest(tmp_path / "parts")
+    assert rows == whole
+    measured = [(context, variant.name) for _, _, context, variant, _ in measure.calls]
+    assert len(set(measured)) == len(measured) - 1, "only the interrupted one was begun twice"
+    assert not list((tmp_path / "parts").glob("*.part.jsonl"))
 
 
 @pytest.mark.parametrize(

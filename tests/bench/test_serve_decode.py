@@ -1,8 +1,12 @@
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+from helpers.stop import StoppedAt
 
 from bench.serve import decode as serve
+from bench.serve import timing
 from bench.serve.client import Generation
 
 
@@ -28,6 +32,38 @@ def test_a_result_is_never_overwritten(tmp_path, monkeypatch, capsys):
     assert serve.main(["--json", str(path)]) == 2
     assert "not overwritten" in capsys.readouterr().err
     assert path.read_text() == "{}"
+
+
+def test_a_stopped_run_is_gone_on_with(tmp_path, monkeypatch, capsys):
+    """Both caches are filled anew; what was timed before is not timed again."""
+
+    def answer(url, ids, tokens, options=None):
+        return generation(0.1, options and {"tokens_attended": 1, "tokens_in_context": 2})
+
+    @contextmanager
+    def servers(specs, folder, progress):
+        yield {spec.name: SimpleNamespace(url=spec.name) for spec in specs}
+
+    generate = StoppedAt(5, answer)
+    monkeypatch.setattr(timing, "generate", generate)
+    monkeypatch.setattr(serve, "serve", servers)
+    path = tmp_path / "found.json"
+    words = ["--json", str(path), "--repeats", "1", "--context", "256", "--layers", "1"]
+    assert serve.main(words) == 130
+    assert "stopped; --resume goes on with 4 of 5 in" in capsys.readouterr().err
+    assert serve.main([*words[:-1], "2", "--resume"]) == 2
+    assert "has layers 1, asked for is 2" in capsys.readouterr().err
+    assert serve.main([*words, "--resume"]) == 1, "no faster than dense"
+    filled = [("torch_native", 1), ("sparsekv", 1)]
+    timed = [("torch_native", 33), ("sparsekv", 33), ("sparsekv", 33)]
+    asked = [(url, tokens) for url, _, tokens, *_ in generate.calls]
+    assert asked == [*filled, *timed, *filled, timed[2]]
+    methods = [options["method"] for *_, options in generate.calls if isinstance(options, dict)]
+    assert methods == ["full", "quest", "quest"]
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["ratio"] for row in rows] == pytest.approx([1, 1, 1])
+    assert [row["kv_read_fraction"] for row in rows] == [1, 0.5, 0.5]
+    assert [one.name for one in tmp_path.iterdir()] == ["found.json"]
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(4.2, 0), (3.9, 1)])

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -22,6 +22,7 @@ from bench.serve.table import gain_over_peer, text
 from bench.serve.tool import PointFailed
 from bench.tables import number
 from sgl_sparsekv.tooling.charts import ticks
+from sgl_sparsekv.tooling.journal import Journal
 from sgl_sparsekv.tooling.progress import Progress
 from sgl_sparsekv.tooling.servers import ServerFailed, ServerSpec
 
@@ -143,9 +144,7 @@ def stand_ins(monkeypatch, tmp_path):
 
         monkeypatch.setattr(sweep, "serve", serve)
         monkeypatch.setattr(sweep, "Documents", lambda *args: None)
-        monkeypatch.setattr(
-            sweep, "ServingTool", lambda folder: contextmanager(lambda: iter([0]))()
-        )
+        monkeypatch.setattr(sweep, "ServingTool", nullcontext)
         monkeypatch.setattr(sweep, "measure_serving", measure)
         monkeypatch.setattr(sweep, "measure_program", measure)
         monkeypatch.setattr(sweep, "measure_offline", lambda point, *rest: sample_row(point))
@@ -179,17 +178,46 @@ def test_a_server_that_died_is_started_again_for_the_points_that_are_left(stand_
     assert len(run.rows) == len(sample_result().rows) - 1
 
 
-def test_what_was_found_before_an_interruption_is_kept(tmp_path, monkeypatch):
+def test_a_stopped_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(self):
-        self.rows.append(sample_result().rows[0])
+        self._keep(next(iter(plan(GRID, "torch_native"))), sample_result().rows[0])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep.Sweep, "run", interrupted)
     path = tmp_path / "found.json"
-    assert command.main(["--layers", "1", "--json", str(path)]) == 1
-    found = load(path)
-    assert found.rows == sample_result().rows[:1]
-    assert [one.reason for one in found.failures] == ["the run was interrupted"]
+    words = ["--layers", "1", "--json", str(path)]
+    assert command.main(words) == 130
+    kept = path.with_suffix(".part.jsonl")
+    assert f"stopped; --resume goes on with 1 of 0 in {kept}" in capsys.readouterr().err
+    assert not path.exists() and len(kept.read_text().splitlines()) == 2
+    assert command.main(words) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    monkeypatch.setattr(sweep.Sweep, "run", lambda self: self.rows.append(sample_result().rows[0]))
+    assert command.main([*words, "--resume"]) == 0
+    assert load(path).rows == sample_result().rows[:1] and not kept.exists()
+
+
+def test_points_that_are_there_are_not_measured_again(stand_ins, tmp_path):
+    """One server is done, the other's third point is interrupted."""
+    ours = [point.words for point in plan(GRID, "sparsekv")]
+
+    def interrupted(point, starts):
+        if point.words == ours[2]:
+            raise KeyboardInterrupt
+        return False
+
+    run = stand_ins(interrupted)
+    run.journal = Journal(tmp_path / "run.part.jsonl", {"seed": 1})
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    measured = []
+    again = stand_ins(lambda point, _: measured.append(point.words))
+    again.journal = Journal(tmp_path / "run.part.jsonl", {"seed": 1}, resume=True)
+    again.run()
+    assert measured == ours[2:]
+    assert stand_ins.started == ["torch_native", "sparsekv", "sparsekv"]
+    assert again.rows == sample_result().rows and not again.failures
+    assert again.commands == run.commands and list(again.commands) == list(GRID.servers)
 
 
 def test_a_server_that_does_not_start_fails_its_points_alone(stand_ins, monkeypatch):

@@ -7,10 +7,12 @@ import pytest
 
 from sgl_sparsekv.demo.checks import check_all
 from sgl_sparsekv.demo.picture import depth_picture, selection_picture, telling_layer
+from sgl_sparsekv.demo.real.act import RealAct
 from sgl_sparsekv.demo.report import page, picture
 from sgl_sparsekv.demo.result import as_json, table
 from sgl_sparsekv.tooling.environment import environment
 
+NO_ACT = RealAct("none", skipped="it was not asked for")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -73,7 +75,7 @@ def test_pictures_take_any_title(recorded):
 
 def test_report_needs_no_network_and_no_scripts(recorded):
     asked, runs, log = recorded
-    html = page(asked, runs, check_all(asked, runs, 64), log, environment())
+    html = page(asked, runs, check_all(asked, runs, 64), log, environment(), NO_ACT)
     links = re.findall(r"""(?:src|href)\s*=|url\(|@import|https?://[^"']+""", html)
     assert set(links) <= {"http://www.w3.org/2000/svg"}
     assert "<script" not in html
@@ -85,14 +87,14 @@ def test_report_needs_no_network_and_no_scripts(recorded):
 def test_report_names_what_failed(recorded):
     asked, _, log = recorded
     runs = samples.all_runs(asked, quest=3)
-    html = page(asked, runs, check_all(asked, runs, 64), log, environment())
+    html = page(asked, runs, check_all(asked, runs, 64), log, environment(), NO_ACT)
     assert "Not so: quest answers every question (0 of 16)." in html
 
 
 def test_json_has_what_is_promised(recorded):
     asked, runs, _ = recorded
     checks = check_all(asked, runs, 64)
-    found = json.loads(json.dumps(as_json(asked, runs, checks, 61.5, 0)))
+    found = json.loads(json.dumps(as_json(asked, runs, checks, 61.5, 0, NO_ACT)))
     assert found["context_tokens"] == samples.TOKENS
     assert found["questions"] == 16
     assert found["passed"] is True

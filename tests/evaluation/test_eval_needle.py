@@ -17,6 +17,7 @@ from sgl_sparsekv.evaluation.settings import Settings
 from sgl_sparsekv.evaluation.tasks.asking import Asking
 from sgl_sparsekv.evaluation.tasks.needle.task import Grid, NeedleTask
 from sgl_sparsekv.evaluation.tokens import Tokens
+from sgl_sparsekv.tooling.room import KEPT
 
 DEPTHS = 5
 SVG = "{http://www.w3.org/2000/svg}"
@@ -162,7 +163,9 @@ def test_a_started_server_offers_what_is_asked_for_and_forces_only_if_it_must(ch
     task = NeedleTask(Asking(Tokens(chain_model)), grid)
     flags = server_spec(chain_model, settings, task).flags
     after = dict(pairwise(flags))
-    assert after["--sparsekv-methods"] == "full,quest" and after["--context-length"] == "3000"
+    assert after["--sparsekv-methods"] == "full,quest" and after["--context-length"] == str(
+        3000 + KEPT
+    )
     assert after["--max-running-requests"] == "20"
     assert "--enable-custom-logit-processor" not in flags
     forcing = NeedleTask(Asking(Tokens(chain_model), "decoded"), grid)

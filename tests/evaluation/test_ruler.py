@@ -62,7 +62,7 @@ def whole(question):
     return question.document + question.question + question.start
 
 
-@pytest.mark.parametrize("length", [4096, 32768, 131072])
+@pytest.mark.parametrize("length", [4096, 32768, pytest.param(131_072, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("kind", ["word_level", "byte_level"])
 def test_every_task_fills_its_length_and_leaves_room_for_the_answer(kind, length, request):
     tokens = request.getfixturevalue(kind)

@@ -12,7 +12,7 @@ from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.types import Selection, StepShape
 
 from .torch_fused import FORMULAS, TorchFused
-from .toy_model import DIM, GROUP, HEADS, LAYERS
+from .toy_model import DIM, GROUP, HEADS, LAYERS, toy_layers
 
 
 def fused_backend(memory: Any) -> Any:
@@ -27,7 +27,7 @@ def fused_backend(memory: Any) -> Any:
     backend.dense = DenseStub(memory)
     backend.req_to_token_pool, backend.token_to_kv_pool = memory.row_pool, memory.pool
     backend.metadata, backend.geometry = memory.metadata, memory.geometry
-    backend.num_layers = LAYERS
+    backend.layers = toy_layers()
     backend.table = activate(memory.options)
     backend.observer = memory.recorder
     backend._decode_tokens, backend._needs_dense, backend.paged = None, False, None

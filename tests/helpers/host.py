@@ -15,7 +15,7 @@ import torch
 from sgl_sparsekv.backend.request_table import note_batch
 
 from .memory import Memory
-from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE
+from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, SYMBOLS
 
 
 class OutOfPages(Exception):
@@ -240,6 +240,30 @@ class Host(Memory):
         live.req.reset_for_retract()
         live.decoding = False
 
+    def most_to_take_back(self, live: Live) -> int:
+        """Its last tokens that are output, on a page of its own, and do not open that page."""
+        inside = (live.length - 1) % self.page_size
+        if int(live.req.kv.cache_protected_len) > live.length - 1 - inside:
+            return 0
+        return max(0, min(inside, len(live.req.output_ids) - 1))
+
+    def take_back(self, live: Live, tokens: int) -> None:
+        """The last tokens go, their slots stay, and a step writes another token there.
+
+        So a streaming session goes on in the page it ended in, behind a step that ran too far.
+
+        Raises:
+            OutOfPages: the scheduler would now retract.
+        """
+        assert 0 < tokens <= self.most_to_take_back(live)
+        end = live.length - tokens
+        output = live.req.output_ids
+        other = (output[len(output) - tokens - 1] + 1) % SYMBOLS
+        live.req.output_ids = output[: len(output) - tokens - 1] + array("q", [other])
+        live.req.kv.kv_committed_len = live.req.kv.kv_allocated_len = end
+        live.paths = self.model.paths(live.tokens, live.req.extra_key)
+        self.decode([live])
+
     def zombie(self, live: Live, *, insert: bool, late: bool) -> None:
         """A finished request runs one more decode step, as the overlap scheduler lets it.
 
@@ -375,6 +399,7 @@ class Host(Memory):
             out_cache_loc=torch.cat([slots for _, slots in rows] + [torch.zeros(padding).long()]),
             out_cache_loc_is_physical=True,
             extend_seq_lens_cpu=sizes + [1] * padding,
+            encoder_lens=None,
             batch_size=len(indices) + padding,
         )
         self.backend.init_forward_metadata(batch)

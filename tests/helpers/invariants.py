@@ -97,6 +97,9 @@ def check_records(host: Host) -> int:
             if not live.req.kv.holds_kv:
                 continue
             row = host.row_pool.req_to_token[live.row, : live.req.kv.kv_committed_len].long()
+            if len(row) % size > size - host.page_size:
+                last = int(row[-1]) // host.page_size
+                require(last not in held or last in stale, "R2 records", "a partial segment")
             for nth, page in enumerate(host.geometry.segment_pages(row, size).tolist()):
                 branches.setdefault(int(row[nth * size]), set()).add(page)
                 if page not in held or page in stale:

@@ -252,6 +252,16 @@ class CacheMachine(RuleBasedStateMachine):
         live = self.some(which, True)[0]
         self.attempt("zombie", lambda: self.host.zombie(live, insert=insert, late=late))
 
+    @precondition(lambda self: self.some(0, True))
+    @rule(which=st.integers(0, 63), tokens=st.integers(0, 63))
+    def take_back(self, which: int, tokens: int) -> None:
+        """A request writes other tokens where some of its own were."""
+        live = self.some(which, True)[0]
+        most = self.host.most_to_take_back(live)
+        if most:
+            count = 1 + tokens % most
+            self.attempt("take back", lambda: self.host.take_back(live, count))
+
     @precondition(lambda self: self.host.live)
     @rule(
         kind=st.sampled_from((*["load back"] * 4, *["evict"] * 4, "flush", "new weights")),

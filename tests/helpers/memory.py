@@ -23,7 +23,7 @@ from sgl_sparsekv.selection import IndexOptions, load_method
 
 from .fused_backend import fused_backend
 from .recorder import Recorder
-from .toy_model import DIM, HEADS, LAYERS, ToyModel
+from .toy_model import DIM, HEADS, LAYERS, ToyModel, toy_layers
 
 METHODS = (
     *("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "quest_two_level"),
@@ -150,7 +150,7 @@ class Memory:
         backend.dense = SimpleNamespace(init_forward_metadata=lambda batch: None)
         backend.req_to_token_pool, backend.token_to_kv_pool = self.row_pool, self.pool
         backend.metadata, backend.geometry = self.metadata, self.geometry
-        backend.num_layers = LAYERS
+        backend.layers = toy_layers()
         backend.table = activate(self.options)
         backend.seal = StepSeal(self.metadata, backend.ops)
         backend.indexes = SegmentIndexes(self.metadata, backend.ops, self.options)

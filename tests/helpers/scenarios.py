@@ -155,6 +155,14 @@ def new_weights(script: Script) -> None:
     script.decode([live])
 
 
+def taken_back(script: Script) -> None:
+    """A page has filled when its last tokens are taken back and others written in their place."""
+    live = script.serve(2, steps=PAGE - 1)
+    script.take_back(live, 3)
+    for _ in range(6):
+        script.decode([live])
+
+
 def namespaces(script: Script) -> None:
     """The same prompt under two adapters shares nothing."""
     lives = [script.serve(2, steps=0), script.serve(2, steps=0, namespace="adapter")]
@@ -205,6 +213,17 @@ def segment_grows(script: Script) -> None:
     live = script.start(prompt(2)[: 4 * PAGE - 3], CODED)
     script.prefill([live], 1000)
     for _ in range(6):
+        script.decode([live])
+
+
+def segment_taken_back(script: Script) -> None:
+    """The last tokens of a whole segment are taken back and others written in their place."""
+    live = script.start(prompt(2)[: 4 * PAGE - 3], CODED)
+    script.prefill([live], 1000)
+    for _ in range(3):
+        script.decode([live])
+    script.take_back(live, 2)
+    for _ in range(5):
         script.decode([live])
 
 

@@ -1,12 +1,16 @@
-"""The last figures of long runs, committed beside the code that made them."""
+"""Two sizes of a test, and the last figures of full ones, committed beside the code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sgl_sparsekv.tooling.environment import environment
 
+Size = Callable[[int, int], int]
+"""From a small and a full size to the one that this run takes: the fixture `size`."""
+SEED = 20_406_774
+"""Of every test that draws numbers; stateful tests print the fresh seed they add to it."""
 FOLDER = Path(__file__).parents[2] / "docs" / "results" / "soak"
 
 

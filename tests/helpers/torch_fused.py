@@ -45,8 +45,9 @@ class TorchFused:
 
     def forget(self, sealed: torch.Tensor, slots: torch.Tensor) -> None:
         """See `FusedDecode.forget`."""
-        pages = self.geometry.page_starts(slots)
-        sealed[self.geometry.units_of_pages(pages[pages > 0])] = False
+        slots = slots[slots >= self.shape.page_size]
+        sealed[self.geometry.units_of_pages(self.geometry.page_starts(slots))] = False
+        sealed[self.geometry.unit_of(slots)] = False
         self.pending = self.pending[:0]
 
     def begin(

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 
 import torch
 
+from sgl_sparsekv.backend.layers import UNBOUNDED, ModelLayers
+
 LAYERS, HEADS, GROUP, DIM = 2, 2, 2, 8
 SCALE = DIM**-0.5
 SYMBOLS = 4
 """Size of the vocabulary: prompts collide on purpose."""
 _STATES = 4093
 _MASK = (1 << 61) - 1
+
+
+def toy_layers() -> ModelLayers:
+    """Layers that can all be sparse."""
+    return ModelLayers(range(LAYERS), [UNBOUNDED] * LAYERS, [True] * LAYERS)
 
 
 @dataclass

@@ -140,18 +140,22 @@ def test_the_table_and_the_list_of_new_units() -> None:
 
 
 @pytest.mark.parametrize("unit,page", [(16, 64), (16, 16), (32, 64), (64, 64)])
-def test_forget_clears_pages_that_start_anew(unit: int, page: int) -> None:
-    """Any slots in any order; a page whose first slot is not among them keeps its stamps."""
+def test_forget_clears_what_is_written(unit: int, page: int) -> None:
+    """Units of any slots in any order, in the middle of a page too, and whole pages that start."""
     scene = make_scene([Request(2000)], heads=1, unit=unit, page=page)
     step = Step.of(scene)
     step.sealed.fill_(True)
-    slots = torch.randperm(2048, device=DEVICE)[:700]
+    first = torch.arange(0, 2048, 5 * page, device=DEVICE)
+    slots = torch.cat((first, torch.randint(2048, (30,), device=DEVICE)))
+    slots = slots[torch.randperm(len(slots), device=DEVICE)]
     step.fused.forget(step.sealed, slots)
     want = torch.ones(len(step.sealed), dtype=torch.bool)
     pages = [int(s) // page for s in slots if int(s) % page == 0 and int(s) >= page]
     for at in pages:
         want[at * (page // unit) : (at + 1) * (page // unit)] = False
-    assert pages and torch.equal(step.sealed.cpu(), want)
+    for slot in slots.tolist():
+        want[slot // unit] &= slot < page
+    assert pages and want[page // unit :].any() and torch.equal(step.sealed.cpu(), want)
     step.sealed.fill_(True)
     step.fused.forget(step.sealed, torch.arange(page, device=DEVICE))
     step.fused.forget(step.sealed, slots[:0])

@@ -4,7 +4,6 @@ The same histories and the same checks as for the CPU's way; only the backend di
 which leave what they fill without a stamp, are thrown in between sparse ones.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +15,12 @@ from helpers.host import Host, StepDied
 from helpers.invariants import Broken
 from helpers.machine import FusedMachine, run_machine
 from helpers.scenarios import Script
+from helpers.soak import Size
 from helpers.torch_fused import TorchFused
 from pytest import MonkeyPatch
 
-OPERATIONS = int(os.environ.get("SPARSEKV_FUSED_OPERATIONS", "6000"))
-"""Operations over the page sizes."""
+OPERATIONS = (2000, 12_000)
+"""Operations over the page sizes, and in soak."""
 PAGE_SIZES = (16, 64)
 SCENARIOS = [
     scenario
@@ -31,17 +31,18 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
-def test_metadata_stays_true_under_any_history(page_size: int, sglang: None) -> None:
+def test_metadata_stays_true_under_any_history(page_size: int, sglang: None, size: Size) -> None:
     """No stale read and no mismatch, dense steps between sparse ones included."""
     machine = type(
         f"FusedMachine_{page_size}",
         (FusedMachine,),
         {"core": "rust", "page_size": page_size, "counts": Counter(), "seen": Counter()},
     )
-    run_machine(machine, OPERATIONS // len(PAGE_SIZES), None)
+    share = size(*OPERATIONS) // len(PAGE_SIZES)
+    run_machine(machine, share, None)
     counts: Counter[str] = machine.counts
     print(f"fused, page {page_size}: {counts.total()} operations")
-    assert counts.total() >= OPERATIONS // len(PAGE_SIZES)
+    assert counts.total() >= share
 
 
 def fused_script() -> Script:
@@ -75,6 +76,17 @@ def _never_forgets(patch: MonkeyPatch) -> None:
     patch.setattr(TorchFused, "forget", lambda self, sealed, slots: None)
 
 
+def _forgets_whole_pages_only(patch: MonkeyPatch) -> None:
+    forget = TorchFused.forget
+
+    def first_slots(self: Any, sealed: torch.Tensor, slots: torch.Tensor) -> None:
+        page = self.shape.page_size
+        opened = slots[slots % page == 0] // page
+        forget(self, sealed, (opened[:, None] * page + torch.arange(page)).reshape(-1))
+
+    patch.setattr(TorchFused, "forget", first_slots)
+
+
 def _lists_nothing_old(patch: MonkeyPatch) -> None:
     begin = TorchFused.begin
 
@@ -104,6 +116,7 @@ def _keeps_options(patch: MonkeyPatch) -> None:
     ("install", "scenario"),
     [
         (_never_forgets, scenarios.reuse),
+        (_forgets_whole_pages_only, scenarios.taken_back),
         (_lists_nothing_old, scenarios.load_back),
         (_seals_at_once, died_in_prefill),
         (_keeps_options, scenarios.grow),

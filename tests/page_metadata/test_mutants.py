@@ -56,7 +56,7 @@ def nothing(*args: Any) -> None:
 
 @mutant("pages that start anew keep their stamps", 1, scenarios.reuse)
 def _keep_stamps(script: Script, patch: MonkeyPatch) -> None:
-    patch.setattr(PageMetadata, "start_pages", nothing)
+    patch.setattr(PageMetadata, "_forget", nothing)
 
 
 @mutant("a unit counts as full one token early", 2, scenarios.grow)
@@ -109,8 +109,12 @@ def _foreign(script: Script, patch: MonkeyPatch) -> None:
 
 @mutant("only the first page of a step starts anew", 5, scenarios.retraction)
 def _first_page(script: Script, patch: MonkeyPatch) -> None:
-    starts = Geometry.page_starts
-    patch.setattr(Geometry, "page_starts", lambda self, slots: starts(self, slots)[:1])
+    forget = PageMetadata._forget
+
+    def first(self: PageMetadata, units: torch.Tensor, pages: torch.Tensor) -> None:
+        forget(self, units[: self.geometry.units_per_page], pages[:1])
+
+    patch.setattr(PageMetadata, "_forget", first)
 
 
 @mutant("units are sealed behind the first layer", 6, scenarios.died)
@@ -190,14 +194,14 @@ def _kept_table(script: Script, patch: MonkeyPatch) -> None:
 
 @mutant("a page is started anew only once", 9, scenarios.flushed)
 def _once(script: Script, patch: MonkeyPatch) -> None:
-    start, started = PageMetadata.start_pages, set[int]()
+    forget, started = PageMetadata._forget, set[int]()
 
-    def start_pages(self: PageMetadata, pages: torch.Tensor) -> None:
-        fresh = [page for page in pages.tolist() if page not in started]
-        started.update(fresh)
-        start(self, torch.tensor(fresh, dtype=torch.int64))
+    def once(self: PageMetadata, units: torch.Tensor, pages: torch.Tensor) -> None:
+        fresh = torch.tensor([unit not in started for unit in units.tolist()], dtype=torch.bool)
+        started.update(units.tolist())
+        forget(self, units[fresh], pages)
 
-    patch.setattr(PageMetadata, "start_pages", start_pages)
+    patch.setattr(PageMetadata, "_forget", once)
 
 
 @mutant("fields of the next layer are read", 10, scenarios.grow)
@@ -272,12 +276,13 @@ def _same_tokens(script: Script, patch: MonkeyPatch) -> None:
 
 @mutant("a prefill does not start pages anew", 14, scenarios.new_weights)
 def _prefill(script: Script, patch: MonkeyPatch) -> None:
-    starts = Geometry.page_starts
+    forget = PageMetadata._forget
 
-    def page_starts(self: Geometry, slots: torch.Tensor) -> torch.Tensor:
-        return starts(self, slots)[: 0 if len(slots) > self.page_size else None]
+    def of_decode(self: PageMetadata, units: torch.Tensor, pages: torch.Tensor) -> None:
+        if len(pages) == 1:
+            forget(self, units, pages)
 
-    patch.setattr(Geometry, "page_starts", page_starts)
+    patch.setattr(PageMetadata, "_forget", of_decode)
 
 
 @mutant("held scores outlive their request", 15, scenarios.row_reuse)
@@ -299,6 +304,14 @@ def _tail(script: Script, patch: MonkeyPatch) -> None:
         return replace(plan, tail=plan.tail * 0 + geometry.unit_size)
 
     patch.setattr(planner, "plan_rows", whole_tail)
+
+
+@mutant("only the first slot of a page ends its life", 17, scenarios.taken_back)
+def _middle(script: Script, patch: MonkeyPatch) -> None:
+    def first_slots(self: PageMetadata, slots: torch.Tensor) -> None:
+        self.start_pages(self.geometry.page_starts(slots))
+
+    patch.setattr(PageMetadata, "overwrite", first_slots)
 
 
 PAGE = scenarios.PAGE
@@ -325,8 +338,8 @@ def test_correct_code_passes_every_scenario(core: str, sglang: None) -> None:
 
 
 def test_there_is_a_mutant_for_every_threat() -> None:
-    """Threats 1-14, and two of our own: held scores and the tail."""
-    assert {m.threat for m in MUTANTS} == set(range(1, 17))
+    """Threats 1-14, and three of our own: held scores, the tail, and steps that are taken back."""
+    assert {m.threat for m in MUTANTS} == set(range(1, 18))
 
 
 @pytest.mark.parametrize("number", range(len(MUTANTS)))

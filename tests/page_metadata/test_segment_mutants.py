@@ -12,7 +12,7 @@ from helpers.scenarios import Script
 from pytest import MonkeyPatch
 
 from sgl_sparsekv.geometry import Geometry
-from sgl_sparsekv.page_metadata import SINKS, SegmentRecords, StepIndex
+from sgl_sparsekv.page_metadata import SINKS, PageMetadata, SegmentRecords, StepIndex
 
 Scenario = Callable[[Script], None]
 Install = Callable[[Script, MonkeyPatch], None]
@@ -30,6 +30,15 @@ def keyed_by_first_page(script: Script, patch: MonkeyPatch) -> None:
 def kept_when_pages_start_anew(script: Script, patch: MonkeyPatch) -> None:
     """Pages that start anew keep their records."""
     patch.setattr(SegmentRecords, "drop", lambda self, pages: None)
+
+
+def kept_when_a_page_is_written_in_its_middle(script: Script, patch: MonkeyPatch) -> None:
+    """Only the first slot of a page ends what was known of it."""
+
+    def first_slots(self: PageMetadata, slots: torch.Tensor) -> None:
+        self.start_pages(self.geometry.page_starts(slots))
+
+    patch.setattr(PageMetadata, "overwrite", first_slots)
 
 
 def whole_three_tokens_early(script: Script, patch: MonkeyPatch) -> None:
@@ -127,6 +136,7 @@ MUTANTS: tuple[tuple[Install, Scenario], ...] = (
     (records_of_a_batch_are_mixed_up, scenarios.segment_second_batch),
     (one_that_is_read_gives_way, scenarios.segment_branch),
     (last_segment_is_the_first, scenarios.segment_second_batch),
+    (kept_when_a_page_is_written_in_its_middle, scenarios.segment_taken_back),
 )
 
 

@@ -5,39 +5,41 @@ both of its tree cores are SGLang's; the steps go through our attention backend.
 the order of operations.
 """
 
-import os
 import random
 import time
 from collections import Counter
 
 import pytest
 from helpers.machine import CacheMachine, run_machine
+from helpers.soak import Size
 
-OPERATIONS = int(os.environ.get("SPARSEKV_STATE_OPERATIONS", "20400"))
-"""Operations over all cores and page sizes."""
+OPERATIONS = (5100, 20_400)
+"""Operations over all cores and page sizes, and in soak."""
 CORES = ("rust", "python")
 PAGE_SIZES = (4, 16, 64)
-SHARE = OPERATIONS // (len(CORES) * len(PAGE_SIZES))
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.parametrize("core", CORES)
-def test_metadata_stays_true_under_any_history(core: str, page_size: int, sglang: None) -> None:
+def test_metadata_stays_true_under_any_history(
+    core: str, page_size: int, sglang: None, size: Size
+) -> None:
     """R1: no stale read and no mismatch; nine tenths with fixed seeds, the rest with a new one."""
     machine = type(
         f"CacheMachine_{core}_{page_size}",
         (CacheMachine,),
         {"core": core, "page_size": page_size, "counts": Counter(), "seen": Counter()},
     )
+    share = size(*OPERATIONS) // (len(CORES) * len(PAGE_SIZES))
     began, fresh = time.process_time(), random.SystemRandom().randrange(2**32)
     print(f"fresh seed {fresh}")
-    run_machine(machine, SHARE * 9 // 10, None)
-    run_machine(machine, SHARE // 10 + 1, fresh)
+    run_machine(machine, share * 9 // 10, None)
+    run_machine(machine, share // 10 + 1, fresh)
     counts: Counter[str] = machine.counts
     took = time.process_time() - began
     print(f"R1 {core} core, page {page_size}: {counts.total()} operations in {took:.0f} CPU s")
     print(", ".join(f"{name} {n}" for name, n in counts.most_common()))
     print(", ".join(f"{name} {n}" for name, n in machine.seen.most_common()))
-    assert counts.total() >= SHARE
+    assert counts.total() >= share
     for what in ("branched segments", "records built", "records evicted"):
         assert machine.seen[what] > 0, f"no history had {what}"

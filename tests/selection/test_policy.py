@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_sparsekv.backend.held_scores import HeldScores
-from sgl_sparsekv.backend.planner import StepPlan
+from sgl_sparsekv.backend.layers import UNBOUNDED, ModelLayers
+from sgl_sparsekv.backend.planner import HostPlan, StepPlan
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.selection import load_method
@@ -165,9 +166,66 @@ def test_a_plan_depends_on_lengths_and_options_only() -> None:
 def test_tokens_read_are_counted_over_all_layers() -> None:
     """Dense layers read everything, the others the budget."""
     plan = make_plan([(1000, RequestOptions(budget=160, dense_layers=1)), (40, RequestOptions())])
-    read, there = plan.attended(LAYERS)
+    everywhere = ModelLayers(range(LAYERS), [UNBOUNDED] * LAYERS, [True] * LAYERS)
+    read, there = plan.attended(everywhere)
     assert read.tolist() == [1000 + 3 * (9 * 16 + 8), 4 * 40]
     assert there.tolist() == [4000, 160]
+
+
+def test_layers_of_sglang_read_all_they_can_see() -> None:
+    """A window is read whole and no more; a layer with its own rules reads the context."""
+    rows = [(1000, RequestOptions(budget=160, dense_layers=1)), (40, RequestOptions())]
+    windowed = ModelLayers(range(4), [64, 64, UNBOUNDED, UNBOUNDED], [False, False, True, False])
+    read, there = make_plan(rows).attended(windowed)
+    assert read.tolist() == [2 * 64 + (9 * 16 + 8) + 1000, 4 * 40]
+    assert there.tolist() == [2 * 64 + 2 * 1000, 4 * 40]
+    first_two = [(1000, RequestOptions(budget=160, dense_layers=3))]
+    assert make_plan(first_two).attended(windowed)[0].tolist() == [2 * 64 + 2 * 1000]
+
+
+def test_dense_layers_are_counted_over_pipeline_stages() -> None:
+    """Stages count alike, each over all of them."""
+    rows = [(1000, RequestOptions(budget=160, dense_layers=1))]
+    stages = [ModelLayers(some, [UNBOUNDED] * 2, [True] * 2) for some in ((0, 1), (2, 3))]
+    parts = [ModelLayers(one.numbers.tolist(), one.reach.tolist(), [True] * 2) for one in stages]
+    for stage, last in zip(stages, (1, 3), strict=True):
+        stage.join(parts)
+        assert make_plan(rows).attended(stage)[0].tolist() == [1000 + 3 * (9 * 16 + 8)]
+        assert stage.last == stage.last_ours == last
+    assert make_plan(rows).dense_rows(2).tolist() == [False], "a later stage starts no new count"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(rows=ROWS)
+def test_a_saving_is_what_is_not_read_less_the_metadata_that_is(
+    rows: list[tuple[int, RequestOptions]],
+) -> None:
+    """Row by row, and nothing where choosing costs more than it saves."""
+    expected = 0
+    for length, option in rows:
+        kept = units_to_keep(length, option, unit_of(option))
+        if option.method == "full" or kept == -(-length // unit_of(option)):
+            continue
+        read = (kept - 1) * unit_of(option) + (length - 1) % unit_of(option) + 1
+        expected += max(0, length - read - length // 16)
+    assert make_plan(rows).saved_tokens() == expected
+
+
+def test_metadata_has_its_price() -> None:
+    """62 full units of 1000 tokens weigh as much as the K and V of 62 tokens."""
+    plan = make_plan([(1000, RequestOptions(budget=160))])
+    assert plan.saved_tokens() == 1000 - (9 * 16 + 8) - 62
+    dear = make_plan([(321, RequestOptions(budget=320)), (1000, RequestOptions(budget=160))])
+    assert dear.saved_tokens() == plan.saved_tokens(), "a row that loses takes nothing from others"
+
+
+def test_a_step_without_rows_reads_nothing() -> None:
+    """An idle rank plans one beside ranks that have requests."""
+    nobody = np.zeros(0, dtype=np.int64)
+    plan = HostPlan(nobody, nobody, [], GEOMETRY)
+    everywhere = ModelLayers(range(LAYERS), [UNBOUNDED] * LAYERS, [True] * LAYERS)
+    assert plan.saved_tokens() == 0 and not len(plan.dense_rows(0))
+    assert [part.tolist() for part in plan.attended(everywhere)] == [[], []]
 
 
 @pytest.mark.parametrize("every", (2, 3, 8))

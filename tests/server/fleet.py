@@ -13,6 +13,7 @@ STRICT = (
 )
 # Several servers and their clients share the cores: a second thread would wait at every barrier.
 ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
+TWO_RANKS = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1"),)
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "3"))
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
@@ -41,14 +42,17 @@ class Fleet:
         self.model = model
         self.folder = folder
         self._running: dict[str, ServerProcess] = {}
+        self._ready: set[str] = set()
         self.trace_port = free_port()
-        # Each server opens several ports by itself; the trace of two ranks takes this and the next.
+        # Each server opens several ports by itself; traces take this and the next seven.
         self.catalog: dict[str, ServerSpec] = {
             spec.name: spec
             for spec in (
                 self._spec("native", ("--attention-backend", "torch_native", *ROOMY)),
                 self._spec("ours", (*SPARSE, *ROOMY, *self.trace_flags(0)), STRICT),
-                self._spec("tight", (*SPARSE, *TIGHT), STRICT + RETRACT),
+                self._spec(
+                    "tight", (*SPARSE, *TIGHT, "--enable-streaming-session"), STRICT + RETRACT
+                ),
                 self._spec(
                     "python_tree",
                     (*SPARSE, *TIGHT, "--page-size", "16", "--enable-mixed-chunk"),
@@ -79,7 +83,17 @@ class Fleet:
                 self._spec(
                     "two_ranks",
                     (*SPARSE, *ROOMY, "--tp", "2", *self.trace_flags(2)),
-                    (*STRICT, ("SGLANG_CPU_OMP_THREADS_BIND", "0|1")),
+                    (*STRICT, *TWO_RANKS),
+                ),
+                self._spec(
+                    "two_stages",
+                    (*SPARSE, *ROOMY, "--pp-size", "2", *self.trace_flags(4)),
+                    TWO_RANKS,
+                ),
+                self._spec(
+                    "two_replicas",
+                    (*SPARSE, *ROOMY, "--dp-size", "2", *self.trace_flags(6)),
+                    TWO_RANKS,
                 ),
             )
         }
@@ -98,18 +112,21 @@ class Fleet:
             self._running[name] = ServerProcess(self.catalog[name], self.folder)
 
     def get(self, name: str, timeout: float = 600.0) -> ServerProcess:
-        """The server, ready to answer."""
+        """The server, ready to answer; asked for its health once, as that costs it a second."""
         self.start(name)
         server, deadline = self._running[name], time.monotonic() + timeout
-        while not server.ready():
+        server.check()
+        while name not in self._ready and not server.ready():
             if time.monotonic() > deadline:
                 raise ServerFailed(f"{name} was not ready after {timeout:.0f} s: see {server.log}")
             time.sleep(0.5)
+        self._ready.add(name)
         return server
 
     def stop(self, name: str) -> None:
         """End a server."""
         server = self._running.pop(name, None)
+        self._ready.discard(name)
         if server is not None:
             server.stop()
 

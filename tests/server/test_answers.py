@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+from helpers.soak import Size
 
 from sgl_sparsekv.models.documents import Document, chain_document
 from sgl_sparsekv.serving.subscribe import TraceCollector
@@ -23,7 +24,7 @@ SPARSE = [
 ]
 
 
-@pytest.mark.parametrize("length", [512, 2048, 8192, 32768])
+@pytest.mark.parametrize("length", [512, 2048, 8192, pytest.param(32768, marks=pytest.mark.soak)])
 def test_every_method_walks_sixteen_hops(ours: ServerProcess, length: int) -> None:
     """Each hop needs another page; streaming sees none of them."""
     document = chain_document(length, num_questions=2, num_hops=16, seed=length)
@@ -42,18 +43,18 @@ def test_every_method_walks_sixteen_hops(ours: ServerProcess, length: int) -> No
 
 
 def test_reading_everything_gives_the_tokens_of_torch_native(
-    ours: ServerProcess, fleet: Fleet
+    ours: ServerProcess, fleet: Fleet, size: Size
 ) -> None:
-    """R6: 500 prompts; budget >= context by `full`, by tokens and by share."""
+    """R6: 100 prompts, 500 in soak; budget >= context by `full`, by tokens and by share."""
     native, rng = fleet.get("native"), random.Random(6)
-    lengths = [rng.randrange(280, 520) for _ in range(49)] + [2048]
+    lengths = [rng.randrange(280, 520) for _ in range(size(9, 49))] + [2048]
     documents = [chain_document(n, num_questions=10, num_hops=8, seed=n) for n in lengths]
     pairs = [(d, q) for d in documents for q in d.questions]
     stock = generate_all(native.url, [ask_for(d, q) for d, q in pairs], concurrency=8)
     everything = [FULL, {"method": "quest", "budget": 65536}, {"method": "quest", "budget": 1.0}]
     asks = [ask_for(d, q, everything[i % 3]) for i, (d, q) in enumerate(pairs)]
     mine = generate_all(ours.url, asks, concurrency=8)
-    assert len(pairs) == 500
+    assert len(pairs) == size(100, 500)
     assert [a["output_ids"] for a in mine if a] == [a["output_ids"] for a in stock if a]
 
 
@@ -91,11 +92,11 @@ def _worst_gap(mine: dict[str, Any], stock: dict[str, Any]) -> float:
 
 
 def test_a_request_reads_the_same_alone_in_a_batch_cold_and_warm(
-    ours: ServerProcess, shared_document: Document
+    ours: ServerProcess, shared_document: Document, size: Size
 ) -> None:
-    """50 trials of shuffled batches of 2 to 16; the first pass is cold, the rest hit the prefix."""
+    """15 trials (51) of shuffled batches of 2 to 16; the first is cold, the rest hit the prefix."""
     rng, trials = random.Random(1), 0
-    for question in shared_document.questions[:17]:
+    for question in shared_document.questions[: size(5, 17)]:
         for options in SPARSE[:3]:
             trials += 1
             alone = generate(ours.url, ask_for(shared_document, question, options))

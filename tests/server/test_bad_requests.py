@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from .fleet import Fleet
+
 pytestmark = pytest.mark.server
 CASES = 500
 SEED = 20_406_774
@@ -145,9 +147,66 @@ def test_more_log_probabilities_than_tokens(server: Any, number: int) -> None:
 )
 def test_bodies_that_are_no_objects_leave_the_server_alive(server: Any, raw: bytes) -> None:
     for route in ROUTES:
-        # SGLang itself answers 500 to JSON that is no object.
-        assert 400 <= post(server.url, route, raw)[0] <= 500
+        assert 400 <= post(server.url, route, raw)[0] < 500
     assert good_answer(server.url)
+
+
+ODD_SHAPES: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/completions", {"prompt": [["a"]]}),
+    ("/v1/completions", {"prompt": [[1, 2], [3]]}),
+    ("/v1/completions", {"prompt": ["a", "b"], "custom_params": [{}, {}]}),
+    ("/v1/completions", {"prompt": "a", "echo": True, "max_tokens": 0, "logprobs": 1}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": []}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": ""}]}),
+    ("/v1/chat/completions", {"messages": []}),
+    ("/api/generate", {"prompt": "a", "options": {"seed": 1}}),
+    ("/api/chat", {"messages": [{"role": "user", "content": "a"}], "options": {"top_p": 5}}),
+    ("/generate", {"text": "a", "rid": ["x", "y"]}),
+    ("/generate", {"text": "a", "sampling_params": {"n": None}}),
+    ("/generate", {"text": "a", "sampling_params": []}),
+    ("/generate", {"text": "a", "session_params": {"other": 1}}),
+]
+
+
+@pytest.mark.parametrize(("route", "given"), ODD_SHAPES)
+def test_odd_shapes_are_answered_or_refused(server: Any, route: str, given: Any) -> None:
+    for stream in (False, True):
+        body = {"model": "default", "max_tokens": 2, "stream": stream, **given}
+        if route == "/generate":
+            body = {"sampling_params": GREEDY, "stream": stream, **given}
+        status, answer = post(server.url, route, body)
+        assert status in (200, 400), answer
+
+
+def test_options_beside_their_place_in_a_vertex_request(server: Any) -> None:
+    body = {"instances": [{"text": "a", "sparsekv": {"budget": 512}}]}
+    status, answer = post(server.url, "/vertex_generate", body)
+    assert status == 400 and "parameters.sampling_params.custom_params.sparsekv" in answer
+
+
+def test_prompts_that_leave_no_room_are_refused_and_the_longest_others_answered(
+    fleet: Fleet,
+) -> None:
+    """The pool holds 8,192 tokens in pages of 64, one of which is kept back."""
+    url = fleet.get("tight").url
+    for length, room in ((8123, 0), (8060, 63)):
+        body = {"input_ids": [5] * length, "sampling_params": {**GREEDY, "max_new_tokens": 64}}
+        for stream in (False, True):
+            status, answer = post(url, "/generate", {**body, "stream": stream})
+            assert status == (200 if room else 400), answer
+            if not room:
+                assert "prompt must leave room" in answer
+            elif not stream:
+                assert json.loads(answer)["meta_info"]["completion_tokens"] == room
+
+
+def test_nothing_to_decode_is_reported_as_that(server: Any) -> None:
+    for tokens in (0, 1):
+        sampling = {**GREEDY, "max_new_tokens": tokens}
+        body = {"input_ids": PROMPT, "sampling_params": sampling}
+        status, answer = post(server.url, "/generate", body)
+        assert status == 200, answer
+        assert find_report(answer)["decode_steps"] == 0
 
 
 def test_a_response_says_what_was_applied(server: Any) -> None:
@@ -160,6 +219,29 @@ def test_a_response_says_what_was_applied(server: Any) -> None:
             applied = find_report(answer)
             assert applied.items() >= options.items() and applied["rejected"] is None
             assert 0 < applied["tokens_attended"] <= applied["tokens_in_context"]
+
+
+def test_every_streamed_choice_tells_its_report_once(server: Any) -> None:
+    """With usage in every chunk, tools, and words that look like the JSON around them."""
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}
+    words = 'say "finish_reason":"stop" and "index":0,'
+    body = {
+        **request_body("/v1/chat/completions", {"sparsekv": {"budget": 256}}, stream=True),
+        "messages": [{"role": "user", "content": words}],
+        "n": 4,
+        "temperature": 1,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "tools": [{"type": "function", "function": tool}],
+    }
+    status, answer = post(server.url, "/v1/chat/completions", body)
+    assert status == 200, answer
+    lines = [line for line in answer.split("\n\n") if line and line != "data: [DONE]"]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    told = [event for event in events if (event.get("metadata") or {}).get("sparsekv")]
+    assert sorted(event["choices"][0]["index"] for event in told) == [0, 1, 2, 3]
+    assert all(event["choices"][0]["finish_reason"] for event in told)
+    assert all(event["metadata"]["sparsekv"]["budget"] == 256 for event in told)
+    assert events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] > 0
 
 
 def find_report(answer: str) -> dict[str, Any]:

@@ -61,9 +61,8 @@ def test_the_openai_package_sends_options_and_shows_reports(ours: ServerProcess)
 
 def test_every_example_is_run_and_says_how_to() -> None:
     """By a test of these two files; its header names its own command; the page lists it."""
-    tests = "".join(
-        (Path(__file__).parent / f"test_examples{n}.py").read_text() for n in ("", "_alone")
-    )
+    here = Path(__file__).parent
+    tests = Path(__file__).read_text() + (here / "alone/test_examples_alone.py").read_text()
     page = (ROOT / "docs" / "index.md").read_text()
     names = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh"))
     assert len(names) == 5

@@ -4,6 +4,8 @@ import random
 import threading
 import time
 
+from helpers.soak import Size
+
 from sgl_sparsekv.models.documents import Document, chain_document
 
 from .client import (
@@ -47,13 +49,13 @@ def mixed_requests(
     return asks
 
 
-def test_a_thousand_mixed_requests_are_all_right(fleet: Fleet) -> None:
-    """R9: a fifth of the clients hang up; nothing is wrong, lost or leaked."""
+def test_mixed_requests_are_all_right(fleet: Fleet, size: Size) -> None:
+    """R9: 250 (1,000); a fifth of the clients hang up; nothing is wrong, lost or leaked."""
     server = fleet.get("tight")
     fleet.start("python_tree")
     rng, start = random.Random(9), time.monotonic()
     shared = chain_document(1800, num_questions=64, num_hops=8, seed=4)
-    asks = mixed_requests(1000, shared, rng, disconnects=0.2)
+    asks = mixed_requests(size(250, 1000), shared, rng, disconnects=0.2)
     answers = generate_all(server.url, asks)
     judged = [a for a in answers if a is not None]
     retractions = sum(a["meta_info"]["num_retractions"] for a in judged if a["status"] == 200)
@@ -80,6 +82,21 @@ def test_retracted_requests_give_the_tokens_of_an_easy_run(fleet: Fleet) -> None
     assert wrong_answers(asks, answers) == []
     calm = generate_all(easy.url, asks)
     assert [a["output_ids"] for a in answers if a] == [a["output_ids"] for a in calm if a]
+
+
+def test_prompts_one_token_longer_than_whole_chunks_ride_with_decodes(fleet: Fleet) -> None:
+    """Mixed batches: a last chunk of one token is prefill, the others' tokens are not disturbed."""
+    server, suffix = fleet.get("python_tree"), 6
+    lengths = [512 * chunks + 1 - suffix for chunks in (1, 2, 3)]
+    documents = [chain_document(n, num_questions=1, num_hops=8, seed=n) for n in lengths]
+    long = chain_document(600, num_questions=4, num_hops=28, seed=12)
+    late = [ask_for(d, d.questions[0], METHODS[1]) for d in documents]
+    early = [ask_for(long, question, METHODS[1]) for question in long.questions]
+    asks = [*early, *late]
+    answers = generate_all(server.url, asks, concurrency=len(asks))
+    assert wrong_answers(asks, answers) == []
+    prompts = [answer["meta_info"]["prompt_tokens"] for answer in answers[4:] if answer]
+    assert [tokens % 512 for tokens in prompts] == [1, 1, 1]
 
 
 def test_aborts_at_any_time_leave_the_server_whole(fleet: Fleet) -> None:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from helpers.soak import Size
 
 from sgl_sparsekv.models.documents import Document, chain_document
 from sgl_sparsekv.tooling.servers import ServerProcess
@@ -44,7 +45,11 @@ def kill_in_mid_decode(server: ServerProcess, document: Document) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("victim", "successor"), [("tight", "python_tree"), ("python_tree", "no_radix")]
+    ("victim", "successor"),
+    [
+        ("tight", "python_tree"),
+        pytest.param("python_tree", "no_radix", marks=pytest.mark.soak),
+    ],
 )
 def test_after_kill_9_a_new_server_is_clean_and_exact(
     fleet: Fleet, victim: str, successor: str
@@ -62,13 +67,14 @@ def test_after_kill_9_a_new_server_is_clean_and_exact(
     assert_whole(fresh.url)
 
 
-def test_sigterm_ends_the_server(fleet: Fleet) -> None:
-    """And lets go of its port."""
-    server = fleet.get("no_radix")
+def test_sigterm_ends_the_server(fleet: Fleet, size: Size) -> None:
+    """The last one that was started above; it lets go of its port, too."""
+    name = "no_radix" if size(0, 1) else "python_tree"
+    server = fleet.get(name)
     os.kill(server.pid, signal.SIGTERM)
     deadline = time.monotonic() + 60
     with pytest.raises(Exception, match="ended with exit code"):
         while time.monotonic() < deadline:
             server.check()
             time.sleep(0.2)
-    fleet.stop("no_radix")
+    fleet.stop(name)

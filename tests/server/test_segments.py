@@ -17,7 +17,7 @@ SIZES = {"clusterkv": 1024, "pqcache": 4096, "quest_two_level": 128}
 """Tokens of a segment, by method."""
 
 
-@pytest.mark.parametrize("length", (16_384, 32_768))
+@pytest.mark.parametrize("length", (16_384, pytest.param(32_768, marks=pytest.mark.soak)))
 @pytest.mark.parametrize("method", SEGMENTED)
 def test_every_question_cold_and_on_a_prefix_hit(
     fleet: Fleet, ours: ServerProcess, method: str, length: int

@@ -96,6 +96,18 @@ def test_a_kernel_that_disagrees_is_a_failure() -> None:
     assert finding.status == doctor.FAILURE and "select is off" in finding.detail
 
 
+@pytest.mark.parametrize(("gpus", "device"), [([], "triton"), (["one"], "cpu")])
+def test_kernels_that_this_machine_does_not_serve_with_may_be_missing(
+    gpus: list[str], device: str
+) -> None:
+    """Those that it does may not."""
+    lacks = {"device": device, "available": False, "problem": "not here", "methods": []}
+    for there, status in ((gpus, doctor.INFO), ([] if gpus else ["one"], doctor.FAILURE)):
+        report = {"gpus": there, "torch_threads": 2, "devices": [lacks]}
+        finding = doctor.ops_findings(report, "")[-1]
+        assert finding.status == status and finding.detail == "not here"
+
+
 def test_metadata_of_a_model(tmp_path: Path) -> None:
     config = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096}
     config |= {"num_key_value_heads": 8, "torch_dtype": "bfloat16"}

@@ -11,7 +11,7 @@ import pytest
 from sgl_sparsekv.backend import request_table
 from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.serving import echo
-from sgl_sparsekv.serving.front_end import FrontEnd
+from sgl_sparsekv.serving.front_end import MOST_REPORTS, FrontEnd
 
 REPORT = {"method": "quest", "decode_steps": 3, "rejected": None}
 
@@ -30,6 +30,7 @@ class Request:
     def __init__(self, rid: str) -> None:
         self.rid = rid
         self.sampling_params = SimpleNamespace(custom_params=None)
+        self.input_embeds, self.retraction_count = None, 0
 
 
 @pytest.fixture
@@ -59,11 +60,13 @@ def test_nothing_is_attached_without_our_backend_or_an_end(
     assert running.customized_info == {} and stock.customized_info == {}
 
 
-def take(info: dict[str, Any], stream: bool = False) -> tuple[dict[str, Any], list[Any]]:
+def take(
+    info: dict[str, Any], stream: bool = False, manager: Any = None
+) -> tuple[dict[str, Any], list[Any]]:
     meta: dict[str, Any] = {"id": "r0"}
     passed: list[Any] = []
     state = SimpleNamespace(obj=SimpleNamespace(stream=stream))
-    echo.take_report(lambda *args: passed.append(args), None, meta, state, info, 1, None)
+    echo.take_report(lambda *args: passed.append(args), manager, meta, state, info, 1, None)
     return meta, passed
 
 
@@ -81,17 +84,23 @@ def outputs(*reports: Any) -> list[dict[str, Any]]:
     return [{"meta_info": {"sparsekv": report} if report else {}} for report in reports]
 
 
-def test_openai_responses_carry_it_in_metadata(front_end: FrontEnd) -> None:
+def serving_of(manager: Any) -> SimpleNamespace:
+    """SGLang's handler of an OpenAI route."""
+    return SimpleNamespace(tokenizer_manager=manager)
+
+
+def test_openai_responses_carry_it_in_metadata(manager: Any) -> None:
+    serving = serving_of(manager)
     one = SimpleNamespace(metadata={"weight_version": "1"})
-    echo.add_to_response(one, None, None, outputs(REPORT), 0)
+    echo.add_to_response(one, serving, None, outputs(REPORT), 0)
     assert one.metadata == {"weight_version": "1", "sparsekv": REPORT}
     two = SimpleNamespace(metadata=None)
-    echo.add_to_response(two, None, None, outputs(REPORT, REPORT), 0)
+    echo.add_to_response(two, serving, None, outputs(REPORT, REPORT), 0)
     assert two.metadata == {"sparsekv": [REPORT, REPORT]}
     none = SimpleNamespace(metadata=None)
-    echo.add_to_response(none, None, None, outputs(None), 0)
+    echo.add_to_response(none, serving, None, outputs(None), 0)
     assert none.metadata is None
-    echo.add_to_response(SimpleNamespace(error="x"), None, None, outputs(REPORT), 0)
+    echo.add_to_response(SimpleNamespace(error="x"), serving, None, outputs(REPORT), 0)
 
 
 def event(rid: str, index: int, finish: str | None = None, **more: Any) -> str:
@@ -100,31 +109,32 @@ def event(rid: str, index: int, finish: str | None = None, **more: Any) -> str:
     return f"data: {text}\n\n"
 
 
-def through(chunks: list[str]) -> list[str]:
-    async def generate() -> AsyncGenerator[str, None]:
+def through(chunks: list[str], manager: Any) -> list[str]:
+    async def generate(serving: object) -> AsyncGenerator[str, None]:
         for chunk in chunks:
             yield chunk
 
     async def collect() -> list[str]:
-        return [chunk async for chunk in echo.add_to_stream(generate)]
+        return [chunk async for chunk in echo.add_to_stream(generate, serving_of(manager))]
 
     return asyncio.run(collect())
 
 
-def test_the_chunk_that_ends_a_choice_carries_it(front_end: FrontEnd) -> None:
-    take({"sparsekv": [[], [REPORT]]}, stream=True)
+def test_the_chunk_that_ends_a_choice_carries_it(manager: Any) -> None:
+    take({"sparsekv": [[], [REPORT]]}, stream=True, manager=manager)
     chunks = [event("r0", 0), event("r0", 0), event("r0", 0, "stop"), "data: [DONE]\n\n"]
-    seen = through(chunks)
+    seen = through(chunks, manager)
     assert seen[:2] == chunks[:2] and seen[3] == chunks[3]
     assert json.loads(seen[2].removeprefix("data: "))["metadata"] == {"sparsekv": REPORT}
 
 
-def test_choices_of_one_response_keep_their_own_report(front_end: FrontEnd) -> None:
+def test_choices_of_one_response_keep_their_own_report(manager: Any, front_end: FrontEnd) -> None:
     # Chat ends every choice under the id of the one that came last.
-    echo._remember("a", {"which": 0})
-    echo._remember("b", {"which": 1})
+    front_end.remember("a", {"which": 0})
+    front_end.remember("b", {"which": 1})
     seen = through(
-        [event("a", 0), event("b", 1), event("a", 0), event("b", 0, "stop"), event("b", 1, "stop")]
+        [event("a", 0), event("b", 1), event("a", 0), event("b", 0, "stop"), event("b", 1, "stop")],
+        manager,
     )
     ends = [json.loads(chunk.removeprefix("data: "))["metadata"]["sparsekv"] for chunk in seen[3:]]
     assert ends == [{"which": 0}, {"which": 1}]
@@ -140,16 +150,17 @@ def test_choices_of_one_response_keep_their_own_report(front_end: FrontEnd) -> N
         event("unknown", 0, "stop"),
     ],
 )
-def test_events_that_are_not_ours_pass_unchanged(front_end: FrontEnd, chunk: str) -> None:
-    assert through([chunk]) == [chunk]
+def test_events_that_are_not_ours_pass_unchanged(manager: Any, chunk: str) -> None:
+    assert through([chunk], manager) == [chunk]
 
 
 def test_a_stock_stream_is_the_very_same_object() -> None:
     marker = object()
-    assert echo.add_to_stream(lambda: marker) is marker
+    stock = serving_of(SimpleNamespace())
+    assert echo.add_to_stream(lambda serving: marker, stock) is marker
 
 
 def test_reports_nobody_fetches_are_forgotten(front_end: FrontEnd) -> None:
-    for i in range(3 * echo._RECENT):
-        echo._remember(str(i), REPORT)
-    assert len(echo._recent) == echo._RECENT
+    for i in range(3 * MOST_REPORTS):
+        front_end.remember(str(i), REPORT)
+    assert len(front_end.reports) == MOST_REPORTS

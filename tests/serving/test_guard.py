@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -40,7 +40,13 @@ def chunks_of(body: bytes, size: int) -> Iterator[dict[str, Any]]:
 
 
 def call(
-    app: Any, path: str, body: Any, method: str = "POST", root: str = "", size: int = 100
+    app: Any,
+    path: str,
+    body: Any,
+    method: str = "POST",
+    root: str = "",
+    size: int = 100,
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> tuple[int, bytes]:
     """Status and body of the answer."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -54,6 +60,7 @@ def call(
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": root + path, "root_path": root}
+    scope |= {"headers": [*headers], "query_string": b""}
     asyncio.run(app(scope, receive, send))
     status = sent[0]["status"] if sent else 0
     return status, b"".join(message.get("body", b"") for message in sent)
@@ -79,7 +86,6 @@ GOOD = [
     ("/generate", b'["sparsekv"]'),
     ("/generate", b""),
     ("/generate", b"\xff\xfesparsekv"),
-    ("/generate", {"input_ids": [5, 999], "stream": True}),
 ]
 
 
@@ -94,12 +100,10 @@ def test_other_requests_arrive_byte_for_byte(
 
 
 BAD = [
-    ("/generate", in_place({"budget": 0}), "sparsekv.budget must be"),
     ("/generate", {"sparsekv": {}}, "sampling_params.custom_params.sparsekv"),
-    ("/generate", {"input_ids": [5, -1], "stream": True}, "input_ids[1]"),
-    ("/generate", {"input_ids": [[5], [5, 1000]], "stream": True}, "input_ids[1][1]"),
-    ("/generate", {"text": "x", "top_logprobs_num": 10**6, "stream": True}, "top_logprobs_num"),
-    ("/v1/completions", {"custom_params": {"sparsekv": {"x": 1}}}, "sparsekv.x is not an option"),
+    ("/generate", {"text": "x", "rid": ["HEALTH_CHECK_1"]}, "rid must not start with HEALTH_CHECK"),
+    ("/vertex_generate", {"instances": [{"SparseKV": {}}]}, "instances[0].SparseKV"),
+    ("/vertex_generate", {"parameters": {"sparse": True}}, "sampling_params.custom_params"),
     ("/v1/chat/completions", {"sparse": True}, "custom_params.sparsekv"),
     ("/v1/chat/completions", {"custom_params": {"budget": 512}}, "custom_params.budget"),
     ("/v1/responses", {"sparsekv": {}}, "/v1/responses takes no options"),
@@ -112,16 +116,16 @@ def test_refusals_say_what_and_where(
 ) -> None:
     status, answer = call(app, path, body)
     parsed = json.loads(answer)
-    error = parsed["error"] if path == "/generate" else parsed
+    error = parsed["error"] if path in ("/generate", "/vertex_generate") else parsed
     assert status == 400 and words in error["message"] and error["code"] == 400
     assert app.app.bodies == []  # type: ignore[attr-defined]
     assert sum(front_end.metrics.snapshot()["rejected_options_total"].values()) == 1
 
 
 def test_a_body_of_ten_megabytes(app: RequestGuard) -> None:
-    body = {"text": "word " * 2_000_000, **in_place({"budget": 0})}
+    body = {"text": "word " * 2_000_000, "sparsekv": {"budget": 0}}
     status, answer = call(app, "/generate", body, size=1 << 16)
-    assert status == 400 and b"budget" in answer
+    assert status == 400 and b"custom_params" in answer
 
 
 def test_a_larger_body_than_the_bound_passes(
@@ -178,3 +182,88 @@ def test_too_late_is_an_error(front_end: FrontEnd) -> None:
     app.middleware_stack = app.build_middleware_stack()
     with pytest.raises(RuntimeError, match="before the application starts"):
         install(app, front_end)
+
+
+class Speaker:
+    """Begins with 200, says its chunks, and fails with its error, if any."""
+
+    def __init__(self, chunks: list[bytes], error: Exception | None = None) -> None:
+        self.chunks = chunks
+        self.error = error
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for chunk in self.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if self.error is not None:
+            raise self.error
+        await send({"type": "http.response.body", "body": b""})
+
+
+REFUSED = b'data: {"error":{"message":"n must be less","type":"x","code":400}}\n\n'
+
+
+ABORTED = (
+    b'data: {"text":"","meta_info":{"id":"r","finish_reason":{"type":"abort",'
+    b'"message":"n must be less","status_code":400,"err_type":"BadRequestError"}}}\n\n'
+)
+
+
+@pytest.mark.parametrize("first", [REFUSED, ABORTED])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/api/chat", "/v1/messages"])
+def test_a_stream_that_begins_with_a_refusal_is_one(
+    front_end: FrontEnd, path: str, first: bytes
+) -> None:
+    speaker = Speaker([first, b"data: [DONE]\n\n"])
+    status, answer = call(RequestGuard(speaker, front_end), path, {})
+    assert status == 400 and "n must be less" in str(json.loads(answer))
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/score", "/api/generate"])
+def test_a_mistake_of_the_client_is_a_refusal_on_every_route(
+    front_end: FrontEnd, path: str
+) -> None:
+    speaker = Speaker([], ValueError("top_k must be less"))
+    status, answer = call(RequestGuard(speaker, front_end), path, {})
+    assert status == 400 and "top_k must be less" in str(json.loads(answer))
+
+
+def test_an_error_behind_the_first_bytes_is_not_swallowed(front_end: FrontEnd) -> None:
+    speaker = Speaker([b"data: one\n\n"], ValueError("late"))
+    with pytest.raises(ValueError, match="late"):
+        call(RequestGuard(speaker, front_end), "/generate", {})
+
+
+@pytest.mark.parametrize("body", [[], 5, {"response_format": 5}, {"reasoning": {"effort": 5}}])
+def test_a_body_that_sglang_fails_to_read_is_a_refusal(front_end: FrontEnd, body: Any) -> None:
+    from fastapi import FastAPI
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    def chat(request: ChatCompletionRequest) -> str:
+        return request.model
+
+    chat.__annotations__["request"] = ChatCompletionRequest
+    scope_headers = [(b"content-type", b"application/json")]
+    install(app, front_end)
+    status, answer = call(app, "/v1/chat/completions", body, headers=scope_headers)
+    assert 400 <= status < 500, answer
+
+
+def test_a_mistake_of_ours_is_not_the_clients(front_end: FrontEnd) -> None:
+    with pytest.raises(KeyError):
+        call(RequestGuard(Speaker([], KeyError("x")), front_end), "/generate", {})
+
+
+@pytest.mark.parametrize("first", [b'data: {"text":"a"}\n\n', b'data: {"error":"odd"}\n\n', b""])
+def test_other_streams_pass_byte_for_byte(front_end: FrontEnd, first: bytes) -> None:
+    speaker = Speaker([first, REFUSED])
+    assert call(RequestGuard(speaker, front_end), "/generate", {}) == (200, first + REFUSED)
+
+
+def test_a_name_of_ours_is_found_where_two_parts_meet(app: RequestGuard) -> None:
+    body = json.dumps({"text": "x" * 77, "SparseKV": {}}).encode()
+    for size in range(1, len(body), 7):
+        assert call(app, "/generate", body, size=size)[0] == 400

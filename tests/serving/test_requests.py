@@ -10,30 +10,40 @@ from hypothesis import strategies as st
 
 from sgl_sparsekv.config import REQUEST_FIELDS, RequestOptions, ServerOptions
 from sgl_sparsekv.errors import RequestOptionError
-from sgl_sparsekv.serving import front_end as front_end_module
-from sgl_sparsekv.serving.front_end import FrontEnd
+from sgl_sparsekv.serving.front_end import ATTRIBUTE, FrontEnd
 from sgl_sparsekv.serving.metrics import ServingMetrics
+from sgl_sparsekv.serving.prompts import check_token_ids
 from sgl_sparsekv.serving.requests import (
     check_custom_params,
-    check_generate_request,
     check_options,
-    check_token_ids,
+    check_request,
     check_tokenized,
-    verify_sampling_params,
 )
+from sgl_sparsekv.serving.rules import Limits
 
 VOCAB = 1000  # as the fixture has it
+LIMITS = Limits(VOCAB, 4096, 8)
 
 
-def sampling(options: object, **other: Any) -> SimpleNamespace:
-    return SimpleNamespace(
-        custom_params={"sparsekv": options}, stop_token_ids=other.get("stop_token_ids")
-    )
+def request(**given: Any) -> Any:
+    """A native request as it comes in, before SGLang normalises it."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    if not {"text", "input_ids", "input_embeds"} & set(given):
+        given["text"] = "a"
+    return GenerateReqInput(**given)
 
 
-def generate_request(**given: Any) -> SimpleNamespace:
-    blank = {"input_ids": None, "sampling_params": {}, "image_data": None, "top_logprobs_num": 0}
-    return SimpleNamespace(**{**blank, **given})
+def sampling(**params: Any) -> Any:
+    return request(sampling_params=params)
+
+
+def asking(options: object) -> Any:
+    return sampling(custom_params={"sparsekv": options})
+
+
+def manager_of(front_end: FrontEnd) -> SimpleNamespace:
+    return SimpleNamespace(**{ATTRIBUTE: front_end})
 
 
 GOOD: list[dict[str, Any]] = [
@@ -66,25 +76,26 @@ BAD = [
 
 
 @pytest.mark.parametrize("options", GOOD)
-def test_good_options_pass(front_end: FrontEnd, options: dict[str, Any]) -> None:
-    verify_sampling_params(None, sampling(options), VOCAB)
+def test_good_options_pass(manager: Any, front_end: FrontEnd, options: dict[str, Any]) -> None:
+    check_request(manager, asking(options))
     assert front_end.metrics.snapshot()["rejected_options_total"] == {}
 
 
 @pytest.mark.parametrize(("options", "name", "value"), BAD)
 def test_bad_options_name_field_and_value(
-    front_end: FrontEnd, options: object, name: str, value: str
+    manager: Any, front_end: FrontEnd, options: object, name: str, value: str
 ) -> None:
     with pytest.raises(RequestOptionError) as refused:
-        verify_sampling_params(None, sampling(options), VOCAB)
+        check_request(manager, asking(options))
     assert name in str(refused.value) and value in str(refused.value)
     assert sum(front_end.metrics.snapshot()["rejected_options_total"].values()) == 1
 
 
 def test_without_our_backend_nothing_is_refused() -> None:
-    front_end_module.set_active(None)
-    verify_sampling_params(None, sampling("nonsense", stop_token_ids={-5}), VOCAB)
-    check_generate_request(None, generate_request(input_ids=[-1]))
+    stock = SimpleNamespace()
+    check_request(stock, asking("nonsense"))
+    check_request(stock, request(input_ids=[-1]))
+    check_tokenized(None, stock, request(), [])
 
 
 def test_other_custom_params_are_left_alone(front_end: FrontEnd) -> None:
@@ -92,11 +103,11 @@ def test_other_custom_params_are_left_alone(front_end: FrontEnd) -> None:
         check_custom_params(params, front_end.options)
 
 
-def test_a_batch_names_the_item(front_end: FrontEnd) -> None:
+def test_a_batch_names_the_item(manager: Any, front_end: FrontEnd) -> None:
     good: dict[str, Any] = {"custom_params": {"sparsekv": {"budget": 512}}}
     bad: dict[str, Any] = {"custom_params": {"sparsekv": {"budget": -3}}}
     with pytest.raises(RequestOptionError, match=r"request 2 of the batch: sparsekv\.budget .*-3"):
-        check_generate_request(None, generate_request(sampling_params=[good, good, bad]))
+        check_request(manager, request(text=["a"] * 3, sampling_params=[good, good, bad]))
     assert front_end.metrics.snapshot()["rejected_options_total"] == {"budget": 1}
 
 
@@ -113,66 +124,68 @@ def test_a_batch_names_the_item(front_end: FrontEnd) -> None:
     ],
 )
 def test_token_ids_outside_the_vocabulary(
-    front_end: FrontEnd, ids: list[Any], complaint: str
+    manager: Any, front_end: FrontEnd, ids: list[Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        check_generate_request(None, generate_request(input_ids=ids))
+        check_request(manager, request(input_ids=ids))
     assert front_end.metrics.snapshot()["rejected_options_total"] == {"input_ids": 1}
 
 
-@pytest.mark.parametrize("ids", [None, [], [[]], [0, 999], [[0], [999, 5]]])
-def test_token_ids_inside_the_vocabulary(front_end: FrontEnd, ids: Any) -> None:
-    check_generate_request(None, generate_request(input_ids=ids))
+@pytest.mark.parametrize("ids", [[], [[]], [0, 999], [[0], [999, 5]]])
+def test_token_ids_inside_the_vocabulary(manager: Any, ids: Any) -> None:
+    check_request(manager, request(input_ids=ids))
 
 
 def test_placeholders_beside_media_of_a_multimodal_model_are_left_alone() -> None:
-    seeing = FrontEnd(ServerOptions(), VOCAB, ServingMetrics(), multimodal=True)
-    front_end_module.set_active(seeing)
-    check_generate_request(None, generate_request(input_ids=[-200], image_data="x"))
-    batch = generate_request(input_ids=[[-200], [5]], image_data=[["x"], None])
-    check_generate_request(None, batch)
-    batch = generate_request(input_ids=[[5], [-200]], image_data=[["x"], None])
+    seeing = manager_of(FrontEnd(ServerOptions(), LIMITS, ServingMetrics(), multimodal=True))
+    check_request(seeing, request(input_ids=[-200], image_data="x"))
+    check_request(seeing, request(input_ids=[[-200], [5]], image_data=[["x"], None]))
     with pytest.raises(ValueError, match=r"input_ids\[1\]\[0\]"):
-        check_generate_request(None, batch)
-    front_end_module.set_active(None)
+        check_request(seeing, request(input_ids=[[5], [-200]], image_data=[["x"], None]))
 
 
 @pytest.mark.parametrize("image_data", ["x", ["x", "y"], [None, None]])
-def test_media_hide_nothing_from_a_text_model(front_end: FrontEnd, image_data: Any) -> None:
-    request = generate_request(input_ids=[[5], [5, -200]], image_data=image_data)
+def test_media_hide_nothing_from_a_text_model(manager: Any, image_data: Any) -> None:
     with pytest.raises(ValueError, match=r"input_ids\[1\]\[1\]"):
-        check_generate_request(None, request)
+        check_request(manager, request(input_ids=[[5], [5, -200]], image_data=image_data))
 
 
-def test_token_ids_are_not_looked_at_when_switched_off() -> None:
-    options = ServerOptions(validate_input_ids=False)
-    off = FrontEnd(options, VOCAB, ServingMetrics())
-    check_token_ids("input_ids", [-1], off)
-    front_end_module.set_active(off)
-    verify_sampling_params(None, sampling({}, stop_token_ids={-1}), VOCAB)
-    front_end_module.set_active(None)
+def test_nothing_but_our_options_is_looked_at_when_switched_off() -> None:
+    options = ServerOptions(validate_requests=False)
+    off = manager_of(FrontEnd(options, LIMITS, ServingMetrics()))
+    check_request(off, request(input_ids=[-1], sampling_params={"stop_token_ids": [-1]}))
+    check_tokenized(None, off, request(), [])
+    with pytest.raises(RequestOptionError):
+        check_request(off, asking({"budget": 0}))
 
 
-@pytest.mark.parametrize("tokens", [{-1}, {1000}, {5, 2000}])
-def test_stop_tokens_outside_the_vocabulary(front_end: FrontEnd, tokens: set[int]) -> None:
+@pytest.mark.parametrize("tokens", [{-1}, [1000], {5, 2000}])
+def test_stop_tokens_outside_the_vocabulary(manager: Any, tokens: Any) -> None:
     with pytest.raises(ValueError, match=r"stop_token_ids must be token ids in \[0, 1000\)"):
-        verify_sampling_params(None, sampling({}, stop_token_ids=tokens), VOCAB)
+        check_request(manager, sampling(stop_token_ids=tokens))
 
 
-def test_a_prompt_without_tokens(front_end: FrontEnd) -> None:
+def test_a_prompt_without_tokens(manager: Any, front_end: FrontEnd) -> None:
     with pytest.raises(ValueError, match="prompt must have at least one token"):
-        check_tokenized(None, None, generate_request(input_embeds=None), [])
+        check_tokenized(None, manager, request(), [])
     assert front_end.metrics.snapshot()["rejected_options_total"] == {"prompt": 1}
-    check_tokenized(None, None, generate_request(), [5])
-    check_tokenized(None, None, generate_request(input_embeds=[[0.5]]), [])
-    check_tokenized(None, None, generate_request(), None)
+    check_tokenized(None, manager, request(), [5])
+    check_tokenized(None, manager, request(input_embeds=[[0.5]]), [])
+    check_tokenized(None, manager, request(), None)
+
+
+def test_positions_outside_the_prompt(manager: Any) -> None:
+    check_tokenized(None, manager, request(token_indices_to_pool=[0, 2]), [5, 6, 7])
+    with pytest.raises(ValueError, match=r"token_indices_to_pool must be positions .* got 3"):
+        check_tokenized(None, manager, request(token_indices_to_pool=[0, 3]), [5, 6, 7])
 
 
 @pytest.mark.parametrize("number", [-1, VOCAB + 1, 10**9, [0, VOCAB + 1]])
-def test_more_log_probabilities_than_tokens(front_end: FrontEnd, number: Any) -> None:
-    with pytest.raises(ValueError, match=r"top_logprobs_num must be an integer in \[0, 1000\]"):
-        check_generate_request(None, generate_request(top_logprobs_num=number))
-    check_generate_request(None, generate_request(top_logprobs_num=[0, 5, VOCAB]))
+def test_more_log_probabilities_than_tokens(manager: Any, number: Any) -> None:
+    text = ["a", "b"] if isinstance(number, list) else "a"
+    with pytest.raises(ValueError, match=r"top_logprobs_num\S* must be an integer in \[0, 1000\]"):
+        check_request(manager, request(text=text, top_logprobs_num=number))
+    check_request(manager, request(text=["a"] * 3, top_logprobs_num=[0, 5, VOCAB]))
 
 
 JUNK = st.recursive(
@@ -201,7 +214,7 @@ def test_anything_is_served_or_refused_in_one_short_line(options: object) -> Non
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(-(2**65), 2**65) | st.integers(0, VOCAB - 1), min_size=1, max_size=50))
 def test_the_first_bad_token_is_named(ids: list[int]) -> None:
-    chosen = FrontEnd(ServerOptions(), VOCAB, ServingMetrics())
+    chosen = FrontEnd(ServerOptions(), LIMITS, ServingMetrics())
     bad = [position for position, value in enumerate(ids) if not 0 <= value < VOCAB]
     if not bad:
         check_token_ids("input_ids", ids, chosen)

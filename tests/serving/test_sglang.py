@@ -1,8 +1,9 @@
 """Our hooks against SGLang's own classes: what they rely on is there, and is what it seems."""
 
+import gc
 import inspect
 import sys
-from collections.abc import Iterator
+import weakref
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -12,19 +13,13 @@ import pytest
 from sgl_sparsekv.backend.flags import ATTRIBUTE
 from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.plugin import HOOKS, Hook
-from sgl_sparsekv.serving import echo, front_end, guard
-from sgl_sparsekv.serving.front_end import FrontEnd, active, note_tokenizer_manager, set_active
-from sgl_sparsekv.serving.requests import check_generate_request, verify_sampling_params
+from sgl_sparsekv.serving import echo, guard, start
+from sgl_sparsekv.serving.front_end import front_end_of
+from sgl_sparsekv.serving.requests import check_request
+from sgl_sparsekv.serving.start import note_tokenizer_manager
 from sgl_sparsekv.serving.state import add_internal_state
 
 OURS = [hook for hook in HOOKS if hook.function.startswith("serving.")]
-
-
-@pytest.fixture
-def no_front_end() -> Iterator[None]:
-    set_active(None)
-    yield
-    set_active(None)
 
 
 def target_of(hook: Hook) -> Any:
@@ -38,48 +33,8 @@ def target_of(hook: Hook) -> Any:
 def test_a_hook_takes_what_its_target_takes(hook: Hook) -> None:
     theirs = len(inspect.signature(target_of(hook)).parameters)
     ours = inspect.signature(hook.resolve())
-    ours.bind(*[None] * (theirs + 1))  # the result or the original comes first
-
-
-def generate_request(**given: Any) -> Any:
-    from sglang.srt.managers.io_struct import GenerateReqInput
-
-    request = GenerateReqInput(**given)
-    inspect.unwrap(GenerateReqInput.normalize_batch_and_arguments)(request)
-    return request
-
-
-@pytest.mark.parametrize("samples", [1, 3])
-def test_normalised_batches_hide_no_bad_token(front_end: FrontEnd, samples: int) -> None:
-    # Normalisation fills the media of a batch with lists of None.
-    good = generate_request(input_ids=[[1], [2, 3]], sampling_params={"n": samples})
-    check_generate_request(None, good)
-    bad = generate_request(input_ids=[[1], [2, -3]], sampling_params={"n": samples})
-    with pytest.raises(ValueError, match=r"input_ids\[1\]\[1\]"):
-        check_generate_request(None, bad)
-    single = generate_request(input_ids=[5, 1000], sampling_params={})
-    with pytest.raises(ValueError, match=r"input_ids\[1\]"):
-        check_generate_request(None, single)
-
-
-def test_a_batch_with_one_parameter_list_names_the_item(front_end: FrontEnd) -> None:
-    params = [{"custom_params": {"sparsekv": {"budget": size}}} for size in (512, 512, 0)]
-    with pytest.raises(ValueError, match="request 2 of the batch"):
-        check_generate_request(None, generate_request(text=["a"] * 3, sampling_params=params))
-
-
-def test_sampling_parameters(front_end: FrontEnd) -> None:
-    from sglang.srt.sampling.sampling_params import SamplingParams
-
-    def check(**given: Any) -> None:
-        verify_sampling_params(None, SamplingParams(**given), 1000)
-
-    check(custom_params={"sparsekv": {"budget": 512}}, stop_token_ids=[5, 999])
-    check()
-    with pytest.raises(ValueError, match=r"sparsekv\.budget"):
-        check(custom_params={"sparsekv": {"budget": 0}})
-    with pytest.raises(ValueError, match="stop_token_ids"):
-        check(stop_token_ids=[1000])
+    # The result or the original comes first, but before the call there is neither.
+    ours.bind(*[None] * (theirs + (hook.kind != "before")))
 
 
 def test_the_accumulator_has_what_we_read() -> None:
@@ -116,38 +71,76 @@ def server_args(backend: str = "sparsekv") -> SimpleNamespace:
     return SimpleNamespace(attention_backend=backend, **others, **carried)
 
 
-def manager(backend: str = "sparsekv") -> SimpleNamespace:
+def manager_with(backend: str = "sparsekv", vocab_size: int = 77, **options: Any) -> Any:
+    """As much of a tokenizer manager as is there when its `__init__` returns."""
+    args = server_args(backend)
+    if options:
+        setattr(args, ATTRIBUTE, options)
     return SimpleNamespace(
-        server_args=server_args(backend),
-        model_config=SimpleNamespace(vocab_size=77),
+        server_args=args,
+        model_config=SimpleNamespace(vocab_size=vocab_size, context_len=4096, hidden_size=8),
         enable_metrics=False,
         mm_processor=None,
     )
 
 
-def test_the_front_end_learns_its_options(no_front_end: None) -> None:
-    note_tokenizer_manager(None, manager())
-    found = active()
+def test_the_front_end_learns_its_options() -> None:
+    manager = manager_with()
+    note_tokenizer_manager(None, manager)
+    found = front_end_of(manager)
     assert found is not None and not found.multimodal
     assert (found.options.request.budget, found.vocab_size) == (512, 77)
 
 
-def test_another_backend_leaves_no_front_end(no_front_end: None) -> None:
-    note_tokenizer_manager(None, manager("triton"))
-    assert active() is None
+def ask(manager: Any, **given: Any) -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    check_request(manager, GenerateReqInput(**given))
+
+
+def test_a_dense_engine_after_ours_is_judged_by_nothing_of_ours() -> None:
+    ours, dense = manager_with(), manager_with("triton", vocab_size=4096)
+    note_tokenizer_manager(None, ours)
+    note_tokenizer_manager(None, dense)
+    assert front_end_of(dense) is None
+    ask(dense, input_ids=[[4000]])
+    with pytest.raises(ValueError, match=r"input_ids\[0\]\[0\]"):
+        ask(ours, input_ids=[[4000]])
+
+
+def test_two_engines_of_ours_refuse_by_their_own_options() -> None:
+    quest, full = manager_with(methods=["quest"]), manager_with(method="full", methods=["full"])
+    for manager in (quest, full):
+        note_tokenizer_manager(None, manager)
+    for manager, right, wrong in ((quest, "quest", "full"), (full, "full", "quest")):
+        chosen = {"custom_params": {"sparsekv": {"method": right}}}
+        ask(manager, text="a", sampling_params=chosen)
+        chosen = {"custom_params": {"sparsekv": {"method": wrong}}}
+        with pytest.raises(ValueError, match=r"sparsekv\.method must be one of"):
+            ask(manager, text="a", sampling_params=chosen)
+
+
+def test_a_front_end_ends_with_its_engine() -> None:
+    manager = type("Manager", (), {})()
+    vars(manager).update(vars(manager_with()))
+    note_tokenizer_manager(None, manager)
+    gone = weakref.ref(front_end_of(manager))
+    del manager
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_guard_goes_into_the_application_before_it_starts(
-    no_front_end: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from starlette.applications import Starlette
 
     app = Starlette()
-    monkeypatch.setitem(sys.modules, front_end.HTTP_MODULE, SimpleNamespace(app=app))
-    note_tokenizer_manager(None, manager())
+    monkeypatch.setitem(sys.modules, start.HTTP_MODULE, SimpleNamespace(app=app))
+    note_tokenizer_manager(None, manager_with())
     assert [entry.cls for entry in app.user_middleware] == [guard.RequestGuard]
     app.middleware_stack = app.build_middleware_stack()
-    note_tokenizer_manager(None, manager())
+    note_tokenizer_manager(None, manager_with())
     assert "the web server has started" in caplog.text
 
 

@@ -75,10 +75,11 @@ class FidelityTask:
         """See `Task`."""
         return [self._prompts[part.sample]]
 
-    def ask(self, question: Prompt, reading: Reading, client: Client) -> Outcome:
-        """See `Task`."""
+    def ask(self, question: Prompt, reading: Reading | None, client: Client) -> Outcome:
+        """See `Task`; once the dense run is known, None stands for a server of another backend."""
         with self._lock:
             if question.number not in self._dense:
+                assert reading is not None
                 self._dense[question.number] = self._read_all(question, reading, client)
         dense = self._dense[question.number]
         watched = [[dense.text[0]], *(note.ids for note in dense.notes)]

@@ -32,7 +32,7 @@ class Note:
 
 def follow(
     client: Client,
-    reading: Reading,
+    reading: Reading | None,
     prompt: list[int],
     text: list[int],
     watched: int | list[list[int]],
@@ -41,7 +41,7 @@ def follow(
 
     Args:
         client: the server.
-        reading: how decode reads.
+        reading: how decode reads; None for a server without our backend.
         prompt: token ids that prefill reads.
         text: token ids that decode must say, at least 2.
         watched: how many of the likeliest tokens to note per step, or which, per token of `text`.
@@ -52,7 +52,9 @@ def follow(
     Raises:
         EvaluationStopped: the server cannot go on, or said something else.
     """
-    custom: dict[str, Any] = {"sparsekv": reading.options(), FORCED: text, WATCHED: watched}
+    custom: dict[str, Any] = {FORCED: text, WATCHED: watched}
+    if reading is not None:
+        custom["sparsekv"] = reading.options()
     sampling = {"max_new_tokens": len(text), "temperature": 0, "ignore_eos": True}
     reply = client.generate(
         {

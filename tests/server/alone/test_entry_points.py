@@ -76,7 +76,7 @@ def run(*arguments: str, timeout: float = 400) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("architecture", ["Mistral", "Qwen2"])
+@pytest.mark.parametrize("architecture", ["Qwen2", pytest.param("Mistral", marks=pytest.mark.soak)])
 def test_engine_answers_as_transformers_does(tmp_path: Path, architecture: str) -> None:
     """Reading everything gives the reference's greedy tokens; options differ within one batch."""
     import torch
@@ -101,6 +101,7 @@ def test_engine_answers_as_transformers_does(tmp_path: Path, architecture: str) 
             assert answers[3 * i + 2][0] == wanted
 
 
+@pytest.mark.soak
 def test_one_batch_runs_llama_with_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`one_batch` loads no plugins by itself; its correctness mode agrees with torch_native."""
     folder = write_model(tmp_path / "llama", "Llama")

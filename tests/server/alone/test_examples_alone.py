@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sgl_sparsekv.models.analytic import save_analytic
 from sgl_sparsekv.tooling.servers import free_port
 
-from .test_examples import ROOT, percent, run_example
+from ..test_examples import ROOT, percent, run_example
 
 SMALL = {"device": "cpu", "max_total_tokens": 16384, "chunked_prefill_size": 2048}
 """Of a CPU machine with little memory."""
@@ -18,10 +19,9 @@ SMALL = {"device": "cpu", "max_total_tokens": 16384, "chunked_prefill_size": 204
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as `sparsekv model analytic` writes it."""
+    """The model of `sparsekv model analytic`."""
     folder = tmp_path_factory.mktemp("examples") / "model"
-    command = [sys.executable, "-m", "sgl_sparsekv.cli", "model", "analytic", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
+    save_analytic(folder)
     return folder
 
 
@@ -39,6 +39,7 @@ def test_the_engine_mixes_readers_in_one_batch(model: Path) -> None:
     assert printed[1] == "{} -> quest, budget 1024"
 
 
+@pytest.mark.soak
 def test_the_gpu_benchmark_runs_on_a_cpu_with_a_tiny_model(model: Path, tmp_path: Path) -> None:
     """The same lines as on a GPU: every number is set from outside."""
     small = {

@@ -1,14 +1,10 @@
 """Evaluations of real servers: each of them ranks a method that never looks at keys last."""
 
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.ruler_reader import save_ruler_reader
@@ -20,16 +16,18 @@ from sgl_sparsekv.evaluation.tasks.asking import Asking
 from sgl_sparsekv.evaluation.tasks.ruler.task import RulerTask
 from sgl_sparsekv.evaluation.tokens import Tokens
 from sgl_sparsekv.models import save_trained
+from sgl_sparsekv.tooling.room import answered
 from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec
 
-from .fleet import ONE_THREAD
+from ..fleet import ONE_THREAD
 
-RANDOM = Path(__file__).parents[1] / "helpers" / "random_pages"
+RANDOM = Path(__file__).parents[2] / "helpers" / "random_pages"
 RULER, SAMPLES = ("niah_single_1", "niah_single_2", "niah_multikey_1"), 2
+CONTEXT = 8192
 FLAGS = (
     *("--attention-backend", "sparsekv", "--sparsekv-methods", "full,quest,random_pages"),
     *("--device", "cpu", "--mem-fraction-static", "0.6", "--sleep-on-idle", "--page-size", "64"),
-    *("--context-length", "8192", "--max-total-tokens", "24576", "--random-seed", "0"),
+    *("--context-length", str(CONTEXT), "--max-total-tokens", "24576", "--random-seed", "0"),
     "--enable-custom-logit-processor",
 )
 
@@ -113,7 +111,7 @@ def test_forced_decode_agrees_with_prefill(server: ServerProcess, tmp_path: Path
     from sgl_sparsekv.evaluation.tasks.following import follow
     from sgl_sparsekv.evaluation.tasks.needle.small_models import written_text
 
-    from .client import post
+    from ..client import post
 
     scores(server, tmp_path / "n.jsonl", "needle", "--lengths", "1k", "--depths", "1")
     client = Client(server.url)
@@ -129,6 +127,35 @@ def test_forced_decode_agrees_with_prefill(server: ServerProcess, tmp_path: Path
     assert [note.log for note in notes] == pytest.approx(prefilled, abs=0.15)
 
 
+def test_what_fits_a_context_is_answered_to_its_last_token(server: ServerProcess) -> None:
+    """And one token more of the prompt is refused: no more room is left than SGLang needs."""
+    from .client import post
+
+    def ask(prompt: int, new: int) -> tuple[int, dict[str, Any]]:
+        sampling = {"max_new_tokens": new, "temperature": 0, "ignore_eos": True}
+        body = {"input_ids": [7] * prompt, "sampling_params": sampling}
+        return post(f"{server.url}/generate", body)
+
+    fits = answered(CONTEXT)
+    status, answer = ask(fits - 64, 64)
+    assert status == 200 and answer["meta_info"]["completion_tokens"] == 64
+    assert ask(fits, 1)[0] == 200
+    assert ask(fits + 1, 1)[0] == 400
+
+
+@pytest.mark.soak
+def test_fidelity_on_a_file_of_ones_own_needs_no_server_that_runs(tmp_path: Path) -> None:
+    """The server that is started has room for the longest prompt and all that is followed."""
+    save_trained(tmp_path / "model")
+    (tmp_path / "own.txt").write_text("Ada Marlow quietly polishes amber lanterns . " * 300)
+    asked = ("--model", str(tmp_path / "model"), "--data", str(tmp_path / "own.txt"))
+    out = tmp_path / "f.jsonl"
+    more = ("--tokens", "24", "--methods", "full", "--quiet", "--out", str(out))
+    assert cli.main(["eval", "fidelity", *asked, *more]) == 0
+    (cell,) = read(out)[1]
+    assert cell.detail["tokens"] == 23
+
+
 def test_a_file_of_results_says_what_was_read(server: ServerProcess, tmp_path: Path) -> None:
     """Bytes, budget, versions, commit and protocol, for who compares runs."""
     out = tmp_path / "r.jsonl"
@@ -137,32 +164,3 @@ def test_a_file_of_results_says_what_was_read(server: ServerProcess, tmp_path: P
     assert header["kv_bytes_per_token"] == 512 and header["metadata_share"]["quest"] == 1 / 16
     assert header["protocol"] == "prefilled" and "sinks" in header["budget_counts"]
     assert header["server"]["sglang"] and header["environment"]["commit"]
-
-
-def test_the_harness_runs_against_our_server_as_documented(
-    server: ServerProcess, tmp_path: Path
-) -> None:
-    """lm-evaluation-harness, its own client and one of its tasks that needs no network."""
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
-    (command,) = re.findall(r"^(lm_eval run (?:.*\\\n)+.*)$", page, re.MULTILINE)
-    documented = shlex.split(command.replace("\\\n", " "))
-    model = server.command[server.command.index("--model-path") + 1]
-    assert documented[0] == "lm_eval"
-    words = [sys.executable, "-m", *documented]
-    for old, new in (
-        ("http://127.0.0.1:30000", server.url),
-        ("MODEL", model),
-        ("max_length=32768", "max_length=4096"),
-        ("[4096]", "[1024]"),
-        ("ruler_vt,ruler_fwe,niah_single_1", "ruler_vt"),
-    ):
-        assert any(old in word for word in words), f"the documented command has no {old}"
-        words = [word.replace(old, new) for word in words]
-    words += ["--limit", "4", "--output_path", str(tmp_path)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=400)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (results,) = tmp_path.rglob("results_*.json")
-    found = json.loads(results.read_text())
-    assert found["n-samples"]["ruler_vt"]["effective"] == 4
-    assert 0 <= found["results"]["ruler_vt"]["1024,none"] <= 1

@@ -7,26 +7,43 @@ from pathlib import Path
 
 import pytest
 
-from bench.serve.results import load
+from bench.serve.results import Result, load
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
+
+
+def sweep(path: Path, *arguments: str) -> Result:
+    """What `bench.serve --quick` finds."""
+    command = [sys.executable, "-m", "bench.serve", "--quick", "--json", str(path), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return load(path)
+
+
+def check(result: Result, workloads: tuple[str, ...]) -> None:
+    """Every workload has rows of both servers, and sparse ones read less."""
+    assert not result.failures
+    for workload in workloads:
+        rows = [row for row in result.rows if row.workload == workload]
+        assert {row.server for row in rows} == {"torch_native", "sparsekv"}
+    read = {row.method: row.kv_read for row in result.rows if row.workload == "shared"}
+    assert read["full"] == 1.0 and read["quest"] is not None and read["quest"] < 0.7
 
 
 @pytest.mark.server
+def test_one_workload_measures_peer_and_ours(tmp_path: Path) -> None:
+    result = sweep(tmp_path / "found.json", "--workloads", "shared", "--concurrency", "1")
+    check(result, ("shared",))
+
+
+@pytest.mark.server
+@pytest.mark.soak
 def test_a_quick_sweep_measures_peer_and_ours(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    command = [sys.executable, "-m", "bench.serve", "--quick", "--json", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    result = load(path)
-    assert not result.failures
-    for workload in ("cold", "hit", "shared", "program"):
-        rows = [row for row in result.rows if row.workload == workload]
-        assert {row.server for row in rows} == {"torch_native", "sparsekv"}
+    result = sweep(path)
+    check(result, ("cold", "hit", "shared", "program"))
     hits = [row for row in result.rows if row.workload == "hit"]
     assert all(row.itl_ms and row.ttft_ms and row.cached_tokens for row in hits)
-    read = {row.method: row.kv_read for row in result.rows if row.workload == "shared"}
-    assert read["full"] == 1.0 and read["quest"] is not None and read["quest"] < 0.7
     programs = [row for row in result.rows if row.workload == "program"]
     assert all(row.cached_tokens and row.cached_tokens >= row.context - 64 for row in programs)
     tree = ElementTree.parse(path.with_suffix(".svg"))

@@ -1,0 +1,42 @@
+"""Conditions of the second act."""
+
+from collections.abc import Sequence
+
+from ..checks import Check
+from .score import RealRun
+from .script import Script
+
+READ_LIMIT = 0.15
+"""Share of the KV that a sparse run may read; the two layers that are read in full are 1/15."""
+
+
+def check_real(script: Script, runs: Sequence[RealRun], method: str, page_size: int) -> list[Check]:
+    """What must hold, beside the figures that are only shown."""
+    by_name = {run.name: run for run in runs}
+    chosen, streaming = by_name[method], by_name["streaming"]
+    sparse = [run for run in runs if run.options.get("method", "full") != "full"]
+    read = max(run.kv_read_fraction for run in sparse)
+    cached = min(run.cached_tokens for run in runs)
+    least = len(script.shared) // page_size * page_size
+    return [
+        Check(
+            f"on a real text every sparse run reads at most {READ_LIMIT:.0%} of the KV cache",
+            read <= READ_LIMIT,
+            f"{read:.1%}",
+        ),
+        Check(
+            f"there {method} stays nearer to dense than streaming at the same budget",
+            chosen.kl_nats < streaming.kl_nats,
+            f"{chosen.kl_nats:.3f} and {streaming.kl_nats:.3f} nats",
+        ),
+        Check(
+            "every prompt about it finds the text in the radix cache",
+            cached >= least,
+            f"{cached:,} of {len(script.shared):,} tokens",
+        ),
+        Check(
+            "every response about it names the options it was asked for",
+            all(run.applied for run in runs),
+            ", ".join(run.name for run in runs if not run.applied) or "all do",
+        ),
+    ]

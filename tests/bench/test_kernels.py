@@ -1,0 +1,40 @@
+"""The benchmark of kernels as a command: what is there is kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.stop import StoppedAt
+
+from bench import kernels
+
+
+def row(op: str, context: int, batch: int = 1) -> kernels.Row:
+    return kernels.Row(op, "quest", context, batch, 16, 2048, 1.5, 1.75, 1000, None, None)
+
+
+def test_a_stopped_run_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    def decode_rows(ops: object, context: int, batch: int, *rest: object) -> list[kernels.Row]:
+        return [row("decode_sparse", context, batch)]
+
+    timed = StoppedAt(2, decode_rows)
+
+    monkeypatch.setattr(kernels, "read_bandwidth", lambda *args: (1e7, 1e7))
+    monkeypatch.setattr(kernels, "decode_rows", timed)
+    monkeypatch.setattr(kernels, "prefill_rows", lambda *args: [row("prefill", 64)])
+    path = tmp_path / "found.json"
+    words = ["--device", "reference", "--json", str(path), "--contexts", "4096,8192"]
+    words += ["--batches", "1"]
+    assert kernels.main(words) == 130
+    said = capsys.readouterr().err
+    assert "bench.kernels: stopped; --resume goes on with 1 of 3" in said and not path.exists()
+    assert kernels.main(words) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert kernels.main([*words, "--resume"]) == 0
+    assert [context for _, context, *_ in timed.calls] == [4096, 8192, 8192]
+    rows = [kernels.Row(**one) for one in json.loads(path.read_text())["rows"]]
+    assert rows == [row("decode_sparse", 4096), row("decode_sparse", 8192), row("prefill", 64)]
+    assert [one.name for one in tmp_path.iterdir()] == ["found.json"]

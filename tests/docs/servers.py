@@ -1,0 +1,85 @@
+"""The servers that documents start, each line once, by its own words and a port of ours."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+from helpers.fresh import environment
+
+from sgl_sparsekv.config import ServerOptions
+from sgl_sparsekv.tooling.servers import free_port, last_words
+
+METHOD_OF_ANOTHER = Path(__file__).parents[1] / "helpers" / "random_pages"
+HERE = Path(sys.executable).parent
+"""Programs of this environment."""
+
+
+def same_server(line: str) -> tuple[str, ...]:
+    """What a serve line asks for: its words, without options that are the default anyway."""
+    words = shlex.split(line)
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    defaults = {
+        f"--sparsekv-{name.replace('_', '-')}": str(value)
+        for name, value in ServerOptions().as_dict().items()
+    }
+    skipped = [i for i, (flag, value) in enumerate(pairs) if defaults.get(flag) == value]
+    return tuple(w for i, w in enumerate(words) if i not in skipped and i - 1 not in skipped)
+
+
+class DocumentedServer:
+    """A serve line that runs as written, host and port added."""
+
+    def __init__(self, line: str, folder: Path, programs: Path = HERE) -> None:
+        """Start it.
+
+        Args:
+            line: with its words resolved.
+            folder: of its log; it runs there too.
+            programs: `bin` folder that `python` is taken from.
+        """
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.line = line
+        self.log = folder / f"{self.port}.log"
+        paths = {"PYTHONPATH": str(METHOD_OF_ANOTHER)}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                ["bash", "-c", f"exec {line} --host 127.0.0.1 --port {self.port}"],
+                cwd=folder,
+                env={**environment(programs), **paths},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, timeout: float = 600) -> "DocumentedServer":
+        """Until it answers."""
+        deadline = time.monotonic() + timeout
+        while not self._answers():
+            ended = self.process.poll()
+            assert ended is None, f"{self.line}\nended with {ended}: {last_words(self.log)}"
+            assert time.monotonic() < deadline, f"{self.line}\nis not ready after {timeout} s"
+            time.sleep(0.5)
+        return self
+
+    def stop(self) -> None:
+        """End it and what it started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(8)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False

@@ -1,0 +1,40 @@
+"""A prompt in chat form begins as the server's own: with one token that begins a text, or none."""
+
+from pathlib import Path
+
+import pytest
+
+from sgl_sparsekv.evaluation.tokens import Tokens
+from sgl_sparsekv.models.tokenizer import SPECIALS, build_tokenizer
+
+WORDS = ("user", "model", "question", "words")
+TURNS = (
+    "{% for m in messages %} user {{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %} model{% endif %}"
+)
+KINDS = {
+    "Llama 3, Mistral, Gemma: both put it there": (True, "{{ bos_token }}" + TURNS, 1),
+    "Qwen: nobody does": (False, TURNS, 0),
+    "the template alone": (False, "{{ bos_token }}" + TURNS, 1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_token_begins_a_chat_or_none(tmp_path: Path, kind: str) -> None:
+    adds, template, begins = KINDS[kind]
+    made = build_tokenizer((*SPECIALS, *WORDS), 512)
+    made.chat_template = template
+    if not adds:
+        from tokenizers import processors
+
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    made.save_pretrained(tmp_path)
+    tokens = Tokens(tmp_path)
+    before, after = tokens.chat()
+    # The server renders the template and adds nothing to it.
+    turn = [{"role": "user", "content": "question words"}]
+    rendered = made.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    served = made(rendered, add_special_tokens=False).input_ids
+    asked = tokens.ids(f"{before}question words{after}")
+    assert asked == served
+    assert asked.count(made.bos_token_id) == begins
