@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers.fresh import FreshEnvironment, build, copy_tree
-from helpers.soak import Size
+from helpers.soak import SEED, Size
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -22,9 +22,6 @@ if not torch.cuda.is_available():
 
     triton.knobs.runtime.interpret = True
     del os.environ["TRITON_INTERPRET"]
-
-SEED = 20_406_774
-"""Of every test that draws numbers; stateful tests print the fresh seed they add to it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -41,6 +41,7 @@ PARTS = (
     Part("servers", ("server",)),
     Part("kernels", ("kernels",)),
     Part("alone", ("server/alone",)),
+    Part("documents", ("docs", "package")),
     Part("backend", ("backend", "page_metadata", "segments", "selection")),
     Part("tools", ("bench", "evaluation", "models", "report")),
     Part("rest", (".",)),

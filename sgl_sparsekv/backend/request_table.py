@@ -30,6 +30,7 @@ class RequestEntry:
         decode_steps: sparse or dense decode steps done.
         tokens_attended: tokens read, summed over decode steps and layers.
         tokens_in_context: tokens there were to read, summed likewise.
+        retractions: times it was retracted when it was last seen.
         exact: first tokens whose keys were made by prefill or by steps that read everything.
         tokens_from_sparser: tokens of its prefix hit that a request which reads less had generated;
             None: not known.
@@ -44,6 +45,7 @@ class RequestEntry:
     decode_steps: int = 0
     tokens_attended: int = 0
     tokens_in_context: int = 0
+    retractions: int = 0
     exact: int = 0
     tokens_from_sparser: int | None = None
     extended: bool = False
@@ -52,6 +54,11 @@ class RequestEntry:
     def offered(self, length: int) -> int:
         """How many of its first `length` tokens others may read."""
         return length if self.options.share_generated else min(length, self.exact)
+
+    def start_over(self) -> None:
+        """Its output was thrown away: what its decode steps read and covered is told of none."""
+        self.decode_steps = self.tokens_attended = self.tokens_in_context = 0
+        self.telemetry = RequestTelemetry()
 
     def report(self) -> dict[str, Any]:
         """What was applied to the request and what it read, for the response's metadata."""
@@ -70,8 +77,9 @@ class RequestEntry:
 class RequestTable:
     """Entries of requests, and which request owns which row; other rows get the defaults.
 
-    An entry outlives its row: a retracted request comes back on another row and goes on counting,
-    and a finished one is still reported. Entries go when their request object does.
+    An entry outlives its row: a retracted request comes back on another row and goes on counting
+    (from zero where SGLang throws its output away, that of a prompt of embeddings), and a finished
+    one is still reported. Entries go when their request object does.
     """
 
     def __init__(self, server: ServerOptions) -> None:
@@ -94,11 +102,15 @@ class RequestTable:
 
         Args:
             row: row of `req_to_token`.
-            request: SGLang's `Req`: hashable by identity, with `rid` and `sampling_params`.
+            request: SGLang's `Req`: hashable by identity.
         """
         entry = self._entries.get(request)
         if entry is None:
             entry = self._enter(request)
+        if request.retraction_count != entry.retractions:
+            entry.retractions = request.retraction_count
+            if request.input_embeds is not None:  # output tokens cannot follow embeddings again
+                entry.start_over()
         self._by_row[row] = entry
 
     def _enter(self, request: Any) -> RequestEntry:

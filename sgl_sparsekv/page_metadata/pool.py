@@ -97,15 +97,16 @@ class PageMetadata:
         return self._fields[summary][layer]
 
     def start_pages(self, pages: torch.Tensor) -> None:
-        """Forget the past life of pages `[n]` that were handed out."""
+        """Forget the past life of pages `[n]` that were handed out or start anew."""
         self._forget(self.geometry.units_of_pages(pages), pages)
 
     def overwrite(self, slots: torch.Tensor) -> None:
         """Slots `[n]` are written: what their units and the segments that end there said is over.
 
-        Most writes are to a unit that has no stamp yet. A session that goes on, or a step that is
-        taken back, writes into the middle of a page, behind slots that stay.
+        A page starts anew with its first slot. A session that goes on, or a step that is taken
+        back, writes into the middle of a page, behind slots that stay.
         """
+        self.start_pages(self.geometry.page_starts(slots))
         self._forget(self.geometry.unit_of(slots), self.geometry.page_of(slots))
 
     def _forget(self, units: torch.Tensor, pages: torch.Tensor) -> None:

@@ -2,11 +2,12 @@
 
 It answers 400 to a request whose options would be lost, and sees that a refusal is a 400 on every
 route: SGLang tells it inside a stream that has begun with 200, or not at all where a route forgets
-that a ValueError is the client's mistake. So the head of an answer is held back until its first
+what is the client's mistake. So the head of an answer is held back until its first
 bytes are there. Everything else passes untouched.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from traceback import walk_tb
 from typing import Any
 
 import orjson
@@ -33,6 +34,7 @@ ROUTES = (NATIVE, VERTEX, *OPENAI, *WITHOUT_OPTIONS)
 _SEARCHED = (b"sparse", b"custom_params", b"health_check")
 _OVERLAP = max(map(len, _SEARCHED)) - 1
 _ERROR_EVENT = b'data: {"error":'
+_READER = "fastapi.dependencies.utils"
 _ABORT = b'"finish_reason":{"type":"abort"'
 
 
@@ -59,10 +61,10 @@ class RequestGuard:
         answer = HeldAnswer(send, route)
         try:
             await self.app(scope, _replay(messages, receive), answer.send)
-        except ValueError as error:
-            if answer.begun:
+        except Exception as error:
+            if answer.begun or not _is_clients(error):
                 raise
-            await _answer(send, route, str(error))
+            await _answer(send, route, str(error) or type(error).__name__)
 
     def _refusal(self, route: str, body: bytes) -> str | None:
         """Why the request is refused, or None."""
@@ -108,6 +110,19 @@ class HeldAnswer:
         else:
             self._refused = True
             await _answer(self._send, self._route, *refusal)
+
+
+def _is_clients(error: Exception) -> bool:
+    """Whether an error is a mistake of the client.
+
+    A ValueError is, by SGLang's own convention; and whatever fails while FastAPI reads the body:
+    SGLang's models look into shapes that they have not checked.
+    """
+    if isinstance(error, ValueError):
+        return True
+    return any(
+        frame.f_globals.get("__name__") == _READER for frame, _ in walk_tb(error.__traceback__)
+    )
 
 
 def _refusal_in(event: bytes) -> tuple[str, int] | None:

@@ -9,7 +9,6 @@ from helpers.fresh import FreshEnvironment
 
 from sgl_sparsekv.tooling.servers import free_port
 
-from .pages import commands
 from .reader import Reader
 from .words import write_words
 
@@ -26,15 +25,12 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def reader(fresh: FreshEnvironment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """With the servers of all pages on their way."""
+    """Servers start when a page needs them."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "words").mkdir()
     words = write_words(folder / "words", f"tcp://127.0.0.1:{free_port()}")
     who = Reader(folder, words, fresh)
     try:
-        for command in commands():
-            if command.serves:
-                who.start(command)
         yield who
     finally:
         who.stop()

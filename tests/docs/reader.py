@@ -3,15 +3,16 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers.fresh import FreshEnvironment, copy_tree, environment
+from helpers.fresh import FreshEnvironment, copy_tree, environment, run
 
 from .pages import Command, commands
 from .servers import HERE, DocumentedServer, same_server
-from .words import Words
+from .words import SERVER, Words
 
 README = next(one for one in commands() if one.serves)
 """The serve line of README.md: pages without one of their own mean it."""
@@ -33,29 +34,29 @@ class Reader:
     _servers: dict[tuple[str, ...], DocumentedServer] = field(default_factory=dict)
     _copies: dict[str, Path] = field(default_factory=dict)
 
-    def start(self, line: Command) -> DocumentedServer:
-        """Begin to start the server of a serve line, unless one that asks the same was."""
-        asked = same_server(line.text)
-        if asked not in self._servers:
-            programs = self.fresh.folder / "bin" if asked == same_server(README.text) else HERE
-            text = self.words.resolve(line.text)
-            self._servers[asked] = DocumentedServer(text, self.folder, programs)
-        return self._servers[asked]
-
     def server(self, page: str, line: int) -> DocumentedServer:
-        """The server that a line of a page talks to, ready."""
+        """The server that a line of a page talks to, ready.
+
+        README's stays, for all pages; of the others one at a time has memory.
+        """
         above = [c for c in commands() if c.serves and c.block.page == page and c.line <= line]
-        return self.start(above[-1] if above else README).wait()
+        said = (above or [README])[-1].text
+        asked, home = same_server(said), same_server(README.text)
+        if asked not in self._servers:
+            for other in self._servers.keys() - {home}:
+                self._servers.pop(other).stop()
+            programs = self.fresh.folder / "bin" if asked == home else HERE
+            text = self.words.resolve(said)
+            self._servers[asked] = DocumentedServer(text, self.folder, programs)
+        return self._servers[asked].wait()
 
     def run(self, command: Command, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """Run a command that ends."""
-        return subprocess.run(
-            *self._typed(command), cwd=self.copy(command), env=environment(HERE),
-            capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+        copy = self.copy(command)
+        return run(["bash", "-c", self.typed(command)], copy, HERE, timeout)
 
     def run_until_interrupted(self, command: Command, wrote: str) -> int:
-        """Run a command that goes on until Ctrl-C; ask its server something in between.
+        """Run a command that goes on until Ctrl-C, and ask its server something in between.
 
         Args:
             command: to run.
@@ -64,24 +65,32 @@ class Reader:
         Returns:
             its exit status.
         """
-        url = f"http://{self.server(command.block.page, command.line).address}"
-        copy = self.copy(command)
-        running = subprocess.Popen(*self._typed(command), cwd=copy, env=environment(HERE))
+        url = f"http://{self.server(command.block.page, command.line).address}/generate"
+        body = json.dumps({"text": "Ashbank", "sampling_params": {"max_new_tokens": 4}})
+        file = self.copy(command) / wrote
+        typed = ["bash", "-c", f"exec {self.typed(command)}"]
+        running = subprocess.Popen(typed, cwd=file.parent, env=environment(HERE))
         deadline = time.monotonic() + 60
-        # The subscription takes a moment; what is published before it is lost.
-        while len((copy / wrote).read_text().splitlines()) < 2 if (copy / wrote).exists() else True:
+        # The subscription takes a moment, and what is published before it is lost.
+        while not file.exists() or len(file.read_text().splitlines()) < 2:
             assert running.poll() is None and time.monotonic() < deadline
-            body = {"text": "Ashbank", "sampling_params": {"max_new_tokens": 4}}
-            subprocess.run(["curl", "-s", f"{url}/generate", "-d", json.dumps(body)], check=True)
+            subprocess.run(["curl", "-s", url, "-d", body], check=True, stdout=subprocess.DEVNULL)
             time.sleep(0.5)
         running.send_signal(signal.SIGINT)
         return running.wait(30)
+
+    def typed(self, command: Command) -> str:
+        """A command as the reader types it."""
+        asks = SERVER.search(command.text) is not None
+        server = self.server(command.block.page, command.line).address if asks else ""
+        return self.words.resolve(command.text, server)
 
     def copy(self, command: Command) -> Path:
         """The copy of the tree in which a block's commands run one after another."""
         name = f"{command.block.page.replace('/', '-')}-{command.block.line}"
         if name not in self._copies:
             self._copies[name] = copy_tree(self.folder / name)
+            _set_up(self._copies[name])
         return self._copies[name]
 
     def stop(self) -> None:
@@ -89,8 +98,12 @@ class Reader:
         for server in self._servers.values():
             server.stop()
 
-    def _typed(self, command: Command) -> tuple[list[str]]:
-        text, server = command.text, ""
-        if ":30000" in text:
-            server = self.server(command.block.page, command.line).address
-        return (["bash", "-c", f"exec {self.words.resolve(text, server)}"],)
+
+def _set_up(copy: Path) -> None:
+    """Give a copy what `make setup` would: this environment, and the word that it is complete."""
+    own = copy / ".venv"
+    own.mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if part.name != ".ready":
+            (own / part.name).symlink_to(part)
+    (own / ".ready").touch()

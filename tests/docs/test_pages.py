@@ -6,11 +6,10 @@ checked that program, module and flags exist.
 """
 
 import json
-import subprocess
 from collections import Counter
 
 import pytest
-from helpers.fresh import environment
+from helpers.fresh import run
 from helpers.promql import parse
 
 from sgl_sparsekv.serving.metrics import METRICS
@@ -23,7 +22,7 @@ from .servers import HERE
 ALL = commands()
 RUN = [one for one in ALL if not one.mark]
 EXCEPTED = [one for one in ALL if one.mark]
-LONG = [one for one in EXCEPTED if one.mark == MINUTES]
+LONG = list({one.text: one for one in EXCEPTED if one.mark == MINUTES}.values())
 FOREVER = "until Ctrl-C"
 """In the comment of a command that has no end of its own."""
 
@@ -87,7 +86,7 @@ def test_a_request_body_is_answered_as_it_asks(reader: Reader, block: Block) -> 
     """By `/generate`, with the options that it names."""
     address = reader.server(block.page, block.line).address
     sent = ["curl", "-s", f"http://{address}/generate", "-d", block.text]
-    done = subprocess.run(sent, capture_output=True, text=True, timeout=300, check=True)
+    done = run(sent, reader.folder, HERE, timeout=300)
     asked = json.loads(block.text)["sampling_params"]["custom_params"]["sparsekv"]
     report = json.loads(done.stdout)["meta_info"]["sparsekv"]
     assert asked.items() <= report.items()
@@ -99,10 +98,7 @@ def test_a_python_sample_runs(reader: Reader, block: Block) -> None:
     address = reader.server(block.page, block.line).address
     sample = reader.folder / f"sample_{block.line}.py"
     sample.write_text(reader.words.resolve(block.text, address))
-    done = subprocess.run(
-        *(["python", str(sample)],), cwd=reader.folder, env=environment(HERE), timeout=300,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run(["python", str(sample)], reader.folder, HERE, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -120,9 +116,7 @@ def test_a_query_names_metrics_that_exist(block: Block) -> None:
 def test_readmes_server_runs_from_the_wheel(reader: Reader) -> None:
     """Kernels included: no process of it has mapped a library of the source tree."""
     server = reader.server(README.block.page, README.line)
-    mapped = subprocess.run(
-        ["bash", "-c", f"cat $(pgrep -g {server.process.pid} | sed 's,.*,/proc/&/maps,')"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    maps = f"cat $(pgrep -g {server.process.pid} | sed 's,.*,/proc/&/maps,')"
+    mapped = run(["bash", "-c", maps], reader.folder, HERE, timeout=60).stdout
     kernels = {line.split()[-1] for line in mapped.splitlines() if "kernels-" in line}
     assert kernels and all(path.startswith(str(reader.fresh.packages)) for path in kernels)

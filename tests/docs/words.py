@@ -42,7 +42,6 @@ class Words:
 def write_words(folder: Path, trace: str) -> Words:
     """Write the files that the words name, small enough for a tiny model."""
     save_analytic(folder / "model")
-    write_gguf(tiny_model("llama"), "llama", folder / "weights.gguf")
     texts = [chain_document(4200, num_questions=1, num_hops=4, seed=seed).text for seed in (1, 2)]
     (folder / "texts").mkdir()
     for number, text in enumerate(texts):
@@ -52,6 +51,7 @@ def write_words(folder: Path, trace: str) -> Words:
     (folder / "longbench").mkdir()
     asked = [_longbench(text[:6000], str(number)) for number, text in enumerate(texts)]
     (folder / "longbench" / "qasper.jsonl").write_text("".join(json.dumps(a) + "\n" for a in asked))
+    write_gguf(tiny_model("llama"), "llama", folder / "weights.gguf")
     meaning = {
         "MODEL": folder / "model",
         "WEIGHTS.gguf": folder / "weights.gguf",

@@ -46,26 +46,22 @@ class FreshEnvironment:
         self.folder = folder
         self.python = folder / "bin" / "python"
         self.wheel = wheel
-        self._run(sys.executable, "-m", "venv", str(folder))
+        self._must(sys.executable, "-m", "venv", str(folder))
         name = f"python{sys.version_info.major}.{sys.version_info.minor}"
         self.packages = folder / "lib" / name / "site-packages"
         (self.packages / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
         pip = (str(self.python), "-m", "pip", "--disable-pip-version-check", "install", "-q")
-        self._run(*pip, "--no-index", "--no-deps", str(wheel))
+        self._must(*pip, "--no-index", "--no-deps", str(wheel))
+
+    @staticmethod
+    def _must(*command: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def run(self, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         """Run a program of its `bin`, away from the source tree."""
-        program, *rest = arguments
-        command = [str(self.folder / "bin" / program), *rest]
-        return subprocess.run(
-            *(command,), cwd=self.folder, env=environment(self.folder / "bin"), timeout=timeout,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    @staticmethod
-    def _run(*command: str) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        programs = self.folder / "bin"
+        return run([str(programs / arguments[0]), *arguments[1:]], self.folder, programs, timeout)
 
 
 def environment(programs: Path) -> dict[str, str]:
@@ -73,3 +69,18 @@ def environment(programs: Path) -> dict[str, str]:
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**os.environ, **quiet, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def run(
+    command: list[str], folder: Path, programs: Path, timeout: float
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command somewhere, with the programs of an environment first on the path."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(programs),
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

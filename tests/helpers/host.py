@@ -252,12 +252,12 @@ class Host(Memory):
         live.req.reset_for_retract()
         live.decoding = False
 
-    def can_take_back(self, live: Live, tokens: int) -> bool:
-        """Whether its last tokens are output, on one page that it owns, and do not open it."""
-        end, page = live.length - tokens, self.page_size
-        private = int(live.req.kv.cache_protected_len) <= end // page * page
-        inside = end % page != 0 and end // page == (live.length - 1) // page
-        return private and inside and tokens < len(live.req.output_ids)
+    def most_to_take_back(self, live: Live) -> int:
+        """Its last tokens that are output, on a page of its own, and do not open that page."""
+        inside = (live.length - 1) % self.page_size
+        if int(live.req.kv.cache_protected_len) > live.length - 1 - inside:
+            return 0
+        return max(0, min(inside, len(live.req.output_ids) - 1))
 
     def take_back(self, live: Live, tokens: int) -> None:
         """The last tokens go, their slots stay, and a step writes another token there.
@@ -267,7 +267,7 @@ class Host(Memory):
         Raises:
             OutOfPages: the scheduler would now retract.
         """
-        assert self.can_take_back(live, tokens)
+        assert 0 < tokens <= self.most_to_take_back(live)
         end = live.length - tokens
         output = live.req.output_ids
         other = (output[len(output) - tokens - 1] + 1) % SYMBOLS
@@ -409,6 +409,7 @@ class Host(Memory):
             out_cache_loc=torch.cat([slots for _, slots in rows] + [torch.zeros(padding).long()]),
             out_cache_loc_is_physical=True,
             extend_seq_lens_cpu=sizes + [1] * padding,
+            encoder_lens=None,
             batch_size=len(indices) + padding,
         )
         self.backend.init_forward_metadata(batch)

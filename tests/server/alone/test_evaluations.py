@@ -1,11 +1,6 @@
 """Evaluations of real servers: each of them ranks a method that never looks at keys last."""
 
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,32 +164,3 @@ def test_a_file_of_results_says_what_was_read(server: ServerProcess, tmp_path: P
     assert header["kv_bytes_per_token"] == 512 and header["metadata_share"]["quest"] == 1 / 16
     assert header["protocol"] == "prefilled" and "sinks" in header["budget_counts"]
     assert header["server"]["sglang"] and header["environment"]["commit"]
-
-
-def test_the_harness_runs_against_our_server_as_documented(
-    server: ServerProcess, tmp_path: Path
-) -> None:
-    """lm-evaluation-harness, its own client and one of its tasks that needs no network."""
-    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
-    (command,) = re.findall(r"^(lm_eval run (?:.*\\\n)+.*)$", page, re.MULTILINE)
-    documented = shlex.split(command.replace("\\\n", " "))
-    model = server.command[server.command.index("--model-path") + 1]
-    assert documented[0] == "lm_eval"
-    words = [sys.executable, "-m", *documented]
-    for old, new in (
-        ("http://127.0.0.1:30000", server.url),
-        ("MODEL", model),
-        ("max_length=32768", "max_length=4096"),
-        ("[4096]", "[1024]"),
-        ("ruler_vt,ruler_fwe,niah_single_1", "ruler_vt"),
-    ):
-        assert any(old in word for word in words), f"the documented command has no {old}"
-        words = [word.replace(old, new) for word in words]
-    words += ["--limit", "4", "--output_path", str(tmp_path)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=400)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (results,) = tmp_path.rglob("results_*.json")
-    found = json.loads(results.read_text())
-    assert found["n-samples"]["ruler_vt"]["effective"] == 4
-    assert 0 <= found["results"]["ruler_vt"]["1024,none"] <= 1
