@@ -59,6 +59,11 @@ HOOKS = (
         "backend.starting:begin_in_one_line",
     ),
     Hook(
+        "sglang.srt.managers.detokenizer_manager.DetokenizerManager.__init__",
+        "around",
+        "backend.starting:begin_in_one_line",
+    ),
+    Hook(
         "sglang.srt.managers.data_parallel_controller.DataParallelController.__init__",
         "around",
         "backend.starting:begin_in_one_line",

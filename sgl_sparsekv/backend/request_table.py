@@ -51,14 +51,14 @@ class RequestEntry:
     extended: bool = False
     telemetry: RequestTelemetry = field(default_factory=RequestTelemetry)
 
-    def offered(self, length: int) -> int:
-        """How many of its first `length` tokens others may read."""
-        return length if self.options.share_generated else min(length, self.exact)
-
     def start_over(self) -> None:
         """Its output was thrown away: what its decode steps read and covered is told of none."""
         self.decode_steps = self.tokens_attended = self.tokens_in_context = 0
         self.telemetry = RequestTelemetry()
+
+    def offered(self, length: int) -> int:
+        """How many of its first `length` tokens others may read."""
+        return length if self.options.share_generated else min(length, self.exact)
 
     def report(self) -> dict[str, Any]:
         """What was applied to the request and what it read, for the response's metadata."""
