@@ -38,7 +38,12 @@ ONE_SCHEDULER = {"plugin", "backend", "serving"}
 NO_SLOTS = ("models", "demo")
 """Tools that know documents and no pool: their pages are a way to cut a text."""
 
-SCHEDULER_STATE = {"backend/gate.py", "backend/request_table.py", "serving/metrics.py"}
+SCHEDULER_STATE = {
+    "backend/gate.py",
+    "backend/request_table.py",
+    "backend/sharing.py",
+    "serving/metrics.py",
+}
 """Modules that rebind a name of their own."""
 
 
