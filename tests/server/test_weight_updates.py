@@ -4,9 +4,10 @@ The server compares page metadata and segment records with the keys as it goes, 
 difference.
 """
 
+import json
 import shutil
 import threading
-import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,19 +61,33 @@ def answers(server: ServerProcess) -> list[Any]:
 
 
 def update_while_decoding(server: ServerProcess, model: Path, mode: str, flush: bool) -> int:
-    """Pause a long decode, load weights, go on; gives the status of the update."""
-    done: list[dict[str, Any]] = []
-    long = threading.Thread(
-        target=lambda: done.append(ask(server, PROMPT, 150, READERS[2] | {"dense_layers": 0}))
-    )
+    """Pause a long decode at its first token, load weights, go on; gives the update's status."""
+    began, events = threading.Event(), list[dict[str, Any]]()
+
+    def read() -> None:
+        sampling = {"temperature": 0, "max_new_tokens": 150, "ignore_eos": True}
+        sampling["custom_params"] = {"sparsekv": READERS[2]}
+        body = {"input_ids": PROMPT, "stream": True, "sampling_params": sampling}
+        request = urllib.request.Request(
+            f"{server.url}/generate",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    events.append(json.loads(line.removeprefix(b"data: ")))
+                    began.set()
+
+    long = threading.Thread(target=read)
     long.start()
-    time.sleep(1.0)
+    assert began.wait(60)
     assert post(f"{server.url}/pause_generation", {"mode": mode})[0] == 200
     status, _ = update(server, model, flush)
     assert post(f"{server.url}/continue_generation", {})[0] == 200
     long.join(120)
-    ended = done[0]["meta_info"]["finish_reason"]["type"]
-    assert ended in ("length", "abort") if mode == "abort" else ended == "length"
+    ended = events[-1]["meta_info"]["finish_reason"]["type"]
+    assert ended == ("abort" if mode == "abort" else "length")
     return status
 
 
