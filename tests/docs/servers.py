@@ -1,4 +1,4 @@
-"""The servers that documents start, each line once, by its own words and a port of ours."""
+"""The servers that documents start, each line once, with a port and a cache of ours added."""
 
 import os
 import shlex
@@ -17,6 +17,7 @@ from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.tooling.servers import free_port, last_words
 
 METHOD_OF_ANOTHER = Path(__file__).parents[1] / "helpers" / "random_pages"
+SMALL = ("--max-total-tokens", "65536")
 HERE = Path(sys.executable).parent
 """Programs of this environment."""
 
@@ -34,7 +35,10 @@ def same_server(line: str) -> tuple[str, ...]:
 
 
 class DocumentedServer:
-    """A serve line that runs as written, host and port added."""
+    """A serve line that runs as written, with an address and a small cache added.
+
+    A cache of the size that a server takes by itself, half of the memory, leaves the next one little.
+    """
 
     def __init__(self, line: str, folder: Path, programs: Path = HERE) -> None:
         """Start it.
@@ -48,10 +52,11 @@ class DocumentedServer:
         self.address = f"127.0.0.1:{self.port}"
         self.line = line
         self.log = folder / f"{self.port}.log"
+        added = ("--host", "127.0.0.1", "--port", str(self.port), *SMALL)
         paths = {"PYTHONPATH": str(METHOD_OF_ANOTHER)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                ["bash", "-c", f"exec {line} --host 127.0.0.1 --port {self.port}"],
+                ["bash", "-c", f"exec {line} {' '.join(added)}"],
                 cwd=folder,
                 env={**environment(programs), **paths},
                 stdout=log,
