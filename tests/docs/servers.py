@@ -37,7 +37,7 @@ def same_server(line: str) -> tuple[str, ...]:
 class DocumentedServer:
     """A serve line that runs as written, with an address and a small cache added.
 
-    A cache of the size that a server takes by itself, half of the memory, leaves the next one little.
+    What a server takes by itself, half of the free memory, would leave the others little.
     """
 
     def __init__(self, line: str, folder: Path, programs: Path = HERE) -> None:
