@@ -1,5 +1,6 @@
 """The servers that documents start, each line once, with a port and a cache of ours added."""
 
+import json
 import os
 import shlex
 import signal
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from helpers.fresh import environment
 
@@ -73,6 +75,15 @@ class DocumentedServer:
             assert time.monotonic() < deadline, f"{self.line}\nis not ready after {timeout} s"
             time.sleep(0.5)
         return self
+
+    def ask(self, body: str) -> dict[str, Any]:
+        """The answer of `/generate` to a body, sent by curl."""
+        sent = ("curl", "-s", f"http://{self.address}/generate", "-d", body)
+        header = ("-H", "Content-Type: application/json")
+        done = subprocess.run([*sent, *header], capture_output=True, text=True, check=True)
+        answer = json.loads(done.stdout)
+        assert "meta_info" in answer, answer
+        return answer
 
     def stop(self) -> None:
         """End it and what it started."""
