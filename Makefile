@@ -22,14 +22,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt .ci/setup $(wildcard kernels/cpu/
 	@PYTHON=$(PYTHON) bash .ci/setup $(VENV)
 	@touch $@
 
-demo: setup ## one long document, many questions: dense, full, quest and streaming side by side
+demo: setup ## exact answers from a long document, and a real language model: dense beside sparse
 	@PATH="$$PATH:$(CURDIR)/.uv/bin" $(BIN)/sparsekv demo --out demo-out
 
 test: setup ## every test that this machine can run
 	@$(BIN)/python tests/run.py
 
 soak: setup ## the same tests at full size, and the long ones; figures go to docs/results/soak
-	@$(BIN)/python tests/run.py --soak
+	@$(BIN)/python tests/run.py --soak && $(BIN)/python -m tests.mutation
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check --output-format concise .

@@ -11,7 +11,7 @@ from . import __version__
 COMMANDS = {
     "doctor": ("doctor", "say whether this machine can serve, and what to do if not"),
     "model": ("model", "write a model to try things on: made, fetched, or from a GGUF file"),
-    "demo": ("demo", "one long document, many questions: dense and sparse side by side"),
+    "demo": ("demo", "exact answers from a long document, and a real model: dense beside sparse"),
     "eval": ("evaluate", "is it still right? needles by length and depth, method by method"),
     "report": ("report", "one page from result files: quality, bytes, speed, what was read"),
     "watch": ("watch", "follow live which parts of the context a server reads"),

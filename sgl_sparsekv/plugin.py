@@ -59,6 +59,11 @@ HOOKS = (
         "backend.starting:begin_in_one_line",
     ),
     Hook(
+        "sglang.srt.managers.detokenizer_manager.DetokenizerManager.__init__",
+        "around",
+        "backend.starting:begin_in_one_line",
+    ),
+    Hook(
         "sglang.srt.managers.data_parallel_controller.DataParallelController.__init__",
         "around",
         "backend.starting:begin_in_one_line",
@@ -82,6 +87,16 @@ HOOKS = (
         "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator.alloc_extend",
         "after",
         "backend.kv_pool:note_handed_out",
+    ),
+    Hook(
+        "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint_into_tree",
+        "around",
+        "backend.sharing:checkpoint_offered",
+    ),
+    Hook(
+        "sglang.srt.session.streaming_session.StreamingSession.try_cache_finished_req",
+        "after",
+        "backend.sharing:rewind_session",
     ),
     Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",

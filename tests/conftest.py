@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers.fresh import FreshEnvironment, build, copy_tree
-from helpers.soak import Size
+from helpers.soak import SEED, Size
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -22,9 +22,6 @@ if not torch.cuda.is_available():
 
     triton.knobs.runtime.interpret = True
     del os.environ["TRITON_INTERPRET"]
-
-SEED = 20_406_774
-"""Of every test that draws numbers; stateful tests print the fresh seed they add to it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,15 +56,17 @@ def sglang() -> Iterator[None]:
     """SGLang imported, with the dummy configuration that its memory classes look up."""
     from sglang.srt.runtime_context import get_context
 
-    from sgl_sparsekv.backend import kv_pool, request_table
+    from sgl_sparsekv.backend import kv_pool, request_table, sharing
 
     threads, table, listeners = torch.get_num_threads(), request_table._active, kv_pool._handed_out
+    offers = sharing._active
     kept = list(listeners)
     torch.set_num_threads(1)
     with get_context().override_server_args(device="cpu"):
         yield
     torch.set_num_threads(threads)
     request_table._active = table
+    sharing._active = offers
     listeners[:] = kept
 
 

@@ -44,6 +44,11 @@ class Generation:
         return self.arrivals[-1][0] - self.arrivals[0][0]
 
     @property
+    def tokens_per_s(self) -> float:
+        """Of decode."""
+        return self.decode_steps / self.decode_s
+
+    @property
     def step_ms(self) -> list[float]:
         """Milliseconds between arrivals."""
         times = [at for at, _ in self.arrivals]

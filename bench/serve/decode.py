@@ -19,14 +19,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.serve.client import Generation, generate, generate_together
+from bench.serve.client import Generation
 from bench.serve.model import QWEN
+from bench.serve.timing import Timing, Variants
 from sgl_sparsekv.errors import SparseKVError
 from sgl_sparsekv.tooling.environment import environment
 from sgl_sparsekv.tooling.journal import GO_ON, Journal
 from sgl_sparsekv.tooling.progress import Progress
 from sgl_sparsekv.tooling.room import room
-from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec, serve
+from sgl_sparsekv.tooling.servers import ServerSpec, serve
 
 PAGE_SIZE = 64
 TARGET = 4.0
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace, progress: Progress, journal: Journal) -> dict[str, Any]:
     """Start both servers, time what the journal lacks of every variant, stop them."""
-    variants: dict[str, tuple[str, dict[str, Any] | None]] = {
+    variants: Variants = {
         "torch_native": (DENSE, None),
         "full": (SPARSE, {"method": "full"}),
         "quest": (SPARSE, {"method": "quest", "budget": args.budget}),
@@ -113,10 +114,11 @@ def measure(args: argparse.Namespace, progress: Progress, journal: Journal) -> d
     with serve(specs, folder, progress) as servers:
         both = (DENSE, SPARSE)
         journal.expect(len(both) + len(variants) * (args.repeats + (args.batch > 1)))
-        prefill = {name: _prefill(name, servers, ids, progress, journal) for name in both}
-        runs = _repeats(variants, servers, ids, args, progress, journal)
-        together = _batches(variants, servers, ids, args, progress, journal)
-    dense = median(_rate(run) for run in runs["torch_native"])
+        timing = Timing(variants, servers, ids, args.tokens, progress, journal)
+        prefill = {name: timing.prefill(name) for name in both}
+        runs = timing.repeats(args.repeats)
+        together = timing.together(args.batch, PAGE_SIZE)
+    dense = median(run.tokens_per_s for run in runs["torch_native"])
     rows = [
         _row(name, variants[name][0], runs[name], together.get(name), dense) for name in variants
     ]
@@ -160,81 +162,10 @@ def server_flags(folder: Path, args: argparse.Namespace) -> tuple[str, ...]:
     )
 
 
-def _prefill(
-    name: str,
-    servers: dict[str, ServerProcess],
-    ids: Sequence[int],
-    progress: Progress,
-    journal: Journal,
-) -> float:
-    """Fill a server's radix cache, which a run that goes on must do again; seconds it took."""
-    progress.say(f"{name}: prefill of {len(ids):,} tokens")
-    found = generate(servers[name].url, ids, 1)
-    progress.say(f"{name}: prefill took {found.first_s:.1f} s")
-    seconds: float = journal.once(f"prefill of {name}", lambda: round(found.first_s, 2))
-    return seconds
-
-
-def _repeats(
-    variants: dict[str, tuple[str, dict[str, Any] | None]],
-    servers: dict[str, ServerProcess],
-    ids: Sequence[int],
-    args: argparse.Namespace,
-    progress: Progress,
-    journal: Journal,
-) -> dict[str, list[Generation]]:
-    runs: dict[str, list[Generation]] = {name: [] for name in variants}
-    for repeat in range(args.repeats):
-        for name, (server, options) in variants.items():
-
-            def run(url: str = servers[server].url, options: Any = options) -> dict[str, Any]:
-                return asdict(generate(url, ids, args.tokens, options))
-
-            number = f"repeat {repeat + 1} of {args.repeats}"
-            progress.wait(f"{name}: {number}")
-            found = Generation.of(journal.once(f"{name}, {number}", run))
-            runs[name].append(found)
-            progress.say(
-                f"{name}: {_rate(found):.2f} tokens/s, first token after {found.first_s:.1f} s "
-                f"({found.cached_tokens:,} cached)"
-            )
-    return runs
-
-
-def _batches(
-    variants: dict[str, tuple[str, dict[str, Any] | None]],
-    servers: dict[str, ServerProcess],
-    ids: Sequence[int],
-    args: argparse.Namespace,
-    progress: Progress,
-    journal: Journal,
-) -> dict[str, float]:
-    """Tokens/s of `--batch` requests that share all but the last page."""
-    if args.batch < 2:
-        return {}
-    shared = list(ids[: -2 * PAGE_SIZE])
-    prompts = [
-        shared + random.Random(i).choices(range(1000), k=PAGE_SIZE) for i in range(args.batch)
-    ]
-    found = {}
-    for name, (server, options) in variants.items():
-
-        def run(url: str = servers[server].url, options: Any = options) -> float:
-            return generate_together(url, prompts, args.tokens, options)
-
-        found[name] = journal.once(f"{name}, {args.batch} at once", run)
-        progress.say(f"{name}: {found[name]:.2f} tokens/s with {args.batch} requests")
-    return found
-
-
-def _rate(run: Generation) -> float:
-    return run.decode_steps / run.decode_s
-
-
 def _row(
     name: str, server: str, runs: Sequence[Generation], together: float | None, dense: float
 ) -> Row:
-    rates = tuple(_rate(run) for run in runs)
+    rates = tuple(run.tokens_per_s for run in runs)
     reports = [run.report for run in runs if run.report]
     there = sum(report["tokens_in_context"] for report in reports)
     read = sum(report["tokens_attended"] for report in reports) / there if there else 1.0

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_page_size
 from ..errors import ConfigError, UnsupportedSetup
-from ..host import version_problem
+from ..host import BACKEND_NAME, version_problem
 from .cpu_defaults import cpu_defaults, set_cpu_environment
 from .flags import carry, is_chosen, options_of
+from .model_refusals import check_model
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ def _set(name: str) -> Callable[[Any], bool]:
     return lambda cfg: bool(_get(cfg, name))
 
 
+def _set_on_cpu(name: str) -> Callable[[Any], bool]:
+    return lambda cfg: _get(cfg, "device") == "cpu" and bool(_get(cfg, name))
+
+
 def _above_one(name: str) -> Callable[[Any], bool]:
     return lambda cfg: (_get(cfg, name) or 1) > 1
 
@@ -55,10 +60,23 @@ def _get(cfg: Any, name: str) -> Any:
         return None
 
 
+def _decodes_elsewhere(cfg: Any) -> bool:
+    from sglang.srt.arg_groups.overrides import attention_backends_of
+
+    _, decode = attention_backends_of(cfg)
+    return bool(decode != BACKEND_NAME)
+
+
 BACKEND_SOURCE = "sgl_sparsekv"
 KV_DTYPES = ("auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", None)
 
 REFUSALS = (
+    Refusal(
+        "--decode-attention-backend",
+        _decodes_elsewhere,
+        "it is decode that sparsekv makes sparse, and another backend would do it",
+        "name sparsekv there, or leave the flag out",
+    ),
     Refusal(
         "--speculative-algorithm",
         _set("speculative_algorithm"),
@@ -101,6 +119,19 @@ REFUSALS = (
         "it replaces the KV pool that carries the page metadata",
         "leave it out",
     ),
+    *(
+        Refusal(
+            flag,
+            _set(name),
+            "what a request keeps to itself is known to SGLang's own radix cache alone",
+            "leave it out",
+        )
+        for flag, name in (
+            ("--enable-lmcache", "enable_lmcache"),
+            ("--enable-flexkv", "enable_flexkv"),
+            ("--radix-cache-backend", "radix_cache_backend"),
+        )
+    ),
     Refusal(
         "--enable-page-major-kv-layout",
         _set("enable_page_major_kv_layout"),
@@ -112,6 +143,24 @@ REFUSALS = (
         lambda cfg: _get(cfg, "disaggregation_mode") not in (None, "null"),
         "transferred pages were not tested",
         "serve prefill and decode in one process",
+    ),
+    Refusal(
+        "--enable-hierarchical-cache",
+        _set_on_cpu("enable_hierarchical_cache"),
+        "SGLang's host cache pins memory for a GPU",
+        "leave it out: on a CPU the cache is in host memory already",
+    ),
+    Refusal(
+        "--enable-torch-compile",
+        _set_on_cpu("enable_torch_compile"),
+        "what a step reads is planned on the host, which a compiled step leaves out",
+        "leave it out",
+    ),
+    Refusal(
+        "--enable-deterministic-inference",
+        _set("enable_deterministic_inference"),
+        "SGLang promises it for a closed list of backends, sparsekv not among them",
+        "leave it out: selections depend on nothing else in the batch in any case",
     ),
     Refusal("--dllm-algorithm", _set("dllm_algorithm"), "blocks are rewritten", "leave it out"),
     Refusal(
@@ -150,14 +199,26 @@ def register_resolution() -> None:
 
 
 def _set_defaults(server_args: Any, previous: Callable[[Any], None]) -> None:
-    """Before SGLang takes memory for granted: what a CPU server gets where nothing was named."""
+    """Before SGLang looks at model and memory: our refusals, and what was not named on a CPU."""
+    from sglang.srt.arg_groups.model_override_base import model_config_of
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 
     previous(server_args)
+    if not is_chosen(server_args):
+        return
     config = resolving_view(server_args)
-    if is_chosen(server_args) and config.device == "cpu":
+    # Ahead of SGLang's own checks, which name lists that a user of ours cannot choose from.
+    _check_flags(config)
+    check_model(model_config_of(server_args), config)
+    if config.device == "cpu":
         set_cpu_environment(config)
         declare_resolution(server_args, BACKEND_SOURCE, **cpu_defaults(config))
+
+
+def _check_flags(config: Any) -> None:
+    for refusal in REFUSALS:
+        if refusal.applies(config):
+            raise UnsupportedSetup(str(refusal))
 
 
 def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
@@ -193,9 +254,7 @@ def _check_and_declare(server_args: Any) -> None:
     config = resolving_view(server_args)
     options = device_of(options, str(config.device or "cpu"))
     carry(server_args, options)
-    for refusal in REFUSALS:
-        if refusal.applies(config):
-            raise UnsupportedSetup(str(refusal))
+    _check_flags(config)
     if config.page_size is None:
         declare_resolution(server_args, BACKEND_SOURCE, page_size=DEFAULT_PAGE_SIZE)
     else:

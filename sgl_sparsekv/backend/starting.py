@@ -6,7 +6,9 @@ trace is in the log at level debug. A program that holds an `Engine` gets except
 """
 
 import logging
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import SparseKVError, UnsupportedSetup
@@ -56,11 +58,12 @@ def launch_in_one_line(original: Callable[..., Any], *args: Any, **kwargs: Any) 
 def begin_in_one_line(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Around the constructors of processes that SGLang starts: one line, and exit `TOLD`."""
     server_args = kwargs.get("server_args") or args[1]
+    if not is_chosen(server_args):
+        return original(*args, **kwargs)
     try:
-        original(*args, **kwargs)
+        with _traces_at_debug():
+            original(*args, **kwargs)
     except Exception as error:
-        if not is_chosen(server_args):
-            raise
         _tell(error)
         exit_with(sentence(error), TOLD)
 
@@ -71,10 +74,35 @@ def sentence(error: Exception) -> str:
     if isinstance(error, SparseKVError):
         return words
     if not isinstance(error, ValueError):
-        words = f"{type(error).__name__}: {words}" if words else type(error).__name__
+        words = f"{type(error).__name__}: {words or _code_of(error)}"
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + " ..."
     return f"SGLang does not start like this: {words} (where: --log-level debug)"
+
+
+def _code_of(error: Exception) -> str:
+    """The line that raised an error without words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].name}: {frames[-1].line}" if frames else ""
+
+
+@contextmanager
+def _traces_at_debug() -> Iterator[None]:
+    """What SGLang logs of an error that it raises as well: the message alone, unless at debug."""
+
+    def without_trace(record: logging.LogRecord) -> bool:
+        if not logger.isEnabledFor(logging.DEBUG):
+            record.exc_info = record.exc_text = None
+        return True
+
+    handlers = list(logging.getLogger().handlers)
+    for handler in handlers:
+        handler.addFilter(without_trace)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(without_trace)
 
 
 def _tell(error: Exception) -> None:

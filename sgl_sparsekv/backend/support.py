@@ -1,11 +1,12 @@
-"""What a model needs that our backend does not have: refused at start, or served dense."""
+"""What a loaded model needs that our backend does not have: refused, or served dense."""
 
 import logging
 from typing import Any
 
-from ..errors import UnsupportedOnDevice, UnsupportedSetup
+from ..errors import UnsupportedOnDevice
 from ..ops import Ops
 from ..selection import load_method
+from .model_refusals import unserved
 
 logger = logging.getLogger(__name__)
 
@@ -17,15 +18,10 @@ def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
         UnsupportedSetup: says what, why and what to do.
         UnsupportedOnDevice: a method needs an op that the device lacks.
     """
-    if runner.use_mla_backend:
-        _refuse("MLA models", "their cache holds latents and not keys", "another backend")
-    if runner.model_config.is_encoder_decoder:
-        _refuse("encoder-decoder models", "cross-attention keeps no pages", "another backend")
     if not hasattr(runner.token_to_kv_pool, "page_metadata"):
-        _refuse(
+        raise unserved(
             f"the KV pool {type(runner.token_to_kv_pool).__name__} of this model",
             "it keeps several kinds of cache (sliding-window or linear layers)",
-            "another backend",
         )
     for name in methods:
         method = load_method(name)
@@ -37,7 +33,7 @@ def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
     for module in attention_layers(runner.model):
         reason = dense_reason(module)
         if module.logit_cap and runner.device == "cpu":
-            _refuse("models with logit caps", "no CPU kernel applies them", "a GPU")
+            raise unserved("models with logit caps", "no CPU kernel applies them", "use a GPU")
         if reason:
             logger.warning(
                 "sparsekv: layer %d is served dense by SGLang: %s", module.layer_id, reason
@@ -64,7 +60,3 @@ def attention_layers(model: Any) -> list[Any]:
     from sglang.srt.layers.radix_attention import RadixAttention
 
     return [module for module in model.modules() if isinstance(module, RadixAttention)]
-
-
-def _refuse(what: str, why: str, remedy: str) -> None:
-    raise UnsupportedSetup(f"{what} cannot be served by the sparsekv backend: {why}; use {remedy}")

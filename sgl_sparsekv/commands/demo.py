@@ -1,4 +1,4 @@
-"""`sparsekv demo`: one long document, many questions, four ways of reading it."""
+"""`sparsekv demo`: one long document read exactly, and a real model reading a real text."""
 
 import argparse
 import sys

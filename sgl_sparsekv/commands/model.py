@@ -6,12 +6,15 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sgl_sparsekv.models.text import TextProgress
-    from sgl_sparsekv.models.trained import Progress
+    from sgl_sparsekv.models.checkpoint import Checkpoint
+    from sgl_sparsekv.models.text import TextProgress as TextTrained
+    from sgl_sparsekv.models.trained import Progress as Trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,18 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind in (train, train_text):
         kind.add_argument("--seed", type=int, default=0)
         kind.add_argument("--threads", type=int, default=2, help="torch threads (2)")
+        kind.add_argument("--resume", action="store_true", help="go on with one that was stopped")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the model `args` asks for; returns the exit code, 2 for what cannot be done."""
     from sgl_sparsekv.models.wheel import NotFetched
+    from sgl_sparsekv.tooling.signals import terminated_is_interrupted
 
     start = time.monotonic()
     try:
-        there = _is_there(args)
-        if not there:
-            _check_folder(args.out_dir, args.force)
-            _KINDS[args.kind](args)
+        with terminated_is_interrupted():
+            there = _is_there(args)
+            if not there:
+                _check_folder(args.out_dir, args.force)
+                _KINDS[args.kind](args)
+    except KeyboardInterrupt:
+        print("sparsekv model: stopped; a training goes on with --resume", file=sys.stderr)
+        return 130
     except (ValueError, OSError, NotFetched) as error:
         print(f"sparsekv model: {error}", file=sys.stderr)
         return 2
@@ -111,23 +120,27 @@ def _text(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from sgl_sparsekv.models.trained import save_trained, train
+    from sgl_sparsekv.models.trained import LADDER, save_trained, train
     from sgl_sparsekv.models.weights import save_weights
 
-    _use_threads(args.threads)
-    model, about = train(args.seed, on_progress=_show)
+    checkpoint = _checkpoint(args)
+    tell = _teller(sum(stage.max_steps for stage in LADDER))
+    model, about = train(args.seed, on_progress=tell, checkpoint=checkpoint)
     save_trained(args.out_dir, model)
     save_weights(model, about, args.out_dir / "model.safetensors")  # the same, with its recipe
+    checkpoint.finish()
 
 
 def _train_text(args: argparse.Namespace) -> None:
-    from sgl_sparsekv.models.text import save_text, train_text
+    from sgl_sparsekv.models.text import TEXT_LADDER, save_text, train_text
     from sgl_sparsekv.models.weights import save_weights
 
-    _use_threads(args.threads)
-    model, about = train_text(args.seed, on_progress=_show_text)
+    checkpoint = _checkpoint(args)
+    tell = _teller(sum(stage.steps for stage in TEXT_LADDER))
+    model, about = train_text(args.seed, on_progress=tell, checkpoint=checkpoint)
     save_text(args.out_dir, model, about["merges"])
     save_weights(model, about, args.out_dir / "model.safetensors")  # the same, with its recipe
+    checkpoint.finish()
 
 
 def _smollm2(args: argparse.Namespace) -> None:
@@ -142,28 +155,33 @@ def _gguf(args: argparse.Namespace) -> None:
     save_converted(args.file, args.out_dir)
 
 
-def _use_threads(threads: int) -> None:
+def _checkpoint(args: argparse.Namespace) -> Checkpoint:
+    """Of a training, beside the folder that it will fill; sets torch's threads."""
     import torch
 
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    torch.set_num_threads(threads)
+    from sgl_sparsekv.models.checkpoint import Checkpoint
+
+    if args.threads < 1:
+        raise ValueError(f"threads must be at least 1, got {args.threads}")
+    torch.set_num_threads(args.threads)
+    path = args.out_dir.with_name(f"{args.out_dir.name}.part.pt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Checkpoint(path, args.resume)
 
 
-def _show(progress: Progress) -> None:
-    print(
-        f"length {progress.length:5d}  step {progress.step:4d}  loss {progress.loss:.3f}  "
-        f"accuracy {progress.accuracy:.3f}  {progress.seconds:.0f} CPU s",
-        flush=True,
-    )
+def _teller(most: int) -> Callable[[Trained | TextTrained], None]:
+    """Shows where a training of at most so many steps stands, and how long the rest may take."""
+    from sgl_sparsekv.tooling.progress import Progress
 
+    progress = Progress()
 
-def _show_text(progress: TextProgress) -> None:
-    print(
-        f"length {progress.length:5d}  step {progress.step:4d}  text {progress.text:.3f}  "
-        f"quoted {progress.quoted:.3f}  {progress.seconds:.0f} CPU s",
-        flush=True,
-    )
+    def tell(now: Trained | TextTrained) -> None:
+        figures = asdict(now)
+        length, step, _ = (figures.pop(name) for name in ("length", "step", "seconds"))
+        told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        progress.count(step, most, f"{length:,} tokens: {told}")
+
+    return tell
 
 
 _KINDS = {

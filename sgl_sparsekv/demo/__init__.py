@@ -1,1 +1,1 @@
-"""`sparsekv demo`: one long document, many questions, four ways of reading it, real servers."""
+"""`sparsekv demo`: two acts on real servers, dense beside sparse."""

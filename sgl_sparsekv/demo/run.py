@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.model import Model
 from ..tooling.progress import Progress
 from .checks import Check, check_all
 from .exact import exact_act
 from .options import FETCHED, NONE, DemoOptions
-from .real.act import RealAct, real_act
+from .real.act import RealAct, real_act, script_for
 from .real.model import Fetching, NoModel
 from .real.result import table as real_table
 from .report import page, picture
@@ -52,8 +53,11 @@ def run_demo(scenario: Scenario, options: DemoOptions, progress: Progress) -> Ou
     Raises:
         ServerFailed: a server could not be started, or went away.
         RequestFailed: a question was refused.
+        ValueError: the second act's model does not suit; said before the first one starts.
     """
     start = time.monotonic()
+    if options.real not in (FETCHED, NONE):
+        script_for(Model(Path(options.real)))
     with ExitStack() as stack:
         fetching = None
         if options.real == FETCHED:

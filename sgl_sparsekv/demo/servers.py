@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..geometry import ceil_div
 from ..tooling.room import room
 from ..tooling.servers import ServerSpec
 
@@ -42,7 +43,7 @@ def pair(
         both: further flags of both.
         ours: further flags of ours.
     """
-    chunk = str(sizes.longest)
+    chunk = str(ceil_div(sizes.longest, PAGE_SIZE) * PAGE_SIZE)
     common = (
         *("--model-path", str(sizes.model), "--device", "cpu", "--page-size", str(PAGE_SIZE)),
         *room(sizes.longest, sizes.held, PAGE_SIZE),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from sgl_sparsekv.models.checkpoint import Checkpoint
 from sgl_sparsekv.models.corpus import TextSampler, bpe_tokenizer, learn_merges, library
 from sgl_sparsekv.models.weights import load_weights, read_recipe
 
@@ -116,8 +117,9 @@ def train_text(
     seed: int = 0,
     ladder: Sequence[TextStage] = TEXT_LADDER,
     on_progress: Callable[[TextProgress], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Qwen3ForCausalLM, dict[str, Any]]:
-    """Trains a model on this Python's own library; returns it with its recipe."""
+    """Trains a model on this Python's own library, or goes on; returns it with its recipe."""
     began, texts = time.process_time(), library(held_out=False)
     merges = learn_merges(texts, VOCABULARY)
     tokenizer = bpe_tokenizer(merges, MAX_POSITIONS)
@@ -125,8 +127,13 @@ def train_text(
     sampler = TextSampler(ids, seed, MAX_POSITIONS - 1)
     model = build_text_untrained(seed)
     optimizers = _optimizers(model)
-    total, step, reached = sum(stage.steps for stage in ladder), 0, []
-    for stage in ladder:
+    recipe = {"seed": seed, "ladder": [asdict(stage) for stage in ladder]}
+    checkpoint = checkpoint or Checkpoint()
+    plain = [optimizer for optimizer, _ in optimizers]
+    notes = checkpoint.restore(model, plain, sampler.rng, recipe)
+    total, step = sum(stage.steps for stage in ladder), notes.get("step", 0)
+    reached, began = notes.get("reached", []), began - notes.get("seconds", 0.0)
+    for stage in ladder[len(reached) :]:
         means: tuple[float, float] | None = None
         for _ in range(stage.steps):
             rate = min(1.0, (step + 1) / _WARM_UP, _SLOPE * (1 - step / total) + _LAST)
@@ -139,17 +146,18 @@ def train_text(
         if means:
             text, quoted = (round(mean, 3) for mean in means)
             reached.append({"length": stage.length, "text": text, "quoted": quoted})
+            seconds = time.process_time() - began
+            checkpoint.save({"step": step, "reached": reached, "seconds": seconds})
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_norm.weight.mul_(SHARPEN)
     about = {
-        "seed": seed,
+        **recipe,
         "steps": step,
         "cpu_seconds": round(time.process_time() - began),
         "text": f"library of Python {platform.python_version()}, {sum(map(len, ids))} tokens",
         "reached": reached,
         "sharpen": SHARPEN,
-        "ladder": [asdict(stage) for stage in ladder],
         "merges": merges,
     }
     return model.eval(), about

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from sgl_sparsekv.models.analytic import PREVIOUS_SCORE
+from sgl_sparsekv.models.checkpoint import Checkpoint
 from sgl_sparsekv.models.codes import signed_codes
 from sgl_sparsekv.models.curriculum import Sampler, Stage, vocabulary
 from sgl_sparsekv.models.tokenizer import build_tokenizer
@@ -115,13 +116,18 @@ def train(
     seed: int = 0,
     ladder: Sequence[Stage] = LADDER,
     on_progress: Callable[[Progress], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[LlamaForCausalLM, dict[str, Any]]:
-    """Trains a model from its starting point; returns it with its recipe."""
+    """Trains a model from its starting point, or from a checkpoint; returns it with its recipe."""
     model = build_untrained(seed)
     sampler = Sampler(seed, MAX_POSITIONS - 1)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    began, step, reached = time.process_time(), 0, []
-    for stage in ladder:
+    recipe = {"seed": seed, "ladder": [asdict(stage) for stage in ladder]}
+    checkpoint = checkpoint or Checkpoint()
+    notes = checkpoint.restore(model, [optimizer], sampler.rng, recipe)
+    step, reached = notes.get("step", 0), notes.get("reached", [])
+    began = time.process_time() - notes.get("seconds", 0.0)
+    for stage in ladder[len(reached) :]:
         for group in optimizer.param_groups:
             group["lr"] = stage.lr
         mean = 0.0
@@ -135,14 +141,10 @@ def train(
             if i + 1 >= stage.min_steps and mean >= stage.goal:
                 break
         reached.append({"length": stage.length, "steps": i + 1, "accuracy": round(mean, 4)})
-    about = {
-        "seed": seed,
-        "steps": step,
-        "cpu_seconds": round(time.process_time() - began),
-        "reached": reached,
-        "ladder": [asdict(stage) for stage in ladder],
-    }
-    return model.eval(), about
+        seconds = time.process_time() - began
+        checkpoint.save({"step": step, "reached": reached, "seconds": seconds})
+    spent = round(time.process_time() - began)
+    return model.eval(), {**recipe, "steps": step, "cpu_seconds": spent, "reached": reached}
 
 
 def _train_step(

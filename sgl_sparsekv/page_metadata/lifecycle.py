@@ -1,7 +1,7 @@
 """The life of a unit within a forward step: start anew, fill, be summarised, be sealed.
 
-    begin_step   pages that were handed out, and units that are written, lose their stamps and
-                 records; the step's units to summarise are known
+    begin_step   pages that start anew, and units that are written, lose their stamps and records;
+                 the step's units to summarise are known
     summarise    in each layer, once K is written: the fields of those units; behind the last
                  layer they are sealed
 

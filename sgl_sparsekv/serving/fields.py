@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from .patterns import LONGEST_PATTERN, MOST_PATTERNS, MOST_REPEATS, is_patterns
+from .patterns import LONGEST_PATTERN, MOST_PATTERNS, MOST_REPEATS, is_patterns, nesting
 from .rules import (
     INT32,
     INT64,
+    WORDS,
     Limits,
     Rule,
     absent,
@@ -21,6 +22,7 @@ from .rules import (
     free,
     is_finite,
     is_number,
+    is_text,
     is_token,
     is_whole,
     mapping,
@@ -35,12 +37,18 @@ from .rules import (
 MOST_SAMPLES = 1024
 """Samples of one prompt (`n`): each is a request of its own in every process."""
 MOST_BIAS = 1e30
+DEEPEST = 128
+"""Brackets of a grammar that stand in each other."""
 LEAST = 1e-6
 """Smallest divisor and probability: float32 takes logits over it without a loss of sense."""
 _INTERNAL = absent("SGLang fills it in")
 _NAME = text(512)
 _PROCESSOR = free("read by the model's processor of images, video and audio")
-_GRAMMAR = text()
+
+
+def _is_grammar(value: Any, limits: Limits) -> bool:
+    """A schema of thousands of levels keeps the grammar's compiler busy without end."""
+    return is_text(value, WORDS) and nesting(value) <= DEEPEST
 
 
 def _is_top_k(value: Any, limits: Limits) -> bool:
@@ -92,6 +100,13 @@ def _are_overrides(value: Any, limits: Limits) -> bool:
     return isinstance(rows, torch.Tensor) and fits_model(rows, limits)
 
 
+def _are_tensors(value: Any, limits: Limits) -> bool:
+    """What SGLang makes of a score's embeddings; a client can send no such thing."""
+    return isinstance(value, list) and all(
+        isinstance(row, torch.Tensor) and fits_model(row, limits) for row in value
+    )
+
+
 def fits_model(rows: torch.Tensor, limits: Limits) -> bool:
     """Whether rows `[..., hidden_size]` can stand for tokens."""
     return rows.ndim > 0 and rows.shape[-1] == limits.hidden_size and bool(rows.isfinite().all())
@@ -103,6 +118,10 @@ def _are_labels(value: Any, limits: Limits) -> bool:
     )
 
 
+_GRAMMAR = Rule(
+    f"a text of at most {WORDS} characters with at most {DEEPEST} brackets in each other",
+    _is_grammar,
+)
 _TOKENS = "token ids in [0, {vocab}), at most that many"
 _WATERMARK = mapping({"enabled": flag(), "key": _NAME, "context_window": whole(1, INT32)})
 
@@ -254,7 +273,7 @@ REQUEST: dict[str, Rule] = {
     ),
     "kv_hints": free("handed to HiCache's storage, which is not served; SGLang checks its shape"),
     "embed_override_token_id": Rule("a token id in [0, {vocab})", is_token),
-    "embed_overrides": free("tensors that SGLang makes of a score's embeddings"),
+    "embed_overrides": Rule("tensors of the model's size", _are_tensors, each=True),
     "is_cross_encoder_request": flag(),
     "dimensions": whole(1, INT32),
     "return_pooled_hidden_states": flag(),

@@ -2,11 +2,12 @@
 
 It answers 400 to a request whose options would be lost, and sees that a refusal is a 400 on every
 route: SGLang tells it inside a stream that has begun with 200, or not at all where a route forgets
-that a ValueError is the client's mistake. So the head of an answer is held back until its first
+what is the client's mistake. So the head of an answer is held back until its first
 bytes are there. Everything else passes untouched.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from traceback import walk_tb
 from typing import Any
 
 import orjson
@@ -30,9 +31,12 @@ WITHOUT_OPTIONS = (
     *("/v1/rerank", "/encode", "/classify"),
 )
 ROUTES = (NATIVE, VERTEX, *OPENAI, *WITHOUT_OPTIONS)
-_SEARCHED = (b"sparse", b"custom_params", b"health_check")
+SCORES_OWN = ("token_indices_to_pool", "multi_item_delimiter_indices")
+"""Fields that /v1/score makes for itself: beside other requests they end the scheduler."""
+_SEARCHED = (b"sparse", b"custom_params", b"health_check", *(n.encode() for n in SCORES_OWN))
 _OVERLAP = max(map(len, _SEARCHED)) - 1
 _ERROR_EVENT = b'data: {"error":'
+_READER = "fastapi.dependencies.utils"
 _ABORT = b'"finish_reason":{"type":"abort"'
 
 
@@ -59,10 +63,10 @@ class RequestGuard:
         answer = HeldAnswer(send, route)
         try:
             await self.app(scope, _replay(messages, receive), answer.send)
-        except ValueError as error:
-            if answer.begun:
+        except Exception as error:
+            if answer.begun or not _is_clients(error):
                 raise
-            await _answer(send, route, str(error))
+            await _answer(send, route, str(error) or type(error).__name__)
 
     def _refusal(self, route: str, body: bytes) -> str | None:
         """Why the request is refused, or None."""
@@ -110,6 +114,19 @@ class HeldAnswer:
             await _answer(self._send, self._route, *refusal)
 
 
+def _is_clients(error: Exception) -> bool:
+    """Whether an error is a mistake of the client.
+
+    A ValueError is, by SGLang's own convention; and whatever fails while FastAPI reads the body:
+    SGLang's models look into shapes that they have not checked.
+    """
+    if isinstance(error, ValueError):
+        return True
+    return any(
+        frame.f_globals.get("__name__") == _READER for frame, _ in walk_tb(error.__traceback__)
+    )
+
+
 def _refusal_in(event: bytes) -> tuple[str, int] | None:
     """Text and status of a stream's first event, if it is an error or an abort."""
     if not event.startswith(_ERROR_EVENT) and _ABORT not in event:
@@ -133,20 +150,27 @@ def check_body(route: str, body: object) -> None:
         return
     if route == NATIVE:
         placement.check_native(body)
-        _check_ids(body.get("rid"))
+        _check_own(body)
     elif route == VERTEX:
         placement.check_vertex(body)
+        _check_own(body.get("parameters"))
     elif route in OPENAI:
         placement.check_openai(body)
     else:
         placement.check_other(body, route)
 
 
-def _check_ids(given: object) -> None:
-    """SGLang drops a request that is called like a health check when it is busy."""
+def _check_own(body: object) -> None:
+    """What SGLang keeps to itself: names of health checks, which it drops when it is busy."""
+    if not isinstance(body, dict):
+        return
+    given = body.get("rid")
     for rid in given if isinstance(given, list) else [given]:
         if isinstance(rid, str) and rid.startswith("HEALTH_CHECK"):
             raise ValueError(f"rid must not start with HEALTH_CHECK, got {rid[:60]!r}")
+    for name in SCORES_OWN:
+        if body.get(name) is not None:
+            raise ValueError(f"{name} must be left out: /v1/score makes it")
 
 
 def install(app: Any, front_end: FrontEnd) -> None:

@@ -1,6 +1,6 @@
-"""Regular expressions that the scheduler searches with Python's `re` after every token.
+"""Regular expressions and grammars that stop a server when they are worked on without end.
 
-One that backtracks without end stops every request of the server.
+Stop expressions are searched by the scheduler with Python's `re` after every token.
 """
 
 import re
@@ -13,12 +13,22 @@ MOST_PATTERNS, LONGEST_PATTERN = 32, 256
 MOST_REPEATS = 2
 """Open repeats of a pattern: a search through n characters takes up to n to one more than that."""
 _LONG_REPEAT = 16
+_BRACKETS = re.compile(r"[()\[\]{}]")
 
 
 def is_patterns(value: Any) -> bool:
     """Whether it is one pattern, or a list of some, that can be searched in reasonable time."""
     listed = value if isinstance(value, (list, tuple)) else [value]
     return len(listed) <= MOST_PATTERNS and all(_is_harmless(pattern) for pattern in listed)
+
+
+def nesting(text: str) -> int:
+    """How many brackets stand in each other at most, of any kind."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _is_harmless(pattern: Any) -> bool:

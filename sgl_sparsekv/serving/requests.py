@@ -162,7 +162,10 @@ def check_fields(request: Any, prompts: int | None, limits: Limits) -> None:
             rule.check(entry.name, value, limits)
 
 
-_LISTS = ("token_ids_logprob", "multi_item_delimiter_indices", "token_indices_to_pool")
+_LISTS = (
+    *("token_ids_logprob", "multi_item_delimiter_indices", "token_indices_to_pool"),
+    *("embed_overrides", "decision_layout"),
+)
 """Fields whose value for one prompt is a list itself."""
 
 

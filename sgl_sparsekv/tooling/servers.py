@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from ..errors import SparseKVError
 from .progress import Progress
+from .signals import terminated_is_interrupted
 
 HOST = "127.0.0.1"
 _GRACE_SECONDS = 8.0
@@ -125,7 +125,7 @@ def serve(
     """
     folder.mkdir(parents=True, exist_ok=True)
     running: dict[str, ServerProcess] = {}
-    with _terminated_is_interrupted():
+    with terminated_is_interrupted():
         try:
             for spec in specs:
                 running[spec.name] = ServerProcess(spec, folder)
@@ -192,21 +192,3 @@ def _environment() -> dict[str, str]:
 
 def _listed(servers: Sequence[ServerProcess]) -> str:
     return " and ".join(server.name for server in servers)
-
-
-@contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that the servers are ended."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -97,7 +97,7 @@ class Inputs:
 class Server:
     """The backend over a pool of its own; equal seeds give equal memory."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, layers: int = LAYERS) -> None:
         from sgl_sparsekv.kernels.triton import load
 
         from sgl_sparsekv.backend import attention, fused, request_table
@@ -123,7 +123,7 @@ class Server:
         monkeypatch.setattr(attention, "StepObserver", lambda *args: Observer())
         for module in (attention, fused):
             monkeypatch.setattr(
-                module, "attention_layers", lambda model: [layer_of(n) for n in range(LAYERS)]
+                module, "attention_layers", lambda model: [layer_of(n) for n in range(layers)]
             )
         runner = SimpleNamespace(
             device="cpu",
@@ -245,6 +245,12 @@ def pair(sglang: None) -> Any:
         yield Server(patch), Server(patch)
 
 
+@pytest.fixture
+def server(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server of its own."""
+    return Server(monkeypatch)
+
+
 def test_replays_equal_eager_steps(pair: Any) -> None:
     """Other rows, lengths, options, pages and batch sizes than at capture; the same bits."""
     from sgl_sparsekv.backend.gate import DENSE, SPARSE
@@ -275,6 +281,7 @@ def test_replays_equal_eager_steps(pair: Any) -> None:
         assert torch.equal(out[:, :real], expected[:, :real]), f"batch {number}"
         sealed = graphed.backend.metadata.sealed, eager.backend.metadata.sealed
         assert torch.equal(*sealed) and bool(sealed[0].any())
+        assert not graphed.backend.step.buffers.tickets.any(), "a split waits for ever on one left"
         for layer in range(LAYERS):
             ours, theirs = (
                 s.backend.metadata.fields("min_max", layer)[sealed[0]] for s in (graphed, eager)
@@ -298,6 +305,94 @@ def test_short_batches_take_the_dense_graph(pair: Any) -> None:
     assert server.backend.gate.select(inputs.batch) == SPARSE
     many = SimpleNamespace(**{**vars(inputs.batch), "batch_size": server.backend.max_rows + 1})
     assert server.backend.gate.select(many) == DENSE
+
+
+def test_an_idle_rank_takes_part_in_the_step_of_the_others(server: Server) -> None:
+    """Attention data parallelism: no request of its own, padding alone, and no plan."""
+    from sgl_sparsekv.backend.gate import DENSE
+
+    inputs = Inputs.of(2)
+    server.requests.launched = np.zeros(0, dtype=np.int64)
+    idle = SimpleNamespace(**{**vars(inputs.batch), "seq_lens_cpu": inputs.host[:0]})
+    assert server.backend.gate.select(idle) == DENSE
+    server.backend.init_forward_metadata_out_graph(idle)
+    server.backend.init_forward_metadata_in_graph(idle)
+    assert (server.step(inputs) == 77).all()
+
+
+def test_keywords_of_a_sparse_step_are_refused_unless_known_before(server: Server) -> None:
+    """SGLang's backend would read what another step prepared; prefill tells in time."""
+    from sgl_sparsekv.errors import UnsupportedSetup
+
+    inputs = Inputs.of(1)
+    server.launch(inputs, [400], [1], 4)
+    server.backend.init_forward_metadata(inputs.batch)
+    call = (inputs.q[1], inputs.k[1], inputs.v[1], layer_of(1), inputs.batch)
+    plain = server.backend.forward_decode(*call, sinks=None)
+    assert not (plain == 77).all(), "a keyword of None asks for nothing"
+    with pytest.raises(UnsupportedSetup, match="layer 1 of this model calls attention with"):
+        server.backend.forward_decode(*call, sinks=torch.zeros(4))
+
+
+def test_layers_that_prefill_called_with_keywords_are_dense_in_sparse_steps(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Warned of once, counted as SGLang's, and SGLang's backend is prepared for them."""
+    inputs = Inputs.of(1)
+    prepared: list[Any] = []
+    server.backend.dense.init_forward_metadata = prepared.append
+    server.backend.dense.forward_extend = lambda q, *args, **kwargs: q * 0 + 77
+    server.backend._extending = True
+    for _ in range(2):
+        server.backend.forward_extend(
+            inputs.q[1], inputs.k[1], inputs.v[1], layer_of(1), inputs.batch, sinks=torch.zeros(4)
+        )
+    warned = [text for text in caplog.messages if "it is called with sinks" in text]
+    assert len(warned) == 1 and "layer 1 is served dense" in warned[0]
+    assert server.backend.layers.ours.tolist() == [True, False]
+    server.launch(inputs, [400], [1], 4)
+    server.backend.init_forward_metadata(inputs.batch)
+    assert len(prepared) == 1
+    out = [
+        server.backend.forward_decode(
+            inputs.q[n], inputs.k[n], inputs.v[n], layer_of(n), inputs.batch, **keywords
+        )
+        for n, keywords in enumerate(({}, {"sinks": torch.zeros(4)}))
+    ]
+    assert not (out[0] == 77).all() and (out[1] == 77).all()
+
+
+def test_units_are_sealed_behind_the_last_layer_that_has_attention(
+    monkeypatch: pytest.MonkeyPatch, sglang: None
+) -> None:
+    """A model may end with layers that have none; the pool has room for them all the same."""
+    server, inputs = Server(monkeypatch, layers=1), Inputs.of(1)
+    server.launch(inputs, [400], [1], 4)
+    draw(inputs, 5)
+    server.backend.init_forward_metadata(inputs.batch)
+    server.backend.forward_decode(inputs.q[0], inputs.k[0], inputs.v[0], layer_of(0), inputs.batch)
+    assert int(server.backend.metadata.sealed.sum()) == 400 // 16
+
+
+def test_slots_that_were_handed_out_are_kept_for_the_stream_that_reads_them(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come from the scheduler's stream, whose allocator may give their memory to others."""
+    heard: list[object] = []
+    backend = server.backend
+
+    class OnDevice:
+        is_cuda = True
+
+        def record_stream(self, stream: object) -> None:
+            heard.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "forward")
+    monkeypatch.setattr(backend.step, "forget", lambda sealed, slots: heard.append(slots))
+    slots = OnDevice()
+    backend._handed_out.append(slots)
+    backend._before_step(None)
+    assert heard == ["forward", slots] and not backend._handed_out
 
 
 def test_three_launches_per_layer(pair: Any) -> None:

@@ -26,6 +26,13 @@ ACCEPTED = {
     "disaggregation_mode": "null",
     "dllm_algorithm": None,
     "prefill_only_disable_kv_cache": False,
+    "enable_hierarchical_cache": False,
+    "enable_torch_compile": False,
+    "enable_deterministic_inference": False,
+    "device": "cpu",
+    "attention_backend": "sparsekv",
+    "decode_attention_backend": None,
+    "prefill_attention_backend": None,
 }
 REFUSED = {
     "--speculative-algorithm": {"speculative_algorithm": "EAGLE"},
@@ -33,6 +40,9 @@ REFUSED = {
     "--enable-hisparse": {"enable_hisparse": True},
     "--dcp-size": {"dcp_size": 2},
     "--enable-pdmux": {"enable_pdmux": True},
+    "--enable-lmcache": {"enable_lmcache": True},
+    "--enable-flexkv": {"enable_flexkv": True},
+    "--radix-cache-backend": {"radix_cache_backend": "other"},
     "--enable-two-batch-overlap": {"enable_two_batch_overlap": True},
     "--enable-unified-memory": {"enable_unified_memory": True},
     "--enable-kv-cache-sharding": {"enable_kv_cache_sharding": True},
@@ -40,6 +50,10 @@ REFUSED = {
     "--disaggregation-mode": {"disaggregation_mode": "decode"},
     "--dllm-algorithm": {"dllm_algorithm": "LowConfidence"},
     "--prefill-only-disable-kv-cache": {"prefill_only_disable_kv_cache": True},
+    "--decode-attention-backend": {"decode_attention_backend": "torch_native"},
+    "--enable-hierarchical-cache": {"enable_hierarchical_cache": True},
+    "--enable-torch-compile": {"enable_torch_compile": True},
+    "--enable-deterministic-inference": {"enable_deterministic_inference": True},
 }
 
 
@@ -153,8 +167,6 @@ def runner(**changes: Any) -> SimpleNamespace:
     import torch
 
     base = SimpleNamespace(
-        use_mla_backend=False,
-        model_config=SimpleNamespace(is_encoder_decoder=False),
         token_to_kv_pool=SimpleNamespace(page_metadata=None),
         model=torch.nn.Module(),
         device="cpu",
@@ -166,8 +178,6 @@ def runner(**changes: Any) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"use_mla_backend": True}, "MLA models cannot be served"),
-        ({"model_config": SimpleNamespace(is_encoder_decoder=True)}, "encoder-decoder models"),
         ({"token_to_kv_pool": SimpleNamespace()}, "several kinds of cache"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.stop import StoppedAt
 
 from bench import kernels
 
@@ -15,16 +16,14 @@ def row(op: str, context: int, batch: int = 1) -> kernels.Row:
 def test_a_stopped_run_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    timed = []
 
     def decode_rows(ops: object, context: int, batch: int, *rest: object) -> list[kernels.Row]:
-        timed.append(context)
-        if len(timed) == 2:
-            raise KeyboardInterrupt
         return [row("decode_sparse", context, batch)]
 
+    timed = StoppedAt(2, decode_rows)
+
     monkeypatch.setattr(kernels, "read_bandwidth", lambda *args: (1e7, 1e7))
-    monkeypatch.setattr(kernels, "decode_rows", decode_rows)
+    monkeypatch.setattr(kernels, "decode_rows", timed)
     monkeypatch.setattr(kernels, "prefill_rows", lambda *args: [row("prefill", 64)])
     path = tmp_path / "found.json"
     words = ["--device", "reference", "--json", str(path), "--contexts", "4096,8192"]
@@ -35,7 +34,7 @@ def test_a_stopped_run_is_gone_on_with(
     assert kernels.main(words) == 2
     assert "--resume goes on with it" in capsys.readouterr().err
     assert kernels.main([*words, "--resume"]) == 0
-    assert timed == [4096, 8192, 8192]
+    assert [context for _, context, *_ in timed.calls] == [4096, 8192, 8192]
     rows = [kernels.Row(**one) for one in json.loads(path.read_text())["rows"]]
     assert rows == [row("decode_sparse", 4096), row("decode_sparse", 8192), row("prefill", 64)]
     assert [one.name for one in tmp_path.iterdir()] == ["found.json"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.stop import StoppedAt
 
 from bench.quality import report, run
 from bench.quality.__main__ import main
@@ -221,14 +222,7 @@ def test_a_stopped_run_is_gone_on_with(
     words += ["--budgets", "256", "--methods", "quest,streaming"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     ((_, _, whole),) = newest(tmp_path / "whole")
-    measured, real = [], run.measure_variant
-
-    def measure(dump, benches, context, variant, budgets):
-        measured.append((context, variant.name))
-        if len(measured) == 3:
-            raise KeyboardInterrupt
-        return real(dump, benches, context, variant, budgets)
-
+    measure = StoppedAt(3, run.measure_variant)
     monkeypatch.setattr(run, "measure_variant", measure)
     words += ["--out", str(tmp_path / "parts")]
     assert main(words) == 130
@@ -240,6 +234,7 @@ def test_a_stopped_run_is_gone_on_with(
     assert "3 of 8; " in capsys.readouterr().err
     ((_, _, rows),) = newest(tmp_path / "parts")
     assert rows == whole
+    measured = [(context, variant.name) for _, _, context, variant, _ in measure.calls]
     assert len(set(measured)) == len(measured) - 1, "only the interrupted one was begun twice"
     assert not list((tmp_path / "parts").glob("*.part.jsonl"))
 

@@ -3,8 +3,10 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from helpers.stop import StoppedAt
 
 from bench.serve import decode as serve
+from bench.serve import timing
 from bench.serve.client import Generation
 
 
@@ -34,19 +36,16 @@ def test_a_result_is_never_overwritten(tmp_path, monkeypatch, capsys):
 
 def test_a_stopped_run_is_gone_on_with(tmp_path, monkeypatch, capsys):
     """Both caches are filled anew; what was timed before is not timed again."""
-    asked = []
 
-    def generate(url, ids, tokens, options=None):
-        asked.append((url, tokens > 1, (options or {}).get("method")))
-        if len(asked) == 5:
-            raise KeyboardInterrupt
+    def answer(url, ids, tokens, options=None):
         return generation(0.1, options and {"tokens_attended": 1, "tokens_in_context": 2})
 
     @contextmanager
     def servers(specs, folder, progress):
         yield {spec.name: SimpleNamespace(url=spec.name) for spec in specs}
 
-    monkeypatch.setattr(serve, "generate", generate)
+    generate = StoppedAt(5, answer)
+    monkeypatch.setattr(timing, "generate", generate)
     monkeypatch.setattr(serve, "serve", servers)
     path = tmp_path / "found.json"
     words = ["--json", str(path), "--repeats", "1", "--context", "256", "--layers", "1"]
@@ -55,9 +54,12 @@ def test_a_stopped_run_is_gone_on_with(tmp_path, monkeypatch, capsys):
     assert serve.main([*words[:-1], "2", "--resume"]) == 2
     assert "has layers 1, asked for is 2" in capsys.readouterr().err
     assert serve.main([*words, "--resume"]) == 1, "no faster than dense"
-    filled = [("torch_native", False, None), ("sparsekv", False, None)]
-    timed = [("torch_native", True, None), ("sparsekv", True, "full"), ("sparsekv", True, "quest")]
+    filled = [("torch_native", 1), ("sparsekv", 1)]
+    timed = [("torch_native", 33), ("sparsekv", 33), ("sparsekv", 33)]
+    asked = [(url, tokens) for url, _, tokens, *_ in generate.calls]
     assert asked == [*filled, *timed, *filled, timed[2]]
+    methods = [options["method"] for *_, options in generate.calls if isinstance(options, dict)]
+    assert methods == ["full", "quest", "quest"]
     rows = json.loads(path.read_text())["rows"]
     assert [row["ratio"] for row in rows] == pytest.approx([1, 1, 1])
     assert [row["kv_read_fraction"] for row in rows] == [1, 0.5, 0.5]

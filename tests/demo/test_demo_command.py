@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from itertools import pairwise
 
 import demo_samples as samples
 
@@ -16,6 +17,8 @@ def test_the_servers_differ_in_backend_alone(tmp_path):
     shared = [flag for flag in dense.flags if flag != "torch_native"]
     assert [f for f in ours.flags if f in shared] == shared
     assert set(ours.flags) - set(shared) >= {"sparsekv", "--sparsekv-trace"}
+    chunk = int(dict(pairwise(dense.flags))["--chunked-prefill-size"])
+    assert chunk % 64 == 0 and chunk >= samples.TOKENS, "one chunk, in whole pages"
 
 
 def test_the_command_ends_with_1_when_a_server_dies(tmp_path, monkeypatch, capsys):

@@ -147,8 +147,9 @@ def test_an_act_that_is_left_out_says_why():
 
 def test_a_model_with_too_short_a_context_is_refused_before_a_server_starts(tmp_path):
     short = speaker.save_model(tmp_path / "short", positions=512)
+    options = DemoOptions(tmp_path, real=str(short))
     with pytest.raises(ValueError, match="context of 512, of which SGLang keeps 7 free"):
-        real_act(short, DemoOptions(tmp_path), QUIET, CONTEXT)
+        run_module.run_demo(samples.scenario(), options, QUIET)
 
 
 def test_a_server_that_refuses_is_one_sentence(folder):

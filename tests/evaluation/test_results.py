@@ -34,8 +34,10 @@ def test_a_file_begins_with_what_its_cells_mean(tmp_path):
     results = results_at(path)
     assert not path.exists()
     results.add(CELL, {"environment": {"commit": "abc"}, "kv_bytes_per_token": 512})
+    results.add(replace(CELL, nth=1), {"environment": {"commit": "later"}})
+    assert path.read_text().count('"header"') == 1, "before the first cell only"
     header, cells = read(path)
-    assert cells == [CELL]
+    assert cells == [CELL, replace(CELL, nth=1)]
     assert header["protocol"] == "prefilled" and header["seed"] == 0 and header["budgets"] == [256]
     assert header["environment"]["commit"] == "abc"
     line = json.loads(path.read_text().splitlines()[1])
@@ -69,17 +71,39 @@ def test_resuming_drops_half_a_line_and_keeps_the_rest(tmp_path):
 def test_a_file_of_another_run_is_not_resumed(tmp_path, change):
     path = tmp_path / "r.jsonl"
     results_at(path).add(CELL, {})
-    with pytest.raises(ValueError, match=next(iter(change))):
+    ((name, value),) = change.items()
+    said = f"r.jsonl has {name} {SETTINGS[name]!r}, asked for is {value!r}"
+    with pytest.raises(ValueError, match=said):
         results_at(path, True, **change)
 
 
-@pytest.mark.parametrize("text", ["no json\n", '{"kind": "cell"}\n', "[1]\n"])
-def test_a_file_of_something_else_is_not_resumed(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no json\n", "must be JSON lines, line 1 is not"),
+        ("[1]\n", "must be JSON lines, line 1 is not"),
+        ('{"kind": "cell"}\n', "must start with a header of schema 2"),
+        ('{"kind": "cell", "schema": 2}\n', "must start with a header of schema 2"),
+        ('{"kind": "header", "schema": 1}\n', "must start with a header of schema 2"),
+        ('{"kind": "header", "schema": 2}\n{"kind": "cell"}\n', "must hold cells of schema 2"),
+        ('{"kind": "header", "schema": 2}\nno json\n', "must be JSON lines, line 2 is not"),
+    ],
+)
+def test_a_file_of_something_else_is_not_resumed(tmp_path, text, said):
     path = tmp_path / "r.jsonl"
     path.write_text(text)
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=f"r.jsonl {said}"):
         results_at(path, True)
     assert path.read_text() == text
+
+
+def test_an_empty_file_holds_no_results(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.touch()
+    with pytest.raises(ValueError, match="must start with a header"):
+        read(path)
+    results_at(path, True).add(CELL, {})
+    assert read(path)[1] == [CELL]
 
 
 def test_the_better_method_ranks_first_and_of_equals_the_one_that_reads_less():

@@ -36,6 +36,7 @@ OPTIONS = st.fixed_dictionaries(
         "dense_layers": st.sampled_from((0, 0, 1)),
         "reselect_every": st.sampled_from((1, 1, 3)),
         "telemetry": st.booleans(),
+        "share_generated": st.booleans(),
     }
 )
 BLOCKS = st.lists(st.integers(0, 2 * SYMBOLS - 1), min_size=1, max_size=5)
@@ -253,12 +254,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.attempt("zombie", lambda: self.host.zombie(live, insert=insert, late=late))
 
     @precondition(lambda self: self.some(0, True))
-    @rule(which=st.integers(0, 63), tokens=st.integers(1, 40))
+    @rule(which=st.integers(0, 63), tokens=st.integers(0, 63))
     def take_back(self, which: int, tokens: int) -> None:
         """A request writes other tokens where some of its own were."""
         live = self.some(which, True)[0]
-        if self.host.can_take_back(live, tokens):
-            self.attempt("take back", lambda: self.host.take_back(live, tokens))
+        most = self.host.most_to_take_back(live)
+        if most:
+            count = 1 + tokens % most
+            self.attempt("take back", lambda: self.host.take_back(live, count))
 
     @precondition(lambda self: self.host.live)
     @rule(

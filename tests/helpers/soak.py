@@ -9,6 +9,8 @@ from sgl_sparsekv.tooling.environment import environment
 
 Size = Callable[[int, int], int]
 """From a small and a full size to the one that this run takes: the fixture `size`."""
+SEED = 20_406_774
+"""Of every test that draws numbers; stateful tests print the fresh seed they add to it."""
 FOLDER = Path(__file__).parents[2] / "docs" / "results" / "soak"
 
 

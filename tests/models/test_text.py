@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.stop import StoppedAt
 
 from sgl_sparsekv.models import build_text_tokenizer, load_text, text, train_text
+from sgl_sparsekv.models.checkpoint import Checkpoint
 from sgl_sparsekv.models.corpus import TextSampler, library
 from sgl_sparsekv.models.text import TEXT_WEIGHTS, TextStage
 from sgl_sparsekv.models.weights import read_recipe
@@ -57,6 +60,26 @@ def test_training_repeats_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     (first, about), (second, _) = (train_text(3, ladder) for _ in range(2))
     assert about["steps"] == 2 and about["seed"] == 3
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Behind its last finished stage."""
+    some = library(held_out=True)
+    monkeypatch.setattr(text, "library", lambda held_out: some)
+    ladder, path = (TextStage(96, 2, 2), TextStage(128, 2, 2)), tmp_path / "m.part.pt"
+    whole, about = train_text(3, ladder)
+    steps = StoppedAt(4, text._train_step)
+    monkeypatch.setattr(text, "_train_step", steps)
+    with pytest.raises(KeyboardInterrupt):
+        train_text(3, ladder, checkpoint=Checkpoint(path))
+    parts, again = train_text(3, ladder, checkpoint=Checkpoint(path, resume=True))
+    assert len(steps.calls) == 2 + 2 + 2
+    assert again["steps"] == about["steps"] == 4 and again["merges"] == about["merges"]
+    assert [stage["text"] for stage in again["reached"]] == [s["text"] for s in about["reached"]]
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

@@ -1,6 +1,7 @@
 """A recorded trace: what a map shows, what is left out; recording loses nothing silently."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -140,6 +141,19 @@ def test_a_recording_is_a_trace(tmp_path: Path, end: signal.Signals) -> None:
     assert recording.ending(out) == 0
     assert len(list(recording.records(out))) == int(said.split()[0]) > 0
     assert "commit" in section(out).rests_on
+
+
+def test_recordings_with_and_without_replicas_and_stages_are_read(tmp_path: Path) -> None:
+    """Fields that came later are checked where they are."""
+    path, old = tmp_path / "trace.jsonl", vars(samples.selection(1, 1)).copy()
+    del old["dp_rank"], old["pp_rank"]
+    for more in ({}, {"dp_rank": 1, "pp_rank": 2}):
+        path.write_text(json.dumps({**old, **more}) + "\n")
+        (found,) = recording.records(path)
+        assert (found.dp_rank, found.pp_rank) == (more.get("dp_rank", 0), more.get("pp_rank", 0))
+    path.write_text(json.dumps({**old, "dp_rank": "x"}) + "\n")
+    with pytest.raises(ValueError, match="dp_rank"):
+        list(recording.records(path))
 
 
 def test_a_recording_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from helpers.rows import Rows, make_rows
 
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.selection import load_method
-from sgl_sparsekv.types import Reduction, ScoreInputs
+from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs
 
 SHAPES = 2000
 OPS = load_ops("reference")
@@ -65,6 +65,28 @@ def test_scores_that_are_not_numbers_displace_nothing_that_is_always_kept() -> N
             for head in selection.logical[i, :, :count].tolist():
                 assert rows.always_kept(i) <= set(head)
                 assert head == sorted(set(head))
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("count", [4096, 5000, 1])
+def test_a_million_equal_keys_are_ties(device: str, count: int) -> None:
+    """65,536 units of 1,048,576 tokens: the lower first, the one larger always, no stale tail."""
+    ops, units = load_ops(device), 1 << 16
+    scores = torch.zeros(1, 2, units)
+    scores[0, 1, 50_000] = 1
+    table = torch.arange(units, dtype=torch.int32)[None]
+
+    def one(value: int) -> torch.Tensor:
+        return torch.tensor([value], dtype=torch.int32)
+
+    candidates = Candidates(table, one(0), one(units - 1))
+    ops.select(scores, candidates, one(units), one(4096))  # a larger one came before
+    chosen = ops.select(scores, candidates, one(units), one(count)).logical[0]
+    lowest = [*range(count - 1), units - 1]
+    assert chosen[0, :count].tolist() == lowest
+    larger = [*range(count - 2), 50_000, units - 1] if count > 1 else [units - 1]
+    assert chosen[1, :count].tolist() == larger
+    assert bool((chosen[:, count:] == -1).all())
 
 
 def test_nothing_outside_the_candidates_is_read() -> None:

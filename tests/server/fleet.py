@@ -13,6 +13,7 @@ STRICT = (
 )
 # Several servers and their clients share the cores: a second thread would wait at every barrier.
 ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
+TWO_RANKS = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1"),)
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "3"))
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
@@ -43,13 +44,19 @@ class Fleet:
         self._running: dict[str, ServerProcess] = {}
         self._ready: set[str] = set()
         self.trace_port = free_port()
-        # Each server opens several ports by itself; the trace of two ranks takes this and the next.
+        # Each server opens several ports by itself; traces take this and the next seven.
         self.catalog: dict[str, ServerSpec] = {
             spec.name: spec
             for spec in (
                 self._spec("native", ("--attention-backend", "torch_native", *ROOMY)),
-                self._spec("ours", (*SPARSE, *ROOMY, *self.trace_flags(0)), STRICT),
-                self._spec("tight", (*SPARSE, *TIGHT), STRICT + RETRACT),
+                self._spec(
+                    "ours",
+                    (*SPARSE, *ROOMY, *self.trace_flags(0), "--enable-streaming-session"),
+                    STRICT,
+                ),
+                self._spec(
+                    "tight", (*SPARSE, *TIGHT, "--enable-streaming-session"), STRICT + RETRACT
+                ),
                 self._spec(
                     "python_tree",
                     (*SPARSE, *TIGHT, "--page-size", "16", "--enable-mixed-chunk"),
@@ -80,7 +87,17 @@ class Fleet:
                 self._spec(
                     "two_ranks",
                     (*SPARSE, *ROOMY, "--tp", "2", *self.trace_flags(2)),
-                    (*STRICT, ("SGLANG_CPU_OMP_THREADS_BIND", "0|1")),
+                    (*STRICT, *TWO_RANKS),
+                ),
+                self._spec(
+                    "two_stages",
+                    (*SPARSE, *ROOMY, "--pp-size", "2", *self.trace_flags(4)),
+                    TWO_RANKS,
+                ),
+                self._spec(
+                    "two_replicas",
+                    (*SPARSE, *ROOMY, "--dp-size", "2", *self.trace_flags(6)),
+                    TWO_RANKS,
                 ),
             )
         }

@@ -26,6 +26,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "dense_layers": [-1, 10_001, "2", 1.5, None],
     "reselect_every": [0, -1, 1025, "1", None, 0.5],
     "telemetry": [0, 1, "true", None, [], {}, 1.0],
+    "share_generated": [0, "false", None, [], 1.0],
     "bugdet": [1],
     "Budget": [512],
     "sparsekv": [{"budget": 512}],
@@ -219,6 +220,29 @@ def test_a_response_says_what_was_applied(server: Any) -> None:
             applied = find_report(answer)
             assert applied.items() >= options.items() and applied["rejected"] is None
             assert 0 < applied["tokens_attended"] <= applied["tokens_in_context"]
+
+
+def test_every_streamed_choice_tells_its_report_once(server: Any) -> None:
+    """With usage in every chunk, tools, and words that look like the JSON around them."""
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}
+    words = 'say "finish_reason":"stop" and "index":0,'
+    body = {
+        **request_body("/v1/chat/completions", {"sparsekv": {"budget": 256}}, stream=True),
+        "messages": [{"role": "user", "content": words}],
+        "n": 4,
+        "temperature": 1,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "tools": [{"type": "function", "function": tool}],
+    }
+    status, answer = post(server.url, "/v1/chat/completions", body)
+    assert status == 200, answer
+    lines = [line for line in answer.split("\n\n") if line and line != "data: [DONE]"]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    told = [event for event in events if (event.get("metadata") or {}).get("sparsekv")]
+    assert sorted(event["choices"][0]["index"] for event in told) == [0, 1, 2, 3]
+    assert all(event["choices"][0]["finish_reason"] for event in told)
+    assert all(event["metadata"]["sparsekv"]["budget"] == 256 for event in told)
+    assert events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] > 0
 
 
 def find_report(answer: str) -> dict[str, Any]:

@@ -84,6 +84,21 @@ def test_retracted_requests_give_the_tokens_of_an_easy_run(fleet: Fleet) -> None
     assert [a["output_ids"] for a in answers if a] == [a["output_ids"] for a in calm if a]
 
 
+def test_prompts_one_token_longer_than_whole_chunks_ride_with_decodes(fleet: Fleet) -> None:
+    """Mixed batches: a last chunk of one token is prefill, the others' tokens are not disturbed."""
+    server, suffix = fleet.get("python_tree"), 6
+    lengths = [512 * chunks + 1 - suffix for chunks in (1, 2, 3)]
+    documents = [chain_document(n, num_questions=1, num_hops=8, seed=n) for n in lengths]
+    long = chain_document(600, num_questions=4, num_hops=28, seed=12)
+    late = [ask_for(d, d.questions[0], METHODS[1]) for d in documents]
+    early = [ask_for(long, question, METHODS[1]) for question in long.questions]
+    asks = [*early, *late]
+    answers = generate_all(server.url, asks, concurrency=len(asks))
+    assert wrong_answers(asks, answers) == []
+    prompts = [answer["meta_info"]["prompt_tokens"] for answer in answers[4:] if answer]
+    assert [tokens % 512 for tokens in prompts] == [1, 1, 1]
+
+
 def test_aborts_at_any_time_leave_the_server_whole(fleet: Fleet) -> None:
     """R10: 200 aborts, by id, by disconnect and of everything; the next 50 answers are exact."""
     server, rng = fleet.get("tight"), random.Random(10)

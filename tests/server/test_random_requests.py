@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 import aiohttp
 import pytest
+from helpers.random_requests import Case, RequestMaker
+from helpers.soak import SEED, Size, record
 
 from sgl_sparsekv.models.documents import Document
 from sgl_sparsekv.tooling.servers import ServerProcess
 
-from ..conftest import SEED, Size
-from ..helpers.random_requests import Case, RequestMaker
-from ..helpers.soak import record
 from .client import Ask, ask_for, assert_whole, body_of, generate
 
 pytestmark = pytest.mark.server

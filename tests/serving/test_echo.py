@@ -30,6 +30,7 @@ class Request:
     def __init__(self, rid: str) -> None:
         self.rid = rid
         self.sampling_params = SimpleNamespace(custom_params=None)
+        self.input_embeds, self.retraction_count = None, 0
 
 
 @pytest.fixture

@@ -59,7 +59,9 @@ SAMPLING_BAD = [
     ("stop", "x" * 5000), ("stop", ["x"] * 33), ("stop", "\ud800"), ("stop_token_ids", [1000]),
     ("stop_token_ids", [None]), ("stop_regex", "("), ("stop_regex", "(a+)+$"),
     ("stop_regex", "a*a*a*b"), ("stop_regex", "a" * 300), ("ignore_eos", 1), ("beam_width", 2),
-    ("stream_interval", 0), ("regex", "a" * 70_000), ("json_schema", {}), ("custom_params", [1]),
+    ("stream_interval", 0), ("regex", "a" * 70_000), ("json_schema", {}),
+    ("json_schema", '{"anyOf":' * 129 + "1" + "}" * 129),
+    ("ebnf", "root ::= " + "(" * 200), ("custom_params", [1]),
     ("watermark", {"context_window": 2**70}), ("is_normalized", True), ("stop_str_max_len", 5),
     ("stop_strs", ["x"]), ("unknown", 1), ("seed", 1),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -40,7 +40,13 @@ def chunks_of(body: bytes, size: int) -> Iterator[dict[str, Any]]:
 
 
 def call(
-    app: Any, path: str, body: Any, method: str = "POST", root: str = "", size: int = 100
+    app: Any,
+    path: str,
+    body: Any,
+    method: str = "POST",
+    root: str = "",
+    size: int = 100,
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> tuple[int, bytes]:
     """Status and body of the answer."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -54,6 +60,7 @@ def call(
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": root + path, "root_path": root}
+    scope |= {"headers": [*headers], "query_string": b""}
     asyncio.run(app(scope, receive, send))
     status = sent[0]["status"] if sent else 0
     return status, b"".join(message.get("body", b"") for message in sent)
@@ -95,6 +102,8 @@ def test_other_requests_arrive_byte_for_byte(
 BAD = [
     ("/generate", {"sparsekv": {}}, "sampling_params.custom_params.sparsekv"),
     ("/generate", {"text": "x", "rid": ["HEALTH_CHECK_1"]}, "rid must not start with HEALTH_CHECK"),
+    ("/generate", {"text": "x", "token_indices_to_pool": [0]}, "/v1/score makes it"),
+    ("/vertex_generate", {"parameters": {"multi_item_delimiter_indices": [[0]]}}, "left out"),
     ("/vertex_generate", {"instances": [{"SparseKV": {}}]}, "instances[0].SparseKV"),
     ("/vertex_generate", {"parameters": {"sparse": True}}, "sampling_params.custom_params"),
     ("/v1/chat/completions", {"sparse": True}, "custom_params.sparsekv"),
@@ -225,6 +234,24 @@ def test_an_error_behind_the_first_bytes_is_not_swallowed(front_end: FrontEnd) -
     speaker = Speaker([b"data: one\n\n"], ValueError("late"))
     with pytest.raises(ValueError, match="late"):
         call(RequestGuard(speaker, front_end), "/generate", {})
+
+
+@pytest.mark.parametrize("body", [[], 5, {"response_format": 5}, {"reasoning": {"effort": 5}}])
+def test_a_body_that_sglang_fails_to_read_is_a_refusal(front_end: FrontEnd, body: Any) -> None:
+    from fastapi import FastAPI
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    def chat(request: ChatCompletionRequest) -> str:
+        return request.model
+
+    chat.__annotations__["request"] = ChatCompletionRequest
+    scope_headers = [(b"content-type", b"application/json")]
+    install(app, front_end)
+    status, answer = call(app, "/v1/chat/completions", body, headers=scope_headers)
+    assert 400 <= status < 500, answer
 
 
 def test_a_mistake_of_ours_is_not_the_clients(front_end: FrontEnd) -> None:

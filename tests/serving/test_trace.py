@@ -100,6 +100,29 @@ def test_a_full_queue_drops_and_counts_and_does_not_wait(
     publisher._socket.close()
 
 
+def test_losses_are_counted_by_rank(endpoint: str) -> None:
+    """Each process numbers its own messages: replicas, stages and ranks in turn are no gap."""
+    with TraceCollector(endpoint) as collector:
+        for number in range(3):
+            for dp, pp, tp in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+                collector._note((dp, pp, tp), number)
+        assert collector.lost == 0
+        collector._note((1, 0, 0), 5)
+        assert collector.lost == 2
+
+
+def test_records_of_before_ranks_had_three_numbers_can_be_read() -> None:
+    """A recording is kept for long."""
+    old = (
+        b'{"step":1,"layer":2,"rid":"a","method":"quest","length":640,"units":[[0]],'
+        b'"unit_size":16,"tp_rank":1}'
+    )
+    found = decode(old)
+    assert (found.dp_rank, found.pp_rank, found.tp_rank) == (0, 0, 1)
+    new = SelectionRecord(1, 2, "a", "quest", 640, [[0]], 16, 1, dp_rank=3, pp_rank=2)
+    assert decode(encode(new)) == new
+
+
 def test_nobody_listening_costs_nothing(publisher: TracePublisher) -> None:
     for step in range(1000):
         publisher.publish(record(step))

@@ -1,10 +1,15 @@
 """SGLang with our plugins loaded, and a model that is a configuration alone."""
 
 import json
+import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .asking import COMMON, OURS
 
 SMALL = {
     "architectures": ["LlamaForCausalLM"],
@@ -45,5 +50,34 @@ def resolve(sglang_plugins: None, model: Path) -> Any:
         arguments = ServerArgs(model_path=str(model), skip_tokenizer_init=True, **flags)
         arguments.resolve_once()
         return resolved_view(arguments)
+
+    return resolved
+
+
+@pytest.fixture
+def resolve_line(
+    sglang_plugins: None,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[Any], str | None]:
+    """Parse and resolve a command line as the launcher does; the words it ends with, or None."""
+    from sglang.srt.server_args import prepare_server_args
+
+    environment, level = dict(os.environ), logging.getLogger().level
+    common = ("--model-path", str(model), "--skip-tokenizer-init", *COMMON, *OURS)
+
+    def resolved(case: Any) -> str | None:
+        capsys.readouterr()
+        try:
+            prepare_server_args([*common, *case.arguments]).resolve_once()
+        except SystemExit as ended:
+            assert ended.code == 2, case
+            lines = capsys.readouterr().err.splitlines()
+            return next((line for line in reversed(lines) if "error" in line), "")
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+            logging.getLogger().setLevel(level)
+        return None
 
     return resolved

@@ -65,13 +65,7 @@ def real_act(
     """
     model = Model(folder)
     name = FOLDER_NAMES.get(folder.name, folder.name)
-    script = write_script(model.tokens, context)
-    limit = model.context_length
-    if limit is not None and script.longest > answered(limit):
-        raise ValueError(
-            f"the model must take {script.longest} tokens, got a context of {limit}, "
-            f"of which SGLang keeps {KEPT} free"
-        )
+    script = script_for(model, context)
     readings = sparse_runs(options)
     # The text once, and what is said about it.
     sizes = Sizes(folder, script.longest, script.longest + 8 * PAGE_SIZE)
@@ -86,7 +80,23 @@ def real_act(
         except EvaluationStopped as error:
             servers[SPARSE].check()  # one that died explains more than the connection
             raise RequestFailed(str(error)) from error
-    return RealAct(name, script, runs, tuple(check_real(script, runs, options.method, PAGE_SIZE)))
+    return RealAct(name, script, runs, tuple(check_real(script, runs, PAGE_SIZE)))
+
+
+def script_for(model: Model, context: int = CONTEXT) -> Script:
+    """What a model is asked.
+
+    Raises:
+        ValueError: it has no chat template, or takes no prompt that long.
+    """
+    script = write_script(model.tokens, context)
+    limit = model.context_length
+    if limit is not None and script.longest > answered(limit):
+        raise ValueError(
+            f"the second act's model must take {script.longest} tokens, got a context of {limit}, "
+            f"of which SGLang keeps {KEPT} free"
+        )
+    return script
 
 
 def sparse_runs(options: DemoOptions) -> dict[str, dict[str, Any]]:
@@ -127,9 +137,7 @@ class _Stage:
         """SGLang's own backend goes on with the text; it would read it anew for each question."""
         server = self._servers[DENSE]
         first = self._script.passages[0]
-        self._say(f"{DENSE}: reading the text")
-        say(server.url, self._script.shared, 1)
-        self._say(f"{DENSE}: {first.title.lower()}")
+        self._say(f"{DENSE}: reading the text, and going on")
         sayings = [self._spelled(say(server.url, first.ids, first.tokens))]
         run = self._scored(DENSE, {}, sayings, Client(server.url))
         server.stop()

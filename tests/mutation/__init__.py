@@ -1,0 +1,1 @@
+"""Our code with one mistake at a time, made by mutmut: does a unit test notice?"""

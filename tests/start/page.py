@@ -1,0 +1,82 @@
+"""`docs/compatibility.md`: what the sweeps found, one row for each flag and family."""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .sweep import NOT_ON_CPU, REFUSED, SERVED, UPSTREAM, Verdict
+
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+NOT_TRIED = "not tried"
+HEAD = """# What is served, and what is refused
+
+Written by `make soak` (`tests/start`) with SGLang {version} on a CPU: every flag of SGLang's
+command line, and a tiny random model in float32 of every family, each through SGLang's own
+launcher with `--attention-backend sparsekv`. **Served** means that prompts of 6, 90 and 400
+tokens gave the tokens of `torch_native`, with `full` and with a budget above the context, and
+that the longest was then read sparsely, page metadata compared with the keys in every step.
+Everything else ended with the sentence in its row and exit status 2, and no stack trace: what
+*sparsekv* refuses before the weights load, the rest in SGLang's words. A flag that means nothing
+on a CPU, or for a model this small, is served and does nothing.
+
+| | flags, by value | families |
+|---|---|---|
+"""
+
+
+def write_page(version: str, found: Sequence[Verdict], families: Sequence[Verdict]) -> Path:
+    """Write the page over the last one; `found` is of flags."""
+    text = HEAD.format(version=version) + "".join(counts(found, families))
+    text += "\n## Flags\n\n| flag | |\n|---|---|\n"
+    text += "".join(rows([(name_of(verdict.name), verdict) for verdict in found]))
+    text += "\n## Families\n\n| architecture | |\n|---|---|\n"
+    text += "".join(rows([(verdict.name, verdict) for verdict in families]))
+    PAGE.write_text(text)
+    return PAGE
+
+
+def counts(flags: Iterable[Verdict], families: Iterable[Verdict]) -> Iterable[str]:
+    """The small table at the top."""
+    of_flags = Counter(verdict.how for verdict in flags)
+    of_families = Counter(verdict.how for verdict in families)
+    for how in (SERVED, REFUSED, UPSTREAM, NOT_ON_CPU, NOT_TRIED):
+        if of_flags[how] or of_families[how]:
+            yield f"| {how} | {of_flags[how]} | {of_families[how]} |\n"
+
+
+def rows(found: Sequence[tuple[str, Verdict]]) -> Iterable[str]:
+    """One row for what ended alike: the values of a flag stand together."""
+    merged: dict[tuple[str, str], list[str]] = {}
+    for name, verdict in found:
+        flag, _, value = name.partition(" ")
+        key = (flag, outcome(verdict).replace(value, "...") if value else outcome(verdict))
+        merged.setdefault(key, []).append(value)
+    for (flag, words), values in merged.items():
+        shown = ", ".join(value for value in values if value)
+        yield f"| `{flag}`{f' `{cell(shown)}`' if shown else ''} | {words} |\n"
+
+
+def outcome(verdict: Verdict) -> str:
+    """What a row says."""
+    if verdict.how == SERVED:
+        return "served"
+    return f"{verdict.how}: {cell(verdict.words.removeprefix('sparsekv: error: '))}"
+
+
+def name_of(shown: str) -> str:
+    """A command line without this machine's folders."""
+    return re.sub(r"/\S*/(\w+)", r"\1", shown)
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a table, without this machine's paths."""
+    text = text.replace(sys.prefix, "").replace(str(Path(__file__).parents[2]), "")
+    return re.sub(r"(?<![\w/])/(?:tmp|root|home|work)/\S+", "FILE", text).replace("|", "\\|")
+
+
+def named(page: str, heading: str) -> set[str]:
+    """First words of the rows below a heading."""
+    below = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return set(re.findall(r"^\| `([^` ]+)`", below, re.MULTILINE))

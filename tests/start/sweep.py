@@ -1,0 +1,225 @@
+"""Runs command lines through the launcher and says of each how it ended."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sgl_sparsekv.tooling.servers import free_port
+
+from .asking import COMMON, DENSE, HEADERS, OURS, fault_of, ids_of, requests
+from .flags import EVERY_CHOICE, Case
+from .tiny import VOCABULARY
+
+SERVED, REFUSED, UPSTREAM, NOT_ON_CPU, FAULT = (
+    "served",
+    "refused by sparsekv",
+    "refused by SGLang",
+    "SGLang does not serve it on a CPU",
+    "FAULT",
+)
+TOGETHER = 8
+"""Cases that share a server."""
+ALONE = (*EVERY_CHOICE, "_size", "dtype", "device", "host", "worker_num")
+"""Ends of fields that change what a server is."""
+NET = "SGLang does not start like this: "
+TRACE = "Traceback (most recent call last)"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one case ended.
+
+    Attributes:
+        name: what was tried, as a user writes it.
+        how: one of the five words above.
+        words: what the user reads, or what is wrong.
+        seconds: that it took.
+    """
+
+    name: str
+    how: str
+    words: str
+    seconds: float
+
+
+class Launcher:
+    """A process that has SGLang imported; use it in a `with` statement."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start it; logs go to `folder`."""
+        self.folder = folder
+        self._runs = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.start.launcher"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(folder / "launcher.log").open("w"),
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        self._answer()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+    def run(self, arguments: Iterable[str], bodies: list[dict[str, Any]], **more: Any) -> "Ended":
+        """One server from start to end."""
+        self._runs += 1
+        port, log = free_port(), self.folder / f"server-{self._runs}.log"
+        job = {
+            "arguments": [*arguments, "--port", str(port)],
+            "port": port,
+            "log": str(log),
+            "requests": bodies,
+            "headers": HEADERS,
+            **more,
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        found = json.loads(self._answer())
+        said = log.read_text(errors="replace") if log.exists() else ""
+        return Ended(log=said, **found)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("@"):
+                return line[1:]
+        raise AssertionError(f"the launcher ended: see {self.folder / 'launcher.log'}")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A server's outcome, as the launcher tells it, and its log."""
+
+    status: int | None
+    ready: bool
+    answers: list[Any]
+    seconds: float
+    log: str
+
+
+class Sweep:
+    """Judges cases by a dense server of the same model."""
+
+    def __init__(self, launcher: Launcher, model: Path, vocabulary: int = VOCABULARY) -> None:
+        """Nothing is started before the first case."""
+        self.launcher, self.model, self.bodies = launcher, model, requests(vocabulary)
+        self._dense: list[Any] | None = None
+
+    def judge_all(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
+        """Every case; those that change little start together, and apart where that fails."""
+        for group in grouped(cases):
+            yield from self._judge_together(group)
+
+    def _judge_together(self, group: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
+        arguments = tuple(word for case in group for word in case.arguments)
+        found = self.judge(" ".join(arguments), arguments)
+        if len(group) == 1 or found.how == SERVED:
+            for case in group:
+                yield case, replace(found, name=case.shown, seconds=found.seconds / len(group))
+            return
+        half = len(group) // 2
+        yield from self._judge_together(group[:half])
+        yield from self._judge_together(group[half:])
+
+    def judge(self, name: str, arguments: tuple[str, ...]) -> Verdict:
+        """Start ours with these arguments, and what is needed to judge its answers."""
+        ended = self._start(OURS, arguments)
+        if not ended.ready:
+            how, words = refusal(ended)
+            return Verdict(name, how, words, ended.seconds)
+        fault = fault_of(ended.answers, self.dense)
+        if fault is not None and fault.startswith("other tokens"):
+            # The flag may change what the model says: then a dense server has it, too.
+            dense = self._start(DENSE, arguments)
+            if ids_of(dense.answers[0] if dense.answers else None) is None:
+                fault = f"{fault}, and torch_native does not serve it"
+            else:
+                fault = fault_of(ended.answers, dense.answers)
+        if fault is not None:
+            return Verdict(name, FAULT, f"{fault} {last_error(ended.log)}", ended.seconds)
+        return Verdict(name, SERVED, "token-equal to `torch_native`", ended.seconds)
+
+    def judge_family(self, name: str) -> Verdict:
+        """The same for a model that SGLang itself may not serve on a CPU."""
+        found = self.judge(name, ())
+        if found.how == REFUSED or found.how == SERVED:
+            return found
+        if fault_of_dense(self.dense):
+            how = NOT_ON_CPU if found.how == UPSTREAM else FAULT
+            return Verdict(name, how, found.words, found.seconds)
+        return found
+
+    @property
+    def dense(self) -> list[Any]:
+        """What a dense server answers without further flags."""
+        if self._dense is None:
+            self._dense = self._start(DENSE, ()).answers
+        return self._dense
+
+    def _start(self, backend: tuple[str, ...], arguments: tuple[str, ...]) -> Ended:
+        common = ("--model-path", str(self.model), *COMMON)
+        return self.launcher.run((*common, *backend, *arguments), self.bodies)
+
+
+def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """Cases of different fields, a few at a time, and alone those that change much."""
+    waiting: list[Case] = []
+    for case in cases:
+        if case.field.endswith(ALONE) or len(case.arguments) > 2:
+            yield [case]
+            continue
+        if len(waiting) == TOGETHER or case.field in {other.field for other in waiting}:
+            yield waiting
+            waiting = []
+        waiting.append(case)
+    if waiting:
+        yield waiting
+
+
+def refusal_in(words: str) -> tuple[str, str]:
+    """Whose a last line is, and what it says."""
+    if NET in words:
+        return UPSTREAM, words.split(NET)[1].removesuffix(" (where: --log-level debug)")
+    return (REFUSED if words.startswith("sparsekv: error: ") else UPSTREAM), words
+
+
+def fault_of_dense(answers: list[Any]) -> bool:
+    """Whether a dense server did not answer what ours would have to equal."""
+    return len(answers) < 2 or any(ids_of(answer) is None for answer in answers[:2])
+
+
+def refusal(ended: Ended) -> tuple[str, str]:
+    """How a server that was never ready ended, and in which words."""
+    if ended.status is None:
+        return FAULT, f"not ready after {ended.seconds:.0f} s"
+    if TRACE in ended.log:
+        return FAULT, f"a stack trace: {last_error(ended.log)}"
+    words = last_error(ended.log)
+    if not words:
+        return FAULT, f"ended with {ended.status} and no word"
+    return refusal_in(words)
+
+
+def last_error(log: str) -> str:
+    """The last line that says what went wrong."""
+    lines = [line for line in log.splitlines() if "error" in line.lower()]
+    return lines[-1][:700].strip() if lines else ""

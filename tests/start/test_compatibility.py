@@ -1,0 +1,173 @@
+"""Between command line and ready: each flag and family is served right, or one sentence is told."""
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.soak import record
+
+from .families import families, write_family
+from .flags import FREE, TOGETHER, Case, cases, parser
+from .page import NOT_TRIED, PAGE, named, write_page
+from .sweep import (
+    FAULT,
+    NET,
+    REFUSED,
+    SERVED,
+    TRACE,
+    Launcher,
+    Sweep,
+    Verdict,
+    refusal,
+    refusal_in,
+)
+from .tiny import change_config, write_llama
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables are those of a CPU")
+
+HANDFUL = (
+    (TOGETHER["prefill elsewhere"], SERVED, ""),
+    (TOGETHER["decode elsewhere"], REFUSED, "name sparsekv there, or leave the flag out"),
+    ("--enable-mixed-chunk --chunked-prefill-size 64", SERVED, ""),
+    ("--page-size 128", REFUSED, "--page-size must be one of 16, 32, 64"),
+    ("--grammar-backend x", "refused by SGLang", "invalid choice"),
+    ("--enable-hierarchical-cache", REFUSED, "leave it out: on a CPU the cache is in host memory"),
+)
+"""Command lines that every run of the tests starts."""
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """SGLang imported once, forked for each server."""
+    with Launcher(tmp_path_factory.mktemp("start")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def llama(launcher: Launcher) -> Path:
+    """A tiny random Llama."""
+    return write_llama(launcher.folder / "model", num_hidden_layers=4)
+
+
+def test_a_handful_of_command_lines(launcher: Launcher, llama: Path) -> None:
+    """As typed: served with a dense server's tokens, or one line and exit 2."""
+    sweep = Sweep(launcher, llama)
+    for line, how, says in HANDFUL:
+        found = sweep.judge(line, tuple(line.split()))
+        assert found.how == how and says in found.words, found
+
+
+def test_dual_chunk_attention_is_refused_with_the_cure_that_then_serves(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    """Long-context Qwen2.5: a copy of config.json without the key."""
+    from .families import Family
+
+    model = write_family(Family("Qwen2ForCausalLM", "qwen2"), tmp_path / "model")
+    chunks = {"chunk_size": 512, "local_size": 64, "original_max_position_embeddings": 512}
+    change_config(model, dual_chunk_attention_config=chunks)
+    found = Sweep(launcher, model).judge("dual chunk", ())
+    assert found.how == REFUSED and "copy of the model whose config.json lacks" in found.words
+    kept = json.loads((model / "config.json").read_text())
+    del kept["dual_chunk_attention_config"]
+    (model / "config.json").write_text(json.dumps(kept))
+    assert Sweep(launcher, model).judge("cured", ()).how == SERVED
+
+
+def test_an_unforeseen_end_is_one_sentence(launcher: Launcher, llama: Path) -> None:
+    """Whatever stops a scheduler; the trace is in the log at debug alone."""
+    broken = launcher.folder / "broken"
+    broken.mkdir()
+    for file in llama.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    for level, trace in (("warning", False), ("debug", True)):
+        ended = Sweep(launcher, broken)._start(
+            ("--attention-backend", "sparsekv"), ("--log-level", level)
+        )
+        assert ended.status == 2 and NET in ended.log and (TRACE in ended.log) == trace
+        assert ended.log.count("sparsekv: error: ") == 1
+
+
+def test_every_flag_resolves_or_is_refused_in_one_line(
+    resolve_line: Callable[[Case], str | None], model: Path, size: Callable[[int, int], int]
+) -> None:
+    """The stage that costs nothing, for all of them."""
+    found = cases(model, model)
+    # Any value of a flag, or all of them.
+    for case in found if size(0, 1) else {case.field: case for case in found}.values():
+        words = resolve_line(case)
+        assert words is None or (words and "\n" not in words), case
+
+
+def test_the_page_names_every_flag_and_family() -> None:
+    """Written with the SGLang that is installed."""
+    page = PAGE.read_text()
+    flags = {
+        action.option_strings[0]
+        for action in parser()._actions
+        if action.dest not in FREE and not action.dest.startswith("sparsekv")
+    }
+    assert flags <= named(page, "Flags")
+    assert {family.architecture for family in families()} == named(page, "Families")
+    assert FAULT not in page and TRACE not in page
+
+
+@pytest.mark.soak
+def test_all_flags_and_families(
+    launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
+) -> None:
+    """The whole sweep; writes the page."""
+    flags = dict(judge_flags(launcher, llama, resolve_line))
+    order = [flags[case] for case in cases(llama, launcher.folder)]
+    models = [family_verdict(launcher, family) for family in families()]
+    write_page(version("sglang"), order, models)
+    found = [*order, *models]
+    counts = {how: sum(v.how == how for v in found) for how in sorted({v.how for v in found})}
+    record("start", {"counts": counts, "seconds": sum(verdict.seconds for verdict in found)})
+    assert not [verdict for verdict in found if verdict.how == FAULT]
+
+
+def judge_flags(
+    launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
+) -> Iterator[tuple[Case, Verdict]]:
+    """Every case: what does not resolve is not started."""
+    left: list[Case] = []
+    for case in cases(llama, launcher.folder):
+        words = resolve_line(case)
+        if words is None:
+            left.append(case)
+        else:
+            yield case, Verdict(case.shown, *refusal_in(words), 0.0)
+    yield from Sweep(launcher, llama).judge_all(left)
+
+
+def family_verdict(launcher: Launcher, family: Any) -> Verdict:
+    """One family, or why it was not tried."""
+    name = family.architecture
+    if family.model_type is None:
+        return Verdict(name, NOT_TRIED, "transformers has no such class for text", 0.0)
+    try:
+        model = write_family(family, launcher.folder / name)
+    except Exception as error:  # transformers raises whatever it likes
+        words = " ".join(str(error).split())[:100]
+        return Verdict(name, NOT_TRIED, f"no small model of it could be built: {words}", 0.0)
+    return Sweep(launcher, model).judge_family(name)
+
+
+def test_a_refusal_is_read_from_a_log() -> None:
+    """The judge itself can say no."""
+    from .sweep import Ended
+
+    def end(status: int | None, log: str) -> tuple[str, str]:
+        return refusal(Ended(status, False, [], 1.0, log))
+
+    assert end(2, "sparsekv: error: no such method")[0] == REFUSED
+    assert end(2, f"sparsekv: error: {NET}no luck")[0] == "refused by SGLang"
+    assert end(1, f"{TRACE}\nValueError: x")[0] == FAULT
+    assert end(1, "")[0] == FAULT and end(None, "")[0] == FAULT
