@@ -65,7 +65,7 @@ class Reader:
         Returns:
             its exit status.
         """
-        url = f"http://{self.server(command.block.page, command.line).address}/generate"
+        server = self.server(command.block.page, command.line)
         body = json.dumps({"text": "Ashbank", "sampling_params": {"max_new_tokens": 4}})
         file = self.copy(command) / wrote
         typed = ["bash", "-c", f"exec {self.typed(command)}"]
@@ -74,7 +74,7 @@ class Reader:
         # The subscription takes a moment, and what is published before it is lost.
         while not file.exists() or len(file.read_text().splitlines()) < 2:
             assert running.poll() is None and time.monotonic() < deadline
-            subprocess.run(["curl", "-s", url, "-d", body], check=True, stdout=subprocess.DEVNULL)
+            server.ask(body)
             time.sleep(0.5)
         running.send_signal(signal.SIGINT)
         return running.wait(30)

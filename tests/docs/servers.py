@@ -1,5 +1,6 @@
-"""The servers that documents start, each line once, by its own words and a port of ours."""
+"""The servers that documents start, each line once, with a port and a cache of ours added."""
 
+import json
 import os
 import shlex
 import signal
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from helpers.fresh import environment
 
@@ -17,6 +19,7 @@ from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.tooling.servers import free_port, last_words
 
 METHOD_OF_ANOTHER = Path(__file__).parents[1] / "helpers" / "random_pages"
+SMALL = ("--max-total-tokens", "65536")
 HERE = Path(sys.executable).parent
 """Programs of this environment."""
 
@@ -34,7 +37,10 @@ def same_server(line: str) -> tuple[str, ...]:
 
 
 class DocumentedServer:
-    """A serve line that runs as written, host and port added."""
+    """A serve line that runs as written, with an address and a small cache added.
+
+    What a server takes by itself, half of the free memory, would leave the others little.
+    """
 
     def __init__(self, line: str, folder: Path, programs: Path = HERE) -> None:
         """Start it.
@@ -48,10 +54,11 @@ class DocumentedServer:
         self.address = f"127.0.0.1:{self.port}"
         self.line = line
         self.log = folder / f"{self.port}.log"
+        added = ("--host", "127.0.0.1", "--port", str(self.port), *SMALL)
         paths = {"PYTHONPATH": str(METHOD_OF_ANOTHER)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                ["bash", "-c", f"exec {line} --host 127.0.0.1 --port {self.port}"],
+                ["bash", "-c", f"exec {line} {' '.join(added)}"],
                 cwd=folder,
                 env={**environment(programs), **paths},
                 stdout=log,
@@ -68,6 +75,15 @@ class DocumentedServer:
             assert time.monotonic() < deadline, f"{self.line}\nis not ready after {timeout} s"
             time.sleep(0.5)
         return self
+
+    def ask(self, body: str) -> dict[str, Any]:
+        """The answer of `/generate` to a body, sent by curl."""
+        sent = ("curl", "-s", f"http://{self.address}/generate", "-d", body)
+        header = ("-H", "Content-Type: application/json")
+        done = subprocess.run([*sent, *header], capture_output=True, text=True, check=True)
+        answer = json.loads(done.stdout)
+        assert "meta_info" in answer, answer
+        return answer
 
     def stop(self) -> None:
         """End it and what it started."""

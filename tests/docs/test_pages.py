@@ -84,12 +84,9 @@ def test_a_command_within_a_sentence_could_run(page: str, text: str) -> None:
 @pytest.mark.parametrize("block", of_kind("json"), ids=str)
 def test_a_request_body_is_answered_as_it_asks(reader: Reader, block: Block) -> None:
     """By `/generate`, with the options that it names."""
-    address = reader.server(block.page, block.line).address
-    sent = ["curl", "-s", f"http://{address}/generate", "-d", block.text]
-    done = run(sent, reader.folder, HERE, timeout=300)
+    answer = reader.server(block.page, block.line).ask(block.text)
     asked = json.loads(block.text)["sampling_params"]["custom_params"]["sparsekv"]
-    report = json.loads(done.stdout)["meta_info"]["sparsekv"]
-    assert asked.items() <= report.items()
+    assert asked.items() <= answer["meta_info"]["sparsekv"].items()
 
 
 @pytest.mark.parametrize("block", of_kind("python"), ids=str)
