@@ -98,9 +98,9 @@ MODEL_REFUSALS = (
         "they keep a state beside the pages",
     ),
     ModelRefusal(
-        "models with learned attention sinks",
-        lambda model, args: bool(model.has_attention_sinks),
-        "no kernel here adds them",
+        "gpt-oss",
+        lambda model, args: "GptOssForCausalLM" in model.hf_config.architectures,
+        "SGLang serves it with backends of a closed list",
     ),
     ModelRefusal(
         "models with a second KV pool for sliding-window layers",

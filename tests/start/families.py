@@ -88,18 +88,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "moe"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "glm5_next": {"num_key_value_heads": 4},
     "deepseek_v3": {"num_key_value_heads": 4},
     "deepseek_v2": {"num_key_value_heads": 4},
-    "chatglm": {},
 }
-KEYS_OF_ITS_OWN = (
-    "layer_types",
-    "rope_parameters",
-    "rope_scaling",
-    "no_rope_layers",
-    "no_rope_layer_pattern",
-    "mlp_layer_types",
-)
 
 
 @dataclass(frozen=True)
@@ -170,10 +166,19 @@ def small_config(kind: Any, model_type: str) -> Any:
 
 
 def _sizes(defaults: Any, kind: Any) -> Iterator[tuple[str, Any]]:
-    known = {*inspect.signature(kind.__init__).parameters, *defaults.to_dict(), *dir(kind)}
+    said = defaults.to_dict()
+    known = {*inspect.signature(kind.__init__).parameters, *said, *dir(kind)}
     for name, value in SMALL.items():
-        if name in known and getattr(defaults, name, None) is not None:
+        default = said[name] if name in said else _attribute(defaults, name)
+        if name in known and default is not None and not isinstance(default, list):
             yield name, value
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if name in known:
             yield name, SMALL[name]
+
+
+def _attribute(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # some say that a value varies by layer
+        return None

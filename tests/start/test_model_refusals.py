@@ -12,7 +12,7 @@ from .families import small_config
 
 KINDS = {
     "deepseek_v3": "MLA models",
-    "gpt_oss": "learned attention sinks",
+    "gpt_oss": "gpt-oss cannot be served",
     "qwen3_next": "linear attention or state-space layers",
     "gemma2": "logit caps",
     "mellum": "add --disable-hybrid-swa-memory",
