@@ -65,3 +65,26 @@ def test_a_page_must_hold_whole_units(page: int, unit: int) -> None:
 def test_ceil_div_rounds_up() -> None:
     """Exactly at multiples, up between them."""
     assert [ceil_div(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", (torch.int32, torch.int64))
+def test_smaller_units_lie_inside_units_in_order(dtype: torch.dtype) -> None:
+    geometry, units = Geometry(64, 16), torch.tensor([3, 0], dtype=dtype)
+    finer = geometry.finer(units, 8)
+    assert finer.tolist() == [6, 7, 0, 1] and finer.dtype == dtype
+    assert geometry.finer(units, 4).tolist() == [12, 13, 14, 15, 0, 1, 2, 3]
+    assert geometry.finer(units, None) is units and geometry.finer(units, 16) is units
+
+
+def test_a_segment_is_known_by_its_last_page() -> None:
+    """Of slots in position order, whatever pages they lie on; what is no whole segment has none."""
+    geometry = Geometry(16, 16)
+    pages = torch.tensor([7, 2, 9, 4, 5])
+    slots = (pages[:, None] * 16 + torch.arange(16)).reshape(-1)
+    assert geometry.segment_pages(slots, 32).tolist() == [2, 4]
+    assert geometry.segment_pages(slots, 16).tolist() == pages.tolist()
+    assert geometry.segment_pages(slots[:31], 32).tolist() == []
+    geometry.require_whole_pages(32)
+    with pytest.raises(ValueError) as refused:
+        geometry.require_whole_pages(24)
+    assert str(refused.value) == "a segment of 24 tokens is no whole pages of 16"

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Sweep, write the page's section, print what has no reason yet."""
     parser = argparse.ArgumentParser(prog="tests.mutation", description=__doc__)
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="mutants; default: all")
-    parser.add_argument("--again", action="store_true", help="also try those that lived before")
+    parser.add_argument("--again", action="store_true", help="then try anew those that live")
     parser.add_argument("--report", action="store_true", help="try none, only write the page")
     args = parser.parse_args(argv)
     if not args.report:

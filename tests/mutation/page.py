@@ -35,15 +35,18 @@ def write(page: Path, found: Sequence[Swept]) -> None:
 def section(found: Sequence[Swept]) -> str:
     """Tables of files and of those that live."""
     rows = [
-        f"| `{each.file}` | {each.tried} | {each.killed} | {share([each]):.0%} |" for each in found
+        f"| `{each.file}` | {each.total} | {each.tried} | {each.killed} | {share([each]):.0%} |"
+        for each in found
     ]
-    tried, killed = sum(each.tried for each in found), sum(each.killed for each in found)
+    total, tried, killed = (
+        sum(getattr(each, name) for each in found) for name in ("total", "tried", "killed")
+    )
     return "\n".join(
         (
-            "| module | mutants | killed | share |",
-            "|---|---|---|---|",
+            "| module | mutants | tried | killed | of those tried |",
+            "|---|---|---|---|---|",
             *rows,
-            f"| all | {tried:,} | {killed:,} | {share(found):.1%} |",
+            f"| all | {total:,} | {tried:,} | {killed:,} | {share(found):.1%} |",
             "",
             "| lives | in | reason |",
             "|---|---|---|",

@@ -58,6 +58,11 @@ class Swept:
         return sum(self.counts[status] for status in KILLED)
 
     @property
+    def total(self) -> int:
+        """Mutants, tried or not."""
+        return sum(self.counts.values())
+
+    @property
     def tried(self) -> int:
         """Mutants with a verdict."""
         return self.killed + sum(self.counts[status] for status in LIVES)

@@ -20,7 +20,7 @@ LIVES = (
     survivor("return 1", "return 2", reached=False),
 )
 FOUND = [
-    Swept("config.py", Counter({"killed": 9, "timeout": 1}), ()),
+    Swept("config.py", Counter({"killed": 9, "timeout": 1, "not checked": 2}), ()),
     Swept("geometry.py", Counter({"killed": 6, "survived": 3, "no tests": 1}), LIVES),
 ]
 
@@ -31,9 +31,9 @@ def test_all_mutants_with_a_verdict_count() -> None:
 
 def test_a_line_for_each_file_and_each_changed_line() -> None:
     lines = section(FOUND).splitlines()
-    assert "| `config.py` | 10 | 10 | 100% |" in lines
-    assert "| `geometry.py` | 10 | 6 | 60% |" in lines
-    assert "| all | 20 | 16 | 80.0% |" in lines
+    assert "| `config.py` | 12 | 10 | 10 | 100% |" in lines
+    assert "| `geometry.py` | 10 | 10 | 6 | 60% |" in lines
+    assert "| all | 22 | 20 | 16 | 80.0% |" in lines
     where = "`geometry.py`, `Geometry.pages`"
     same = "lists of equal length"
     assert f"| `zip(a, b, strict=True)`, 2 of its mutants | {where} | {same} |" in lines

@@ -60,6 +60,26 @@ def test_nothing_is_attached_without_our_backend_or_an_end(
     assert running.customized_info == {} and stock.customized_info == {}
 
 
+def test_what_is_wrapped_gets_all_that_sglang_gave(
+    table: request_table.RequestTable, manager: Any, front_end: FrontEnd
+) -> None:
+    """And its result is SGLang's, but for reports."""
+
+    def original(*args: Any, **options: Any) -> tuple[Any, ...]:
+        return (*args, options)
+
+    payload, stock = batch(False, True), serving_of(SimpleNamespace())
+    assert echo.attach_reports(original, payload, 1, rank=2) == (payload, 1, {"rank": 2})
+    assert echo.add_to_stream(original, stock, 1, rank=2) == (stock, 1, {"rank": 2})
+    passed: list[Any] = []
+    state, meta = SimpleNamespace(obj=SimpleNamespace()), {"id": "r0"}
+    info = {"other": [1, 2], "sparsekv": [[], [REPORT]]}
+    echo.take_report(lambda *args: passed.append(args), manager, meta, state, info, 1, "stop")
+    assert passed == [(manager, meta, state, {"other": [1, 2]}, 1, "stop")]
+    assert meta == {"id": "r0", "sparsekv": REPORT}
+    assert not front_end.reports, "it streams nothing"
+
+
 def take(
     info: dict[str, Any], stream: bool = False, manager: Any = None
 ) -> tuple[dict[str, Any], list[Any]]:
