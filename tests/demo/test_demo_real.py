@@ -221,4 +221,6 @@ def test_the_step_time_is_a_median_over_steps():
     assert ms_per_step([paused]) == pytest.approx(10)
     bunched = [steady[0], steady[2], steady[8]]
     assert ms_per_step([bunched]) == pytest.approx(10)
+    late = [(0.04 * (i // 4) + 1e-5 * (i % 4), 1 + i) for i in range(33)]
+    assert ms_per_step([late]) == pytest.approx(10), "read four at a time by a busy client"
     assert ms_per_step([]) == 0
