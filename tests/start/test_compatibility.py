@@ -40,6 +40,14 @@ HANDFUL = (
 )
 """Command lines that every run of the tests starts."""
 
+FEW_FAMILIES = {
+    "Qwen3ForCausalLM": SERVED,
+    "Gemma3ForCausalLM": SERVED,
+    "Qwen3NextForCausalLM": REFUSED,
+    "GptOssForCausalLM": REFUSED,
+}
+"""Families that every run of the tests starts: plain, with sliding layers, two refusals."""
+
 
 @pytest.fixture(scope="module")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
@@ -60,6 +68,14 @@ def test_a_handful_of_command_lines(launcher: Launcher, llama: Path) -> None:
     for line, how, says in HANDFUL:
         found = sweep.judge(line, tuple(line.split()))
         assert found.how == how and says in found.words, found
+
+
+@pytest.mark.parametrize(("architecture", "how"), FEW_FAMILIES.items())
+def test_a_few_families(launcher: Launcher, architecture: str, how: str) -> None:
+    """Served with a dense server's tokens, or one sentence."""
+    family = next(found for found in families() if found.architecture == architecture)
+    found = family_verdict(launcher, family)
+    assert found.how == how, found
 
 
 def test_dual_chunk_attention_is_refused_with_the_cure_that_then_serves(
