@@ -42,6 +42,7 @@ class RequestOptions:
         dense_layers: first layers that read everything.
         reselect_every: steps for which a selection is used; 1 selects anew in every step.
         telemetry: measure what decode covered and cost, and report it.
+        share_generated: offer to the radix cache what sparse decode generated.
         unit_size: tokens per unit; the server's, no request can change it.
     """
 
@@ -52,6 +53,7 @@ class RequestOptions:
     dense_layers: int = 2
     reselect_every: int = 1
     telemetry: bool = False
+    share_generated: bool = True
     unit_size: int = UNIT_SIZE
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class RequestOptions:
         _check_int("dense_layers", self.dense_layers, 0, 10_000)
         _check_int("reselect_every", self.reselect_every, 1, 1024)
         _check_bool("telemetry", self.telemetry)
+        _check_bool("share_generated", self.share_generated)
         _check_int("unit_size", self.unit_size, min(PAGE_SIZES), max(PAGE_SIZES))
         _check_choice("unit_size", self.unit_size, PAGE_SIZES)
         _check_budget(self.budget)
@@ -222,6 +225,11 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
         raise RequestOptionError(f"sparsekv.{error}") from None
     if server.device in FUSED_DEVICES and options.reselect_every != 1:
         raise RequestOptionError(f"sparsekv.{_reselects(server.device, options.reselect_every)}")
+    if options.share_generated and not server.request.share_generated:
+        raise RequestOptionError(
+            "sparsekv.share_generated must be false on a server that was started with it off, "
+            "got true"
+        )
     if server.attend != "triton" and options.dense_layers > server.request.dense_layers:
         raise RequestOptionError(
             f"sparsekv.dense_layers must be at most {server.request.dense_layers} on a server "

@@ -89,6 +89,16 @@ HOOKS = (
         "backend.kv_pool:note_handed_out",
     ),
     Hook(
+        "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint_into_tree",
+        "around",
+        "backend.sharing:checkpoint_offered",
+    ),
+    Hook(
+        "sglang.srt.session.streaming_session.StreamingSession.try_cache_finished_req",
+        "after",
+        "backend.sharing:rewind_session",
+    ),
+    Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
         "after",
         "backend.request_table:note_batch",

@@ -15,6 +15,7 @@ from ..page_metadata import PageMetadata
 from .layers import layers_of_all_stages
 from .observer import StepObserver
 from .request_table import activate
+from .sharing import Sharing, activate_sharing
 from .support import attention_layers, check_runner
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         self.observer = StepObserver(
             options, self.ops, self.metadata, self.table, self.layers, runner
         )
+        activate_sharing(Sharing(self.table, self.metadata, self.observer.metrics))
         self._decode_tokens: torch.Tensor | None = None
         self.observer.log_start(self.ops.name, self.on_cpu)
 

@@ -22,6 +22,7 @@ from ..errors import ConfigError, SparseKVError
 from ..host import BACKEND_NAME
 
 ATTRIBUTE = "_sparsekv"
+YES_OR_NO = ("telemetry", "share_generated", "validate_requests")
 _HELP = {
     "method": "selection method of requests that name none",
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
@@ -30,6 +31,7 @@ _HELP = {
     "dense_layers": "first layers that read the whole cache",
     "reselect_every": "decode steps for which a selection is used",
     "telemetry": "measure what decode covers and costs, in every response: true or false",
+    "share_generated": "offer what sparse decode generated to the radix cache: true or false",
     "methods": "comma-separated methods that requests may choose",
     "reduction": "how query heads of a KV head share a selection: max_softmax, mean_softmax or max",
     "unit_size": "tokens per unit that is scored and read as one: 16, 32 or 64",
@@ -136,7 +138,7 @@ def _typed(name: str, text: str) -> Any:
                 return parse(text)
             except ValueError:
                 continue
-    if name in ("telemetry", "validate_requests") and text.lower() in ("true", "false"):
+    if name in YES_OR_NO and text.lower() in ("true", "false"):
         return text.lower() == "true"
     return text
 

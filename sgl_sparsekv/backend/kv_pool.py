@@ -10,7 +10,13 @@ import torch
 from ..config import ServerOptions
 from ..errors import UnsupportedSetup
 from ..geometry import UNIT_SIZE, Geometry, ceil_div
-from ..page_metadata import KeyLayout, PageMetadata, bytes_per_record, bytes_per_unit
+from ..page_metadata import (
+    BYTES_PER_SLOT,
+    KeyLayout,
+    PageMetadata,
+    bytes_per_record,
+    bytes_per_unit,
+)
 from ..page_metadata.records import record_capacity
 from ..selection import load_method
 from ..types import PageSummary, SegmentSummary
@@ -32,7 +38,7 @@ def cell_size_with_metadata(
     if options is None or kvc.is_draft_worker or kvc.use_mla_backend:
         return size
     layout, unit = _layout(kvc, num_layers), options.request.unit_size
-    size += ceil_div(bytes_per_unit(layout, summaries(options), unit), unit)
+    size += ceil_div(bytes_per_unit(layout, summaries(options), unit), unit) + BYTES_PER_SLOT
     for summary in segments(options):
         many = 1 << 24  # so that the rounding of one pool does not matter
         records = record_capacity(many, summary.segment_size)

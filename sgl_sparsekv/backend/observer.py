@@ -102,10 +102,9 @@ class StepObserver:
         attended, in_context = plan.attended(self.layers)
         if dense:
             attended = in_context
-        for row, read, there in zip(
-            plan.rows.tolist(), attended.tolist(), in_context.tolist(), strict=True
-        ):
-            self.table.record(row, read, there)
+        read = (plan.rows, attended, in_context, plan.lengths)
+        for row, *counts in zip(*(values.tolist() for values in read), strict=True):
+            self.table.record(row, *counts)
         self.metrics.read(int(attended.sum()), int(in_context.sum()))
         methods = ["full" if dense else option.method for option in plan.options]
         for method in set(methods):

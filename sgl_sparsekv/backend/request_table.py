@@ -31,6 +31,9 @@ class RequestEntry:
         tokens_attended: tokens read, summed over decode steps and layers.
         tokens_in_context: tokens there were to read, summed likewise.
         retractions: times it was retracted when it was last seen.
+        exact: first tokens whose keys were made by prefill or by steps that read everything.
+        tokens_from_sparser: tokens of its prefix hit that a request which reads less had generated;
+            None: not known.
         extended: its first extend step was seen, so a longer prefix is its own work.
         telemetry: what its decode steps covered and cost; filled only if it asked.
     """
@@ -43,6 +46,8 @@ class RequestEntry:
     tokens_attended: int = 0
     tokens_in_context: int = 0
     retractions: int = 0
+    exact: int = 0
+    tokens_from_sparser: int | None = None
     extended: bool = False
     telemetry: RequestTelemetry = field(default_factory=RequestTelemetry)
 
@@ -50,6 +55,10 @@ class RequestEntry:
         """Its output was thrown away: what its decode steps read and covered is told of none."""
         self.decode_steps = self.tokens_attended = self.tokens_in_context = 0
         self.telemetry = RequestTelemetry()
+
+    def offered(self, length: int) -> int:
+        """How many of its first `length` tokens others may read."""
+        return length if self.options.share_generated else min(length, self.exact)
 
     def report(self) -> dict[str, Any]:
         """What was applied to the request and what it read, for the response's metadata."""
@@ -59,6 +68,7 @@ class RequestEntry:
             "decode_steps": self.decode_steps,
             "tokens_attended": self.tokens_attended,
             "tokens_in_context": self.tokens_in_context,
+            "tokens_from_sparser": self.tokens_from_sparser,
             "telemetry": self.telemetry.report(self.decode_steps) if asked else None,
             "rejected": self.rejected,
         }
@@ -122,9 +132,16 @@ class RequestTable:
         known = self._by_row.get(row)
         return known if known is not None else RequestEntry("", self.server.request)
 
-    def record(self, row: int, attended: int, in_context: int) -> None:
-        """Add one decode step's reading, summed over layers."""
+    def of(self, request: Any) -> RequestEntry | None:
+        """The entry of a request, or None when it never ran."""
+        return self._entries.get(request)
+
+    def record(self, row: int, attended: int, in_context: int, length: int) -> None:
+        """Add one decode step's reading of `length` tokens, summed over layers."""
         entry = self.entry(row)
+        entry.exact = min(entry.exact, length - 1)
+        if attended == in_context and entry.exact == length - 1:
+            entry.exact = length
         entry.decode_steps += 1
         entry.tokens_attended += attended
         entry.tokens_in_context += in_context
@@ -172,3 +189,7 @@ def note_batch(result: object, *args: Any, **kwargs: Any) -> None:
     table.launched = np.array([-1 if row is None else row for row, _ in rows], dtype=np.int64)
     mixed = batch.decoding_reqs if batch.forward_mode.is_mixed() else None
     table.decode_rows = frozenset(req.kv.req_pool_idx for req in mixed) if mixed else None
+    if batch.forward_mode.is_extend():
+        for row, req in rows:
+            if row is not None and row not in (table.decode_rows or ()):
+                table.entry(row).exact = req.extend_end

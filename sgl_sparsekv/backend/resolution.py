@@ -119,6 +119,19 @@ REFUSALS = (
         "it replaces the KV pool that carries the page metadata",
         "leave it out",
     ),
+    *(
+        Refusal(
+            flag,
+            _set(name),
+            "what a request keeps to itself is known to SGLang's own radix cache alone",
+            "leave it out",
+        )
+        for flag, name in (
+            ("--enable-lmcache", "enable_lmcache"),
+            ("--enable-flexkv", "enable_flexkv"),
+            ("--radix-cache-backend", "radix_cache_backend"),
+        )
+    ),
     Refusal(
         "--enable-page-major-kv-layout",
         _set("enable_page_major_kv_layout"),

@@ -4,10 +4,11 @@ from .check import Mismatch, find_mismatches, find_record_mismatches
 from .indexing import SINKS, RowSegments, StepIndex
 from .layout import KeyLayout
 from .lifecycle import StepSeal
-from .pool import PageMetadata, bytes_per_unit
+from .pool import BYTES_PER_SLOT, PageMetadata, bytes_per_unit
 from .records import SegmentRecords, bytes_per_record, record_capacity, write_records
 
 __all__ = [
+    "BYTES_PER_SLOT",
     "SINKS",
     "KeyLayout",
     "Mismatch",

@@ -22,6 +22,10 @@ def bytes_per_unit(layout: KeyLayout, summaries: Sequence[PageSummary], unit_siz
     return layout.num_layers * layout.num_kv_heads * channels * itemsize + 1
 
 
+BYTES_PER_SLOT = 4
+"""Of what is kept by slot."""
+
+
 class PageMetadata:
     """Tensors keyed by physical unit; knows nothing of scoring, requests or SGLang.
 
@@ -66,6 +70,8 @@ class PageMetadata:
                 summary.name: SegmentRecords(summary, layout, geometry, num_slots, device)
                 for summary in segments
             }
+            self.budgets = torch.zeros(num_slots, dtype=torch.int32, device=device)
+            """By slot of the radix tree: tokens that the step read which made its keys; 0: all."""
         self.poison = False
         """Fill the fields of units that lose their stamp with NaN, so that a stale read shows."""
 
@@ -83,7 +89,8 @@ class PageMetadata:
     def nbytes(self) -> int:
         """Bytes held."""
         unit = bytes_per_unit(self.layout, self.summaries, self.geometry.unit_size)
-        return self.num_units * unit + sum(r.nbytes for r in self.records.values())
+        records = sum(r.nbytes for r in self.records.values())
+        return self.num_units * unit + records + len(self.budgets) * BYTES_PER_SLOT
 
     def fields(self, summary: str, layer: int) -> torch.Tensor:
         """Field `[units, H, planes, W]` of a summary in a layer, counted from this rank's first."""

@@ -31,7 +31,9 @@ WITHOUT_OPTIONS = (
     *("/v1/rerank", "/encode", "/classify"),
 )
 ROUTES = (NATIVE, VERTEX, *OPENAI, *WITHOUT_OPTIONS)
-_SEARCHED = (b"sparse", b"custom_params", b"health_check")
+SCORES_OWN = ("token_indices_to_pool", "multi_item_delimiter_indices")
+"""Fields that /v1/score makes for itself: beside other requests they end the scheduler."""
+_SEARCHED = (b"sparse", b"custom_params", b"health_check", *(n.encode() for n in SCORES_OWN))
 _OVERLAP = max(map(len, _SEARCHED)) - 1
 _ERROR_EVENT = b'data: {"error":'
 _READER = "fastapi.dependencies.utils"
@@ -148,20 +150,27 @@ def check_body(route: str, body: object) -> None:
         return
     if route == NATIVE:
         placement.check_native(body)
-        _check_ids(body.get("rid"))
+        _check_own(body)
     elif route == VERTEX:
         placement.check_vertex(body)
+        _check_own(body.get("parameters"))
     elif route in OPENAI:
         placement.check_openai(body)
     else:
         placement.check_other(body, route)
 
 
-def _check_ids(given: object) -> None:
-    """SGLang drops a request that is called like a health check when it is busy."""
+def _check_own(body: object) -> None:
+    """What SGLang keeps to itself: names of health checks, which it drops when it is busy."""
+    if not isinstance(body, dict):
+        return
+    given = body.get("rid")
     for rid in given if isinstance(given, list) else [given]:
         if isinstance(rid, str) and rid.startswith("HEALTH_CHECK"):
             raise ValueError(f"rid must not start with HEALTH_CHECK, got {rid[:60]!r}")
+    for name in SCORES_OWN:
+        if body.get(name) is not None:
+            raise ValueError(f"{name} must be left out: /v1/score makes it")
 
 
 def install(app: Any, front_end: FrontEnd) -> None:

@@ -50,6 +50,12 @@ SUMMARISED = Metric(
 SHARED = Metric(
     "sparsekv:units_shared_total", "counter", "", "Units whose page metadata came with a prefix."
 )
+FROM_SPARSER = Metric(
+    "sparsekv:tokens_from_sparser_total",
+    "counter",
+    "",
+    "Tokens of prefix hits that a request which reads less had generated.",
+)
 INDEXED = Metric(
     "sparsekv:segments_indexed_total", "counter", "method", "Segments whose record was built."
 )
@@ -91,6 +97,7 @@ METRICS = (
     METADATA_BYTES,
     SUMMARISED,
     SHARED,
+    FROM_SPARSER,
     INDEXED,
     EVICTED,
     UNINDEXED,
@@ -141,6 +148,10 @@ class ServingMetrics:
     def shared(self, units: int) -> None:
         """Count units whose metadata came with a prefix hit."""
         self._add(SHARED, units)
+
+    def from_sparser(self, tokens: int) -> None:
+        """Count tokens of a prefix hit that a request which reads less had generated."""
+        self._add(FROM_SPARSER, tokens)
 
     def segments(self, method: str, indexed: int, evicted: int, unindexed: int) -> None:
         """Count segments of a method that a step indexed, threw out, or found no room for."""

@@ -62,6 +62,11 @@ class Case:
         """Softmax scale."""
         return 1 / math.sqrt(DIM)
 
+    @property
+    def counts(self) -> torch.Tensor:
+        """Units to select, int32 `[rows]`: half of a row, so reading all of it is no pass."""
+        return (self.num_units // 2).clamp(min=3).minimum(self.num_units)
+
 
 def make_case() -> Case:
     """The case: ragged rows whose units lie scattered in the pool."""
@@ -123,7 +128,7 @@ def _test_scores(ops: Ops, case: Case, report: DeviceReport) -> None:
     exact = (case.q, case.keys, case.candidates, case.scale, reduction, UNIT_SIZE)
     scores = reference.score_exact(*exact)
     report.worst["score_exact"] = _gap(ops.score_exact(*exact), scores)
-    counts = (case.num_units // 2).clamp(min=3).minimum(case.num_units)
+    counts = case.counts
     chosen = ops.select(scores, case.candidates, case.num_units, counts)
     wanted = reference.select(scores, case.candidates, case.num_units, counts)
     report.worst["select"] = _gap(chosen.logical.float(), wanted.logical.float())

@@ -52,7 +52,8 @@ def kit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(dense_attention, "_SWA_DECODE_EXTEND_WINDOW", swa)
     from sglang.srt.runtime_context import get_parallel
 
-    with get_parallel().override(attn_tp_rank=0):
+    place = {"dp_rank": None, "pp_rank": 0, "pp_size": 1, "attn_cp_rank": 0, "attn_cp_size": 1}
+    with get_parallel().override(attn_tp_rank=0, **place):
         yield dense_attention
 
 
@@ -60,6 +61,21 @@ def always_sparse(gate: BreakEven, forward_batch: Any) -> str:
     """In place of the break-even."""
     gate.chosen = SPARSE
     return SPARSE
+
+
+def show_layer(case: Any, head_dim: int, patch: pytest.MonkeyPatch) -> None:
+    """The kit's model shows no attention module to the backend; here is the one that it calls."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    from sgl_sparsekv.backend import attention, fused
+    from sgl_sparsekv.backend.layers import UNBOUNDED, ModelLayers
+
+    window, heads = case.sliding_window_size, (case.num_heads, case.num_kv_heads)
+    reach = UNBOUNDED if window is None else window + 1
+    layers = ModelLayers([0], [reach], [window is None])
+    layer = RadixAttention(heads[0], head_dim, head_dim**-0.5, heads[1], layer_id=0)
+    patch.setattr(attention, "layers_of_all_stages", lambda modules: layers)
+    patch.setattr(fused, "attention_layers", lambda model: [layer])
 
 
 def cases(kit: Any) -> list[Any]:
@@ -75,7 +91,11 @@ def cases(kit: Any) -> list[Any]:
 @pytest.mark.parametrize("layout", ["contiguous", "shuffled_pages", "interleaved_pages"])
 @pytest.mark.parametrize("head_dim", [16, 64])
 def test_kit_cases_match_the_kits_reference(
-    kit: Any, layout: str, head_dim: int, request: pytest.FixtureRequest
+    kit: Any,
+    layout: str,
+    head_dim: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Extend and decode over page edges; MHA, GQA, MQA; sliding windows through SGLang's own."""
     on_gpu = request.node.get_closest_marker("gpu") is not None
@@ -84,6 +104,7 @@ def test_kit_cases_match_the_kits_reference(
     torch.set_num_threads(2)
     ran = 0
     for case in cases(kit):
+        show_layer(case, head_dim, monkeypatch)
         kit.run_dense_attention_case(
             Case(), case, device="cuda" if on_gpu else "cpu", loc_layout=layout, head_dim=head_dim
         )
@@ -94,12 +115,15 @@ def test_kit_cases_match_the_kits_reference(
 @torch.no_grad()
 @pytest.mark.parametrize("kit", [pytest.param("triton", marks=GPU)], indirect=True)
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_graph_runner_cases_match_the_kits_reference(kit: Any, head_dim: int) -> None:
+def test_graph_runner_cases_match_the_kits_reference(
+    kit: Any, head_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kit's decode cases through the phases of a captured graph."""
     from sglang.test.kits.attention_unittest.runner_modes import cuda_graph_decode_runner
 
     decode = [case for case in cases(kit) if case.forward_mode.is_decode()]
     for case in decode:
+        show_layer(case, head_dim, monkeypatch)
         cuda_graph_decode_runner.run_dense_cuda_graph_decode_case(
             Case(), case, head_dim=head_dim, device="cuda"
         )

@@ -16,7 +16,7 @@ from bench.gpu.cascade import cascade_arguments, cascade_buffers, cascade_plan
 from bench.gpu.kernels import versus
 from bench.gpu.log import FAILED, Check, Entry, Fact, Log, Measured, read
 from bench.gpu.parts import PARTS, Part
-from bench.gpu.shapes import LLAMA, TOY, Shape, make_scene
+from bench.gpu.shapes import FULL, LLAMA, REHEARSED, TOY, Shape, make_scene
 from bench.gpu.timing import Times
 from bench.results_schema import load
 from sgl_sparsekv.routes import load_route
@@ -31,6 +31,14 @@ def bench_gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m bench.gpu`."""
     command = [sys.executable, "-m", "bench.gpu", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_every_gate_has_contexts_that_the_budget_cuts():
+    """Kernels that are right up to 64 tokens alone have passed smoke tests elsewhere."""
+    assert all(shape.context > TOY.budget > 64 for shape in (*REHEARSED, SMALL))
+    assert all(shape.context > LLAMA.budget > 64 for shape in FULL)
+    assert max(server.LENGTHS) >= 32_000 and min(server.LENGTHS) > 64
+    assert 64 < server.NARROW["budget"] < sorted(server.LENGTHS)[1]
 
 
 def test_every_part_of_tier_1_runs():

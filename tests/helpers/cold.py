@@ -19,7 +19,7 @@ from sgl_sparsekv.types import (
     SegmentSummary,
 )
 
-from .toy_model import DIM, GROUP, HEADS, SCALE, ToyModel
+from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, ToyModel
 
 
 def always_kept(length: int, options: RequestOptions, unit: int, own: int = 0) -> set[int]:
@@ -45,6 +45,14 @@ def units_to_keep(length: int, options: RequestOptions, unit: int) -> int:
     if tail > budget:
         return 1
     return min(total, 1 + (budget - tail) // unit)
+
+
+def leaves_out(length: int, options: RequestOptions, unit: int) -> bool:
+    """Whether a step over `length` tokens reads less than everything in some layer."""
+    method = load_method(options.method)
+    own = method.unit_size or unit
+    every = method.dense or options.dense_layers >= LAYERS
+    return not every and units_to_keep(length, options, own) < -(-length // own)
 
 
 def best_units(scores: torch.Tensor, kept: set[int], count: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ import torch
 
 from sgl_sparsekv.backend.request_table import note_batch
 
+from .cold import leaves_out
 from .memory import Memory
 from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, SYMBOLS
 
@@ -57,10 +58,17 @@ class Host(Memory):
     Attributes:
         live: requests that arrived and did not end.
         serial: requests that ever arrived.
+        kept_back: slots `[n]` whose token a request generated that read less than everything and
+            does not share.
     """
 
     live: list[Live] = field(default_factory=list)
     serial: int = 0
+    kept_back: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kept_back = torch.zeros(self.pool.k_buffer[0].shape[0], dtype=torch.bool)
 
     # -- requests --------------------------------------------------------------------------
 
@@ -123,6 +131,7 @@ class Host(Memory):
         everyone = [(live, slots) for live, slots in admitted] + decode
         if foreign:
             assert not decode
+            self._note(admitted, len(admitted))
             for live, slots in admitted:
                 self.write_unseen(slots, live.paths[live.length - len(slots) : live.length])
         else:
@@ -232,6 +241,9 @@ class Host(Memory):
             live.req.finished_reason = FINISH_LENGTH(length=len(live.req.output_ids))
             self.live.remove(live)
         if live.req.kv.holds_kv:
+            entry = self.backend.table.of(live.req)
+            if insert and entry.options.share_generated:
+                self.kept_back[self.row_pool.req_to_token[live.row, : live.length].long()] = False
             release_kv_cache(live.req, self.tree, checkpoint=insert)
 
     def retract(self, live: Live) -> None:
@@ -334,8 +346,14 @@ class Host(Memory):
         source = self.row_pool.req_to_token[live.row, start:end].long()
         self.pool.move_kv_cache(target[: end - start], source)
         self.row_pool.write((live.row, slice(start, end)), target[: end - start].int())
+        self.kept_back[target[: end - start]] = self.kept_back[source]
         self.allocator.free(source)
         return True
+
+    def write_unseen(self, slots: torch.Tensor, paths: list[int]) -> None:
+        """K and V of positions arrive without any forward step of ours."""
+        super().write_unseen(slots, paths)
+        self.kept_back[slots] = False
 
     def evict(self, tokens: int) -> None:
         """Drop least recently used leaves."""
@@ -379,16 +397,8 @@ class Host(Memory):
         padding: int = 0,
     ) -> Any:
         """`ForwardBatch.init_new` and `init_forward_metadata` of a batch."""
-        from sglang.srt.model_executor.forward_batch_info import ForwardMode
-
         indices = [row_of.get(id(live)) or live.row for live, _ in rows]
-        mode = ForwardMode.EXTEND if extend else ForwardMode.DECODE
-        scheduled = SimpleNamespace(
-            reqs=[live.req for live, _ in rows],
-            forward_mode=ForwardMode.MIXED if 0 < extend < len(rows) else mode,
-            decoding_reqs=[live.req for live, _ in rows[extend:]],
-        )
-        note_batch(None, None, scheduled, SimpleNamespace(is_draft_worker=False))
+        mode = self._note(rows, extend)
         lengths = [live.length or len(live.paths) for live, _ in rows]
         sizes = [len(slots) for _, slots in rows]
         batch = SimpleNamespace(
@@ -405,6 +415,19 @@ class Host(Memory):
         self.backend.init_forward_metadata(batch)
         return batch
 
+    def _note(self, rows: list[tuple[Live, torch.Tensor]], extend: int) -> Any:
+        """`ForwardBatch.init_new` of a batch, whoever runs it; gives the mode it runs in."""
+        from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+        mode = ForwardMode.EXTEND if extend else ForwardMode.DECODE
+        scheduled = SimpleNamespace(
+            reqs=[live.req for live, _ in rows],
+            forward_mode=ForwardMode.MIXED if 0 < extend < len(rows) else mode,
+            decoding_reqs=[live.req for live, _ in rows[extend:]],
+        )
+        note_batch(None, None, scheduled, SimpleNamespace(is_draft_worker=False))
+        return mode
+
     def _run(
         self,
         batch: Any,
@@ -419,12 +442,13 @@ class Host(Memory):
         """All layers of a planned batch."""
         paths: list[int] = []
         for live, slots in rows:
-            end = (lengths or {}).get(id(live)) or live.length or len(live.paths)
+            end = length_of(live, lengths)
             paths += live.paths[end - len(slots) : end]
         paths += [0] * (len(batch.out_cache_loc) - len(paths))
         forward = self.backend.forward_extend if extend else self.backend.forward_decode
         decode = [(i, live) for i, (live, _) in enumerate(rows) if i >= extend]
         self.recorder.start(decode if judged else [])
+        self._keep_back(batch, rows[extend:], lengths)
         for layer in range(LAYERS):
             module = attention_layer(layer)
             k, v = self.model.keys(layer, paths), self.model.values(layer, paths)
@@ -436,6 +460,21 @@ class Host(Memory):
             if layer == die_after:
                 raise StepDied
         self.recorder.done = judged
+
+    def _keep_back(
+        self, batch: Any, decode: list[tuple[Live, torch.Tensor]], lengths: dict[int, int] | None
+    ) -> None:
+        """Note which of the slots that a step writes others must not read."""
+        self.kept_back[batch.out_cache_loc] = False
+        for live, slot in decode:
+            options = self.backend.table.of(live.req).options
+            less = leaves_out(length_of(live, lengths), options, self.geometry.unit_size)
+            self.kept_back[slot] = self.chooses and less and not options.share_generated
+
+
+def length_of(live: Live, lengths: dict[int, int] | None) -> int:
+    """Tokens of a request in the step that runs, which may be its last and behind its end."""
+    return (lengths or {}).get(id(live)) or live.length or len(live.paths)
 
 
 def attention_layer(layer: int) -> Any:

@@ -57,6 +57,12 @@ def check_ownership(host: Host) -> None:
     require(len(host.row_pool.free_slots) == host.rows - holding, "sizes", "a row was lost")
 
 
+def check_sharing(host: Host) -> None:
+    """The tree holds nothing that a sparse step made for a request that does not share."""
+    offered = host.tree.all_values_flatten().long()
+    require(not bool(host.kept_back[offered].any()), "sharing", "kept-back tokens in the tree")
+
+
 def check_metadata(host: Host) -> None:
     """R2: a sealed unit of a page that somebody owns says what its keys say."""
     sealed = host.metadata.sealed
@@ -134,6 +140,7 @@ class Checker:
     def check(self) -> None:
         """After any operation."""
         check_ownership(self.host)
+        check_sharing(self.host)
         check_metadata(self.host)
         self.branched += check_records(self.host)
         recorder = self.host.recorder

@@ -36,6 +36,7 @@ OPTIONS = st.fixed_dictionaries(
         "dense_layers": st.sampled_from((0, 0, 1)),
         "reselect_every": st.sampled_from((1, 1, 3)),
         "telemetry": st.booleans(),
+        "share_generated": st.booleans(),
     }
 )
 BLOCKS = st.lists(st.integers(0, 2 * SYMBOLS - 1), min_size=1, max_size=5)

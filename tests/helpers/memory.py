@@ -6,6 +6,7 @@ writes it) is made visible: it is filled with NaN.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -15,11 +16,13 @@ import torch
 from sgl_sparsekv.backend import kv_pool
 from sgl_sparsekv.backend.held_scores import HeldScores
 from sgl_sparsekv.backend.request_table import activate
+from sgl_sparsekv.backend.sharing import Sharing, activate_sharing, checkpoint_offered
 from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata import StepSeal, record_capacity
 from sgl_sparsekv.plugin import HOOKS
 from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.serving.metrics import ServingMetrics
 
 from .fused_backend import fused_backend
 from .recorder import Recorder
@@ -92,6 +95,12 @@ class Memory:
         self.geometry = self.metadata.geometry
         self.recorder = Recorder()
         self.backend = self._backend() if self.kind == "grouped" else fused_backend(self)
+        self.recorder.backend = self.backend
+        self.metrics = ServingMetrics()
+        activate_sharing(Sharing(self.backend.table, self.metadata, self.metrics))
+        self.tree.checkpoint_into_tree = partial(
+            checkpoint_offered, type(self.tree).checkpoint_into_tree, self.tree
+        )
         self._held_back: list[torch.Tensor] | None = None
         self._watch_allocator()
         self._poison_pages(torch.arange(1, self.pages + 1))

@@ -37,6 +37,11 @@ SPARSEKV: dict[str, tuple[Any, ...]] = {
     "reselect_every": (1, 4, 0, 5000),
     "telemetry": (True, False, 1),
 }
+FINE: tuple[tuple[str, Any], ...] = (
+    ("temperature", 0.7), ("top_k", 5), ("top_p", 0.5), ("frequency_penalty", -2),
+    ("presence_penalty", 2), ("stop", ["x", "y"]), ("temperature", 1e-6), ("top_k", -1),
+)  # fmt: skip
+"""What every route but a score takes, most of it at an end of its range."""
 LENGTH_FIELDS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens")
 """How long an answer may be: what is not refused there is read to its first bytes only."""
 CHAT = {"model": "default", "messages": [{"role": "user", "content": "a b"}]}
@@ -135,6 +140,10 @@ class RequestMaker:
     def _change(self, route: str, body: dict[str, Any], names: list[str]) -> str:
         """Give one field another value; its name."""
         rng = self.rng
+        if rng.random() < 0.3:
+            name, value = rng.choice(FINE)
+            (_sampling_of(route, body) or body)[name] = value
+            return name
         place = rng.random()
         holder = _sampling_of(route, body)
         if holder is not None and place < 0.5:

@@ -34,6 +34,7 @@ class Recorder:
         done: the last step went through all layers.
         groups: by layer, the groups of the step and what they selected (None: everything).
         outputs: by layer, `[tokens, H, G, D]`.
+        backend: whose steps these are.
     """
 
     judged: list[Judged] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Recorder:
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     plan: Any = None
     pending: int = 0
+    backend: Any = None
 
     def start(self, decode: list[tuple[int, Any]]) -> None:
         """A step's layers begin; `decode` are its (place in the batch, request) that count."""
@@ -52,6 +54,12 @@ class Recorder:
     def begin_step(self, plan: Any, summarised: int, dense: bool = False) -> None:
         """See `StepObserver.begin_step`."""
         self.plan, self.pending = plan, summarised
+        if plan is None:
+            return
+        attended, in_context = plan.attended(self.backend.layers)
+        read = (plan.rows, in_context if dense else attended, in_context, plan.lengths)
+        for row, *counts in zip(*(values.tolist() for values in read), strict=True):
+            self.backend.table.record(row, *counts)
 
     def dense(self, layer: int, group: Any) -> None:
         """See `StepObserver.dense`."""

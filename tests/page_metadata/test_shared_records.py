@@ -13,6 +13,7 @@ OPTIONS = {
     "dense_layers": 0,
     "reselect_every": 1,
     "telemetry": False,
+    "share_generated": True,
 }
 
 

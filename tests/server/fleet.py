@@ -49,7 +49,11 @@ class Fleet:
             spec.name: spec
             for spec in (
                 self._spec("native", ("--attention-backend", "torch_native", *ROOMY)),
-                self._spec("ours", (*SPARSE, *ROOMY, *self.trace_flags(0)), STRICT),
+                self._spec(
+                    "ours",
+                    (*SPARSE, *ROOMY, *self.trace_flags(0), "--enable-streaming-session"),
+                    STRICT,
+                ),
                 self._spec(
                     "tight", (*SPARSE, *TIGHT, "--enable-streaming-session"), STRICT + RETRACT
                 ),

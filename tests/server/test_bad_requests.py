@@ -26,6 +26,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "dense_layers": [-1, 10_001, "2", 1.5, None],
     "reselect_every": [0, -1, 1025, "1", None, 0.5],
     "telemetry": [0, 1, "true", None, [], {}, 1.0],
+    "share_generated": [0, "false", None, [], 1.0],
     "bugdet": [1],
     "Budget": [512],
     "sparsekv": [{"budget": 512}],

@@ -102,6 +102,8 @@ def test_other_requests_arrive_byte_for_byte(
 BAD = [
     ("/generate", {"sparsekv": {}}, "sampling_params.custom_params.sparsekv"),
     ("/generate", {"text": "x", "rid": ["HEALTH_CHECK_1"]}, "rid must not start with HEALTH_CHECK"),
+    ("/generate", {"text": "x", "token_indices_to_pool": [0]}, "/v1/score makes it"),
+    ("/vertex_generate", {"parameters": {"multi_item_delimiter_indices": [[0]]}}, "left out"),
     ("/vertex_generate", {"instances": [{"SparseKV": {}}]}, "instances[0].SparseKV"),
     ("/vertex_generate", {"parameters": {"sparse": True}}, "sampling_params.custom_params"),
     ("/v1/chat/completions", {"sparse": True}, "custom_params.sparsekv"),

@@ -18,6 +18,7 @@ def use(metrics: ServingMetrics) -> None:
     metrics.read(100, 400)
     metrics.summarised(7)
     metrics.shared(5)
+    metrics.from_sparser(6)
     metrics.segments("clusterkv", 4, 2, 0)
     metrics.segments("pqcache", 0, 0, 3)
     metrics.covered("quest", 1.75, 2)
@@ -35,6 +36,7 @@ EXPECTED = {
     "metadata_bytes": 4096,
     "units_summarised_total": 7,
     "units_shared_total": 5,
+    "tokens_from_sparser_total": 6,
     "segments_indexed_total": {"clusterkv": 4},
     "segments_evicted_total": {"clusterkv": 2},
     "segments_unindexed_total": {"pqcache": 3},

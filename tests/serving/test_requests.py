@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_sparsekv.config import REQUEST_FIELDS, RequestOptions, ServerOptions
+from sgl_sparsekv.config import (
+    REQUEST_FIELDS,
+    RequestOptions,
+    ServerOptions,
+    parse_request_options,
+)
 from sgl_sparsekv.errors import RequestOptionError
 from sgl_sparsekv.serving.front_end import ATTRIBUTE, FrontEnd
 from sgl_sparsekv.serving.metrics import ServingMetrics
@@ -48,7 +53,7 @@ def manager_of(front_end: FrontEnd) -> SimpleNamespace:
 
 GOOD: list[dict[str, Any]] = [
     *({}, {"budget": 512}, {"budget": 0.1}, {"method": "full"}, {"sink": 0, "window": 0}),
-    *({"telemetry": True}, {"telemetry": False}),
+    *({"telemetry": True}, {"telemetry": False}, {"share_generated": False}),
 ]
 BAD = [
     ({"budget": "512"}, "budget", "'512'"),
@@ -67,6 +72,7 @@ BAD = [
     ({"telemetry": 1}, "telemetry", "1"),
     ({"telemetry": "true"}, "telemetry", "'true'"),
     ({"telemetry": None}, "telemetry", "None"),
+    ({"share_generated": "no"}, "share_generated", "'no'"),
     ({"bugdet": 5}, "bugdet", "is not an option"),
     ({"ⓑudget": 5}, "ⓑudget", "is not an option"),
     ("quest", "sparsekv", "'quest'"),
@@ -194,6 +200,15 @@ JUNK = st.recursive(
     max_leaves=12,
 )
 OPTIONS = st.dictionaries(st.sampled_from(REQUEST_FIELDS) | st.text(max_size=20), JUNK, max_size=5)
+
+
+def test_a_server_that_shares_nothing_generated_lets_no_request_share() -> None:
+    """Else one client could undo for all what the server promises."""
+    server = ServerOptions(request=RequestOptions(share_generated=False))
+    for options in ({}, {"share_generated": False}, {"method": "full"}):
+        assert not parse_request_options(options, server).share_generated
+    with pytest.raises(RequestOptionError, match="share_generated must be false on a server"):
+        parse_request_options({"share_generated": True}, server)
 
 
 @settings(max_examples=400, deadline=None)

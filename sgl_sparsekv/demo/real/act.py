@@ -80,7 +80,7 @@ def real_act(
         except EvaluationStopped as error:
             servers[SPARSE].check()  # one that died explains more than the connection
             raise RequestFailed(str(error)) from error
-    return RealAct(name, script, runs, tuple(check_real(script, runs, options.method, PAGE_SIZE)))
+    return RealAct(name, script, runs, tuple(check_real(script, runs, PAGE_SIZE)))
 
 
 def script_for(model: Model, context: int = CONTEXT) -> Script:
@@ -137,9 +137,7 @@ class _Stage:
         """SGLang's own backend goes on with the text; it would read it anew for each question."""
         server = self._servers[DENSE]
         first = self._script.passages[0]
-        self._say(f"{DENSE}: reading the text")
-        say(server.url, self._script.shared, 1)
-        self._say(f"{DENSE}: {first.title.lower()}")
+        self._say(f"{DENSE}: reading the text, and going on")
         sayings = [self._spelled(say(server.url, first.ids, first.tokens))]
         run = self._scored(DENSE, {}, sayings, Client(server.url))
         server.stop()

@@ -129,7 +129,7 @@ def test_forced_decode_agrees_with_prefill(server: ServerProcess, tmp_path: Path
 
 def test_what_fits_a_context_is_answered_to_its_last_token(server: ServerProcess) -> None:
     """And one token more of the prompt is refused: no more room is left than SGLang needs."""
-    from .client import post
+    from ..client import post
 
     def ask(prompt: int, new: int) -> tuple[int, dict[str, Any]]:
         sampling = {"max_new_tokens": new, "temperature": 0, "ignore_eos": True}
@@ -147,8 +147,10 @@ def test_what_fits_a_context_is_answered_to_its_last_token(server: ServerProcess
 def test_fidelity_on_a_file_of_ones_own_needs_no_server_that_runs(tmp_path: Path) -> None:
     """The server that is started has room for the longest prompt and all that is followed."""
     save_trained(tmp_path / "model")
-    (tmp_path / "own.txt").write_text("Ada Marlow quietly polishes amber lanterns . " * 300)
-    asked = ("--model", str(tmp_path / "model"), "--data", str(tmp_path / "own.txt"))
+    words = "Ada Marlow quietly polishes amber lanterns . "
+    own = {"prompt": words * 300, "continuation": words * 4}
+    (tmp_path / "own.jsonl").write_text(json.dumps(own) + "\n")
+    asked = ("--model", str(tmp_path / "model"), "--data", str(tmp_path / "own.jsonl"))
     out = tmp_path / "f.jsonl"
     more = ("--tokens", "24", "--methods", "full", "--quiet", "--out", str(out))
     assert cli.main(["eval", "fidelity", *asked, *more]) == 0

@@ -1,0 +1,265 @@
+"""Options, value by value: what is taken, what is refused and with which words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgl_sparsekv.config import (
+    ENV_CONFIG,
+    REQUEST_FIELDS,
+    SERVER_FIELDS,
+    RequestOptions,
+    ServerOptions,
+    check_page_size,
+    parse_request_options,
+    parse_server_options,
+    read_config_file,
+    read_env_config,
+)
+from sgl_sparsekv.errors import ConfigError, RequestOptionError
+from sgl_sparsekv.selection import IndexOptions
+from sgl_sparsekv.types import Reduction
+
+INT = "must be an integer in"
+METHODS = (
+    "clusterkv, full, mean_std, oracle, pqcache, quest, quest_two_level, quest_two_level_exact, "
+    "shadowkv, streaming"
+)
+BUDGET = (
+    "budget must be a number of tokens (integer > 0) or a share of the context (fraction in "
+    "(0, 1], written with a point), got "
+)
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"method": "Quest"}, f"method must be one of {METHODS}, got 'Quest'"),
+    ({"methods": "quest,best"}, f"methods must be among {METHODS}, got 'best'"),
+    ({"methods": 3}, "methods must be a list of method names, got 3"),
+    ({"methods": ["quest", 3]}, "methods must be a list of method names, got ['quest', 3]"),
+    ({"sink": -1}, f"sink {INT} [0, 2147483647], got -1"),
+    ({"sink": 2**31}, f"sink {INT} [0, 2147483647], got 2147483648"),
+    ({"sink": "4"}, f"sink {INT} [0, 2147483647], got '4'"),
+    ({"sink": True}, f"sink {INT} [0, 2147483647], got True"),
+    ({"window": 1.0}, f"window {INT} [0, 2147483647], got 1.0"),
+    ({"dense_layers": -1}, f"dense_layers {INT} [0, 10000], got -1"),
+    ({"dense_layers": 10_001}, f"dense_layers {INT} [0, 10000], got 10001"),
+    ({"reselect_every": 0}, f"reselect_every {INT} [1, 1024], got 0"),
+    ({"reselect_every": 1025}, f"reselect_every {INT} [1, 1024], got 1025"),
+    ({"telemetry": 1}, "telemetry must be true or false, got 1"),
+    ({"unit_size": 2}, f"unit_size {INT} [16, 64], got 2"),
+    ({"unit_size": 129}, f"unit_size {INT} [16, 64], got 129"),
+    ({"unit_size": 24}, "unit_size must be one of 16, 32, 64, got 24"),
+    *(({"budget": value}, f"{BUDGET}{value!r}") for value in (0, -1, 2**31, 0.0, 1.5, True, "5")),
+    (
+        {"budget": 95},
+        "budget must be at least 96 tokens (sink 16 + window 64 in whole units of 16, and one for "
+        "the partial tail), got 95",
+    ),
+    ({"reduction": "sum"}, "reduction must be one of max_softmax, mean_softmax, max, got 'sum'"),
+    ({"check": "on"}, "check must be one of off, log, raise, got 'on'"),
+    ({"check_interval": 0}, f"check_interval {INT} [1, 2147483647], got 0"),
+    ({"validate_requests": "yes"}, "validate_requests must be true or false, got 'yes'"),
+    ({"dense_below": -1}, f'dense_below must be "auto", or it {INT} [0, 2147483647], got -1'),
+    ({"dense_below": "no"}, f"dense_below must be \"auto\", or it {INT} [0, 2147483647], got 'no'"),
+    ({"trace": "5560"}, "trace must be a ZMQ endpoint such as tcp://*:5560, got '5560'"),
+    (
+        {"device": "triton", "reselect_every": 2},
+        "reselect_every must be 1 on device triton, which selects in every step, got 2",
+    ),
+    (
+        {"device": "triton", "reduction": "max"},
+        "reduction max has no kernels on device triton: take another",
+    ),
+    ({"cluster_segment": 63}, f"cluster_segment {INT} [64, 16384], got 63"),
+    ({"cluster_segment": 16_512}, f"cluster_segment {INT} [64, 16384], got 16512"),
+    ({"cluster_segment": 200}, "cluster_segment must be a multiple of 64 tokens, got 200"),
+    ({"pq_segment": 200}, "pq_segment must be a multiple of 64 tokens, got 200"),
+    ({"tokens_per_centroid": 0}, f"tokens_per_centroid {INT} [1, 1024], got 0"),
+    ({"tokens_per_centroid": 1025}, f"tokens_per_centroid {INT} [1, 1024], got 1025"),
+    ({"pq_bits": 9}, f"pq_bits {INT} [1, 8], got 9"),
+    ({"pq_bits": 0}, f"pq_bits {INT} [1, 8], got 0"),
+    ({"pq_subspaces": 3}, "pq_subspaces must be one of 1, 2, 4, 8, 16, got 3"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), BAD, ids=lambda value: str(value)[:40])
+def test_a_wrong_value_is_named_with_its_rule(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_server_options(values)
+    assert str(refused.value) == said
+
+
+def test_an_unknown_name_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_server_options({"sink": 0, "zebra": 1, "bugdet": 2})
+    known = ", ".join((*REQUEST_FIELDS, *SERVER_FIELDS))
+    assert str(refused.value) == f"unknown option 'bugdet'; known options are {known}"
+
+
+def test_values_at_their_limits_are_taken() -> None:
+    """Every one of them, together."""
+    values = {
+        "method": "clusterkv", "methods": "quest, full", "budget": 1.0, "sink": 0, "window": 0,
+        "dense_layers": 10_000, "reselect_every": 1024, "telemetry": True, "unit_size": 64,
+        "reduction": "mean_softmax", "device": "cpu", "dense_below": 0, "check": "raise",
+        "check_interval": 1, "validate_requests": False, "trace": "tcp://*:5560",
+        "cluster_segment": 16_384, "tokens_per_centroid": 16_384, "pq_bits": 1, "pq_subspaces": 16,
+    }  # fmt: skip
+    made = parse_server_options(values)
+    assert made.request == RequestOptions(
+        "clusterkv",
+        1.0,
+        0,
+        0,
+        dense_layers=10_000,
+        reselect_every=1024,
+        telemetry=True,
+        unit_size=64,
+    )
+    assert made.methods == ("clusterkv", "full", "quest"), "the server's own is always offered"
+    assert made.reduction is Reduction.MEAN_SOFTMAX
+    assert made.index == IndexOptions(
+        cluster_segment=16_384, tokens_per_centroid=16_384, pq_bits=1, pq_subspaces=16
+    )
+    assert (made.device, made.dense_below, made.check) == ("cpu", 0, "raise")
+    assert (made.check_interval, made.validate_requests) == (1, False)
+    assert made.trace == "tcp://*:5560"
+    assert parse_server_options({"methods": ["quest"]}).methods == ("quest",)
+    assert parse_server_options({"budget": 2**31 - 1, "sink": 4}).request.sink == 4
+
+
+def test_options_written_down_are_read_back() -> None:
+    for made in (ServerOptions(), parse_server_options({"budget": 0.5, "methods": "quest"})):
+        flat = json.loads(json.dumps(made.as_dict()))
+        assert set(flat) == {*REQUEST_FIELDS, *SERVER_FIELDS}
+        assert flat["reduction"] == "max_softmax" and flat["methods"] == list(made.methods)
+        assert parse_server_options(flat) == made
+
+
+def test_a_budget_is_of_the_context_and_holds_sinks_and_window() -> None:
+    """In whole units, one of them for the partial tail."""
+    assert RequestOptions(budget=500).budget_tokens(10**6) == 500
+    ratio = RequestOptions(budget=0.25, sink=17, window=65)
+    assert ratio.minimum_budget == (2 + 5 + 1) * 16
+    assert [ratio.budget_tokens(n) for n in (100, 512, 516, 519, 1000)] == [128, 128, 129, 129, 250]
+    assert RequestOptions(budget=96).budget == 96
+
+
+NO_OPTION = f"is not an option; options are {', '.join(REQUEST_FIELDS)}"
+SERVER = parse_server_options({"methods": "quest,full", "budget": 512, "dense_layers": 3})
+
+
+def test_a_request_changes_what_it_names() -> None:
+    asked = parse_request_options({"budget": 0.5, "telemetry": True}, SERVER)
+    assert asked == RequestOptions("quest", 0.5, dense_layers=3, telemetry=True)
+    assert parse_request_options({}, SERVER) == SERVER.request
+    assert parse_request_options({"method": "full"}, SERVER).method == "full"
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (None, "sparsekv must be an object of options, got None"),
+        (["quest"], "sparsekv must be an object of options, got ['quest']"),
+        ("x" * 61, "sparsekv must be an object of options, got '" + "x" * 60 + "'... (61 long)"),
+        ("x" * 60, "sparsekv must be an object of options, got '" + "x" * 60 + "'"),
+        ([0] * 61, "sparsekv must be an object of options, got 'list'... (61 long)"),
+        (10**130, "sparsekv must be an object of options, got 1" + "0" * 119 + "..."),
+        (
+            {"bugdet": 1},
+            f"sparsekv.bugdet {NO_OPTION}",
+        ),
+        (
+            {"a\nb": 1},
+            f"sparsekv.'a\\nb' {NO_OPTION}",
+        ),
+        ({"unit_size": 16}, f"sparsekv.unit_size {NO_OPTION}"),
+        (
+            {"method": "oracle"},
+            "sparsekv.method must be one of full, quest on this server, got 'oracle'",
+        ),
+        ({"method": 3}, "sparsekv.method must be one of full, quest on this server, got 3"),
+        ({"sink": -1}, "sparsekv.sink must be an integer in [0, 2147483647], got -1"),
+    ],
+)
+def test_a_wrong_request_is_named_with_its_rule(raw: object, said: str) -> None:
+    server = parse_server_options({"methods": "full,quest"})
+    with pytest.raises(RequestOptionError) as refused:
+        parse_request_options(raw, server)
+    assert str(refused.value) == said
+
+
+def test_a_device_that_serves_whole_steps_selects_in_each() -> None:
+    server = parse_server_options({"device": "triton"})
+    with pytest.raises(RequestOptionError) as refused:
+        parse_request_options({"reselect_every": 2}, server)
+    assert str(refused.value) == (
+        "sparsekv.reselect_every must be 1 on device triton, which selects in every step, got 2"
+    )
+    assert parse_request_options({"reselect_every": 1}, server).reselect_every == 1
+    assert parse_request_options({"reselect_every": 2}, SERVER).reselect_every == 2
+
+
+def test_a_stock_kernel_has_as_many_dense_layers_as_it_was_given() -> None:
+    server = parse_server_options({"attend": "fa2", "dense_layers": 2})
+    assert parse_request_options({"dense_layers": 2}, server).dense_layers == 2
+    with pytest.raises(RequestOptionError) as refused:
+        parse_request_options({"dense_layers": 3}, server)
+    assert str(refused.value) == (
+        "sparsekv.dense_layers must be at most 2 on a server with attend fa2, got 3"
+    )
+    assert parse_request_options({"dense_layers": 9}, SERVER).dense_layers == 9
+
+
+@pytest.mark.parametrize(
+    "text", ['{"budget": 512, "method": "full"}', "budget: 512\nmethod: full\n"]
+)
+def test_a_file_is_json_or_yaml(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, values = tmp_path / "options", {"budget": 512, "method": "full"}
+    path.write_text(text)
+    assert read_config_file(str(path)) == values
+    for environment, read in ((f" {text} ", values), (f"@{path}", values), ("", {}), ("  ", {})):
+        monkeypatch.setenv(ENV_CONFIG, environment)
+        assert read_env_config() == read
+    monkeypatch.delenv(ENV_CONFIG)
+    assert read_env_config() == {}
+
+
+def test_a_file_that_holds_no_options_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "options"
+    with pytest.raises(ConfigError) as refused:
+        read_config_file(str(path))
+    assert str(refused.value) == f"config file {path}: No such file or directory"
+    for text, rule in (
+        ("a: [1", "must be JSON or YAML"),
+        ("[1, 2]", "must be a mapping of option names to values"),
+        ("1: 2", "must be a mapping of option names to values"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as refused:
+            read_config_file(str(path))
+        assert str(refused.value) == f"config file {path} {rule}"
+        monkeypatch.setenv(ENV_CONFIG, text)
+        with pytest.raises(ConfigError) as refused:
+            read_env_config()
+        assert str(refused.value) == f"{ENV_CONFIG} {rule}"
+
+
+def test_a_page_is_of_a_served_size_that_the_unit_divides() -> None:
+    check_page_size(16)
+    check_page_size(32, 32)
+    check_page_size(64, 32)
+    with pytest.raises(ConfigError) as refused:
+        check_page_size(1)
+    assert str(refused.value) == (
+        "--page-size must be one of 16, 32, 64 for the sparsekv backend, got 1; leave "
+        "the flag out to get 64"
+    )
+    for page, unit in ((16, 32), (32, 64)):
+        with pytest.raises(ConfigError) as refused:
+            check_page_size(page, unit)
+        assert (
+            str(refused.value) == f"--sparsekv-unit-size {unit} must divide --page-size, got {page}"
+        )
