@@ -13,7 +13,7 @@ from tests.helpers.soak import record
 
 from .families import families, write_family
 from .flags import TOGETHER, Case, cases
-from .page import NOT_TRIED, PAGE, named, write_page
+from .page import NOT_TRIED, PAGE, name_of, named, rows, write_page
 from .sweep import (
     FAULT,
     NET,
@@ -177,3 +177,19 @@ def test_a_refusal_is_read_from_a_log() -> None:
     assert end(2, f"sparsekv: error: {NET}no luck")[0] == "refused by SGLang"
     assert end(1, f"{TRACE}\nValueError: x")[0] == FAULT
     assert end(1, "")[0] == FAULT and end(None, "")[0] == FAULT
+
+
+def test_a_page_has_a_row_for_what_ended_alike() -> None:
+    """Values of a flag stand together, and no folder of this machine is named."""
+    found = [
+        Verdict("--dtype half", SERVED, "token-equal", 1.0),
+        Verdict("--dtype float32", SERVED, "token-equal", 1.0),
+        Verdict("--dtype x", REFUSED, "sparsekv: error: a | b in /tmp/made/file.py", 1.0),
+    ]
+    text = list(rows([(name_of(verdict.name), verdict) for verdict in found]))
+    assert text == [
+        "| `--dtype` `half, float32` | served |\n",
+        "| `--dtype` `x` | refused by sparsekv: a \\| b in FILE |\n",
+    ]
+    assert named("## Flags\n" + "".join(text), "Flags") == {"--dtype"}
+    assert name_of("--download-dir /tmp/pytest-1/folder") == "--download-dir folder"
