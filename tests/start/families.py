@@ -162,7 +162,11 @@ def small_config(kind: Any, model_type: str) -> Any:
         for name in getattr(kind, "sub_configs", {})
         if (part := getattr(defaults, name, None)) is not None
     }
-    return kind(**sizes, **parts)
+    config = kind(**sizes, **parts)
+    if set(getattr(config, "layer_types", None) or ()) == {"sliding_attention"}:
+        # Too few layers for the pattern: without one that sees all, nothing could be sparse.
+        config.layer_types = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+    return config
 
 
 def _sizes(defaults: Any, kind: Any) -> Iterator[tuple[str, Any]]:

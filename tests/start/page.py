@@ -51,8 +51,7 @@ def rows(found: Sequence[tuple[str, Verdict]]) -> Iterable[str]:
     merged: dict[tuple[str, str], list[str]] = {}
     for name, verdict in found:
         flag, _, value = name.partition(" ")
-        key = (flag, outcome(verdict).replace(value, "...") if value else outcome(verdict))
-        merged.setdefault(key, []).append(value)
+        merged.setdefault((flag, outcome(verdict)), []).append(value)
     for (flag, words), values in merged.items():
         shown = ", ".join(value for value in values if value)
         yield f"| `{flag}`{f' `{cell(shown)}`' if shown else ''} | {words} |\n"

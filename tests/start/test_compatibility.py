@@ -12,8 +12,8 @@ import torch
 from tests.helpers.soak import record
 
 from .families import families, write_family
-from .flags import FREE, TOGETHER, Case, cases, parser
-from .page import NOT_TRIED, PAGE, named, write_page
+from .flags import TOGETHER, Case, cases
+from .page import NOT_TRIED, PAGE, name_of, named, rows, write_page
 from .sweep import (
     FAULT,
     NET,
@@ -40,6 +40,14 @@ HANDFUL = (
 )
 """Command lines that every run of the tests starts."""
 
+FEW_FAMILIES = {
+    "Qwen3ForCausalLM": SERVED,
+    "Gemma3ForCausalLM": SERVED,
+    "Qwen3NextForCausalLM": REFUSED,
+    "GptOssForCausalLM": REFUSED,
+}
+"""Families that every run of the tests starts: plain, with sliding layers, two refusals."""
+
 
 @pytest.fixture(scope="module")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
@@ -60,6 +68,14 @@ def test_a_handful_of_command_lines(launcher: Launcher, llama: Path) -> None:
     for line, how, says in HANDFUL:
         found = sweep.judge(line, tuple(line.split()))
         assert found.how == how and says in found.words, found
+
+
+@pytest.mark.parametrize(("architecture", "how"), FEW_FAMILIES.items())
+def test_a_few_families(launcher: Launcher, architecture: str, how: str) -> None:
+    """Served with a dense server's tokens, or one sentence."""
+    family = next(found for found in families() if found.architecture == architecture)
+    found = family_verdict(launcher, family)
+    assert found.how == how, found
 
 
 def test_dual_chunk_attention_is_refused_with_the_cure_that_then_serves(
@@ -105,19 +121,6 @@ def test_every_flag_resolves_or_is_refused_in_one_line(
         assert words is None or (words and "\n" not in words), case
 
 
-def test_the_page_names_every_flag_and_family() -> None:
-    """Written with the SGLang that is installed."""
-    page = PAGE.read_text()
-    flags = {
-        action.option_strings[0]
-        for action in parser()._actions
-        if action.dest not in FREE and not action.dest.startswith("sparsekv")
-    }
-    assert flags <= named(page, "Flags")
-    assert {family.architecture for family in families()} == named(page, "Families")
-    assert FAULT not in page and TRACE not in page
-
-
 @pytest.mark.soak
 def test_all_flags_and_families(
     launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
@@ -130,6 +133,9 @@ def test_all_flags_and_families(
     found = [*order, *models]
     counts = {how: sum(v.how == how for v in found) for how in sorted({v.how for v in found})}
     record("start", {"counts": counts, "seconds": sum(verdict.seconds for verdict in found)})
+    page = PAGE.read_text()
+    assert {case.arguments[0] for case in flags} <= named(page, "Flags")
+    assert {family.architecture for family in families()} == named(page, "Families")
     assert not [verdict for verdict in found if verdict.how == FAULT]
 
 
@@ -171,3 +177,19 @@ def test_a_refusal_is_read_from_a_log() -> None:
     assert end(2, f"sparsekv: error: {NET}no luck")[0] == "refused by SGLang"
     assert end(1, f"{TRACE}\nValueError: x")[0] == FAULT
     assert end(1, "")[0] == FAULT and end(None, "")[0] == FAULT
+
+
+def test_a_page_has_a_row_for_what_ended_alike() -> None:
+    """Values of a flag stand together, and no folder of this machine is named."""
+    found = [
+        Verdict("--dtype half", SERVED, "token-equal", 1.0),
+        Verdict("--dtype float32", SERVED, "token-equal", 1.0),
+        Verdict("--dtype x", REFUSED, "sparsekv: error: a | b in /tmp/made/file.py", 1.0),
+    ]
+    text = list(rows([(name_of(verdict.name), verdict) for verdict in found]))
+    assert text == [
+        "| `--dtype` `half, float32` | served |\n",
+        "| `--dtype` `x` | refused by sparsekv: a \\| b in FILE |\n",
+    ]
+    assert named("## Flags\n" + "".join(text), "Flags") == {"--dtype"}
+    assert name_of("--download-dir /tmp/pytest-1/folder") == "--download-dir folder"
