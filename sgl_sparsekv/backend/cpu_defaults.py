@@ -12,6 +12,9 @@ import psutil
 
 MAX_RUNNING_REQUESTS = 256
 """SGLang's own thousands each reserve a row as long as the context."""
+MAX_TOTAL_TOKENS = 262_144
+"""Of a cache that nobody sized: more than a CPU prefills in an hour. Half of the free memory would
+hold millions of a small model's."""
 CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
 
 
@@ -25,6 +28,8 @@ def cpu_defaults(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"sleep_on_idle": True}
     if config.mem_fraction_static is None:
         found["mem_fraction_static"] = memory_share(config.model_path, ranks)
+        if config.max_total_tokens is None:
+            found["max_total_tokens"] = max(MAX_TOTAL_TOKENS, config.context_length or 0)
     if config.max_running_requests is None:
         found["max_running_requests"] = MAX_RUNNING_REQUESTS
     return found

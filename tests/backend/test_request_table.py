@@ -25,13 +25,13 @@ def test_steps_whose_output_was_thrown_away_are_not_told(
     table, req = RequestTable(ServerOptions()), request(input_embeds=embeds)
     table.note(4, req)
     for _ in range(3):
-        table.record(4, attended=10, in_context=100)
+        table.record(4, attended=10, in_context=100, length=50)
     table.entry(4).telemetry.steps = 3
     req.output_ids.extend([7, 7, 7])
     req.reset_for_retract()
     for row in (6, 6):
         table.note(row, req)
-        table.record(row, attended=10, in_context=100)
+        table.record(row, attended=10, in_context=100, length=50)
     report = table.report("one")
     assert report is not None and report["decode_steps"] == counted
     assert (report["tokens_attended"], report["tokens_in_context"]) == (10 * counted, 100 * counted)

@@ -46,12 +46,12 @@ def saved_host(monkeypatch: pytest.MonkeyPatch) -> tuple[Host, dict[int, str | N
 
 
 def tensors(host: Host) -> list[torch.Tensor]:
-    """Fields and segment records of all layers."""
+    """Fields and segment records of all layers, and who made each slot."""
     metadata = host.metadata
     layers = range(metadata.layout.num_layers)
     fields = [metadata.fields(s.name, layer) for s in metadata.summaries for layer in layers]
     arrays = [a for r in metadata.records.values() for layer in r.arrays for a in layer.values()]
-    return [*fields, *arrays]
+    return [*fields, *arrays, metadata.budgets]
 
 
 def test_fields_and_records_lie_where_k_and_v_do(

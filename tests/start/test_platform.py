@@ -2,12 +2,19 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sgl_sparsekv.backend.cpu_defaults import CORES_OF_RANKS, MAX_RUNNING_REQUESTS, memory_share
+from sgl_sparsekv.backend.cpu_defaults import (
+    CORES_OF_RANKS,
+    MAX_RUNNING_REQUESTS,
+    MAX_TOTAL_TOKENS,
+    cpu_defaults,
+    memory_share,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -17,7 +24,7 @@ def test_the_backend_alone_is_enough_and_leaves_the_machine_usable(resolve: Any)
     args = resolve(attention_backend="sparsekv")
     assert args.device == "cpu"
     assert args.sleep_on_idle and args.max_running_requests == MAX_RUNNING_REQUESTS
-    assert args.mem_fraction_static == 0.5
+    assert args.mem_fraction_static == 0.5 and args.max_total_tokens == MAX_TOTAL_TOKENS
 
 
 def test_what_the_user_names_is_kept(resolve: Any) -> None:
@@ -26,6 +33,19 @@ def test_what_the_user_names_is_kept(resolve: Any) -> None:
         attention_backend="sparsekv", mem_fraction_static=0.7, max_running_requests=3, device="cpu"
     )
     assert args.mem_fraction_static == 0.7 and args.max_running_requests == 3
+    assert args.max_total_tokens is None  # whoever names the share means it
+    assert resolve(attention_backend="sparsekv", max_total_tokens=4096).max_total_tokens == 4096
+
+
+def test_a_context_that_was_asked_for_fits_the_cache() -> None:
+    """However long."""
+    asked = SimpleNamespace(
+        **dict.fromkeys(("tp_size", "pp_size", "dp_size"), 1),
+        **dict.fromkeys(("mem_fraction_static", "max_total_tokens", "max_running_requests")),
+        model_path="not-a-folder/model",
+        context_length=2 * MAX_TOTAL_TOKENS,
+    )
+    assert cpu_defaults(asked)["max_total_tokens"] == 2 * MAX_TOTAL_TOKENS
 
 
 def test_a_dense_server_keeps_sglangs_defaults(resolve: Any) -> None:
