@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from helpers.fresh import FreshEnvironment, copy_tree, environment, run
@@ -69,15 +70,20 @@ class Reader:
         body = json.dumps({"text": "Ashbank", "sampling_params": {"max_new_tokens": 4}})
         file = self.copy(command) / wrote
         typed = ["bash", "-c", f"exec {self.typed(command)}"]
-        running = subprocess.Popen(typed, cwd=file.parent, env=environment(HERE))
-        deadline = time.monotonic() + 60
-        # The subscription takes a moment, and what is published before it is lost.
-        while not file.exists() or len(file.read_text().splitlines()) < 2:
-            assert running.poll() is None and time.monotonic() < deadline
-            server.ask(body)
-            time.sleep(0.5)
-        running.send_signal(signal.SIGINT)
-        return running.wait(30)
+        # What a shell runs in the background does not hear Ctrl-C.
+        hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        running = subprocess.Popen(typed, cwd=file.parent, env=environment(HERE), preexec_fn=hears)
+        try:
+            deadline = time.monotonic() + 60
+            # The subscription takes a moment, and what is published before it is lost.
+            while not file.exists() or len(file.read_text().splitlines()) < 2:
+                assert running.poll() is None and time.monotonic() < deadline
+                server.ask(body)
+                time.sleep(0.5)
+            running.send_signal(signal.SIGINT)
+            return running.wait(30)
+        finally:
+            running.kill()
 
     def typed(self, command: Command) -> str:
         """A command as the reader types it."""
