@@ -104,6 +104,11 @@ HOOKS = (
         "backend.request_table:note_batch",
     ),
     Hook(
+        "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.apply_logits_bias",
+        "after",
+        "backend.masked_logits:keep_a_distribution",
+    ),
+    Hook(
         "sglang.srt.layers.attention.graph_variants.create_attention_graph_variants",
         "after",
         "backend.gate:graph_variants",
