@@ -24,6 +24,7 @@ DEFAULT_PAGE_SIZE = 64
 """Page size of a server whose user names none."""
 REQUEST_KEY = "sparsekv"
 """Key of our options inside SGLang's `custom_params`."""
+SPLITS = ("even", "heads")
 CHECK_MODES = ("off", "log", "raise")
 FUSED_DEVICES = ("triton",)
 """Devices that serve whole steps: their selections are made anew in every step."""
@@ -37,6 +38,10 @@ class RequestOptions:
         method: selection method.
         budget: kept per KV head and step: tokens (int), or a share of the context (float, 0..1].
             Sinks and window are counted in it; whole units are kept.
+        coverage: share of attention that every KV head of every layer reads, by the method's
+            estimate; the budget is a ceiling then. None: as much as the budget allows.
+        budget_split: the budget is each KV head's ("even"), or a mean over the KV heads of a layer
+            that share it by estimated attention ("heads").
         sink: first tokens, always kept.
         window: newest tokens, always kept.
         dense_layers: first layers that read everything.
@@ -48,6 +53,8 @@ class RequestOptions:
 
     method: str = "quest"
     budget: int | float = 2048
+    coverage: float | None = None
+    budget_split: str = "even"
     sink: int = 16
     window: int = 64
     dense_layers: int = 2
@@ -70,12 +77,21 @@ class RequestOptions:
         _check_int("unit_size", self.unit_size, min(PAGE_SIZES), max(PAGE_SIZES))
         _check_choice("unit_size", self.unit_size, PAGE_SIZES)
         _check_budget(self.budget)
+        _check_coverage(self.coverage)
+        _check_choice("budget_split", self.budget_split, SPLITS)
+        if self.adaptive and not (load_method(self.method).dense or _estimates(self.method)):
+            raise ValueError(_no_estimate(self))
         if isinstance(self.budget, int) and self.budget < self.minimum_budget:
             raise ValueError(
                 f"budget must be at least {self.minimum_budget} tokens (sink {self.sink} + window "
                 f"{self.window} in whole units of {self.unit_size}, and one for the partial tail), "
                 f"got {self.budget}"
             )
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether what is read depends on the keys, and not on lengths alone."""
+        return self.coverage is not None or self.budget_split != "even"
 
     @property
     def minimum_budget(self) -> int:
@@ -139,6 +155,8 @@ class ServerOptions:
             _check_int('dense_below must be "auto", or it', self.dense_below, 0)
         if self.device in FUSED_DEVICES and self.request.reselect_every != 1:
             raise ValueError(_reselects(self.device, self.request.reselect_every))
+        if self.device in FUSED_DEVICES and self.request.adaptive:
+            raise ValueError(_counts(self.device, self.request))
         if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
             raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
         _check_choice("check", self.check, CHECK_MODES)
@@ -225,6 +243,8 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
         raise RequestOptionError(f"sparsekv.{error}") from None
     if server.device in FUSED_DEVICES and options.reselect_every != 1:
         raise RequestOptionError(f"sparsekv.{_reselects(server.device, options.reselect_every)}")
+    if server.device in FUSED_DEVICES and options.adaptive:
+        raise RequestOptionError(f"sparsekv.{_counts(server.device, options)}")
     if options.share_generated and not server.request.share_generated:
         raise RequestOptionError(
             "sparsekv.share_generated must be false on a server that was started with it off, "
@@ -333,6 +353,39 @@ def _check_budget(value: object) -> None:
             "budget must be a number of tokens (integer > 0) or a share of the context "
             f"(fraction in (0, 1], written with a point), got {_shown(value)}"
         )
+
+
+def _check_coverage(value: object) -> None:
+    if value is not None and not (isinstance(value, float) and 0.0 < value < 1.0):
+        raise ValueError(
+            "coverage must be a share of attention (fraction in (0, 1), written with a point) or "
+            f"null, got {_shown(value)}"
+        )
+
+
+def _estimates(method: str) -> bool:
+    return load_method(method).estimate is not None
+
+
+def _no_estimate(options: RequestOptions) -> str:
+    able = filter(_estimates, method_names())
+    rule = "null" if options.coverage is not None else '"even"'
+    return (
+        f"{_adaptive_option(options)} must be {rule} with method {options.method}, whose scores "
+        f"estimate no attention: take {_listed(able)}"
+    )
+
+
+def _counts(device: str, options: RequestOptions) -> str:
+    rule = "null" if options.coverage is not None else '"even"'
+    return (
+        f"{_adaptive_option(options)} must be {rule} on device {device}, where every KV head of a "
+        "row reads as much"
+    )
+
+
+def _adaptive_option(options: RequestOptions) -> str:
+    return "coverage" if options.coverage is not None else "budget_split"
 
 
 def _reselects(device: str, value: int) -> str:

@@ -44,6 +44,7 @@ class PageSummary:
             vector's largest channel; 0 when planes are copies of keys.
         tokens: tokens of the unit it summarises, a divisor of the server's unit; None: that unit.
         width: channels W of a plane; None: those of a key, D.
+        reach: of a bound, the part of the way from the middle of its box that `score` goes.
     """
 
     name: str
@@ -53,6 +54,7 @@ class PageSummary:
     ulps: int = 0
     tokens: int | None = None
     width: int | None = None
+    reach: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ class ScoreInputs:
         scale: softmax scale of the layer.
         reduction: from G query heads to one score.
         unit_size: tokens per unit.
+        known: float32 `[rows, H, G]`, log-sum-exp of scaled q·k over what is read in any case,
+            where scores are to be logs of shares of all attention; None: of the candidates'.
     """
 
     q: torch.Tensor
@@ -200,6 +204,26 @@ class ScoreInputs:
     scale: float
     reduction: Reduction
     unit_size: int
+    known: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What decides how much each KV head of a row reads, below the row's ceiling.
+
+    Attributes:
+        coverage: float32 `[rows]`, share of attention to cover; 1: as much as the ceiling allows.
+        pooled: int32 `[rows]`, 1 where the ceiling is a mean over the KV heads, 0 where it is one
+            of each.
+        flat: exponent of estimated shares, below 1; their sum stays. The best units by an estimate
+            are those that it overrates, and this is the mean over them.
+        least: part of its even share of what can be ranked that a KV head keeps of a pool.
+    """
+
+    coverage: torch.Tensor
+    pooled: torch.Tensor
+    flat: float
+    least: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -209,12 +233,17 @@ class Selection:
     Attributes:
         logical: int32 `[rows, H, n]`, logical units, padded with -1.
         physical: int32 `[rows, H, n]`, the same units in the pool, padded with 0.
-        counts: int32 `[rows]`, valid entries of each row (the same for every KV head).
+        counts: int32 `[rows, H]`, valid entries.
     """
 
     logical: torch.Tensor
     physical: torch.Tensor
     counts: torch.Tensor
+
+
+def per_head(counts: torch.Tensor, heads: int) -> torch.Tensor:
+    """Counts `[rows, H]` of `[rows, H]`, or of `[rows]` where every KV head reads as much."""
+    return counts if counts.dim() == 2 else counts[:, None].expand(-1, heads)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,13 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 GLIBC = "2.17"
 """The oldest C library that the kernels run on."""
-SOURCES = ("attend.cpp", "codes.cpp", "index.cpp", "score.cpp", "select.cpp", "summarise.cpp")
+SOURCES = (
+    *("allot.cpp", "attend.cpp", "codes.cpp", "index.cpp", "score.cpp", "select.cpp"),
+    "summarise.cpp",
+)
 HEADERS = (
-    *("args.h", "code_scene.h", "dot.h", "kmeans.h", "lookup.h", "parallel.h", "permute.h"),
+    *("args.h", "code_scene.h", "dot.h", "kmeans.h", "lookup.h", "order.h", "parallel.h"),
+    "permute.h",
     *("shares.h", "simd.h"),
 )
 FLAGS = (

@@ -4,7 +4,14 @@ import torch
 
 import triton
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
-from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection, StepShape
+from sgl_sparsekv.types import (
+    Candidates,
+    PageSummary,
+    Reduction,
+    Selection,
+    StepShape,
+    per_head,
+)
 
 from .attend import attend_kernel, merge_kernel
 from .fused import FusedDecode
@@ -133,7 +140,7 @@ class TritonOps:
             MEAN=False, REDUCED=True, COPY_DENSE=False, LOGICAL=True,
             num_warps=SELECT_WARPS,
         )  # fmt: skip
-        return Selection(logical, physical, counts)
+        return Selection(logical, physical, per_head(counts, heads))
 
     def attend(
         self,
@@ -148,6 +155,8 @@ class TritonOps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.attend`."""
         rows, heads, group, dim = q.shape
+        if counts.dim() == 2:
+            counts = _alike(counts)
         vdim, splits, tuned = values.shape[-1], num_splits(heads), tuning(dim, q.dtype)
         out = q.new_empty(rows, heads, group, vdim)
         lse = q.new_empty(rows, heads, group, dtype=torch.float32)
@@ -184,6 +193,17 @@ class TritonOps:
     def _check(self, summary: PageSummary, op: str) -> None:
         if summary.name not in ("min_max", "mean_std"):
             raise UnsupportedOnDevice(summary.name, op, self.name)
+
+
+def _alike(counts: torch.Tensor) -> torch.Tensor:
+    """Counts `[rows]` of `[rows, H]`.
+
+    Raises:
+        UnsupportedSetup: they differ between KV heads.
+    """
+    if not torch.equal(counts, counts[:, :1].expand_as(counts)):
+        raise UnsupportedSetup("counts that differ between KV heads have no kernel on triton")
+    return counts[:, 0].contiguous()
 
 
 def constant(like: torch.Tensor, size: int, value: int) -> torch.Tensor:

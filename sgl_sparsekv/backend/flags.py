@@ -26,6 +26,8 @@ YES_OR_NO = ("telemetry", "share_generated", "validate_requests")
 _HELP = {
     "method": "selection method of requests that name none",
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
+    "coverage": "share of attention that is read, such as 0.95; the budget is a ceiling then",
+    "budget_split": "whose the budget is: even (each KV head's) or heads (a mean over a layer's)",
     "sink": "first tokens that are always kept",
     "window": "newest tokens that are always kept",
     "dense_layers": "first layers that read the whole cache",
@@ -124,6 +126,7 @@ def _typed(name: str, text: str) -> Any:
     """A flag's text as JSON would hold it; what does not parse is left for the rules to refuse."""
     if name in (
         "budget",
+        "coverage",
         "sink",
         "window",
         "dense_layers",

@@ -29,6 +29,22 @@ class IndexOptions:
     pq_bits: int = 6
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """How shares of attention follow from a method's scores.
+
+    Both numbers are fitted on the keys of a language model and judged on those of another:
+    `python -m bench.quality.coverage`.
+
+    Attributes:
+        flat: exponent of shares, see `sgl_sparsekv.types.Goal`.
+        offset: natural log of what the candidates' estimated sum of exp(scaled q·k) is short of.
+    """
+
+    flat: float = 1.0
+    offset: float = 0.0
+
+
 class SelectionMethod(ABC):
     """Scores candidate units; sinks, window, budget and top-k belong to the policy.
 
@@ -39,6 +55,8 @@ class SelectionMethod(ABC):
         formula: what a device that serves whole steps ranks by: "nothing", "position", the name of
             a page summary, or "exact"; "" when no such device can serve the method.
         dense: True when every unit is read and nothing is scored.
+        estimate: how its scores become shares of attention; None: they say nothing about them, so
+            it serves neither `coverage` nor `budget_split`.
         citation: paper, or "" for our own.
     """
 
@@ -47,6 +65,7 @@ class SelectionMethod(ABC):
     unit_size: ClassVar[int | None] = None
     formula: ClassVar[str] = ""
     dense: ClassVar[bool] = False
+    estimate: ClassVar[Estimate | None] = None
     citation: ClassVar[str] = ""
 
     @abstractmethod
@@ -54,7 +73,8 @@ class SelectionMethod(ABC):
         """Score candidate units; higher is kept.
 
         Returns:
-            float32 `[rows, H, U]`, -inf outside the candidates.
+            float32 `[rows, H, U]`, -inf outside the candidates; with `inputs.known` logs of shares
+            of attention, as far as the method's `estimate` goes.
         """
 
     def segments(self, options: IndexOptions) -> SegmentSummary | None:
@@ -76,17 +96,21 @@ class SummaryMethod(SelectionMethod):
     """A method that ranks units by one page summary alone."""
 
     summary: ClassVar[PageSummary]
+    shares: ClassVar[PageSummary | None] = None
+    """The same field, scored for shares of attention; None: as for ranking."""
 
     def __init_subclass__(cls) -> None:
         cls.summaries = (cls.summary,)
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""
+        summary = self.summary if inputs.known is None else self.shares or self.summary
         return ops.score(
-            self.summary,
+            summary,
             inputs.q,
-            inputs.fields[self.summary.name],
+            inputs.fields[summary.name],
             inputs.candidates,
             inputs.scale,
             inputs.reduction,
+            inputs.known,
         )

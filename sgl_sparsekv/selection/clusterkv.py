@@ -11,7 +11,7 @@ segment are ranked by their own keys.
 
 from ..segments.index import clusters
 from ..types import CodeSummary
-from .base import IndexOptions
+from .base import Estimate, IndexOptions
 from .coded import CodedMethod
 
 
@@ -20,6 +20,7 @@ class ClusterKV(CodedMethod):
 
     name = "clusterkv"
     citation = "ClusterKV, arXiv 2412.03213"
+    estimate = Estimate(flat=0.75, offset=0.2)
 
     def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""

@@ -13,7 +13,7 @@ import torch
 
 from ..geometry import UNIT_SIZE
 from ..types import PageSummary
-from .base import SummaryMethod
+from .base import Estimate, SummaryMethod
 
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations by which the best of a unit's keys is expected to exceed their mean."""
@@ -39,4 +39,5 @@ class MeanStd(SummaryMethod):
     name = "mean_std"
     formula = "mean_std"
     citation = "arXiv 2605.27740 (mean and spread per page)"
+    estimate = Estimate(flat=0.85, offset=-0.1)
     summary = PageSummary("mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4)
