@@ -38,12 +38,12 @@ class RequestOptions:
         method: selection method.
         budget: kept per KV head and step: tokens (int), or a share of the context (float, 0..1].
             Sinks and window are counted in it; whole units are kept.
+        sink: first tokens, always kept.
+        window: newest tokens, always kept.
         coverage: share of attention that every KV head of every layer reads, by the method's
             estimate; the budget is a ceiling then. None: as much as the budget allows.
         budget_split: the budget is each KV head's ("even"), or a mean over the KV heads of a layer
             that share it by estimated attention ("heads").
-        sink: first tokens, always kept.
-        window: newest tokens, always kept.
         dense_layers: first layers that read everything.
         reselect_every: steps for which a selection is used; 1 selects anew in every step.
         telemetry: measure what decode covered and cost, and report it.
@@ -53,10 +53,10 @@ class RequestOptions:
 
     method: str = "quest"
     budget: int | float = 2048
-    coverage: float | None = None
-    budget_split: str = "even"
     sink: int = 16
     window: int = 64
+    coverage: float | None = None
+    budget_split: str = "even"
     dense_layers: int = 2
     reselect_every: int = 1
     telemetry: bool = False

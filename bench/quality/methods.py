@@ -1,6 +1,6 @@
 """The methods that are compared, each set up as a server would have it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from sgl_sparsekv.types import (
     BoundSummary,
     Candidates,
     CodeSummary,
+    Goal,
+    KeptUnits,
     PageSummary,
     Reduction,
     ScoreInputs,
@@ -116,6 +118,7 @@ class Runner:
         self._fields = {summary.name: self._field(summary) for summary in self.method.summaries}
         self.index = self._index()
         self._held: torch.Tensor | None = None
+        self._shares: torch.Tensor | None = None
 
     @property
     def method(self) -> SelectionMethod:
@@ -127,20 +130,53 @@ class Runner:
         candidates = self.candidates(plan)
         num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
         if self._held is None or self.variant.rescored:
-            inputs = ScoreInputs(
-                q=self.layer.q,
-                keys=self.keys,
-                fields=self._fields,
-                index=self.index,
-                candidates=candidates,
-                num_units=num_units,
-                counts=counts,
-                scale=self.layer.scale,
-                reduction=Reduction.MAX_SOFTMAX,
-                unit_size=self.variant.unit_size,
-            )
+            inputs = self._inputs(candidates, num_units, counts)
             self._held = self.method.score(self.ops, inputs)
         return self.ops.select(self._held, candidates, num_units, counts)
+
+    def adaptive(self, plan: RowPlan, coverage: float, pooled: bool) -> Selection:
+        """What every row reads until it covers a share of attention, below the plan's counts.
+
+        Args:
+            plan: its counts are ceilings.
+            coverage: of attention, by the method's own estimate; 1 reads up to the ceiling.
+            pooled: the KV heads of a row share their ceilings.
+        """
+        estimate, candidates = self.method.estimate, self.candidates(plan)
+        assert estimate is not None, f"{self.variant.name} estimates no attention"
+        num_units, counts, tails = (
+            torch.from_numpy(x).int() for x in (plan.num_units, plan.counts, plan.tail)
+        )
+        if self._shares is None:
+            kept = KeptUnits.of(candidates, num_units)
+            table = kept.table[:, None].expand(-1, self.keys.shape[1], -1)
+            size, cache = self.variant.unit_size, (self.keys, self.values)
+            shape = (table, kept.counts, tails, self.layer.scale, size)
+            known = self.ops.attend(self.layer.q, *cache, *shape)[1] - estimate.offset
+            inputs = self._inputs(candidates, num_units, counts)
+            inputs = replace(inputs, reduction=Reduction.MEAN_SOFTMAX, known=known)
+            self._shares = self.method.score(self.ops, inputs)
+        rows = len(self.lengths)
+        asked = torch.full((rows,), coverage)
+        goal = Goal(asked, torch.full((rows,), int(pooled), dtype=torch.int32), estimate.flat)
+        allotted = self.ops.allot(self._shares, candidates, num_units, counts, goal)
+        return self.ops.select(self._shares, candidates, num_units, allotted)
+
+    def _inputs(
+        self, candidates: Candidates, num_units: torch.Tensor, counts: torch.Tensor
+    ) -> ScoreInputs:
+        return ScoreInputs(
+            q=self.layer.q,
+            keys=self.keys,
+            fields=self._fields,
+            index=self.index,
+            candidates=candidates,
+            num_units=num_units,
+            counts=counts,
+            scale=self.layer.scale,
+            reduction=Reduction.MAX_SOFTMAX,
+            unit_size=self.variant.unit_size,
+        )
 
     def attend(self, selection: Selection, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """Output float32 `[rows, H, G, Dv]` and lse of what was selected.

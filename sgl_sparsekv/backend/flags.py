@@ -26,10 +26,10 @@ YES_OR_NO = ("telemetry", "share_generated", "validate_requests")
 _HELP = {
     "method": "selection method of requests that name none",
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
-    "coverage": "share of attention that is read, such as 0.95; the budget is a ceiling then",
-    "budget_split": "whose the budget is: even (each KV head's) or heads (a mean over a layer's)",
     "sink": "first tokens that are always kept",
     "window": "newest tokens that are always kept",
+    "coverage": "share of attention that is read, such as 0.95; the budget is a ceiling then",
+    "budget_split": "whose the budget is: even (each KV head's) or heads (a mean over a layer's)",
     "dense_layers": "first layers that read the whole cache",
     "reselect_every": "decode steps for which a selection is used",
     "telemetry": "measure what decode covers and costs, in every response: true or false",

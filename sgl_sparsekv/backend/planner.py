@@ -10,31 +10,8 @@ from ..config import RequestOptions
 from ..geometry import Geometry
 from ..selection import SelectionMethod, load_method
 from ..selection.policy import BoolArray, IntArray, RowOptions, RowPlan, plan_rows
-from ..types import Candidates, Goal
+from ..types import Candidates, Goal, KeptUnits
 from .layers import ModelLayers
-
-
-@dataclass(frozen=True)
-class KeptUnits:
-    """Sinks, window and tail of some rows.
-
-    Attributes:
-        table: int32 `[rows, n]`, physical units, in ascending logical order.
-        counts: int32 `[rows]`, valid entries.
-    """
-
-    table: torch.Tensor
-    counts: torch.Tensor
-
-    @classmethod
-    def of(cls, candidates: Candidates, num_units: torch.Tensor) -> "KeptUnits":
-        """What is no candidate."""
-        ranked = (candidates.end - candidates.begin).clamp(min=0)
-        counts = num_units - ranked
-        place = torch.arange(int(counts.max()), device=counts.device).expand(len(counts), -1)
-        behind = torch.where(place >= candidates.begin[:, None], ranked[:, None], 0)
-        logical = (place + behind).minimum(num_units[:, None] - 1).long()
-        return cls(candidates.unit_table.gather(1, logical), counts)
 
 
 @dataclass(frozen=True)
