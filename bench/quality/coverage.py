@@ -26,8 +26,9 @@ from bench.quality.measure import Truth, error_of, mass_of
 from bench.quality.methods import Runner, Variant, clustered, quantised
 from bench.quality.results import FOLDER
 from sgl_sparsekv.ops import Ops, load_ops
-from sgl_sparsekv.selection.policy import IntArray
+from sgl_sparsekv.selection.policy import IntArray, RowPlan
 from sgl_sparsekv.tooling.environment import environment
+from sgl_sparsekv.types import Selection
 
 ASKED = (0.8, 0.9, 0.95, 0.99)
 BUDGETS = (128, 256, 512, 1024, 2048, 4096)
@@ -117,7 +118,7 @@ def read(
         selection = (
             runner.select(plan) if fixed else runner.adaptive(plan, asked or 1.0, split == "heads")
         )
-        out, _ = runner.attend(selection, plan)
+        out = attend(runner, selection, plan)
         sums.error.append(error_of(out, truth.out))
         sums.mass.append(mass_of(truth, selection, variant.unit_size).mean(-1))
         tail = torch.from_numpy(plan.tail)[:, None]
@@ -131,6 +132,15 @@ def read(
         *(bytes_read(variant, plan, lengths, dim).metadata, tokens * 2 * dim * 2),
         *(error.mean().item(), error.quantile(0.9).item()),
     )
+
+
+def attend(runner: Runner, selection: Selection, plan: RowPlan) -> torch.Tensor:
+    """Output `[rows, H, G, Dv]` in float32: what is measured is what was left out."""
+    keys, values, q = (x.float() for x in (runner.keys, runner.values, runner.layer.q))
+    tails = torch.from_numpy(plan.tail).int()
+    shape = (runner.layer.scale, runner.variant.unit_size)
+    table = (selection.physical, selection.counts, tails)
+    return runner.ops.attend(q, keys, values, *table, *shape)[0]
 
 
 def equal_error(rows: Sequence[Row], row: Row) -> float | None:

@@ -226,10 +226,9 @@ class Runner:
         index = SegmentIndex(codes, books, table)
         built = min(count, 1) if self.variant.inherited else count
         skips = torch.tensor([SINKS, *[0] * count])[:built]
-        # Records are the same bits on every device.
-        load_ops("reference").index_segments(
-            summary, self.keys, slots[:built], skips, index, torch.arange(built)
-        )
+        # Records are the same bits on every device that makes any.
+        ops = self.ops if self.ops.has_segments else load_ops("reference")
+        ops.index_segments(summary, self.keys, slots[:built], skips, index, torch.arange(built))
         for record in range(built, count):
             books[record] = books[0]
             codes[record] = encode(self.keys[slots[record]], Codebook(books[0])).permute(1, 2, 0)
