@@ -12,22 +12,25 @@ RANK = 4
 
 
 def save_adapter(model: Path, folder: Path) -> None:
-    """For the query projections of a Llama-like model in `model`."""
+    """For the attention projections of a Llama-like model in `model`."""
     config = json.loads((model / "config.json").read_text())
-    hidden, queries = config["hidden_size"], config["num_attention_heads"] * config["head_dim"]
+    hidden, size = config["hidden_size"], config["head_dim"]
+    queries, keys = (config[f"num_{kind}_heads"] * size for kind in ("attention", "key_value"))
+    rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
     random = torch.Generator().manual_seed(SEED)
     weights = {}
     for layer in range(config["num_hidden_layers"]):
-        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        weights[f"{name}.lora_A.weight"] = torch.randn(RANK, hidden, generator=random)
-        weights[f"{name}.lora_B.weight"] = torch.randn(queries, RANK, generator=random)
+        for projection, outputs in rows.items():
+            name = f"base_model.model.model.layers.{layer}.self_attn.{projection}"
+            weights[f"{name}.lora_A.weight"] = torch.randn(RANK, hidden, generator=random)
+            weights[f"{name}.lora_B.weight"] = torch.randn(outputs, RANK, generator=random)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, str(folder / "adapter_model.safetensors"))
     about = {
         "peft_type": "LORA",
         "r": RANK,
         "lora_alpha": 2 * RANK,
-        "target_modules": ["q_proj"],
+        "target_modules": [*rows],
         "base_model_name_or_path": str(model),
     }
     (folder / "adapter_config.json").write_text(json.dumps(about))

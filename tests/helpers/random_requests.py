@@ -89,7 +89,7 @@ def routes() -> dict[str, tuple[dict[str, Any], list[str]]]:
     score = {"model": "default", "query": "a", "items": ["b"], "label_token_ids": [5]}
     short = {**CHAT, "max_tokens": 2}
     few = {"num_predict": 2}
-    answers = {"model": "default", "input": "a b", "max_output_tokens": 4, "store": False}
+    answers = {"input": "a b", "max_output_tokens": 4, "store": False}
     pydantic: dict[str, tuple[dict[str, Any], Any]] = {
         "/v1/completions": (
             {"model": "default", "prompt": "a b", "max_tokens": 2},
