@@ -254,3 +254,9 @@ def test_a_request_that_sglang_may_refuse_has_one_name_or_many(
     taken = request(text="a" if single else ["a"], rid=rid)
     check_request(manager, taken)
     assert (taken.is_single, taken.rid) == (single, rid)
+
+
+def test_beams_are_refused_with_the_cure(manager: Any) -> None:
+    with pytest.raises(ValueError, match=r"beam_width must be 1 .*take n samples.*, got 4"):
+        check_request(manager, sampling(beam_width=4))
+    check_request(manager, sampling(beam_width=1))
