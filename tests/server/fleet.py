@@ -3,8 +3,6 @@
 import time
 from pathlib import Path
 
-from helpers.random_requests import ADAPTER
-
 from sgl_sparsekv.tooling.servers import ServerFailed, ServerProcess, ServerSpec, free_port
 
 STRICT = (
@@ -43,7 +41,6 @@ class Fleet:
     def __init__(self, model: Path, folder: Path) -> None:
         self.model = model
         self.folder = folder
-        self.adapter = folder / "adapter"
         self._running: dict[str, ServerProcess] = {}
         self._ready: set[str] = set()
         self.trace_port = free_port()
@@ -72,14 +69,6 @@ class Fleet:
                         *TIGHT,
                         *("--page-size", "32", "--disable-radix-cache"),
                         "--disable-overlap-schedule",
-                    ),
-                    STRICT,
-                ),
-                self._spec(
-                    "adapters",
-                    (
-                        *(*SPARSE, *TIGHT, "--enable-streaming-session", "--allow-auto-truncate"),
-                        *("--lora-paths", f"{ADAPTER}={self.adapter}", "--max-lora-rank", "8"),
                     ),
                     STRICT,
                 ),

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 
 import aiohttp
 import pytest
-from helpers.adapter import save_adapter
-from helpers.random_requests import ADAPTER, SESSIONS, Case, RequestMaker
+from helpers.random_requests import SESSIONS, Case, RequestMaker
 from helpers.soak import SEED, Size, record
 
 from sgl_sparsekv.models.documents import Document
 from sgl_sparsekv.tooling.servers import ServerProcess
 
 from .client import Ask, ask_for, assert_whole, body_of, generate, post
-from .fleet import Fleet
 
 pytestmark = pytest.mark.server
 CONCURRENCY = 8
@@ -119,24 +117,3 @@ def test_every_answer_is_a_success_or_a_refusal(
         runs.append({"seed": seed, "answers": answers, "good_beside": seen.good})
     if count == 2000:
         record("requests", {"runs": runs})
-
-
-@pytest.mark.soak
-def test_so_it_is_with_adapters_and_prompts_that_are_cut(
-    fleet: Fleet, shared_document: Document
-) -> None:
-    """Beside a LoRA adapter and `--allow-auto-truncate`, in a small cache."""
-    save_adapter(fleet.model, fleet.adapter)
-    server = fleet.get("adapters")
-    bombard(server, shared_document, fresh_seed(), 1000)
-    text = "this river returned another poet " * 40
-    found = {}
-    for name in (None, ADAPTER, None, ADAPTER):
-        sampling = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
-        body = {"text": text, "sampling_params": sampling, "lora_path": name}
-        status, answer = post(f"{server.url}/generate", body)
-        assert status == 200, answer
-        cached = answer["meta_info"]["cached_tokens"]
-        assert bool(cached) == (name in found), "each reads its own prefix and no other's"
-        assert answer["output_ids"] == found.setdefault(name, answer["output_ids"])
-    fleet.stop("adapters")
