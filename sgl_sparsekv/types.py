@@ -44,8 +44,7 @@ class PageSummary:
             vector's largest channel; 0 when planes are copies of keys.
         tokens: tokens of the unit it summarises, a divisor of the server's unit; None: that unit.
         width: channels W of a plane; None: those of a key, D.
-        reach: part of the way from the middle of a unit's keys to their bound, or of their spread,
-            that `score` goes.
+        reach: of a bound, the part of the way from the middle of its box that `score` goes.
     """
 
     name: str

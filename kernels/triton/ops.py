@@ -6,6 +6,7 @@ import triton
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.types import (
     Candidates,
+    Goal,
     PageSummary,
     Reduction,
     Selection,
@@ -22,6 +23,9 @@ from .select import select_kernel
 from .share import share_kernel
 from .spec import EXACT, FORMULAS, MIN_MAX, SPREAD
 from .tuning import SELECT_CHUNK, SELECT_WARPS, num_splits
+
+
+NO_SHARES = "coverage and budget_split have no kernels on device triton"
 
 
 class TritonOps:
@@ -61,8 +65,10 @@ class TritonOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score`."""
+        _check_unknown(known)
         self._check(summary, "score")
         return self._score(FORMULAS[summary.name], q, q, fields, candidates, scale, reduction, 1)
 
@@ -74,8 +80,10 @@ class TritonOps:
         scale: float,
         reduction: Reduction,
         unit_size: int,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_exact`."""
+        _check_unknown(known)
         return self._score(EXACT, q, keys, None, candidates, scale, reduction, unit_size)
 
     def _score(
@@ -117,6 +125,17 @@ class TritonOps:
             MEAN=reduction is Reduction.MEAN_SOFTMAX,
         )  # fmt: skip
         return out
+
+    def allot(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+        goal: Goal,
+    ) -> torch.Tensor:
+        """See `Ops.allot`: `coverage` and `budget_split` are refused on this device."""
+        raise UnsupportedSetup(NO_SHARES)
 
     def select(
         self,
@@ -193,6 +212,11 @@ class TritonOps:
     def _check(self, summary: PageSummary, op: str) -> None:
         if summary.name not in ("min_max", "mean_std"):
             raise UnsupportedOnDevice(summary.name, op, self.name)
+
+
+def _check_unknown(known: torch.Tensor | None) -> None:
+    if known is not None:
+        raise UnsupportedSetup(NO_SHARES)
 
 
 def _alike(counts: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ class ClusterKV(CodedMethod):
 
     name = "clusterkv"
     citation = "ClusterKV, arXiv 2412.03213"
-    estimate = Estimate(flat=0.75, offset=0.2)
+    estimate = Estimate(flat=0.75, offset=0.4)
 
     def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""

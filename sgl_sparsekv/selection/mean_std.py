@@ -8,8 +8,6 @@ channels and saturates when a unit's keys differ; this estimate grows with the r
 """
 
 import math
-from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -20,9 +18,6 @@ from .base import Estimate, SummaryMethod
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations by which the best of a unit's keys is expected to exceed their mean."""
 
-REACH = 0.3
-"""Part of that spread which estimates shares of attention best."""
-
 
 def mean_and_std(keys: torch.Tensor) -> torch.Tensor:
     """Keys `[m, unit, H, D]` -> mean and population standard deviation `[m, H, 2, D]`."""
@@ -32,10 +27,10 @@ def mean_and_std(keys: torch.Tensor) -> torch.Tensor:
     return torch.stack((mean, std), dim=-2).to(keys.dtype)
 
 
-def expected_maximum(q: torch.Tensor, planes: torch.Tensor, reach: float = 1) -> torch.Tensor:
+def expected_maximum(q: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
     """q `[..., G, D]`, planes `[..., u, 2, D]` -> `[..., G, u]`, an estimate of max q·k."""
     mean, std = planes[..., 0, :], planes[..., 1, :]
-    return q @ mean.mT + reach * SPREAD * (q.square() @ std.square().mT).sqrt()
+    return q @ mean.mT + SPREAD * (q.square() @ std.square().mT).sqrt()
 
 
 class MeanStd(SummaryMethod):
@@ -45,5 +40,4 @@ class MeanStd(SummaryMethod):
     formula = "mean_std"
     citation = "arXiv 2605.27740 (mean and spread per page)"
     summary = PageSummary("mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4)
-    shares = replace(summary, score=partial(expected_maximum, reach=REACH), reach=REACH)
-    estimate = Estimate(flat=0.75, offset=2.8)
+    estimate = Estimate(flat=0.85, offset=0.1)

@@ -46,4 +46,4 @@ class Quest(SummaryMethod):
     citation = "Quest, arXiv 2406.10774"
     summary = PageSummary("min_max", ("min", "max"), min_max, upper_bound)
     shares = replace(summary, score=partial(within_bound, REACH), reach=REACH)
-    estimate = Estimate(flat=0.8)
+    estimate = Estimate(flat=0.8, offset=0.3)
