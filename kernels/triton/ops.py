@@ -24,7 +24,6 @@ from .share import share_kernel
 from .spec import EXACT, FORMULAS, MIN_MAX, SPREAD
 from .tuning import SELECT_CHUNK, SELECT_WARPS, num_splits
 
-
 NO_SHARES = "coverage and budget_split have no kernels on device triton"
 
 
