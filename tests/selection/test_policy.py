@@ -108,8 +108,16 @@ def test_where_candidates_begin_and_end_and_how_many_units_are_kept(
     plan = plan_rows(np.array([length]), own_options(*options), GEOMETRY, units)
     found = (plan.begin, plan.end, plan.num_units, plan.counts, plan.tail, plan.unit_size)
     assert [one.tolist() for one in found] == [[n] for n in (begin, end, total, counts, tail, unit)]
+    assert {one.dtype for one in found} == {np.dtype(np.int64)}
     assert plan.dense.tolist() == [counts == total]
     assert plan.attended.tolist() == [(counts - 1) * unit + tail]
+
+
+def test_a_unit_may_be_a_token() -> None:
+    """A window longer than the context is all of it."""
+    one, single = RequestOptions(budget=64, sink=4, window=20), Geometry(16, 1)
+    plan = plan_rows(np.array([10, 30]), RowOptions.resolve([one] * 2, np.array([10, 30])), single)
+    assert plan.begin.tolist() == [0, 4] and plan.end.tolist() == [0, 10]
 
 
 def test_a_budget_that_cannot_hold_what_is_always_kept_is_a_mistake_of_ours() -> None:
