@@ -25,7 +25,7 @@ PASSED, FAILED, NO_TESTS, TIMEOUT = 0, 1, 33, 36
 IMPORTED_LATE = ("sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
 """What tests and fixtures import as they run: once here, not once for each mutant."""
 PATIENCE = 20
-"""Seconds that a mutant has, and ten times what its tests take without it."""
+"""Seconds that a mutant has, and three times what its tests take without it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Trials:
         if tests and in_fork("", session, tests, 10 * PATIENCE) != PASSED:
             print(f"{function.name}: its tests fail without a mutant", flush=True)
             return
-        limit = PATIENCE + int(10 * (monotonic() - begin))
+        limit = PATIENCE + int(3 * (monotonic() - begin))
         codes = []
         for mutant in function.mutants:
             started = monotonic()
