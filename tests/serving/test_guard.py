@@ -140,7 +140,7 @@ def test_an_answer_has_the_form_of_its_route(front_end: FrontEnd, method: str) -
     text = "top_k must be less"
     plain = {"message": text, "type": "BadRequestError", "param": None, "code": 400}
     anthropic = {"type": "error", "error": {"type": "invalid_request_error", "message": text}}
-    forms: dict[str, dict[str, Any]] = {path: anthropic for path in MESSAGES}
+    forms: dict[str, dict[str, Any]] = dict.fromkeys(MESSAGES, anthropic)
     forms |= {path: {"error": plain} for path in ("/generate", "/vertex_generate")}
     forms |= {path: {"object": "error", **plain} for path in ("/v1/completions", "/api/chat")}
     for path, wanted in forms.items():
