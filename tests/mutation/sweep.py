@@ -26,8 +26,8 @@ from mutmut.workers.isolation import get_mutant_runner
 from .survivors import LIVES
 from .trials import Function, Trials
 
-LONGEST, BUDGET = 0.5, 1.5
-"""Seconds that a unit test may take, and those of one mutant together."""
+LONGEST, BUDGET = 0.5, 0.5
+"""Seconds that a test of another file than the module's own may take; and all of them together."""
 
 
 def sweep(patterns: Sequence[str], again: bool) -> int:
@@ -83,11 +83,11 @@ def unit_tests(source: Path, reached_by: set[str]) -> tuple[str, ...]:
     """Tests of a function: those of its module's own file, then the quickest; file by file."""
     seconds = state().duration_by_test
     own = f"/test_{source.stem}.py::"
-    quick = [test for test in reached_by if seconds[test] <= LONGEST]
+    quick = [test for test in reached_by if own in test or seconds[test] <= LONGEST]
     files: dict[str, list[str]] = {}
     spent = 0.0
     for test in sorted(quick, key=lambda test: (own not in test, seconds[test], test)):
-        spent += seconds[test]
+        spent += 0.0 if own in test else seconds[test]
         if spent <= BUDGET:
             files.setdefault(test.partition("::")[0], []).append(test)
     return tuple(test for tests in files.values() for test in tests)

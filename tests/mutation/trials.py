@@ -22,7 +22,11 @@ from mutmut.utils.file_utils import change_cwd
 
 PASSED, FAILED, NO_TESTS, TIMEOUT = 0, 1, 33, 36
 """Exit codes as mutmut reads them."""
-IMPORTED_LATE = ("sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
+IMPORTED_LATE = (
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.managers.scheduler",
+    "torch._refs",
+)
 """What tests and fixtures import as they run: once here, not once for each mutant."""
 PATIENCE = 20
 """Seconds that a mutant has, and three times what its tests take without it."""

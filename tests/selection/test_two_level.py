@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.soak import Size
 
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.selection import load_method, two_level
@@ -67,9 +68,11 @@ def chosen(device: str, method: str, inputs: ScoreInputs) -> torch.Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("drift", (0.0, 1.0, 4.0))
 @pytest.mark.parametrize("missing", (0.0, 0.3))
-def test_exact_mode_selects_the_pages_of_quest(device: str, drift: float, missing: float) -> None:
+def test_exact_mode_selects_the_pages_of_quest(
+    device: str, drift: float, missing: float, size: Size
+) -> None:
     """Flat Quest with the same reduction, whatever the keys and whichever bounds are missing."""
-    for seed in range(20):
+    for seed in range(size(3, 20)):
         inputs = scene(seed, (3000, 700, 5000, 120), drift, missing)
         flat = replace(inputs, reduction=Reduction.MAX)
         wanted = chosen(device, "quest", flat)
