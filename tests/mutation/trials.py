@@ -25,7 +25,7 @@ PASSED, FAILED, NO_TESTS, TIMEOUT = 0, 1, 33, 36
 IMPORTED_LATE = (
     "sglang.srt.entrypoints.http_server",
     "sglang.srt.managers.scheduler",
-    "torch._refs",
+    "torch._dynamo",
 )
 """What tests and fixtures import as they run: once here, not once for each mutant."""
 PATIENCE = 20
