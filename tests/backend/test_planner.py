@@ -87,6 +87,16 @@ def test_what_groups_say_of_their_rows() -> None:
     assert quest.take(rows).tolist() == [0, 3] and quest.records is None
 
 
+def test_in_its_dense_layers_a_row_keeps_every_unit() -> None:
+    """Whatever its method would keep, in the server's unit."""
+    tokens = replace(SPARSE, method="clusterkv")
+    (group,) = step_plan([SPARSE, tokens, DENSE], 328, 200, 40).groups(0)
+    assert group.whole and group.method is None and group.unit_size == UNIT
+    assert group.counts.tolist() == group.num_units.tolist() == [21, 13, 3]
+    assert group.tails.tolist() == [8, 8, 8] and group.records is None
+    assert group.candidates.begin.tolist() == group.candidates.end.tolist() == [0, 0, 0]
+
+
 def test_a_group_of_all_rows_takes_them_as_they_are() -> None:
     plan = step_plan([SPARSE, SPARSE], 328, 200)
     plan.records["quest"] = torch.tensor([[1, 2], [3, 4]], dtype=torch.int32)

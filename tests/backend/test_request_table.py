@@ -196,7 +196,7 @@ def launch(
     mode: str = "decode",
     mixed: Any = None,
     draft: bool = False,
-    named: bool = False,
+    named: int = 0,
 ) -> None:
     """As SGLang calls the hook behind `ForwardBatch.init_new`."""
     forward_mode = SimpleNamespace(
@@ -204,17 +204,17 @@ def launch(
     )
     batch = SimpleNamespace(reqs=requests or None, decoding_reqs=mixed, forward_mode=forward_mode)
     runner = SimpleNamespace(is_draft_worker=draft)
-    if named:
-        note_batch("result", "cls", batch=batch, model_runner=runner)
-    else:
-        note_batch("result", "cls", batch, runner)
+    given = {"batch": batch, "model_runner": runner}
+    by_place = [given.pop(name) for name in list(given)[: 2 - named]]
+    note_batch("result", "cls", *by_place, **given)
 
 
-@pytest.mark.parametrize("named", (False, True))
+@pytest.mark.parametrize("named", (0, 1, 2))
 def test_a_batch_that_is_launched_tells_its_rows_in_order(
-    running: RequestTable, named: bool
+    running: RequestTable, named: int
 ) -> None:
-    """A request without a row keeps its place."""
+    """However many arguments SGLang names; a request without a row keeps its place."""
+    assert running.launched is None and running.decode_rows is None
     first, second, waiting = Request("a", row=6), Request("b", row=2), Request("c")
     launch(first, waiting, second, named=named)
     assert running.launched is not None and running.launched.tolist() == [6, -1, 2]
