@@ -53,6 +53,14 @@ def test_a_copy_of_a_key_must_be_equal_and_says_how_far_it_is_off() -> None:
     assert find_mismatches(metadata, OPS, 1, keys, torch.tensor([0, 1, 3, 5])) == []
 
 
+def test_each_summary_tells_its_own() -> None:
+    metadata, keys = metadata_of(Quest.summary, MeanStd.summary)
+    metadata.fields("min_max", 1)[2] += 1
+    metadata.fields("mean_std", 1)[5] += 1
+    found = find_mismatches(metadata, OPS, 1, keys, ALL)
+    assert [(one.summary, one.unit) for one in found] == [("min_max", 2), ("mean_std", 5)]
+
+
 def test_units_without_a_stamp_may_hold_anything() -> None:
     metadata, keys = metadata_of(Quest.summary)
     metadata.fields("min_max", 1).fill_(9.0)

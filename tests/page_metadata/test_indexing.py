@@ -108,6 +108,7 @@ def test_records_hold_the_keys_of_their_segment_layer_by_layer() -> None:
 
 def test_a_step_that_builds_nothing_writes_and_seals_nothing() -> None:
     index, device = index_of(CODES)
+    index.summarise(1, KEYS[1])  # before its first step
     run(index, row(1, 2, tokens=31, written=0))
     assert device.asked == [] and index.records.built == 0
     index.summarise(0, KEYS[0])
