@@ -79,7 +79,15 @@ def test_rows_on_one_prefix_share_what_a_step_builds() -> None:
     )
     assert run(index, *rows) == [[0, 1, -1], [0, -1, -1], [-1, -1, -1], [0, 2, 3]]
     assert index.records.built == 4
-    assert run(index) == [] and run(index, row(7, tokens=5, written=0)) == [[]]
+    assert index.begin_step([]).shape == (0, 0)
+    assert run(index, row(7, tokens=5, written=0)) == [[]]
+
+
+def test_where_a_row_has_no_segment_it_reads_nobodys() -> None:
+    """Also while page 1 ends one."""
+    index, _ = index_of()
+    rows = row(0, 1, tokens=32, written=0), row(4, 5, 6, 7, tokens=64, written=0)
+    assert run(index, *rows) == [[0, -1], [1, 2]] == run(index, *rows)
 
 
 def test_where_there_is_no_room_the_others_get_theirs() -> None:

@@ -54,6 +54,13 @@ def test_page_0_takes_padding_and_is_never_summarised() -> None:
     assert seal.pending.tolist() == [2]
 
 
+def test_the_first_slot_behind_page_0_starts_a_page() -> None:
+    seal, metadata, _ = seal_of()
+    metadata.seal(torch.arange(16))
+    seal.begin_step(torch.tensor([0, 31, 32]), NONE)
+    assert (~metadata.sealed).nonzero().flatten().tolist() == [2, 3]
+
+
 def test_each_layer_gets_its_fields_and_the_last_one_the_stamp() -> None:
     seal, metadata, device = seal_of()
     seal.begin_step(torch.arange(32, 48), NONE)

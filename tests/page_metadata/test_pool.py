@@ -37,6 +37,7 @@ def test_bytes_of_a_unit_are_those_of_its_fields_and_its_stamp() -> None:
     """Per layer and head: 2 bounds of 8, 2 landmarks of 8, and 2 misfits, all of 2 bytes."""
     assert bytes_per_unit(LAYOUT, SUMMARIES, 16) == 3 * 2 * (16 + 16 + 2) * 2 + 1
     assert bytes_per_unit(LAYOUT, (), 16) == 1
+    assert isinstance(bytes_per_unit(LAYOUT, SUMMARIES, 16), int)
 
 
 @pytest.mark.parametrize("device", ("cpu", "meta"))
