@@ -133,13 +133,17 @@ def test_what_was_read_longest_ago_gives_way_and_what_the_step_reads_does_not() 
 
 
 def test_of_records_of_one_age_the_first_gives_way() -> None:
-    records = records_of(slots=64 * 32)
-    assert records.capacity == 40
+    """60 records, every third of them read in each of three steps."""
+    records = records_of(slots=64 * 48)
+    assert records.capacity == 60
     records.begin_step()
-    reserve(records, *range(40))
+    reserve(records, *range(60))
     records.seal()
+    for third in range(3):
+        records.begin_step()
+        read(records, *range(third, 60, 3))
     records.begin_step()
-    assert reserve(records, 50, 51, 52) == [0, 1, 2]
+    assert reserve(records, *range(60, 84)) == [*range(0, 60, 3), *range(1, 13, 3)]
 
 
 def test_pages_that_start_anew_lose_their_records_and_no_others() -> None:

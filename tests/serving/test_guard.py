@@ -203,6 +203,55 @@ def test_every_part_of_a_body_is_searched_for_what_is_ours(app: RequestGuard) ->
         assert call(app, "/generate", body)[0] == 400
 
 
+def messages_of(app: Any, events: list[dict[str, Any]], **scope: Any) -> list[dict[str, Any]]:
+    """What is sent for events as a server may give them, with as little as ASGI asks for."""
+    incoming, sent = iter(events), []
+
+    async def receive() -> dict[str, Any]:
+        return next(incoming, {"type": "http.disconnect"})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(
+        app({"type": "http", "method": "POST", "path": "/generate", **scope}, receive, send)
+    )
+    return sent
+
+
+def test_parts_may_lack_what_asgi_lets_them_lack(app: RequestGuard) -> None:
+    """A body, whether more comes, and where the application is mounted."""
+    begin: dict[str, Any] = {"type": "http.request", "more_body": True}
+    end: dict[str, Any] = {"type": "http.request", "body": b'{"sparsekv": {}}'}
+    for events in ([begin, end], [end], [begin, begin, end]):
+        assert messages_of(app, events)[0]["status"] == 400
+    assert messages_of(app, [{"type": "http.request"}])[0]["status"] == 200
+    under = messages_of(app, [end], path="/prefix/generate", root_path="/prefix")
+    assert under[0]["status"] == 400
+    assert messages_of(app, [end], path="/generate/prefix", root_path="/prefix")[0]["status"] == 200
+
+
+def test_a_body_that_names_nothing_of_ours_is_not_parsed(
+    app: RequestGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "check_body", lambda *_: pytest.fail("it is parsed"))
+    assert call(app, "/generate", {"text": "x" * 500}) == (200, b"onetwo")
+
+
+def test_messages_before_the_head_and_without_a_body_pass(front_end: FrontEnd) -> None:
+    wanted = [
+        {"type": "http.response.debug", "info": {}},
+        {"type": "http.response.start", "status": 200, "headers": []},
+        {"type": "http.response.body"},
+    ]
+
+    async def speak(scope: Any, receive: Any, send: Any) -> None:
+        for message in wanted:
+            await send(message)
+
+    assert messages_of(RequestGuard(speak, front_end), [{"type": "http.request"}]) == wanted
+
+
 def test_a_body_of_the_bound_is_read_and_one_beyond_it_is_not(
     app: RequestGuard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +260,8 @@ def test_a_body_of_the_bound_is_read_and_one_beyond_it_is_not(
         monkeypatch.setattr(guard, "MAX_BODY", bound)
         for size in (100, len(raw)):
             assert call(app, "/generate", raw, size=size)[0] == status
+        parts = [{"type": "http.request", "body": raw, "more_body": True}, {"type": "http.request"}]
+        assert messages_of(app, parts)[0]["status"] == status
 
 
 def test_a_body_of_ten_megabytes(app: RequestGuard) -> None:
@@ -264,6 +315,7 @@ def test_installed_once_and_innermost(front_end: FrontEnd) -> None:
     install(app, front_end)
     install(app, front_end)
     assert [entry.cls for entry in app.user_middleware] == [GZipMiddleware, RequestGuard]
+    assert app.user_middleware[1].kwargs == {"front_end": front_end}
 
 
 def test_too_late_is_an_error(front_end: FrontEnd) -> None:
