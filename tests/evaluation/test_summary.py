@@ -150,4 +150,4 @@ def test_a_run_of_no_steps_read_everything():
     (score,) = ranking([replace(CELL, tokens_attended=0, tokens_in_context=0)])
     assert score.read == 1.0
     (score,) = ranking([CELL, replace(CELL, sample=1, tokens_attended=1000)])
-    assert score.read == 1256 / 2000
+    assert score.read == 1256 / 2000 and score.asked == 2

@@ -16,6 +16,7 @@ from sgl_sparsekv.config import (
     parse_request_options,
 )
 from sgl_sparsekv.errors import RequestOptionError
+from sgl_sparsekv.serving import requests
 from sgl_sparsekv.serving.front_end import ATTRIBUTE, FrontEnd
 from sgl_sparsekv.serving.metrics import ServingMetrics
 from sgl_sparsekv.serving.prompts import check_token_ids
@@ -253,6 +254,19 @@ def test_a_score_is_not_looked_at_where_nobody_asked_for_it() -> None:
     check_score(SimpleNamespace(), query_embed_overrides=wrong)
 
 
+def test_what_a_kind_of_request_has_no_field_for_is_not_asked_for(manager: Any) -> None:
+    """Embeddings have no sessions and no positions; what is None is left to SGLang."""
+    from sglang.srt.managers.io_struct import EmbeddingReqInput
+
+    check_request(manager, EmbeddingReqInput(text="a"))
+    check_request(manager, request(stream=None, return_logprob=None))
+    seeing = manager_of(FrontEnd(ServerOptions(), LIMITS, ServingMetrics(), multimodal=True))
+    for server in (manager, seeing):
+        check_tokenized(None, server, SimpleNamespace(), [5])
+        with pytest.raises(ValueError, match="at least one token"):
+            check_tokenized(None, server, SimpleNamespace(), [])
+
+
 @pytest.mark.parametrize(
     ("params", "told"),
     [
@@ -286,8 +300,15 @@ def test_parameters_of_a_batch_are_one_object_or_one_for_each(
         check_request(manager, request(text=["a", "b"], sampling_params=params))
 
 
-def test_parameters_that_a_batch_shares_are_checked_once(front_end: FrontEnd) -> None:
+def test_parameters_that_a_batch_shares_are_checked_once(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SGLang repeats one dict for every item."""
+    one, two, seen = {"custom_params": 1}, {"custom_params": 2}, []
+    with monkeypatch.context() as patch:
+        patch.setattr(requests, "check_custom_params", lambda found, _: seen.append(found))
+        check_options([one, two, one, two, one], front_end.options)
+    assert seen == [1, 2]
     shared: dict[str, Any] = {"custom_params": {"sparsekv": {"budget": -3}}}
     with pytest.raises(RequestOptionError, match=r"^request 0 of the batch: sparsekv\.budget"):
         check_options((shared, shared), front_end.options)
