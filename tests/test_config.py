@@ -58,6 +58,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "budget must be at least 96 tokens (sink 16 + window 64 in whole units of 16, and one for "
         "the partial tail), got 95",
     ),
+    (
+        {"budget": 1, "sink": 0, "window": 0},
+        "budget must be at least 16 tokens (sink 0 + window 0 in whole units of 16, and one for "
+        "the partial tail), got 1",
+    ),
     ({"reduction": "sum"}, "reduction must be one of max_softmax, mean_softmax, max, got 'sum'"),
     (
         {"device": "gpu"},
@@ -175,6 +180,7 @@ def test_a_request_changes_what_it_names() -> None:
         ("x" * 61, "sparsekv must be an object of options, got '" + "x" * 60 + "'... (61 long)"),
         ("x" * 60, "sparsekv must be an object of options, got '" + "x" * 60 + "'"),
         ([0] * 61, "sparsekv must be an object of options, got 'list'... (61 long)"),
+        (10**119, "sparsekv must be an object of options, got 1" + "0" * 119),
         (10**130, "sparsekv must be an object of options, got 1" + "0" * 119 + "..."),
         (
             {"bugdet": 1},
