@@ -81,6 +81,12 @@ REASONS = (
     Reason("*records.py:SegmentRecords.reserve", r'"STABLE"', "numpy takes either case"),
     Reason("*check.py:_excess", r"- torch\.where\(gap\.isnan", "what is no number stays none"),
     Reason("selection/*.py:m*", r"dim=-2\).*dim=\+2\)", "the third of four dimensions either way"),
+    Reason("*shadowkv.py:_finite", r"nan_to_num\(None", "None is 0 to `nan_to_num`"),
+    Reason("*shadowkv.py:*", r"clamp\(min=1\)", "a row without candidates keeps everything"),
+    Reason("*shadowkv.py:*", r"places <=? [01]", "unit 0 comes first where it is chosen"),
+    Reason(
+        "*shadowkv.py:*", r"scatter_.* -> .*(or True|\[\+1\]|\[-2\])", "no places, no scattering"
+    ),
     Reason("*shadowkv.py:*", r"landmarks\(.*, \)", "a chunk is what `landmarks` takes by itself"),
     Reason("*:HeldScores.load", r"shape\[-1\].*shape\[\+1\]", "the last of two dimensions"),
     Reason("*summary.py:ranking", r"-> sign = (-2|-1 if .* else 2)", "a sign, no size"),

@@ -67,16 +67,21 @@ class Device:
             chosen = torch.zeros(len(counts), HEADS, 5, device="meta", dtype=torch.int32)
             return Selection(chosen, chosen, counts)
         self.counts = counts.tolist()
+        unit = torch.arange(UNITS)
+        outside = (unit < candidates.begin[:, None]) | (unit >= candidates.end[:, None])
+        assert torch.equal(scores.isneginf(), outside[:, None].expand(-1, HEADS, -1))
         return load_ops("reference").select(scores, candidates, num_units, counts)
 
 
-def inputs_of(counts: list[int], misfit: torch.Tensor, device: str = "cpu") -> ScoreInputs:
+def inputs_of(
+    counts: list[int], misfit: torch.Tensor, device: str = "cpu", begin: int = 2
+) -> ScoreInputs:
     """Rows of 40 chunks: 2 of sinks, 4 of window and tail; unit `i` lies at `i + 3`."""
     rows = len(counts)
     table = (torch.arange(UNITS) + 3).int().expand(rows, -1)
     fields = torch.zeros(UNITS + 3, HEADS, 1, 1)
     fields[3:, :, 0, 0] = misfit[:, None]
-    row = [one.to(device) for one in (torch.full((rows,), n).int() for n in (2, 36, UNITS))]
+    row = [one.to(device) for one in (torch.full((rows,), n).int() for n in (begin, 36, UNITS))]
     return ScoreInputs(
         q=torch.zeros(rows, HEADS, 1, DIM, device=device),
         keys=torch.zeros(0, device=device),
@@ -107,6 +112,14 @@ def test_outliers_take_their_share_of_the_budget() -> None:
             assert first == sorted([*always, *outliers])
             others = scores[row, head][scores[row, head] != ALWAYS]
             assert not others.any(), "the others keep what the device scored"
+
+
+def test_outliers_leave_sinks_and_window_their_place() -> None:
+    """Their share of 21 chunks is 3; 20 are always kept, so one is left."""
+    misfit, device = torch.arange(float(UNITS)), Device()
+    ops: Any = device
+    load_method("shadowkv").score(ops, inputs_of([21, 20], misfit, begin=16))
+    assert device.counts == [21, 20]
 
 
 def test_everything_is_made_where_the_inputs_lie() -> None:
