@@ -1,6 +1,7 @@
 """Two-level bounds: what is left out cannot matter, or is said to be left out."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -255,17 +256,17 @@ def test_tokens_fill_segments_rounded_up() -> None:
 
 
 @pytest.mark.parametrize("begin", (1, 8, 11))
-def test_the_best_segments_are_looked_at_and_the_best_left_out_is_told(begin: int) -> None:
-    """Of 7 segments of which one has no bound; segments before `begin` hold sinks alone."""
-    inputs = scene(5, (7 * SEGMENT + 40,), 2.0)
+@pytest.mark.parametrize("end", (56, 57, 59))
+def test_the_best_segments_are_looked_at_and_the_best_left_out_is_told(
+    begin: int, end: int
+) -> None:
+    """Of 7 segments, one without a bound, and the last, which is not whole."""
+    inputs = scene(5, (7 * SEGMENT + 120,), 2.0)
     index = inputs.index
     assert isinstance(index, SegmentBounds)
     index.table[0, 4] = -1
-    end = int(inputs.candidates.end)
-    inputs = replace(
-        inputs,
-        candidates=replace(inputs.candidates, begin=torch.tensor([begin], dtype=torch.int32)),
-    )
+    row = [torch.tensor([n], dtype=torch.int32) for n in (begin, end)]
+    inputs = replace(inputs, candidates=Candidates(inputs.candidates.unit_table, *row))
     bounds = torch.full((HEADS, 8), -torch.inf)
     for segment in range(begin // PER_SEGMENT, -(-end // PER_SEGMENT)):
         record = int(index.table[0, segment]) if segment < 7 else -1
@@ -290,3 +291,43 @@ def test_the_best_segments_are_looked_at_and_the_best_left_out_is_told(begin: in
             assert found == sorted(order[:count].tolist())
             wanted = bounds[head, order[count]] if count < 8 else torch.tensor(-torch.inf)
             torch.testing.assert_close(left[0, head], wanted)
+
+
+def test_a_row_without_candidates_is_not_looked_at() -> None:
+    """What is asked of the device, a row for each head, ends with its chosen pages."""
+    inputs = scene(5, (700, 120), 2.0)
+    begin, end = inputs.candidates.begin, inputs.candidates.end.clone()
+    end[1] = begin[1]
+    inputs = replace(inputs, candidates=replace(inputs.candidates, end=end))
+    ops, asked = load_ops("reference"), []
+
+    def score(*args: Any) -> torch.Tensor:
+        asked.append(args[3])
+        return ops.score(*args)
+
+    device: Any = SimpleNamespace(score=score, select=ops.select)
+    scores = load_method("quest_two_level").score(device, inputs)
+    assert bool(scores[1].isneginf().all()) and bool(scores[0].isfinite().any())
+    bounds, pages = asked
+    assert pages.begin.tolist() == [0] * 2 * HEADS and pages.end.dtype == torch.int32
+    assert pages.end.tolist() == [*[5 * PER_SEGMENT] * HEADS, *[0] * HEADS]
+    assert bounds.end.tolist() == [6, 6]
+
+
+def test_scores_are_float32_whatever_the_queries_are() -> None:
+    inputs = scene(5, (700,), 2.0)
+    assert isinstance(inputs.index, SegmentBounds)
+    half = replace(
+        inputs,
+        q=inputs.q.bfloat16(), keys=inputs.keys.bfloat16(),
+        fields={name: field.bfloat16() for name, field in inputs.fields.items()},
+        index=replace(inputs.index, planes=inputs.index.planes.bfloat16()),
+    )  # fmt: skip
+    assert load_method("quest_two_level").score(load_ops("reference"), half).dtype == torch.float32
+
+
+def test_a_step_without_segment_bounds_is_a_mistake_of_ours() -> None:
+    with pytest.raises(AssertionError, match=r"^no segment bounds$"):
+        load_method("quest_two_level").score(
+            load_ops("reference"), replace(scene(5, (700,), 2.0), index=None)
+        )
