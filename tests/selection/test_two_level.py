@@ -293,6 +293,17 @@ def test_the_best_segments_are_looked_at_and_the_best_left_out_is_told(
             torch.testing.assert_close(left[0, head], wanted)
 
 
+def test_where_no_segment_is_looked_at_the_best_of_all_is_left_out() -> None:
+    """Of each row and head by itself."""
+    inputs = scene(5, (700, 400), 2.0)
+    end = torch.tensor([40, 24], dtype=torch.int32)  # whole segments
+    inputs = replace(inputs, candidates=replace(inputs.candidates, end=end))
+    nothing, best = two_level._best_segments(load_ops("reference"), inputs, torch.tensor([0, 0]))
+    one, second = two_level._best_segments(load_ops("reference"), inputs, torch.tensor([1, 1]))
+    assert nothing.shape == (2, HEADS, 0) and best.shape == (2, HEADS)
+    assert one.shape == (2, HEADS, 1) and bool((best > second).all())
+
+
 def test_a_row_without_candidates_is_not_looked_at() -> None:
     """What is asked of the device, a row for each head, ends with its chosen pages."""
     inputs = scene(5, (700, 120), 2.0)
