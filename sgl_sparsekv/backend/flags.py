@@ -22,7 +22,7 @@ from ..errors import ConfigError, SparseKVError
 from ..host import BACKEND_NAME
 
 ATTRIBUTE = "_sparsekv"
-YES_OR_NO = ("telemetry", "share_generated", "validate_requests")
+YES_OR_NO = ("estimate", "telemetry", "share_generated", "validate_requests")
 _HELP = {
     "method": "selection method of requests that name none",
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
@@ -30,6 +30,7 @@ _HELP = {
     "window": "newest tokens that are always kept",
     "dense_layers": "first layers that read the whole cache",
     "reselect_every": "decode steps for which a selection is used",
+    "estimate": "answer for what is not read by clusters and codes: true or false",
     "telemetry": "measure what decode covers and costs, in every response: true or false",
     "share_generated": "offer what sparse decode generated to the radix cache: true or false",
     "methods": "comma-separated methods that requests may choose",
@@ -40,6 +41,8 @@ _HELP = {
     "pq_segment": "tokens that share a codebook in pqcache, a multiple of 64",
     "pq_subspaces": "sub-vectors of a key in pqcache: 1, 2, 4, 8 or 16",
     "pq_bits": "bits of a sub-vector's code in pqcache: 1 to 8",
+    "residual_segment": "tokens that share clusters and codes in residual_pq, a multiple of 64",
+    "residual_subspaces": "sub-vectors of what is left of a key there: 1, 2, 4, 8 or 16",
     "device": "kernels: auto, cpu, reference or triton",
     "attend": "on a GPU, what reads the selection: triton, fa2, fa3 or xqa",
     "dense_below": "on a GPU, run SGLang's dense decode where fewer tokens than this are saved",
