@@ -25,7 +25,7 @@ from sgl_sparsekv.types import Reduction
 INT = "must be an integer in"
 METHODS = (
     "clusterkv, full, mean_std, oracle, pqcache, quest, quest_two_level, quest_two_level_exact, "
-    "shadowkv, streaming"
+    "residual_pq, shadowkv, streaming"
 )
 BUDGET = (
     "budget must be a number of tokens (integer > 0) or a share of the context (fraction in "
