@@ -94,5 +94,6 @@ def _excess(
     gap = torch.where((expected == actual) | both_nan, 0.0, (expected - actual).abs())
     if not summary.ulps:
         return gap
-    allowed = expected.abs().amax(-1, keepdim=True) * summary.ulps * torch.finfo(dtype).eps
+    largest = expected.abs().nan_to_num().amax(-1, keepdim=True)
+    allowed = largest * summary.ulps * torch.finfo(dtype).eps
     return (gap - allowed).clamp(min=0) + torch.where(gap.isnan(), gap, 0.0)
