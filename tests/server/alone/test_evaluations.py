@@ -72,6 +72,10 @@ CASES = {
     "longbench": ("longbench", "--data", "synthetic", "--concurrency", "2"),
     "perplexity": ("perplexity", "--lengths", "4k", "--tokens", "64", "--samples", "2"),
     "fidelity": ("fidelity", "--tokens", "64", "--samples", "2"),
+    "generate": (
+        *("generate", "--lengths", "4k", "--tokens", "128", "--count", "1", "--budget", "512"),
+    ),
+    "turns": ("turns", "--lengths", "4k", "--turns", "3"),
     "ruler": (
         *("ruler", "--tasks", ",".join(RULER), "--lengths", "4k", "--samples"),
         *(str(SAMPLES), "--protocol", "decoded"),
