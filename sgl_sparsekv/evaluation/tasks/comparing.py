@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ class Comparison:
 
     def __init__(self) -> None:
         self._dense: dict[int, _Dense] = {}
-        self._lock = threading.Lock()
+        self._locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
 
     def stray(self, prompt: Prompt, reading: Reading | None, client: Client) -> Straying:
         """Follow the text as `reading` reads; None, once the dense run is known, stands for a
@@ -89,7 +90,7 @@ class Comparison:
         Raises:
             EvaluationStopped: the server cannot go on, or the dense run said too little.
         """
-        with self._lock:
+        with self._locks[prompt.number]:
             if prompt.number not in self._dense:
                 assert reading is not None
                 self._dense[prompt.number] = _read_all(prompt, reading, client)
