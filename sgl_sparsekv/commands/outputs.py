@@ -88,7 +88,7 @@ def turns_arguments(parser: argparse.ArgumentParser) -> None:
 def turns(args: argparse.Namespace, model: "Model") -> "Task":
     """The task `turns`."""
     from ..evaluation.settings import parse_lengths
-    from ..evaluation.tasks.reading.document import digest
+    from ..evaluation.tasks.real.document import digest
     from ..evaluation.tasks.turns.conversation import PLAIN, real_conversation, small_conversation
     from ..evaluation.tasks.turns.task import Grid, TurnsTask
 

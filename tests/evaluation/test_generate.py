@@ -15,8 +15,8 @@ from sgl_sparsekv.evaluation.tasks.generate.small_models import SmallPrompts
 from sgl_sparsekv.evaluation.tasks.generate.task import GenerateTask, Grid
 from sgl_sparsekv.evaluation.tasks.generate.wanted import Wanted
 from sgl_sparsekv.evaluation.tasks.likeness import alike, edits, prefix, repeated
-from sgl_sparsekv.evaluation.tasks.reading.document import real_document
-from sgl_sparsekv.evaluation.tasks.reading.library import functions
+from sgl_sparsekv.evaluation.tasks.real.document import real_document
+from sgl_sparsekv.evaluation.tasks.real.library import functions
 from sgl_sparsekv.evaluation.tokens import Tokens
 
 LENGTH, NEW = 4096, 512
@@ -88,8 +88,9 @@ def test_a_prompt_and_its_output_fit_and_what_is_right_is_judged_right(tokens, t
         assert bool(judged) == bool(wanted.expected) == (task in ("copy", "call"))
         assert not any(wanted.judge("nothing of the kind").get(n) == 1 for n in judged)
     assert [bool(wanted.follow) for wanted in made] == [task != "write"] * len(made)
-    places = [wanted.place for wanted in made]
-    assert task in ("continue", "write") or places == sorted(places) or task == "copy"
+    if task == "call":
+        places = [wanted.place for wanted in made]
+        assert places == sorted(places)
 
 
 def test_prompts_about_one_document_share_it(tokens):

@@ -16,7 +16,7 @@ from helpers.soak import Size, record
 from sgl_sparsekv import cli
 from sgl_sparsekv.evaluation.results import read
 from sgl_sparsekv.evaluation.summary import Score, ranking
-from sgl_sparsekv.evaluation.tasks.reading.document import real_document
+from sgl_sparsekv.evaluation.tasks.real.document import real_document
 from sgl_sparsekv.evaluation.tokens import Tokens
 from sgl_sparsekv.models.smollm2 import save_smollm2
 from sgl_sparsekv.models.wheel import NotFetched
@@ -72,7 +72,7 @@ def test_the_default_method_at_the_default_budget_is_near_dense(
     server: ServerProcess, smollm2: Path, tmp_path: Path, size: Size
 ) -> None:
     """On real text that is read on, with more to read than the budget; a window fails the gate."""
-    context, tokens = size(3072, 8000), size(48, 128)
+    context, tokens = size(3072, 8000), size(96, 128)
     prompts = tmp_path / "prompts.jsonl"
     ids = Tokens(smollm2).ids
     texts = (real_document(ids, context, tokens, seed) for seed in range(size(1, 8)))

@@ -5,8 +5,8 @@ from functools import lru_cache
 from typing import Any
 
 from ...tokens import Tokens
-from ..reading.document import Document, digest, real_document
-from ..reading.wording import ask_for, spread
+from ..real.document import Document, digest, real_document
+from ..real.wording import ask_for, spread
 from .judging import Anything, Quotation, ToolCall
 from .tools import QUESTION, call, toolbox
 from .wanted import Wanted

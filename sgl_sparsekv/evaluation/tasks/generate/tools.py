@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..reading.library import Function, functions
+from ..real.library import Function, functions
 
 HEAD = "These tools can be called:\n\n"
 QUESTION = (

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from ...tokens import Tokens
 from ..needle.small_models import chain_haystack, facts_haystack
-from ..reading.document import real_document
-from ..reading.wording import ask_for, spread
+from ..real.document import real_document
+from ..real.wording import ask_for, spread
 
 ROOM = 128
 """Tokens of a turn beside its answer: question, how the answer begins, a template."""
