@@ -99,12 +99,14 @@ def turns(args: argparse.Namespace, model: "Model") -> "Task":
     about = {"answers": args.tokens, "chat": args.chat}
     if kind != "prose":
         return TurnsTask(
+            model.tokens,
             lambda length, seed: small_conversation(kind, length, args.turns, seed),
             grid,
             {**about, "documents": kind},
         )
     around = model.tokens.turns() if args.chat else PLAIN
     return TurnsTask(
+        model.tokens,
         lambda length, seed: real_conversation(
             model.tokens, around, length, args.turns, args.tokens, seed
         ),

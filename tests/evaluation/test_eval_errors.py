@@ -94,7 +94,7 @@ def test_a_set_with_a_line_of_another_form(complaint, tmp_path):
     assert "qasper.jsonl" in complaint("longbench", "--data", str(tmp_path))
 
 
-@pytest.mark.parametrize("task", ["perplexity", "fidelity", "generate"])
+@pytest.mark.parametrize("task", ["perplexity", "fidelity", "generate", "turns"])
 def test_a_server_that_takes_no_forced_tokens(complaint, chain_model, task):
     short = "--length" if task == "fidelity" else "--lengths"
     with fake_server(chain_model, forcing=False) as server:

@@ -1,13 +1,14 @@
 """Conversations over one growing prefix: what each turn's prompt is, and what is told of it."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 
 from sgl_sparsekv.evaluation.client import Reply
+from sgl_sparsekv.evaluation.forced import FORCED
 from sgl_sparsekv.evaluation.server import POOL_SPARE, server_spec
 from sgl_sparsekv.evaluation.settings import Reading, Settings
-from sgl_sparsekv.evaluation.tasks.likeness import alike
 from sgl_sparsekv.evaluation.tasks.turns.conversation import (
     PLAIN,
     Conversation,
@@ -60,34 +61,52 @@ class Server:
     """Knows the answers; a namespace's second prompt finds its first; `cold` goes wrong there."""
 
     def __init__(self, cold="right"):
-        self.bodies, self.seen, self.cold = [], set(), cold
+        self.bodies, self.first, self.cold = [], {}, cold
 
     def generate(self, body):
         self.bodies.append(body)
-        space, options = body["extra_key"], body["sampling_params"]["custom_params"]["sparsekv"]
-        turn = int(body["text"].split("?")[-2][-1])
-        known = space in self.seen
-        first = not known and turn > 0
-        self.seen.add(space)
-        said = f" {WORDS[turn]}." if not (first and self.cold == "wrong") else " a f"
-        report = {**options, "tokens_attended": 10, "tokens_in_context": 40, "decode_steps": 2}
-        ids = [ord(letter) for letter in said]
-        return Reply(said, ids, 100 + turn, 90 if known else 0, report, [])
+        space, sampling = body["extra_key"], body["sampling_params"]
+        text = body.get("text") or "".join(map(chr, body["input_ids"]))
+        turn, known = int(text.split("?")[-2][-1]), space in self.first
+        wrong = self.first.setdefault(space, turn) > 0 and self.cold == "wrong"
+        custom = sampling["custom_params"]
+        counts = {"tokens_attended": 10, "tokens_in_context": 40, "decode_steps": 2}
+        report = {**custom["sparsekv"], **counts}
+        if FORCED in custom:
+            odds = [math.log(0.75), math.log(0.25)]
+            note = [7, odds[0], [7, 8], odds[::-1] if wrong else odds]
+            said = custom[FORCED]
+            return Reply("", said, 100, 90, report, [note] * len(said))
+        said = " a f" if wrong else f" {WORDS[turn]}."
+        return Reply(said, ids_of(said), 100 + turn, 90 if known else 0, report, [])
+
+
+def ids_of(text):
+    return [ord(letter) for letter in text]
+
+
+def turns_task(cold):
+    """The task, and the conversation of its only part."""
+    tokens = SimpleNamespace(ids=ids_of)
+    task = TurnsTask(tokens, conversation, Grid((512,), 3, cold), {})
+    return task, task.build(task.parts()[0])[0]
 
 
 def test_the_first_turn_is_cold_the_others_are_warm_and_the_last_is_asked_cold_again():
-    task, server = TurnsTask(conversation, Grid((512,), 3), {}), Server()
-    (asked,) = task.build(task.parts()[0])
+    (task, asked), server = turns_task(1), Server()
     found = task.ask(asked, FULL, server)
     assert found.value == 1 and found.said.split("\n")[2] == " an owl."
     assert found.detail["along"]["alike"] == [1, 1, 1]
     assert found.detail["along"]["cached tokens"] == [0, 90, 90]
     assert found.detail["along"]["prompt tokens"] == [100, 101, 102]
-    assert found.detail["as cold"] == 1
+    assert found.detail["as cold"] == 1 and found.detail["KL of cold"] == 0
     assert found.report == {"tokens_attended": 30, "tokens_in_context": 120, "decode_steps": 6}
     spaces = [body["extra_key"] for body in server.bodies]
-    assert spaces[0] == spaces[1] == spaces[2] != spaces[3] and len(spaces) == 4
+    warm, cold = spaces[0], spaces[3]
+    assert warm != cold and spaces == [warm] * 3 + [cold] * 2 + [warm]
     assert server.bodies[3]["text"] == server.bodies[2]["text"] == asked.prompt(2)
+    forced = [body["sampling_params"]["custom_params"][FORCED] for body in server.bodies[4:]]
+    assert forced == [ids_of(" an owl.")] * 2
     options = [body["sampling_params"]["custom_params"]["sparsekv"] for body in server.bodies]
     assert all(option["share_generated"] is False for option in options)
     again = task.ask(asked, FULL, server)
@@ -95,25 +114,22 @@ def test_the_first_turn_is_cold_the_others_are_warm_and_the_last_is_asked_cold_a
 
 
 def test_what_is_not_the_same_cold_is_told():
-    task, server = TurnsTask(conversation, Grid((512,), 3, cold=2), {}), Server("wrong")
-    (asked,) = task.build(task.parts()[0])
+    (task, asked), server = turns_task(2), Server("wrong")
     found = task.ask(asked, FULL, server)
-    assert found.value == 1
-    cold = [len(" a f") - 1, len(" a")]  # " a hen." and " an owl." part after so many letters
-    assert found.detail["as cold"] == pytest.approx(sum(
-        n / len(f" {word}.") for n, word in zip(cold, WORDS[1:], strict=True)
-    ) / 2)  # fmt: skip
-    assert alike(" a f", " a hen.") < 1
+    assert found.value == 1 and task.forces
+    shares = [len(" a ") / len(" a hen."), len(" a") / len(" an owl.")]
+    assert found.detail["as cold"] == pytest.approx(sum(shares) / 2)
+    assert found.detail["KL of cold"] == pytest.approx(0.5 * math.log(3))
 
 
-def test_nothing_is_asked_cold_if_it_is_not_wanted():
-    task, server = TurnsTask(conversation, Grid((512,), 3, cold=0), {}), Server()
-    (asked,) = task.build(task.parts()[0])
-    assert "as cold" not in task.ask(asked, FULL, server).detail and len(server.bodies) == 3
+def test_nothing_is_asked_cold_or_forced_if_it_is_not_wanted():
+    (task, asked), server = turns_task(0), Server()
+    assert "as cold" not in task.ask(asked, FULL, server).detail
+    assert len(server.bodies) == 3 and not task.forces
 
 
 def test_conversations_at_a_time_have_room_for_a_document_each():
-    task = TurnsTask(conversation, Grid((512,), 3), {})
+    task, _ = turns_task(1)
     pools = []
     for concurrency in (1, 4):
         settings = Settings("m", ("full",), (256,), 0, concurrency)

@@ -1,16 +1,16 @@
 """Conversations: each turn finds the ones before it in the radix cache, the first one nothing."""
 
-import time
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...client import Client, Reply
+from ...client import Client
 from ...settings import Reading
+from ...tokens import Tokens
 from ..base import Outcome, Part
 from ..likeness import alike
 from .conversation import Conversation
+from .namespace import Namespace
 
 COUNTED = ("tokens_attended", "tokens_in_context", "decode_steps")
 
@@ -49,20 +49,29 @@ class TurnsTask:
     """
 
     name = "turns"
-    forces = False
     apart = True
 
     def __init__(
-        self, make: Callable[[int, int], Conversation], grid: Grid, about: dict[str, Any]
+        self,
+        tokens: Tokens,
+        make: Callable[[int, int], Conversation],
+        grid: Grid,
+        about: dict[str, Any],
     ) -> None:
         """Prepare.
 
         Args:
+            tokens: tokenizer of the model.
             make: a conversation from its length and its seed.
             grid: what is asked.
             about: what else decides the conversations, for the header of the results.
         """
-        self._make, self.grid, self._about = make, grid, about
+        self._tokens, self._make, self.grid, self._about = tokens, make, grid, about
+
+    @property
+    def forces(self) -> bool:
+        """See `Task`; warm and cold are compared along the right answer."""
+        return self.grid.cold > 0
 
     @property
     def longest(self) -> int:
@@ -87,26 +96,18 @@ class TurnsTask:
 
     def ask(self, question: Conversation, reading: Reading, client: Client) -> Outcome:
         """See `Task`."""
-        space = uuid.uuid4().hex
-        places = range(len(question.turns))
-        warm = [_say(question, nth, reading, client, space) for nth in places]
+        space = Namespace(self._tokens, question, replace(reading, keeps=True), client)
+        warm = [space.say(nth) for nth in range(len(question.turns))]
         replies = [reply for reply, _ in warm]
         turns = list(zip(question.turns, replies, strict=True))
         likeness = [alike(reply.text.strip(), turn.answer.strip()) for turn, reply in turns]
-        detail: dict[str, Any] = {
-            "along": {
-                "alike": likeness,
-                "prompt tokens": [reply.prompt_tokens for reply in replies],
-                "cached tokens": [reply.cached_tokens for reply in replies],
-                "seconds": [seconds for _, seconds in warm],
-            },
+        along = {
+            "alike": likeness,
+            "prompt tokens": [reply.prompt_tokens for reply in replies],
+            "cached tokens": [reply.cached_tokens for reply in replies],
+            "seconds": [seconds for _, seconds in warm],
         }
-        if self.grid.cold:
-            again = places[-self.grid.cold :]
-            detail["as cold"] = sum(
-                _same(replies[nth], _say(question, nth, reading, client, uuid.uuid4().hex)[0])
-                for nth in again
-            ) / len(again)
+        last = range(len(turns) - self.grid.cold, len(turns))
         return Outcome(
             metric="alike",
             value=sum(likeness) / len(likeness),
@@ -115,32 +116,5 @@ class TurnsTask:
             prompt_tokens=replies[-1].prompt_tokens,
             cached_tokens=replies[-1].cached_tokens,
             report={name: sum(reply.report[name] for reply in replies) for name in COUNTED},
-            detail=detail,
+            detail={"along": along, **space.compare({nth: replies[nth] for nth in last})},
         )
-
-
-def _say(
-    question: Conversation, nth: int, reading: Reading, client: Client, space: str
-) -> tuple[Reply, float]:
-    """One turn's answer and its seconds; only its prompt is left in the cache.
-
-    Keys that sparse decode made are not those of prefill: a turn that found them would not be one
-    that is asked cold.
-    """
-    turn, start = question.turns[nth], time.monotonic()
-    sampling: dict[str, Any] = {"max_new_tokens": turn.most, "temperature": 0}
-    if turn.stop:
-        sampling["stop"] = list(turn.stop)
-    options = {**reading.options(), "share_generated": False}
-    sampling["custom_params"] = {"sparsekv": options}
-    body = {"text": question.prompt(nth), "sampling_params": sampling, "extra_key": space}
-    reply = client.generate(body)
-    return reply, round(time.monotonic() - start, 3)
-
-
-def _same(reply: Reply, other: Reply) -> float:
-    """Share of an answer's tokens that the other has too, up to the first difference."""
-    a, b = reply.output_ids, other.output_ids
-    pairs = zip(a, b, strict=False)
-    same = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
-    return same / max(len(a), len(b), 1)
