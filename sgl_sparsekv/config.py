@@ -16,7 +16,7 @@ from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div
 from .ops import DEVICES
 from .routes import ROUTES
 from .selection import METHODS, IndexOptions, load_method, method_names
-from .types import Reduction
+from .types import Reduction, ResidualSummary
 
 ENV_CONFIG = "SGL_SPARSEKV_CONFIG"
 """Environment variable with inline JSON, or `@path` of a JSON or YAML file."""
@@ -46,6 +46,8 @@ class RequestOptions:
             that share it by estimated attention ("heads").
         dense_layers: first layers that read everything.
         reselect_every: steps for which a selection is used; 1 selects anew in every step.
+        estimate: what is not read enters with the weights that codes give it and the mean values of
+            its clusters; None: as the method does by itself.
         telemetry: measure what decode covered and cost, and report it.
         share_generated: offer to the radix cache what sparse decode generated.
         unit_size: tokens per unit; the server's, no request can change it.
@@ -59,6 +61,7 @@ class RequestOptions:
     budget_split: str = "even"
     dense_layers: int = 2
     reselect_every: int = 1
+    estimate: bool | None = None
     telemetry: bool = False
     share_generated: bool = True
     unit_size: int = UNIT_SIZE
@@ -72,6 +75,8 @@ class RequestOptions:
         _check_int("window", self.window, 0)
         _check_int("dense_layers", self.dense_layers, 0, 10_000)
         _check_int("reselect_every", self.reselect_every, 1, 1024)
+        if self.estimate is not None:
+            _check_bool("estimate", self.estimate)
         _check_bool("telemetry", self.telemetry)
         _check_bool("share_generated", self.share_generated)
         _check_int("unit_size", self.unit_size, min(PAGE_SIZES), max(PAGE_SIZES))
@@ -79,8 +84,8 @@ class RequestOptions:
         _check_budget(self.budget)
         _check_coverage(self.coverage)
         _check_choice("budget_split", self.budget_split, SPLITS)
-        if self.adaptive and not (load_method(self.method).dense or _estimates(self.method)):
-            raise ValueError(_no_estimate(self))
+        if self.adaptive and not (load_method(self.method).dense or _tells_shares(self.method)):
+            raise ValueError(_no_shares(self))
         if isinstance(self.budget, int) and self.budget < self.minimum_budget:
             raise ValueError(
                 f"budget must be at least {self.minimum_budget} tokens (sink {self.sink} + window "
@@ -92,6 +97,11 @@ class RequestOptions:
     def adaptive(self) -> bool:
         """Whether what is read depends on the keys, and not on lengths alone."""
         return self.coverage is not None or self.budget_split != "even"
+
+    @property
+    def estimates(self) -> bool:
+        """Whether what is not read is estimated."""
+        return load_method(self.method).estimates if self.estimate is None else self.estimate
 
     @property
     def minimum_budget(self) -> int:
@@ -159,6 +169,8 @@ class ServerOptions:
             raise ValueError(_counts(self.device, self.request))
         if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
             raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
+        if self.device in FUSED_DEVICES and self.request.estimates:
+            raise ValueError(f"estimate must be false on device {self.device}: it has no kernels")
         _check_choice("check", self.check, CHECK_MODES)
         _check_int("check_interval", self.check_interval, 1)
         _check_bool("validate_requests", self.validate_requests)
@@ -166,6 +178,13 @@ class ServerOptions:
             raise ValueError(
                 f"trace must be a ZMQ endpoint such as tcp://*:5560, got {self.trace!r}"
             )
+
+    @property
+    def residuals(self) -> ResidualSummary | None:
+        """What estimates read, where the server keeps it."""
+        ranks = load_method("residual_pq").segments(self.index)
+        kept = "residual_pq" in self.methods or self.request.estimates
+        return ranks if kept and isinstance(ranks, ResidualSummary) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Flat JSON form, as a configuration file would hold it."""
@@ -245,6 +264,11 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
         raise RequestOptionError(f"sparsekv.{_reselects(server.device, options.reselect_every)}")
     if server.device in FUSED_DEVICES and options.adaptive:
         raise RequestOptionError(f"sparsekv.{_counts(server.device, options)}")
+    if options.estimates and server.residuals is None:
+        raise RequestOptionError(
+            "sparsekv.estimate must be false on this server, which keeps no clusters: start it "
+            "with --sparsekv-estimate true"
+        )
     if options.share_generated and not server.request.share_generated:
         raise RequestOptionError(
             "sparsekv.share_generated must be false on a server that was started with it off, "
@@ -297,14 +321,15 @@ def check_page_size(page_size: int, unit_size: int = UNIT_SIZE) -> None:
 
 
 def _check_index(index: IndexOptions) -> None:
-    for name in ("cluster_segment", "pq_segment"):
+    for name in ("cluster_segment", "pq_segment", "residual_segment"):
         size = getattr(index, name)
         _check_int(name, size, max(PAGE_SIZES), 16384)
         if size % max(PAGE_SIZES):
             raise ValueError(f"{name} must be a multiple of {max(PAGE_SIZES)} tokens, got {size}")
     _check_int("tokens_per_centroid", index.tokens_per_centroid, 1, index.cluster_segment)
     _check_int("pq_bits", index.pq_bits, 1, 8)
-    _check_choice("pq_subspaces", index.pq_subspaces, (1, 2, 4, 8, 16))
+    for name in ("pq_subspaces", "residual_subspaces"):
+        _check_choice(name, getattr(index, name), (1, 2, 4, 8, 16))
     load_method("clusterkv").segments(index)  # refuses more clusters than codes
 
 
@@ -363,16 +388,16 @@ def _check_coverage(value: object) -> None:
         )
 
 
-def _estimates(method: str) -> bool:
-    return load_method(method).estimate is not None
+def _tells_shares(method: str) -> bool:
+    return load_method(method).share_model is not None
 
 
-def _no_estimate(options: RequestOptions) -> str:
-    able = filter(_estimates, method_names())
+def _no_shares(options: RequestOptions) -> str:
+    able = filter(_tells_shares, method_names())
     rule = "null" if options.coverage is not None else '"even"'
     return (
         f"{_adaptive_option(options)} must be {rule} with method {options.method}, whose scores "
-        f"estimate no attention: take {_listed(able)}"
+        f"say nothing about shares of attention: take {_listed(able)}"
     )
 
 

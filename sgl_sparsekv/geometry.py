@@ -28,6 +28,11 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def whole_pages(tokens: int, page_size: int) -> int:
+    """Tokens of the pages that `tokens` tokens fill."""
+    return tokens // page_size * page_size
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Page and unit sizes of one pool.

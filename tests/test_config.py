@@ -27,7 +27,7 @@ from sgl_sparsekv.types import Reduction
 INT = "must be an integer in"
 METHODS = (
     "clusterkv, full, mean_std, oracle, pqcache, quest, quest_two_level, quest_two_level_exact, "
-    "shadowkv, streaming"
+    "residual_pq, shadowkv, streaming"
 )
 BUDGET = (
     "budget must be a number of tokens (integer > 0) or a share of the context (fraction in "
@@ -37,8 +37,8 @@ COVERAGE = (
     "coverage must be a share of attention (fraction in (0, 1), written with a point) or null, got "
 )
 UNABLE = (
-    "with method %s, whose scores estimate no attention: take clusterkv, mean_std, oracle, "
-    "pqcache, quest"
+    "with method %s, whose scores say nothing about shares of attention: take clusterkv, "
+    "mean_std, oracle, pqcache, quest, residual_pq"
 )
 ALIKE = "on device triton, where every KV head of a row reads as much"
 BAD: list[tuple[dict[str, Any], str]] = [

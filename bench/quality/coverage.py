@@ -3,7 +3,7 @@
     python -m bench.quality.coverage MODEL ... [--contexts 8k] [--layers 4] [--out FOLDER]
 
 MODEL is a transformers folder (or `trained` or `text`), read on sources of Python's library.
-Every method that can estimate attention is asked for shares of it and, for comparison, reads fixed
+Every method that tells shares of attention is asked for them and, for comparison, reads fixed
 budgets, each KV head its own and out of a pool of a layer. Every `--layers`th layer is measured.
 A file per model goes to `bench/results/coverage-MODEL-<when>.json`.
 """
@@ -23,7 +23,7 @@ from bench.quality.__main__ import _subject, _tokens
 from bench.quality.cost import bytes_read
 from bench.quality.dump import Dump
 from bench.quality.measure import Truth, error_of, mass_of
-from bench.quality.methods import Runner, Variant, clustered, quantised
+from bench.quality.methods import Runner, Variant, clustered, quantised, residual
 from bench.quality.results import FOLDER
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
@@ -37,6 +37,7 @@ METHODS = (
     Variant("mean_std", "mean_std"),
     clustered(1024, 32),
     quantised(1024, 4, 6),
+    residual(512, 4, estimate=False),
     Variant("oracle, tokens", "oracle", unit=1, free=True),
 )
 

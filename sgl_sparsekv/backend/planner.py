@@ -28,6 +28,7 @@ class RowGroup:
         tails: int32 `[rows]`, tokens in the last unit.
         whole: the group is the whole step, in order.
         records: int32 `[rows, segments]`, records of the rows' whole segments, or None.
+        rest: int32 `[rows, segments]`, records that answer for what is not read, or None.
         goal: what decides how much each KV head reads, or None: all that `counts` says.
         kept: what is read in any case, where there is a goal.
     """
@@ -41,6 +42,7 @@ class RowGroup:
     tails: torch.Tensor
     whole: bool
     records: torch.Tensor | None
+    rest: torch.Tensor | None
     goal: Goal | None = None
     kept: KeptUnits | None = None
 
@@ -114,6 +116,7 @@ class StepPlan(HostPlan):
     Attributes:
         slots: int32 `[rows, L]`, slot of each position of the longest row.
         records: int32 `[rows, segments]` by method; filled once they are found.
+        rest: int32 `[rows, segments]`, records that estimates read; filled likewise.
 
     Args:
         rows, lengths, options, geometry: see `HostPlan`.
@@ -140,6 +143,7 @@ class StepPlan(HostPlan):
             self.slots = narrow.index_select(0, index)
             self.unit_table = geometry.unit_table(self.slots)
         self.records: dict[str, torch.Tensor] = {}
+        self.rest: torch.Tensor | None = None
         self._groups: dict[bytes, list[RowGroup]] = {}
 
     def groups(self, layer: int) -> list[RowGroup]:
@@ -170,31 +174,38 @@ class StepPlan(HostPlan):
         reading: BoolArray = chosen & ~self._always_dense
         return reading
 
+    @property
+    def estimating(self) -> BoolArray:
+        """Which rows estimate what they do not read in some layer."""
+        asked = np.array([o.estimates for o in self.options], dtype=bool)
+        rows: BoolArray = asked & ~self._always_dense
+        return rows
+
     def _split(self, dense: BoolArray) -> list[RowGroup]:
-        by_way: dict[tuple[str | None, bool], list[int]] = {}
+        alike: dict[tuple[str | None, bool, bool], list[int]] = {}
         for i, option in enumerate(self.options):
-            way = (None, False) if dense[i] else (option.method, option.adaptive)
-            by_way.setdefault(way, []).append(i)
+            how = (option.method, option.estimates, option.adaptive)
+            alike.setdefault((None, False, False) if dense[i] else how, []).append(i)
         groups = []
-        for (name, adaptive), index in by_way.items():
-            group = self._group(name, np.array(index))
+        for (name, estimates, adaptive), index in alike.items():
+            group = self._group(name, estimates, np.array(index))
             groups.append(self._with_goal(group) if adaptive else group)
         return groups
 
     def _with_goal(self, group: RowGroup) -> RowGroup:
         """The group with what its rows ask for, and what they read in any case."""
-        assert group.method is not None and group.method.estimate is not None
+        assert group.method is not None and group.method.share_model is not None
         options = [self.options[i] for i in group.index.tolist()]
         coverage = [1.0 if o.coverage is None else o.coverage for o in options]
         pooled = [int(o.budget_split == "heads") for o in options]
         goal = Goal(
             torch.tensor(coverage, device=self._device),
             torch.tensor(pooled, dtype=torch.int32, device=self._device),
-            group.method.estimate.flat,
+            group.method.share_model.flat,
         )
         return replace(group, goal=goal, kept=KeptUnits.of(group.candidates, group.num_units))
 
-    def _group(self, name: str | None, index: IntArray) -> RowGroup:
+    def _group(self, name: str | None, estimates: bool, index: IntArray) -> RowGroup:
         whole = len(index) == len(self.rows)
         where = torch.from_numpy(index).to(self._device)
         method = None if name is None else load_method(name)
@@ -206,6 +217,7 @@ class StepPlan(HostPlan):
             table = self.geometry.unit_table(self.slots, unit_size)
         table = table if whole else table[where, :widest]
         records = None if name is None else self.records.get(name)
+        rest = self.rest if estimates else None
 
         def tensor(values: IntArray) -> torch.Tensor:
             return torch.from_numpy(values[index].astype(np.int32)).to(self._device)
@@ -220,4 +232,5 @@ class StepPlan(HostPlan):
             tails=tensor(own.tail),
             whole=whole,
             records=records if records is None or whole else records[where],
+            rest=rest if rest is None or whole else rest[where],
         )

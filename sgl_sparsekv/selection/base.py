@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from ..ops import Ops
-from ..types import CodeSummary, PageSummary, ScoreInputs, SegmentSummary
+from ..types import CodeSummary, PageSummary, ResidualSummary, ScoreInputs, SegmentSummary
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class IndexOptions:
         pq_segment: tokens of a segment that shares a codebook in `pqcache`.
         pq_subspaces: sub-vectors of a key.
         pq_bits: bits of a sub-vector's code.
+        residual_segment: tokens of a segment that shares clusters and codes in `residual_pq`.
+        residual_subspaces: sub-vectors of what is left of a key there.
     """
 
     cluster_segment: int = 1024
@@ -27,18 +29,20 @@ class IndexOptions:
     pq_segment: int = 4096
     pq_subspaces: int = 2
     pq_bits: int = 6
+    residual_segment: int = 512
+    residual_subspaces: int = 4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ShareModel:
     """How shares of attention follow from a method's scores.
 
-    Both numbers are fitted on the keys of a language model and judged on those of another:
-    `python -m bench.quality.coverage`.
+    Both numbers are fitted on keys of language models, see `docs/coverage.md`;
+    `python -m bench.quality.coverage` measures how far they hold.
 
     Attributes:
         flat: exponent of shares, see `sgl_sparsekv.types.Goal`.
-        offset: natural log of what the candidates' estimated sum of exp(scaled q·k) is short of.
+        offset: natural log of what the candidates' summed up of exp(scaled q·k) is short of.
     """
 
     flat: float = 1.0
@@ -55,8 +59,9 @@ class SelectionMethod(ABC):
         formula: what a device that serves whole steps ranks by: "nothing", "position", the name of
             a page summary, or "exact"; "" when no such device can serve the method.
         dense: True when every unit is read and nothing is scored.
-        estimate: how its scores become shares of attention; None: they say nothing about them, so
-            it serves neither `coverage` nor `budget_split`.
+        share_model: how its scores become shares of attention; None: they say nothing about them,
+            so it serves neither `coverage` nor `budget_split`.
+        estimates: what is not read is estimated where a request does not say.
         citation: paper, or "" for our own.
     """
 
@@ -65,7 +70,8 @@ class SelectionMethod(ABC):
     unit_size: ClassVar[int | None] = None
     formula: ClassVar[str] = ""
     dense: ClassVar[bool] = False
-    estimate: ClassVar[Estimate | None] = None
+    share_model: ClassVar[ShareModel | None] = None
+    estimates: ClassVar[bool] = False
     citation: ClassVar[str] = ""
 
     @abstractmethod
@@ -74,7 +80,7 @@ class SelectionMethod(ABC):
 
         Returns:
             float32 `[rows, H, U]`, -inf outside the candidates; with `inputs.known` logs of shares
-            of attention, as far as the method's `estimate` goes.
+            of attention, as far as the method's `share_model` goes.
         """
 
     def segments(self, options: IndexOptions) -> SegmentSummary | None:
@@ -87,7 +93,8 @@ class SelectionMethod(ABC):
         for summary in self.summaries:
             if known is not None and summary.name not in known:
                 return f"summarise/score[{summary.name}]"
-        if isinstance(self.segments(IndexOptions()), CodeSummary) and not ops.has_segments:
+        coded = isinstance(self.segments(IndexOptions()), (CodeSummary, ResidualSummary))
+        if coded and not ops.has_segments:
             return "index_segments/score_codes"
         return None
 

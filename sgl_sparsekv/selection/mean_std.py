@@ -13,7 +13,7 @@ import torch
 
 from ..geometry import UNIT_SIZE
 from ..types import PageSummary
-from .base import Estimate, SummaryMethod
+from .base import ShareModel, SummaryMethod
 
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations by which the best of a unit's keys is expected to exceed their mean."""
@@ -40,4 +40,4 @@ class MeanStd(SummaryMethod):
     formula = "mean_std"
     citation = "arXiv 2605.27740 (mean and spread per page)"
     summary = PageSummary("mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4)
-    estimate = Estimate(flat=0.85, offset=0.1)
+    share_model = ShareModel(flat=0.85, offset=0.1)

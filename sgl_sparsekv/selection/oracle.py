@@ -4,7 +4,7 @@ import torch
 
 from ..ops import Ops
 from ..types import ScoreInputs
-from .base import Estimate, SelectionMethod
+from .base import SelectionMethod, ShareModel
 
 
 class Oracle(SelectionMethod):
@@ -12,7 +12,7 @@ class Oracle(SelectionMethod):
 
     name = "oracle"
     formula = "exact"
-    estimate = Estimate()
+    share_model = ShareModel()
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from ..types import PageSummary
-from .base import Estimate, SummaryMethod
+from .base import ShareModel, SummaryMethod
 
 REACH = 0.25
 """Part of the way from the middle of a unit's box to its bound, for estimates of shares."""
@@ -46,4 +46,4 @@ class Quest(SummaryMethod):
     citation = "Quest, arXiv 2406.10774"
     summary = PageSummary("min_max", ("min", "max"), min_max, upper_bound)
     shares = replace(summary, score=partial(within_bound, REACH), reach=REACH)
-    estimate = Estimate(flat=0.8, offset=0.3)
+    share_model = ShareModel(flat=0.8, offset=0.3)

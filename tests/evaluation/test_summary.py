@@ -151,3 +151,29 @@ def test_a_run_of_no_steps_read_everything():
     assert score.read == 1.0
     (score,) = ranking([CELL, replace(CELL, sample=1, tokens_attended=1000)])
     assert score.read == 1256 / 2000 and score.asked == 2
+
+
+def test_tasks_with_numbers_of_their_own_have_a_table_each():
+    cells = [
+        replace(CELL, task="copy", detail={"top-1": 1.0, "alike": 0.5}),
+        replace(CELL, task="write", value=0.5, detail={"top-1": 0.5}),
+    ]
+    both, copy, write = table(cells).split("\n\n")
+    assert both.splitlines()[0].split() == ["copy", "write", "right", "top-1", "KV", "read"]
+    assert copy.splitlines()[:2] == ["copy", "               1k   right  alike  top-1  KV read"]
+    assert copy.endswith("quest 256  100.0%  100.0%    0.5      1    25.6%")
+    assert write.splitlines()[0] == "write" and "alike" not in write
+
+
+def test_what_was_noted_along_an_output_is_a_table_of_its_parts():
+    cells = [
+        replace(CELL, detail={"along": {"KL": [0.0, 1.0]}}),
+        replace(CELL, sample=1, detail={"along": {"KL": [0.5, 2.0]}}),
+        replace(CELL, sample=2, detail={"tokens": 3}),
+    ]
+    assert table(cells).split("\n\n")[1].splitlines() == [
+        "KL, from start to end",
+        "           1 of 2  2 of 2",
+        "-------------------------",
+        "quest 256    0.25     1.5",
+    ]

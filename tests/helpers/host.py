@@ -95,7 +95,8 @@ class Host(Memory):
         if options.get("method") not in (None, *self.options.methods):
             options = options | {"method": "quest"}
         if self.kind == "fused":  # it selects anew in every step, as much for every KV head
-            options = options | {"reselect_every": 1, "coverage": None, "budget_split": "even"}
+            plain = {"coverage": None, "budget_split": "even", "estimate": None}
+            options = options | {"reselect_every": 1, **plain}
         return options
 
     def prefill(

@@ -32,7 +32,7 @@ MAX_TOKENS = 384
 
 def _served(options: dict[str, Any]) -> dict[str, Any]:
     """Options without what the method cannot do."""
-    if load_method(options["method"]).estimate is None:
+    if load_method(options["method"]).share_model is None:
         return options | {"coverage": None, "budget_split": "even"}
     return options
 
@@ -47,6 +47,7 @@ OPTIONS = st.fixed_dictionaries(
         "window": st.sampled_from((0, 3, 16)),
         "dense_layers": st.sampled_from((0, 0, 1)),
         "reselect_every": st.sampled_from((1, 1, 3)),
+        "estimate": st.sampled_from((None, None, True, False)),
         "telemetry": st.booleans(),
         "share_generated": st.booleans(),
     }
@@ -307,7 +308,7 @@ class CacheMachine(RuleBasedStateMachine):
         live = self.some(which, True)[0]
         entry = self.host.backend.table.entry(live.row)
         if entry.rid == live.req.rid:
-            asked = self.host.served(options | {"reselect_every": 1})
+            asked = self.host.served(options | {"reselect_every": 1, "estimate": None})
             entry.options = parse_request_options(asked, self.host.options)
         self.attempt("select", lambda: self.host.decode([live]))
 
