@@ -68,6 +68,8 @@ def _decodes_elsewhere(cfg: Any) -> bool:
 
 
 BACKEND_SOURCE = "sgl_sparsekv"
+WORKER_APPLICATION = ("SGLANG_HTTP_SERVER_APP_PATH", "sgl_sparsekv.serving.worker:app")
+"""What extra tokenizer processes import, in place of an application without our hooks."""
 KV_DTYPES = ("auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", None)
 
 REFUSALS = (
@@ -255,6 +257,8 @@ def _check_and_declare(server_args: Any) -> None:
     options = device_of(options, str(config.device or "cpu"))
     carry(server_args, options)
     _check_flags(config)
+    if config.tokenizer_worker_num > 1:
+        os.environ.setdefault(*WORKER_APPLICATION)
     if config.page_size is None:
         declare_resolution(server_args, BACKEND_SOURCE, page_size=DEFAULT_PAGE_SIZE)
     else:
