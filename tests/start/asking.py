@@ -10,6 +10,7 @@ OURS = (
 )
 DENSE = ("--attention-backend", "torch_native", "--device", "cpu")
 COMMON = (
+    *("--dtype", "float32"),  # which "auto" would make 16 bits of
     *("--max-total-tokens", "4096", "--max-running-requests", "8", "--random-seed", "0"),
     *("--skip-server-warmup", "--log-level", "warning"),
 )

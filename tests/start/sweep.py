@@ -165,13 +165,19 @@ class Sweep:
         return Verdict(name, SERVED, "", ended.seconds)
 
     def excused(self, found: Verdict, arguments: tuple[str, ...]) -> Verdict:
-        """A fault that is SGLang's own: a dense server with these arguments answers no more."""
-        if found.how != FAULT or found.words.startswith(STACK):
+        """The verdict in the light of a dense server with the same arguments.
+
+        What that one does not answer either is SGLang's own; what it does is no refusal of SGLang.
+        """
+        if found.how not in (FAULT, UPSTREAM) or found.words.startswith(STACK):
             return found
         dense = self._start(DENSE, arguments)
         if comparable(dense.answers):
+            words = found.words if found.how == FAULT else f"torch_native serves: {found.words}"
+            return replace(found, how=FAULT, words=words)
+        if found.how == UPSTREAM:
             return found
-        how = "not ready either" if not dense.ready else str(dense.answers[-1:])[:200]
+        how = str(dense.answers[-1:])[:200] if dense.ready else "not ready either"
         words = f"{found.words}; torch_native: {how} {last_error(dense.log)}"
         return replace(found, how=LIKEWISE, words=words.strip())
 
