@@ -28,7 +28,7 @@ def resolve_in_one_line(original: Callable[..., None], server_args: Any) -> None
     except Exception as error:
         if not (is_chosen(server_args) and from_command_line(server_args)):
             raise
-        _tell(error)
+        tell(error)
         exit_with(sentence(error))
 
 
@@ -46,7 +46,7 @@ def launch_in_one_line(original: Callable[..., Any], *args: Any, **kwargs: Any) 
             raise
         told = f"exit code: {TOLD})" in str(error)
         if from_command_line(server_args):
-            _tell(error)
+            tell(error)
             exit_with(None if told else sentence(error))
         if told:
             raise UnsupportedSetup(
@@ -64,7 +64,7 @@ def begin_in_one_line(original: Callable[..., None], *args: Any, **kwargs: Any) 
         with _traces_at_debug():
             original(*args, **kwargs)
     except Exception as error:
-        _tell(error)
+        tell(error)
         exit_with(sentence(error), TOLD)
 
 
@@ -105,5 +105,6 @@ def _traces_at_debug() -> Iterator[None]:
             handler.removeFilter(without_trace)
 
 
-def _tell(error: Exception) -> None:
+def tell(error: Exception) -> None:
+    """Log what stopped a start, with its trace, at debug."""
     logger.debug("sparsekv: what stopped the start", exc_info=error)

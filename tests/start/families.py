@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .tiny import SEED, SHAPE, VOCABULARY, write_tokenizer
+from .processors import write_processor
+from .tiny import SEED, SHAPE, VOCABULARY
 
 LAYERS = 4
 SMALL: dict[str, Any] = {
@@ -81,6 +82,8 @@ SMALL: dict[str, Any] = {
     "index_head_dim": 32,
     "index_topk": 64,
     "depth": 2,
+    "encoder_attention_heads": 4,
+    "encoder_layers": 2,
     "dtype": "float32",
 }
 """Sizes by the names that configuration classes give them; a class takes those it has."""
@@ -88,11 +91,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "moe"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "cohere2": {"head_dim": 16},
+    "gptj": {"rotary_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "glm5_next": {"num_key_value_heads": 4},
+    "glm5_next_text": {"num_key_value_heads": 4},
     "deepseek_v3": {"num_key_value_heads": 4},
     "deepseek_v2": {"num_key_value_heads": 4},
 }
@@ -136,20 +142,19 @@ def write_family(family: Family, folder: Path) -> Path:
         Exception: transformers cannot build a small one.
     """
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     assert family.model_type is not None
-    config = small_config(CONFIG_MAPPING[family.model_type], family.model_type)
+    model_class = getattr(transformers, family.architecture)
+    config = small_config(model_class.config_class, model_class.config_class.model_type)
     config.architectures = [family.architecture]
     torch.manual_seed(SEED)
-    model_class = getattr(transformers, family.architecture)
     model = model_class(config).to(torch.float32)
     for name, value in model.named_parameters():
         # Wide enough that attention decides what comes next, and no two logits tie.
         if value.dim() > 1 and "norm" not in name:
             torch.nn.init.normal_(value, std=0.08)
     model.save_pretrained(folder)
-    write_tokenizer(folder)
+    write_processor(family.model_type, folder)
     return folder
 
 
