@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_page_size
+from ..config import DEFAULT_PAGE_SIZE, FUSED_DEVICES, ServerOptions, check_chunks, check_page_size
 from ..errors import ConfigError, UnsupportedSetup
 from ..host import BACKEND_NAME, version_problem
 from .cpu_defaults import cpu_defaults, set_cpu_environment
@@ -68,6 +68,8 @@ def _decodes_elsewhere(cfg: Any) -> bool:
 
 
 BACKEND_SOURCE = "sgl_sparsekv"
+WORKER_APPLICATION = ("SGLANG_HTTP_SERVER_APP_PATH", "sgl_sparsekv.serving.worker:app")
+"""What extra tokenizer processes import, in place of an application without our hooks."""
 KV_DTYPES = ("auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", None)
 
 REFUSALS = (
@@ -156,11 +158,23 @@ REFUSALS = (
         "what a step reads is planned on the host, which a compiled step leaves out",
         "leave it out",
     ),
+    *(
+        Refusal(
+            flag,
+            _set(name),
+            "SGLang promises it for a closed list of backends, sparsekv not among them",
+            "leave it out: selections depend on nothing else in the batch in any case",
+        )
+        for flag, name in (
+            ("--enable-deterministic-inference", "enable_deterministic_inference"),
+            ("--rl-on-policy-target", "rl_on_policy_target"),
+        )
+    ),
     Refusal(
-        "--enable-deterministic-inference",
-        _set("enable_deterministic_inference"),
-        "SGLang promises it for a closed list of backends, sparsekv not among them",
-        "leave it out: selections depend on nothing else in the batch in any case",
+        "--is-embedding",
+        _set("is_embedding"),
+        "it is decode that sparsekv makes sparse, and embeddings need none",
+        "use another backend, or leave it out",
     ),
     Refusal("--dllm-algorithm", _set("dllm_algorithm"), "blocks are rewritten", "leave it out"),
     Refusal(
@@ -255,10 +269,14 @@ def _check_and_declare(server_args: Any) -> None:
     options = device_of(options, str(config.device or "cpu"))
     carry(server_args, options)
     _check_flags(config)
+    if config.tokenizer_worker_num > 1:
+        os.environ.setdefault(*WORKER_APPLICATION)
     if config.page_size is None:
         declare_resolution(server_args, BACKEND_SOURCE, page_size=DEFAULT_PAGE_SIZE)
     else:
-        check_page_size(config.page_size, options.request.unit_size)
+        named = server_args.page_size is not None
+        check_page_size(config.page_size, options.request.unit_size, named)
+    check_chunks(config.chunked_prefill_size, config.page_size or DEFAULT_PAGE_SIZE)
     if options.device not in FUSED_DEVICES:
         _disable_graphs(server_args, config, f"device {options.device} plans on the host")
     elif options.trace:

@@ -29,6 +29,8 @@ ACCEPTED = {
     "enable_hierarchical_cache": False,
     "enable_torch_compile": False,
     "enable_deterministic_inference": False,
+    "rl_on_policy_target": None,
+    "is_embedding": False,
     "device": "cpu",
     "attention_backend": "sparsekv",
     "decode_attention_backend": None,
@@ -54,6 +56,8 @@ REFUSED = {
     "--enable-hierarchical-cache": {"enable_hierarchical_cache": True},
     "--enable-torch-compile": {"enable_torch_compile": True},
     "--enable-deterministic-inference": {"enable_deterministic_inference": True},
+    "--rl-on-policy-target": {"rl_on_policy_target": "fsdp"},
+    "--is-embedding": {"is_embedding": True},
 }
 
 
@@ -142,6 +146,15 @@ def test_real_arguments_are_refused(resolve: Any) -> None:
         resolve(page_size=1)
     with pytest.raises(UnsupportedSetup, match="--kv-cache-dtype"):
         resolve(kv_cache_dtype="fp8_e5m2")
+    with pytest.raises(ConfigError, match="a multiple of the page size 64, got 100"):
+        resolve(chunked_prefill_size=100)
+
+
+def test_a_page_size_that_sglang_chose_has_another_remedy(resolve: Any) -> None:
+    """The user named none, so there is none to leave out; and the remedy cures."""
+    with pytest.raises(ConfigError, match=r"got 128 from SGLang .*; add --page-size 64"):
+        resolve(prefill_attention_backend="intel_xpu")
+    assert resolve(prefill_attention_backend="intel_xpu", page_size=64).page_size == 64
 
 
 def test_a_bad_config_in_the_environment_stops_engine(

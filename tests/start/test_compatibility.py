@@ -2,18 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.soak import record
-
 from .families import families, write_family
+from .figures import Figures, family_verdict, judge
 from .flags import TOGETHER, Case, cases
-from .page import NOT_TRIED, PAGE, name_of, named, rows, write_page
+from .page import name_of, named, rows
 from .sweep import (
     FAULT,
     NET,
@@ -24,7 +21,6 @@ from .sweep import (
     Sweep,
     Verdict,
     refusal,
-    refusal_in,
 )
 from .tiny import change_config, write_llama
 
@@ -122,48 +118,12 @@ def test_every_flag_resolves_or_is_refused_in_one_line(
 
 
 @pytest.mark.soak
-def test_all_flags_and_families(
-    launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
-) -> None:
+def test_all_flags_and_families(launcher: Launcher, sglang_plugins: None) -> None:
     """The whole sweep; writes the page."""
-    flags = dict(judge_flags(launcher, llama, resolve_line))
-    order = [flags[case] for case in cases(llama, launcher.folder)]
-    models = [family_verdict(launcher, family) for family in families()]
-    write_page(version("sglang"), order, models)
-    found = [*order, *models]
-    counts = {how: sum(v.how == how for v in found) for how in sorted({v.how for v in found})}
-    record("start", {"counts": counts, "seconds": sum(verdict.seconds for verdict in found)})
-    page = PAGE.read_text()
-    assert {case.arguments[0] for case in flags} <= named(page, "Flags")
-    assert {family.architecture for family in families()} == named(page, "Families")
-    assert not [verdict for verdict in found if verdict.how == FAULT]
-
-
-def judge_flags(
-    launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
-) -> Iterator[tuple[Case, Verdict]]:
-    """Every case: what does not resolve is not started."""
-    left: list[Case] = []
-    for case in cases(llama, launcher.folder):
-        words = resolve_line(case)
-        if words is None:
-            left.append(case)
-        else:
-            yield case, Verdict(case.shown, *refusal_in(words), 0.0)
-    yield from Sweep(launcher, llama).judge_all(left)
-
-
-def family_verdict(launcher: Launcher, family: Any) -> Verdict:
-    """One family, or why it was not tried."""
-    name = family.architecture
-    if family.model_type is None:
-        return Verdict(name, NOT_TRIED, "transformers has no such class for text", 0.0)
-    try:
-        model = write_family(family, launcher.folder / name)
-    except Exception as error:  # transformers raises whatever it likes
-        words = " ".join(str(error).split())[:100]
-        return Verdict(name, NOT_TRIED, f"no small model of it could be built: {words}", 0.0)
-    return Sweep(launcher, model).judge_family(name)
+    figures = Figures(anew=True)
+    for _ in judge(launcher, figures, lambda section, name: True):
+        pass
+    assert not [verdict for verdict in figures.write_page() if verdict.how == FAULT]
 
 
 def test_a_refusal_is_read_from_a_log() -> None:
@@ -182,8 +142,8 @@ def test_a_refusal_is_read_from_a_log() -> None:
 def test_a_page_has_a_row_for_what_ended_alike() -> None:
     """Values of a flag stand together, and no folder of this machine is named."""
     found = [
-        Verdict("--dtype half", SERVED, "token-equal", 1.0),
-        Verdict("--dtype float32", SERVED, "token-equal", 1.0),
+        Verdict("--dtype half", SERVED, "", 1.0),
+        Verdict("--dtype float32", SERVED, "", 1.0),
         Verdict("--dtype x", REFUSED, "sparsekv: error: a | b in /tmp/made/file.py", 1.0),
     ]
     text = list(rows([(name_of(verdict.name), verdict) for verdict in found]))
