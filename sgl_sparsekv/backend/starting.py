@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 TOLD = 42
 """Exit status of a scheduler process that has told why it ends."""
 _LONGEST = 600
+_ASIDE = " This could be because the operator doesn't exist for this backend"
+"""Of torch, before a list of all that it can dispatch to."""
 
 
 def resolve_in_one_line(original: Callable[..., None], server_args: Any) -> None:
@@ -70,7 +72,7 @@ def begin_in_one_line(original: Callable[..., None], *args: Any, **kwargs: Any) 
 
 def sentence(error: Exception) -> str:
     """What stopped a start, in one line."""
-    words = " ".join(str(error).split())
+    words = " ".join(str(error).split()).partition(_ASIDE)[0]
     if isinstance(error, SparseKVError):
         return words
     if not isinstance(error, ValueError):

@@ -31,6 +31,8 @@ ALONE = (*EVERY_CHOICE, "_size", "dtype", "device", "host", "worker_num")
 NET = "SGLang does not start like this: "
 TRACE = "Traceback (most recent call last)"
 STACK = "a stack trace"
+UNHEARD = re.compile(r"^.*post-warmup freeze_gc failed\n(.*\n)*?requests\.exceptions\..*\n", re.M)
+"""What `--skip-server-warmup` has SGLang say: it calls itself before it listens."""
 """How a fault is told that nothing excuses."""
 CURE = re.compile(r"; add (--[\w-]+(?: [\w.]+)?)")
 """In a refusal that flags do away with."""
@@ -189,9 +191,8 @@ class Sweep:
         if found.how == REFUSED:
             cure = CURE.search(found.words)
             return self._cured(found, tuple(cure[1].split())) if cure else found
-        if not comparable(self.dense):
-            how = NOT_ON_CPU if found.how == UPSTREAM else FAULT
-            return Verdict(name, how, found.words, found.seconds)
+        if found.how == UPSTREAM:
+            return replace(found, how=FAULT if comparable(self.dense) else NOT_ON_CPU)
         return found
 
     def _cured(self, found: Verdict, flags: tuple[str, ...]) -> Verdict:
@@ -240,7 +241,7 @@ def refusal(ended: Ended) -> tuple[str, str]:
     """How a server that was never ready ended, and in which words."""
     if ended.status is None:
         return FAULT, f"not ready after {ended.seconds:.0f} s"
-    if TRACE in ended.log:
+    if TRACE in UNHEARD.sub("", ended.log):
         return FAULT, f"{STACK}: {last_error(ended.log)}"
     words = last_error(ended.log)
     if not words or ended.status != 2:
