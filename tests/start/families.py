@@ -1,4 +1,4 @@
-"""A tiny random model of every family that both SGLang and transformers know."""
+"""A tiny random model of every family that SGLang knows and transformers can write."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .processors import write_processor
-from .tiny import SEED, SHAPE, VOCABULARY
+from .tiny import SEED, SHAPE, VOCABULARY, change_config
 
 LAYERS = 4
 SMALL: dict[str, Any] = {
@@ -93,6 +93,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "cohere2": {"head_dim": 16},
     "gptj": {"rotary_dim": 8},
+    "zaya": {"num_experts_per_tok": 1},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4},
@@ -104,35 +105,72 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 
 
+LIKE = {
+    "Contriever": "BertModel",
+    "EmbeddingGemmaModel": "Gemma3ForCausalLM",
+    "Ernie4_5_ForCausalLM": "Ernie4_5ForCausalLM",
+    "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
+    "IQuestCoderForCausalLM": "LlamaForCausalLM",
+    "InternLM3ForCausalLM": "LlamaForCausalLM",
+    "Lfm2BidirectionalModel": "Lfm2ForCausalLM",
+    "LlamaEmbeddingModel": "LlamaForCausalLM",
+    "LlamaForClassification": "LlamaForCausalLM",
+    "LlamaForSequenceClassificationWithNormal_Weights": "LlamaForSequenceClassification",
+    "MiMoForCausalLM": "Qwen2ForCausalLM",
+    "PhiMoEForCausalLM": "PhimoeForCausalLM",
+    "QuantMixtralForCausalLM": "MixtralForCausalLM",
+    "Qwen2ForRewardModel": "Qwen2ForCausalLM",
+    "Qwen3ForRewardModel": "Qwen3ForCausalLM",
+    "TorchNativeLlamaForCausalLM": "LlamaForCausalLM",
+    "TorchNativePhi3ForCausalLM": "Phi3ForCausalLM",
+    "XverseForCausalLM": "LlamaForCausalLM",
+}
+"""Architectures that transformers knows by another name, which wrote their checkpoints."""
+DRAFTS = (
+    "NextN",
+    "MTP",
+    "Eagle",
+    "Eagle3",
+    "DSpark",
+    "DraftModel",
+    "DSparkModel",
+    "AssistantModel",
+)
+"""Ends of names of models that draft for another one, which is refused as a flag."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture of SGLang's registry.
 
     Attributes:
         architecture: as `config.json` names it.
-        model_type: of transformers, or None when it has no such class for text.
     """
 
     architecture: str
-    model_type: str | None
+
+    @property
+    def model_class(self) -> Any | None:
+        """What writes a model of it: a class of transformers, or None."""
+        import transformers
+
+        return getattr(transformers, LIKE.get(self.architecture, self.architecture), None)
+
+    @property
+    def untried(self) -> str | None:
+        """Why no model of it is started; None: one is."""
+        if self.architecture.endswith(DRAFTS) or self.architecture.startswith("Eagle3"):
+            return "it drafts for another model; --speculative-algorithm is refused"
+        if self.architecture.startswith("Transformers"):
+            return "no config.json names it; see --model-impl transformers"
+        return None if self.model_class else "transformers has no such class"
 
 
 def families() -> list[Family]:
     """Every architecture that SGLang serves, in order."""
     from sglang.srt.models.registry import ModelRegistry
-    from transformers.models.auto import modeling_auto
 
-    types: dict[str, str] = {}
-    for mapping in (
-        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    ):
-        for model_type, names in mapping.items():
-            for name in [names] if isinstance(names, str) else names:
-                types.setdefault(name, model_type)
-    names = sorted(ModelRegistry.get_supported_archs())
-    return [Family(name, types.get(name)) for name in names]
+    return [Family(name) for name in sorted(ModelRegistry.get_supported_archs())]
 
 
 def write_family(family: Family, folder: Path) -> Path:
@@ -141,20 +179,19 @@ def write_family(family: Family, folder: Path) -> Path:
     Raises:
         Exception: transformers cannot build a small one.
     """
-    import transformers
-
-    assert family.model_type is not None
-    model_class = getattr(transformers, family.architecture)
-    config = small_config(model_class.config_class, model_class.config_class.model_type)
-    config.architectures = [family.architecture]
+    kind = family.model_class
+    assert kind is not None
+    model_type = kind.config_class.model_type
+    config = small_config(kind.config_class, model_type)
     torch.manual_seed(SEED)
-    model = model_class(config).to(torch.float32)
+    model = kind(config).to(torch.float32)
     for name, value in model.named_parameters():
         # Wide enough that attention decides what comes next, and no two logits tie.
         if value.dim() > 1 and "norm" not in name:
             torch.nn.init.normal_(value, std=0.08)
     model.save_pretrained(folder)
-    write_processor(family.model_type, folder)
+    change_config(folder, architectures=[family.architecture])
+    write_processor(model_type, folder)
     return folder
 
 

@@ -8,7 +8,16 @@ from .tiny import write_tokenizer
 MARKS = (
     *("image", "video", "audio", "boi", "eoi", "boa", "eoa", "vision_start", "vision_end"),
     *("image_start", "image_end", "slice_start", "slice_end", "image_id_start", "image_id_end"),
-    *("img_line_break", "boi_image", "begin_of_audio", "img_tile", "img_break", "image_break"),
+    *(
+        "img_line_break",
+        "boi_image",
+        "begin_of_audio",
+        "img_tile",
+        "img_break",
+        "image_break",
+        "audio_bos",
+        "audio_eos",
+    ),
 )
 """What processors ask a tokenizer for a token of."""
 
