@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 TOLD = 42
 """Exit status of a scheduler process that has told why it ends."""
+NET = "SGLang does not start like this: "
+"""Before what SGLang or a library said."""
 _LONGEST = 600
 _ASIDE = " This could be because the operator doesn't exist for this backend"
 """Of torch, before a list of all that it can dispatch to."""
@@ -79,7 +81,7 @@ def sentence(error: Exception) -> str:
         words = f"{type(error).__name__}: {words or _code_of(error)}"
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + " ..."
-    return f"SGLang does not start like this: {words} (where: --log-level debug)"
+    return f"{NET}{words} (where: --log-level debug)"
 
 
 def _code_of(error: Exception) -> str:

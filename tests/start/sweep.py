@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sgl_sparsekv.backend.starting import NET
 from sgl_sparsekv.tooling.servers import free_port
 
 from .asking import COMMON, DENSE, HEADERS, OURS, comparable, fault_of, requests
@@ -28,7 +29,6 @@ TOGETHER = 8
 """Cases that share a server."""
 ALONE = (*EVERY_CHOICE, "_size", "dtype", "device", "host", "worker_num")
 """Ends of fields that change what a server is."""
-NET = "SGLang does not start like this: "
 TRACE = "Traceback (most recent call last)"
 STACK = "a stack trace"
 UNHEARD = re.compile(r"^.*post-warmup freeze_gc failed\n(.*\n)*?requests\.exceptions\..*\n", re.M)

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from sgl_sparsekv.backend.starting import NET
+
 from .families import families, write_family
 from .figures import Figures, family_verdict, judge
 from .flags import TOGETHER, Case, cases
 from .page import name_of, named, rows
 from .sweep import (
     FAULT,
-    NET,
     REFUSED,
     SERVED,
     TRACE,

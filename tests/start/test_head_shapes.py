@@ -37,7 +37,11 @@ SHAPES: tuple[tuple[int, int, int, dict[str, Any]], ...] = (
 def test_odd_heads_are_served_with_a_dense_servers_tokens(launcher: Launcher, size: Size) -> None:
     """Group sizes that are no power of two, one KV head or as many as query heads, 16 to 256."""
     for heads, kv_heads, head_size, more in SHAPES[: size(3, len(SHAPES))]:
-        shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        shape = {
+            "hidden_size": 16 * heads,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+        }
         name = f"{heads}-{kv_heads}-{head_size}"
         model = write_llama(launcher.folder / name, **shape, head_dim=head_size, **more)
         found = Sweep(launcher, model).judge(name, ())
