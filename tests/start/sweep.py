@@ -17,12 +17,12 @@ from .asking import COMMON, DENSE, HEADERS, OURS, comparable, fault_of, requests
 from .flags import EVERY_CHOICE, Case
 from .tiny import VOCABULARY
 
-SERVED, REFUSED, UPSTREAM, LIKEWISE, NOT_ON_CPU, FAULT = (
+SERVED, REFUSED, UPSTREAM, LIKEWISE, NEITHER, FAULT = (
     "served",
     "refused by sparsekv",
     "refused by SGLang",
     "as with torch_native",
-    "SGLang does not serve it on a CPU",
+    "not served by torch_native either",
     "FAULT",
 )
 TOGETHER = 8
@@ -192,7 +192,7 @@ class Sweep:
             cure = CURE.search(found.words)
             return self._cured(found, tuple(cure[1].split())) if cure else found
         if found.how == UPSTREAM:
-            return replace(found, how=FAULT if comparable(self.dense) else NOT_ON_CPU)
+            return replace(found, how=FAULT if comparable(self.dense) else NEITHER)
         return found
 
     def _cured(self, found: Verdict, flags: tuple[str, ...]) -> Verdict:
