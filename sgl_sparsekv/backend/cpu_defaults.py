@@ -16,6 +16,9 @@ MAX_TOTAL_TOKENS = 262_144
 """Of a cache that nobody sized: more than a CPU prefills in an hour. Half of the free memory would
 hold millions of a small model's."""
 CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
+PATIENCE = ("SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120")
+"""Seconds: a tokenizer process that imports for longer is ended and begun anew, without end.
+Ten, as SGLang has it, are too few on a busy machine."""
 
 
 def cpu_defaults(config: Any) -> dict[str, Any]:
@@ -40,6 +43,8 @@ def set_cpu_environment(config: Any) -> None:
     # Huge pages for torch's buffers, read at its first allocation: a core reads the cache a
     # quarter faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if config.tokenizer_worker_num > 1:
+        os.environ.setdefault(*PATIENCE)
     ranks = config.tp_size * config.pp_size * config.dp_size
     if ranks > 1:
         os.environ.setdefault(CORES_OF_RANKS, cores_of_ranks(ranks))

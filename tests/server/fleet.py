@@ -90,13 +90,6 @@ class Fleet:
                     (*STRICT, *TWO_RANKS),
                 ),
                 self._spec(
-                    "two_tokenizers",
-                    (
-                        *(*SPARSE, *TIGHT, "--tokenizer-worker-num", "2"),
-                        *("--max-queued-requests", "4"),
-                    ),
-                ),
-                self._spec(
                     "two_stages",
                     (*SPARSE, *ROOMY, "--pp-size", "2", *self.trace_flags(4)),
                     TWO_RANKS,

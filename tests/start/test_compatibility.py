@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sgl_sparsekv.backend.starting import NET
 from .families import families, write_family
 from .figures import Figures, family_verdict, judge
 from .flags import TOGETHER, Case, cases
-from .page import name_of, named, rows
+from .page import PAGE, name_of, named, rows
 from .sweep import (
     FAULT,
     REFUSED,
@@ -109,6 +110,16 @@ def test_every_flag_resolves_or_is_refused_in_one_line(
     for case in found if size(0, 1) else {case.field: case for case in found}.values():
         words = resolve_line(case)
         assert words is None or (words and "\n" not in words), case
+
+
+def test_the_page_has_a_row_for_every_flag_and_family(sglang_plugins: None) -> None:
+    """Of the SGLang that is installed: one that comes or goes is seen here."""
+    page = PAGE.read_text()
+    lines = cases(Path("model"), Path("folder"))
+    assert {case.arguments[0] for case in lines} == named(page, "Flags")
+    assert {family.architecture for family in families()} == named(page, "Families")
+    assert f"with SGLang {version('sglang')} " in " ".join(page.split())
+    assert FAULT not in page
 
 
 @pytest.mark.soak
