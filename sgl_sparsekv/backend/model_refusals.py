@@ -86,6 +86,11 @@ MODEL_REFUSALS = (
         "this SGLang has no backend for it",
         "serve a copy of the model whose config.json lacks that key",
     ),
+    ModelRefusal(
+        "models that embed or score",
+        lambda model, args: not model.is_generation,
+        "they decode nothing, and it is decode that sparsekv makes sparse",
+    ),
     ModelRefusal("MLA models", _is_mla, "their cache holds latents and not keys"),
     ModelRefusal(
         "encoder-decoder models",

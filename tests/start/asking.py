@@ -12,7 +12,7 @@ DENSE = ("--attention-backend", "torch_native", "--device", "cpu")
 COMMON = (
     *("--dtype", "float32"),  # which "auto" would make 16 bits of
     *("--max-total-tokens", "4096", "--max-running-requests", "8", "--random-seed", "0"),
-    *("--skip-server-warmup", "--log-level", "warning"),
+    *("--skip-server-warmup", "--log-level", "warning", "--dtype", "float32"),
 )
 HEADERS = {"Authorization": "Bearer x"}
 """For the servers that want a key; others do not look."""

@@ -1,6 +1,6 @@
 """SGLang with our plugins loaded, and a model that is a configuration alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 
 from .resolving import resolve_line as resolve_case
 from .resolving import write_config
+from .sweep import Launcher
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,13 @@ def sglang_plugins() -> None:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
+
+
+@pytest.fixture(scope="package")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """SGLang imported once, forked for each server."""
+    with Launcher(tmp_path_factory.mktemp("start")) as found:
+        yield found
 
 
 @pytest.fixture

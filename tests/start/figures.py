@@ -93,8 +93,8 @@ def judge_flags(
 def family_verdict(launcher: Launcher, family: Family) -> Verdict:
     """One family, or why it was not tried."""
     name = family.architecture
-    if family.model_type is None:
-        return Verdict(name, NOT_TRIED, "transformers has no such class for text", 0.0)
+    if family.untried:
+        return Verdict(name, NOT_TRIED, family.untried, 0.0)
     try:
         model = write_family(family, launcher.folder / name)
     except Exception as error:  # transformers raises whatever it likes

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .sweep import FAULT, LIKEWISE, NOT_ON_CPU, REFUSED, SERVED, UPSTREAM, Verdict
+from .sweep import FAULT, LIKEWISE, NEITHER, REFUSED, SERVED, UPSTREAM, Verdict
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 NOT_TRIED = "not tried"
@@ -50,7 +50,7 @@ def counts(flags: Iterable[Verdict], families: Iterable[Verdict]) -> Iterable[st
     """The small table at the top."""
     of_flags = Counter(verdict.how for verdict in flags)
     of_families = Counter(verdict.how for verdict in families)
-    for how in (SERVED, REFUSED, UPSTREAM, LIKEWISE, NOT_ON_CPU, NOT_TRIED, FAULT):
+    for how in (SERVED, REFUSED, UPSTREAM, LIKEWISE, NEITHER, NOT_TRIED, FAULT):
         if of_flags[how] or of_families[how]:
             yield f"| {how} | {of_flags[how]} | {of_families[how]} |\n"
 

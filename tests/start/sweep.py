@@ -11,18 +11,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sgl_sparsekv.backend.starting import NET
 from sgl_sparsekv.tooling.servers import free_port
 
 from .asking import COMMON, DENSE, HEADERS, OURS, comparable, fault_of, requests
 from .flags import EVERY_CHOICE, WAITS, Case
 from .tiny import VOCABULARY
 
-SERVED, REFUSED, UPSTREAM, LIKEWISE, NOT_ON_CPU, FAULT = (
+SERVED, REFUSED, UPSTREAM, LIKEWISE, NEITHER, FAULT = (
     "served",
     "refused by sparsekv",
     "refused by SGLang",
     "as with torch_native",
-    "SGLang does not serve it on a CPU",
+    "not served by torch_native either",
     "FAULT",
 )
 PATIENCE = 40.0
@@ -30,24 +31,16 @@ PATIENCE = 40.0
 TOGETHER = 8
 """Cases that share a server."""
 ALONE = (
-    *(*EVERY_CHOICE, "page_size", "chunked_prefill_size", "tp_size", "pp_size", "dp_size"),
-    *(
-        "dcp_size",
-        "attn_dp_size",
-        "attn_cp_size",
-        "moe_dp_size",
-        "dwdp_size",
-        "ep_size",
-        "dtype",
-        "device",
-    ),
-    *("host", "tokenizer_worker_num", "detokenizer_worker_num"),
+    *(*EVERY_CHOICE, "page_size", "chunked_prefill_size", "dtype", "device", "host"),
+    *("tp_size", "pp_size", "dp_size", "dcp_size", "ep_size", "dwdp_size", "attn_dp_size"),
+    *("attn_cp_size", "moe_dp_size", "tokenizer_worker_num", "detokenizer_worker_num"),
 )
 """Fields that change what a server is."""
-NET = "SGLang does not start like this: "
 TRACE = "Traceback (most recent call last)"
 STACK = "a stack trace"
 """How a fault is told that nothing excuses."""
+UNHEARD = re.compile(r"^.*post-warmup freeze_gc failed\n(.*\n)*?requests\.exceptions\..*\n", re.M)
+"""What `--skip-server-warmup` has SGLang say: it calls itself before it listens."""
 CURE = re.compile(r"; add (--[\w-]+(?: [\w.]+)?)")
 """In a refusal that flags do away with."""
 WEIGHTS = "loading shards"
@@ -205,9 +198,8 @@ class Sweep:
         if found.how == REFUSED:
             cure = CURE.search(found.words)
             return self._cured(found, tuple(cure[1].split())) if cure else found
-        if not comparable(self.dense):
-            how = NOT_ON_CPU if found.how == UPSTREAM else FAULT
-            return Verdict(name, how, found.words, found.seconds)
+        if found.how == UPSTREAM:
+            return replace(found, how=FAULT if comparable(self.dense) else NEITHER)
         return found
 
     def _cured(self, found: Verdict, flags: tuple[str, ...]) -> Verdict:
@@ -259,7 +251,7 @@ def refusal(ended: Ended) -> tuple[str, str]:
     """How a server that was never ready ended, and in which words."""
     if ended.status is None:
         return FAULT, f"not ready after {ended.seconds:.0f} s"
-    if TRACE in ended.log:
+    if TRACE in UNHEARD.sub("", ended.log):
         return FAULT, f"{STACK}: {last_error(ended.log)}"
     words = last_error(ended.log)
     if not words or ended.status != 2:

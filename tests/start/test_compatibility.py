@@ -1,12 +1,14 @@
 """Between command line and ready: each flag and family is served right, or one sentence is told."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+
+from sgl_sparsekv.backend.starting import NET
 
 from .families import families, write_family
 from .figures import Figures, family_verdict, judge
@@ -14,7 +16,6 @@ from .flags import TOGETHER, Case, cases
 from .page import PAGE, name_of, named, rows
 from .sweep import (
     FAULT,
-    NET,
     REFUSED,
     SERVED,
     TRACE,
@@ -47,13 +48,6 @@ FEW_FAMILIES = {
 
 
 @pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """SGLang imported once, forked for each server."""
-    with Launcher(tmp_path_factory.mktemp("start")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def llama(launcher: Launcher) -> Path:
     """A tiny random Llama."""
     return write_llama(launcher.folder / "model", num_hidden_layers=4)
@@ -81,7 +75,7 @@ def test_dual_chunk_attention_is_refused_with_the_cure_that_then_serves(
     """Long-context Qwen2.5: a copy of config.json without the key."""
     from .families import Family
 
-    model = write_family(Family("Qwen2ForCausalLM", "qwen2"), tmp_path / "model")
+    model = write_family(Family("Qwen2ForCausalLM"), tmp_path / "model")
     chunks = {"chunk_size": 512, "local_size": 64, "original_max_position_embeddings": 512}
     change_config(model, dual_chunk_attention_config=chunks)
     found = Sweep(launcher, model).judge("dual chunk", ())
