@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_sparsekv.backend.resolution import REFUSALS, Refusal
+from sgl_sparsekv.backend.flag_refusals import REFUSALS, Refusal
 from sgl_sparsekv.backend.support import attention_layers
 from sgl_sparsekv.config import PAGE_SIZES, check_page_size
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
@@ -33,6 +33,9 @@ ACCEPTED = {
     "enable_deterministic_inference": False,
     "rl_on_policy_target": None,
     "is_embedding": False,
+    "grpc_mode": False,
+    "smg_grpc_mode": False,
+    "use_ray": False,
     "device": "cpu",
     "attention_backend": "sparsekv",
     "decode_attention_backend": None,
@@ -60,6 +63,9 @@ REFUSED = {
     "--enable-deterministic-inference": {"enable_deterministic_inference": True},
     "--rl-on-policy-target": {"rl_on_policy_target": "fsdp"},
     "--is-embedding": {"is_embedding": True},
+    "--grpc-mode": {"grpc_mode": True},
+    "--smg-grpc-mode": {"smg_grpc_mode": True},
+    "--use-ray": {"use_ray": True},
 }
 
 
@@ -150,6 +156,8 @@ def test_real_arguments_are_refused(resolve: Any) -> None:
         resolve(kv_cache_dtype="fp8_e5m2")
     with pytest.raises(ConfigError, match="a multiple of the page size 64, got 100"):
         resolve(chunked_prefill_size=100)
+    with pytest.raises(ConfigError, match="--node-rank must be below --nnodes 1, got 2"):
+        resolve(node_rank=2)
 
 
 def test_a_page_size_that_sglang_chose_has_another_remedy(resolve: Any) -> None:

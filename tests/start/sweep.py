@@ -224,13 +224,14 @@ class Sweep:
 
 
 def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:
-    """Cases of different fields, a few at a time, and alone those that change much."""
+    """Cases of different fields, a few at a time; then those that change much, alone."""
     rounds: dict[int, list[Case]] = {}
     seen: Counter[str] = Counter()
+    single: list[Case] = []
     for case in cases:
         alone = case.field in ALONE or case.arguments[0] in WAITS
         if alone or len(case.arguments) > 2:
-            yield [case]
+            single.append(case)
         else:
             # A field's second value stands with other fields' second values.
             rounds.setdefault(seen[case.field], []).append(case)
@@ -238,6 +239,7 @@ def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:
     for waiting in rounds.values():
         for first in range(0, len(waiting), TOGETHER):
             yield waiting[first : first + TOGETHER]
+    yield from ([case] for case in single)
 
 
 def refusal_in(words: str) -> tuple[str, str]:
