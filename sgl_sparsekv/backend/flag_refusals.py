@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from ..errors import ConfigError, UnsupportedSetup
@@ -41,6 +42,9 @@ def check_flags(config: Any) -> None:
         raise ConfigError(
             f"--node-rank must be below --nnodes {config.nnodes}, got {config.node_rank}"
         )
+    servers = config.tool_server or "demo"
+    if servers != "demo" and not all(":" in server for server in servers.split(",")):
+        raise ConfigError(f"--tool-server must be demo or host:port, got {servers}")
     for refusal in REFUSALS:
         if refusal.applies(config):
             raise UnsupportedSetup(str(refusal))
@@ -191,6 +195,12 @@ REFUSALS = (
         _set("use_ray"),
         "the processes that Ray starts load no plugins",
         "leave it out",
+    ),
+    Refusal(
+        "--enable-trace",
+        lambda cfg: bool(_get(cfg, "enable_trace")) and find_spec("opentelemetry") is None,
+        "opentelemetry is not installed",
+        "install sglang[tracing], or leave it out",
     ),
     Refusal(
         "--is-embedding",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sgl_sparsekv.backend import flag_refusals
 from sgl_sparsekv.backend.flag_refusals import REFUSALS, Refusal
 from sgl_sparsekv.backend.support import attention_layers
 from sgl_sparsekv.config import PAGE_SIZES, check_page_size
@@ -36,6 +37,7 @@ ACCEPTED = {
     "grpc_mode": False,
     "smg_grpc_mode": False,
     "use_ray": False,
+    "enable_trace": False,
     "device": "cpu",
     "attention_backend": "sparsekv",
     "decode_attention_backend": None,
@@ -66,6 +68,7 @@ REFUSED = {
     "--grpc-mode": {"grpc_mode": True},
     "--smg-grpc-mode": {"smg_grpc_mode": True},
     "--use-ray": {"use_ray": True},
+    "--enable-trace": {"enable_trace": True},
 }
 
 
@@ -74,6 +77,7 @@ def test_each_flag_is_refused_when_set_and_only_then(
     refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of refusals, row by row."""
+    monkeypatch.setattr(flag_refusals, "find_spec", lambda name: None)
     assert not refusal.applies(SimpleNamespace(**ACCEPTED))
     if refusal.name.startswith("SGLANG_"):
         monkeypatch.setenv(refusal.name, "1")
@@ -158,6 +162,8 @@ def test_real_arguments_are_refused(resolve: Any) -> None:
         resolve(chunked_prefill_size=100)
     with pytest.raises(ConfigError, match="--node-rank must be below --nnodes 1, got 2"):
         resolve(node_rank=2)
+    with pytest.raises(ConfigError, match="--tool-server must be demo or host:port, got x"):
+        resolve(tool_server="x")
 
 
 def test_a_page_size_that_sglang_chose_has_another_remedy(resolve: Any) -> None:

@@ -139,6 +139,7 @@ class Sweep:
     def __init__(self, launcher: Launcher, model: Path, vocabulary: int = VOCABULARY) -> None:
         """Nothing is started before the first case."""
         self.launcher, self.model, self.bodies = launcher, model, requests(vocabulary)
+        self._files = {file: file.read_bytes() for file in model.iterdir() if file.is_file()}
         self._dense: list[Any] | None = None
 
     def judge_all(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
@@ -218,6 +219,11 @@ class Sweep:
         return self._dense
 
     def _start(self, backend: tuple[str, ...], arguments: tuple[str, ...]) -> Ended:
+        for file, data in self._files.items():
+            # One of the flags deletes the model behind its start.
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(data)
         common = ("--model-path", str(self.model), *COMMON)
         patience = {"ready_within": PATIENCE} if set(arguments) & set(WAITS) else {}
         return self.launcher.run((*common, *backend, *arguments), self.bodies, **patience)
