@@ -13,7 +13,7 @@ from typing import Any, Self
 from sgl_sparsekv.backend.starting import NET
 from sgl_sparsekv.tooling.servers import free_port
 
-from .asking import COMMON, DENSE, HEADERS, OURS, comparable, fault_of, requests
+from .asking import COMMON, DENSE, HEADERS, OURS, UNCOMPARED, comparable, fault_of, requests
 from .flags import EVERY_CHOICE, Case
 from .tiny import VOCABULARY
 
@@ -159,7 +159,7 @@ class Sweep:
             how, words = refusal(ended)
             return Verdict(name, how, words, ended.seconds)
         fault = fault_of(ended.answers, self.dense)
-        if fault is not None and fault.startswith("other tokens"):
+        if fault is not None and fault.startswith(("other tokens", UNCOMPARED)):
             # The flag may change what the model says: then a dense server has it, too.
             fault = fault_of(ended.answers, self._start(DENSE, arguments).answers)
         if fault is not None:
