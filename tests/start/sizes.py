@@ -100,6 +100,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "indexer_budget": 64,
         "indexer_compress_ratio": 4,
     },
+    "minimax_m2": {"scoring_func": "sigmoid", "use_routing_bias": True},
     "radio": {"video_temporal_patch_size": 2},
     "zaya": {"num_experts_per_tok": 1},
     "hunyuan_v1_dense": {"head_dim": 16, "use_qk_norm": True},
