@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, RequestOptionError
-from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div
+from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div, ends_a_page
 from .ops import DEVICES
 from .routes import ROUTES
 from .selection import METHODS, IndexOptions, load_method, method_names
@@ -290,7 +290,7 @@ def check_chunks(tokens: int | None, page_size: int) -> None:
     Raises:
         ConfigError: with the page size, which may be ours.
     """
-    if tokens is not None and tokens > 0 and tokens % page_size:
+    if tokens is not None and tokens > 0 and not ends_a_page(tokens, page_size):
         raise ConfigError(
             f"--chunked-prefill-size must be a multiple of the page size {page_size}, got {tokens}"
         )

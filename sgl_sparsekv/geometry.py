@@ -28,6 +28,11 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def ends_a_page(tokens: int, page_size: int) -> bool:
+    """Whether `tokens` tokens fill their last page."""
+    return tokens % page_size == 0
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Page and unit sizes of one pool.

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from sgl_sparsekv.backend.resolution import REFUSALS, Refusal
+from sgl_sparsekv.backend.support import attention_layers
 from sgl_sparsekv.config import PAGE_SIZES, check_page_size
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
 
@@ -255,3 +257,16 @@ def test_the_real_command_ends_with_one_line_and_exit_2(tmp_path: Path) -> None:
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("sparsekv: error: budget must be") and "Traceback" not in ended.stderr
+
+
+def test_attention_of_transformers_own_models_is_found() -> None:
+    """`--model-impl transformers`, and models that SGLang has no code for."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    model = torch.nn.Module()
+    assert attention_layers(model) == []
+    layer = RadixAttention(num_heads=2, head_dim=16, scaling=1.0, num_kv_heads=1, layer_id=0)
+    model.attention_instances = {0: layer}
+    assert attention_layers(model) == [layer]
+    model.attention = layer
+    assert attention_layers(model) == [layer]

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from sgl_sparsekv.backend.starting import NET
 from sgl_sparsekv.tooling.servers import free_port
 
 from .asking import COMMON, DENSE, HEADERS, OURS, UNCOMPARED, comparable, fault_of, requests
-from .flags import EVERY_CHOICE, Case
+from .flags import EVERY_CHOICE, WAITS, Case
 from .tiny import VOCABULARY
 
 SERVED, REFUSED, UPSTREAM, LIKEWISE, NEITHER, FAULT = (
@@ -25,15 +26,21 @@ SERVED, REFUSED, UPSTREAM, LIKEWISE, NEITHER, FAULT = (
     "not served by torch_native either",
     "FAULT",
 )
+PATIENCE = 40.0
+"""Seconds for a server that may wait for ever."""
 TOGETHER = 8
 """Cases that share a server."""
-ALONE = (*EVERY_CHOICE, "_size", "dtype", "device", "host", "worker_num")
-"""Ends of fields that change what a server is."""
+ALONE = (
+    *(*EVERY_CHOICE, "page_size", "chunked_prefill_size", "dtype", "device", "host"),
+    *("tp_size", "pp_size", "dp_size", "dcp_size", "ep_size", "dwdp_size", "attn_dp_size"),
+    *("attn_cp_size", "moe_dp_size", "tokenizer_worker_num", "detokenizer_worker_num"),
+)
+"""Fields that change what a server is."""
 TRACE = "Traceback (most recent call last)"
 STACK = "a stack trace"
+"""How a fault is told that nothing excuses."""
 UNHEARD = re.compile(r"^.*post-warmup freeze_gc failed\n(.*\n)*?requests\.exceptions\..*\n", re.M)
 """What `--skip-server-warmup` has SGLang say: it calls itself before it listens."""
-"""How a fault is told that nothing excuses."""
 CURE = re.compile(r"; add (--[\w-]+(?: [\w.]+)?)")
 """In a refusal that flags do away with."""
 WEIGHTS = "loading shards"
@@ -212,22 +219,25 @@ class Sweep:
 
     def _start(self, backend: tuple[str, ...], arguments: tuple[str, ...]) -> Ended:
         common = ("--model-path", str(self.model), *COMMON)
-        return self.launcher.run((*common, *backend, *arguments), self.bodies)
+        patience = {"ready_within": PATIENCE} if set(arguments) & set(WAITS) else {}
+        return self.launcher.run((*common, *backend, *arguments), self.bodies, **patience)
 
 
 def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:
     """Cases of different fields, a few at a time, and alone those that change much."""
-    waiting: list[Case] = []
+    rounds: dict[int, list[Case]] = {}
+    seen: Counter[str] = Counter()
     for case in cases:
-        if case.field.endswith(ALONE) or len(case.arguments) > 2:
+        alone = case.field in ALONE or case.arguments[0] in WAITS
+        if alone or len(case.arguments) > 2:
             yield [case]
-            continue
-        if len(waiting) == TOGETHER or case.field in {other.field for other in waiting}:
-            yield waiting
-            waiting = []
-        waiting.append(case)
-    if waiting:
-        yield waiting
+        else:
+            # A field's second value stands with other fields' second values.
+            rounds.setdefault(seen[case.field], []).append(case)
+            seen[case.field] += 1
+    for waiting in rounds.values():
+        for first in range(0, len(waiting), TOGETHER):
+            yield waiting[first : first + TOGETHER]
 
 
 def refusal_in(words: str) -> tuple[str, str]:

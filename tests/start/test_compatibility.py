@@ -15,6 +15,7 @@ from .figures import Figures, family_verdict, judge
 from .flags import TOGETHER, Case, cases
 from .page import PAGE, name_of, named, rows
 from .sweep import (
+    ALONE,
     FAULT,
     REFUSED,
     SERVED,
@@ -22,6 +23,7 @@ from .sweep import (
     Launcher,
     Sweep,
     Verdict,
+    grouped,
     refusal,
 )
 from .tiny import change_config, write_llama
@@ -129,6 +131,18 @@ def test_all_flags_and_families(launcher: Launcher, sglang_plugins: None) -> Non
     for _ in judge(launcher, figures, lambda section, name: True):
         pass
     assert not [verdict for verdict in figures.write_page() if verdict.how == FAULT]
+
+
+def test_each_case_is_in_one_group_and_no_field_twice_in_it(sglang_plugins: None) -> None:
+    """And what changes a server stands alone."""
+    found = cases(Path("model"), Path("folder"))
+    groups = list(grouped(found))
+    assert sorted(case.shown for group in groups for case in group) == sorted(
+        case.shown for case in found
+    )
+    for group in groups:
+        assert len({case.field for case in group}) == len(group) <= 8
+        assert len(group) == 1 or not {case.field for case in group} & {*ALONE}
 
 
 def test_a_refusal_is_read_from_a_log() -> None:
