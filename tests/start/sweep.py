@@ -200,7 +200,7 @@ class Sweep:
             return self._cured(found, tuple(cure[1].split())) if cure else found
         if found.how == UPSTREAM:
             return replace(found, how=FAULT if comparable(self.dense) else NEITHER)
-        return found
+        return self.excused(found, ())
 
     def _cured(self, found: Verdict, flags: tuple[str, ...]) -> Verdict:
         """A refusal that names flags to add, and whether these serve."""
