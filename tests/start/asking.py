@@ -19,6 +19,7 @@ HEADERS = {"Authorization": "Bearer x"}
 LENGTHS = (6, 90, 400)
 TOKENS = 12
 SPARSE_TOKENS = 24
+UNCOMPARED = "no answer of torch_native to compare with"
 
 
 def prompts(vocabulary: int) -> list[list[int]]:
@@ -56,7 +57,7 @@ def fault_of(answers: list[Any], expected: list[Any]) -> str | None:
         if not isinstance(answer, list) or len(answer) != len(LENGTHS):
             return f"answered {str(answer)[:200]}"
     if not comparable(expected):
-        return "no answer of torch_native to compare with"
+        return UNCOMPARED
     for name, answer, right in zip(("full", "a wide budget"), answers, expected, strict=False):
         if ids_of(answer) != ids_of(right):
             return f"other tokens than torch_native with {name}"

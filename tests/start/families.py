@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .processors import write_processor
-from .sizes import LAYERS, SMALL, SPECIAL
+from .sizes import LAYERS, RENAMED, SMALL, SPECIAL
 from .tiny import SEED, change_config
 
 LIKE = {
@@ -21,7 +21,6 @@ LIKE = {
     "InternLM3ForCausalLM": "LlamaForCausalLM",
     "Lfm2BidirectionalModel": "Lfm2ForCausalLM",
     "LlamaEmbeddingModel": "LlamaForCausalLM",
-    "LlamaForClassification": "LlamaForCausalLM",
     "LlamaForSequenceClassificationWithNormal_Weights": "LlamaForSequenceClassification",
     "MiMoForCausalLM": "Qwen2ForCausalLM",
     "PhiMoEForCausalLM": "PhimoeForCausalLM",
@@ -97,9 +96,18 @@ def write_family(family: Family, folder: Path) -> Path:
         if value.dim() > 1 and "norm" not in name:
             torch.nn.init.normal_(value, std=0.08)
     model.save_pretrained(folder)
-    change_config(folder, architectures=[family.architecture])
+    # Some classes write another word for what they were given.
+    change_config(folder, architectures=[family.architecture], **SPECIAL.get(model_type, {}))
+    if model_type in RENAMED:
+        _rename(folder / "model.safetensors", *RENAMED[model_type])
     write_processor(model_type, folder)
     return folder
+
+
+def _rename(file: Path, old: str, new: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({name.replace(old, new): value for name, value in load_file(file).items()}, file)
 
 
 def small_config(kind: Any, model_type: str) -> Any:

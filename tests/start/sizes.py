@@ -100,10 +100,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "indexer_budget": 64,
         "indexer_compress_ratio": 4,
     },
+    "minimax_m2": {"scoring_func": "sigmoid", "use_routing_bias": True},
+    "olmo": {"num_key_value_heads": 4},
+    "olmoe": {"num_key_value_heads": 4},
+    "phi": {"num_key_value_heads": 4},
     "radio": {"video_temporal_patch_size": 2},
     "zaya": {"num_experts_per_tok": 1},
-    "hunyuan_v1_dense": {"head_dim": 16},
-    "hunyuan_v1_moe": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16, "use_qk_norm": True},
+    "hunyuan_v1_moe": {"head_dim": 16, "use_qk_norm": True, "moe_intermediate_size": 32},
+    "hy_v3": {"route_norm": True},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "glm5_next": {"num_key_value_heads": 4},
@@ -111,3 +116,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_key_value_heads": 4},
     "deepseek_v2": {"num_key_value_heads": 4},
 }
+
+RENAMED: dict[str, tuple[str, str]] = {
+    "gemma3": ("vision_tower.", "vision_tower.vision_model."),
+}
+"""By model type: where this transformers writes other names than checkpoints have."""

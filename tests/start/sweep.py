@@ -14,7 +14,7 @@ from typing import Any, Self
 from sgl_sparsekv.backend.starting import NET
 from sgl_sparsekv.tooling.servers import free_port
 
-from .asking import COMMON, DENSE, HEADERS, OURS, comparable, fault_of, requests
+from .asking import COMMON, DENSE, HEADERS, OURS, UNCOMPARED, comparable, fault_of, requests
 from .flags import EVERY_CHOICE, WAITS, Case
 from .tiny import VOCABULARY
 
@@ -167,7 +167,7 @@ class Sweep:
             how, words = refusal(ended)
             return Verdict(name, how, words, ended.seconds)
         fault = fault_of(ended.answers, self.dense)
-        if fault is not None and fault.startswith("other tokens"):
+        if fault is not None and fault.startswith(("other tokens", UNCOMPARED)):
             # The flag may change what the model says: then a dense server has it, too.
             fault = fault_of(ended.answers, self._start(DENSE, arguments).answers)
         if fault is not None:
@@ -201,7 +201,7 @@ class Sweep:
             return self._cured(found, tuple(cure[1].split())) if cure else found
         if found.how == UPSTREAM:
             return replace(found, how=FAULT if comparable(self.dense) else NEITHER)
-        return found
+        return self.excused(found, ())
 
     def _cured(self, found: Verdict, flags: tuple[str, ...]) -> Verdict:
         """A refusal that names flags to add, and whether these serve."""

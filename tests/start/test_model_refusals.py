@@ -19,6 +19,9 @@ KINDS = {
     "MllamaForConditionalGeneration": "encoder-decoder",
     "Qwen2ForSequenceClassification": "embed or score",
     "BertModel": "embed or score",
+    "Gemma4ForConditionalGeneration": "Gemma 4 cannot be served",
+    "Exaone4ForCausalLM": "EXAONE 4 with sliding windows",
+    "GraniteSWAForCausalLM": "attention sinks",
 }
 
 
