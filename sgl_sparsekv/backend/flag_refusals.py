@@ -166,7 +166,7 @@ REFUSALS = (
     Refusal(
         "--enable-torch-compile",
         _set_on_cpu("enable_torch_compile"),
-        "what a step reads is planned on the host, which a compiled step leaves out",
+        "SGLang compiles no step on a CPU without kernels of its own, and would not say so",
         "leave it out",
     ),
     *(
