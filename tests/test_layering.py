@@ -31,8 +31,8 @@ SGLANG = ("plugin.py", "platform_cpu.py", "backend/")
 """Where SGLang may be imported."""
 SGLANG_LAZILY = ("serving/", "commands/", "with_plugins.py")
 """Where it may be imported when a function runs."""
-SGLANG_PROGRAMS = ("serving/frontend.py", "demo/program.py")
-"""Written in SGLang's frontend language; imported only by who writes such a program."""
+SGLANG_PROGRAMS = ("serving/frontend.py", "serving/worker.py", "demo/program.py")
+"""Imported only by who writes a program in SGLang's frontend language, and by SGLang itself."""
 ONE_SCHEDULER = {"plugin", "backend", "serving"}
 """Parts that import each other's modules: the observer counts what the front end reports."""
 NO_SLOTS = ("models", "demo")

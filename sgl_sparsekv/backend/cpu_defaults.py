@@ -21,6 +21,9 @@ hold millions of a small model's."""
 METHOD = "residual_pq"
 """Nearest to dense attention of all methods at equal bytes; it has no GPU kernels yet."""
 CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
+PATIENCE = ("SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120")
+"""Seconds: a tokenizer process that imports for longer is ended and begun anew, without end.
+Ten, as SGLang has it, are too few on a busy machine."""
 
 
 def with_cpu_defaults(named: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +56,8 @@ def set_cpu_environment(config: Any) -> None:
     # Huge pages for torch's buffers, read at its first allocation: a core reads the cache a
     # quarter faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if config.tokenizer_worker_num > 1:
+        os.environ.setdefault(*PATIENCE)
     ranks = config.tp_size * config.pp_size * config.dp_size
     if ranks > 1:
         os.environ.setdefault(CORES_OF_RANKS, cores_of_ranks(ranks))

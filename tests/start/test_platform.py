@@ -12,9 +12,11 @@ from sgl_sparsekv.backend.cpu_defaults import (
     CORES_OF_RANKS,
     MAX_RUNNING_REQUESTS,
     MAX_TOTAL_TOKENS,
+    PATIENCE,
     cpu_defaults,
     memory_share,
 )
+from sgl_sparsekv.backend.resolution import WORKER_APPLICATION
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -81,3 +83,21 @@ def test_ranks_share_the_cores(resolve: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(CORES_OF_RANKS, "0|1|2")
     resolve(attention_backend="sparsekv", tp_size=3)
     assert os.environ[CORES_OF_RANKS] == "0|1|2"
+
+
+def test_extra_tokenizer_processes_load_our_hooks(
+    resolve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where several were asked for, and the user named no application."""
+    variable, path = WORKER_APPLICATION
+    monkeypatch.setenv(variable, "theirs:app")
+    monkeypatch.delenv(PATIENCE[0], raising=False)
+    resolve(attention_backend="sparsekv", tokenizer_worker_num=2)
+    assert os.environ[variable] == "theirs:app"
+    monkeypatch.delenv(variable)
+    resolve(attention_backend="torch_native", tokenizer_worker_num=2)
+    resolve(attention_backend="sparsekv")
+    assert variable not in os.environ
+    monkeypatch.delenv(PATIENCE[0])
+    resolve(attention_backend="sparsekv", tokenizer_worker_num=2)
+    assert os.environ[variable] == path and int(os.environ[PATIENCE[0]]) > 60
