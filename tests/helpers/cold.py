@@ -179,7 +179,7 @@ class ColdRun:
         codes and the values of their clusters: `[H, G, D]`."""
         keys = self.model.keys(layer, self.paths[:length])
         summary = load_method("residual_pq").segments(self.index)
-        index = self._index(summary, layer, keys, indexed)
+        index = self._index(summary, layer, keys, indexed[: length // summary.segment_size])
         kept = always_kept(length, self.options, self.unit, 1)
         rest = [p for p in range(length) if p not in kept]
         q = self.query(layer, length).double()
