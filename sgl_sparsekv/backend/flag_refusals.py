@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from ..errors import ConfigError, UnsupportedSetup
@@ -79,6 +78,12 @@ def _decodes_elsewhere(cfg: Any) -> bool:
 
     _, decode = attention_backends_of(cfg)
     return bool(decode != BACKEND_NAME)
+
+
+def _traces_without_package(cfg: Any) -> bool:
+    from sglang.srt.observability import trace
+
+    return bool(_get(cfg, "enable_trace")) and not trace.opentelemetry_imported
 
 
 KV_DTYPES = ("auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", None)
@@ -198,7 +203,7 @@ REFUSALS = (
     ),
     Refusal(
         "--enable-trace",
-        lambda cfg: bool(_get(cfg, "enable_trace")) and find_spec("opentelemetry") is None,
+        _traces_without_package,
         "opentelemetry is not installed",
         "install sglang[tracing], or leave it out",
     ),

@@ -53,6 +53,7 @@ class Figures:
             FLAGS: [name_of(case.shown) for case in cases(Path("/a/model"), Path("/a/folder"))],
             FAMILIES: [family.architecture for family in families()],
         }
+        self._read()
         for section, names in order.items():
             kept = self.found[section]
             self.found[section] = {name: kept[name] for name in names if name in kept}
