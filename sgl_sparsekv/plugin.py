@@ -104,6 +104,11 @@ HOOKS = (
         "backend.sharing:checkpoint_offered",
     ),
     Hook(
+        "sglang.srt.session.session_controller.Session.create_req",
+        "around",
+        "backend.turns:create_turn",
+    ),
+    Hook(
         "sglang.srt.session.streaming_session.StreamingSession.try_cache_finished_req",
         "after",
         "backend.sharing:rewind_session",
@@ -116,7 +121,24 @@ HOOKS = (
     Hook(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.apply_logits_bias",
         "after",
-        "backend.masked_logits:keep_a_distribution",
+        "backend.unspelled:keep_a_distribution",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
+        "before",
+        "backend.unspelled:refuse_at_once",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.batch_result_processor"
+        ".SchedulerBatchResultProcessor._apply_prefill_grammar",
+        "after",
+        "backend.unspelled:refuse_underway",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.batch_result_processor"
+        ".SchedulerBatchResultProcessor._accept_grammar_tokens",
+        "after",
+        "backend.unspelled:refuse_underway",
     ),
     Hook(
         "sglang.srt.layers.attention.graph_variants.create_attention_graph_variants",

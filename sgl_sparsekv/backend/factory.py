@@ -1,14 +1,18 @@
 """Which attention backend a server gets: by the kernels of its device."""
 
+import logging
 from typing import Any, cast
 
 from ..config import FUSED_DEVICES
 from ..ops import FusedOps, load_ops
+from ..serving.room import Room
 from .attention import SparseKVBackend
 from .flags import options_of
 from .fused import FusedBackend
 from .grouped import GroupedBackend
 from .resolution import device_of
+
+logger = logging.getLogger(__name__)
 
 
 def create_backend(runner: Any) -> SparseKVBackend:
@@ -17,6 +21,8 @@ def create_backend(runner: Any) -> SparseKVBackend:
     assert options is not None, "the sparsekv backend is created only when it was chosen"
     options = device_of(options, str(runner.device))
     ops = load_ops(options.device)
+    room = Room(runner.model_config.context_len, runner.max_total_num_tokens, runner.page_size)
+    logger.info("sparsekv: %s", room.told())
     if options.device in FUSED_DEVICES:
         return FusedBackend(runner, options, cast(FusedOps, ops))
     return GroupedBackend(runner, options, ops)

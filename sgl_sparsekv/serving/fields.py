@@ -227,10 +227,8 @@ REQUEST: dict[str, Rule] = {
     ),
     "lora_path": text(each=True),
     "lora_id": _INTERNAL,
-    "custom_logit_processor": free(
-        "code that runs as it is; a server takes it under --enable-custom-logit-processor alone",
-        each=True,
-    ),
+    # Code that runs as it is; a server takes it under --enable-custom-logit-processor alone.
+    "custom_logit_processor": text(1 << 24, each=True),
     "positional_embed_overrides": Rule(
         "rows of as many finite numbers as the model has channels, as SGLang's PositionalEmbeds",
         _are_overrides,

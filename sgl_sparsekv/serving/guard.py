@@ -37,6 +37,8 @@ _SEARCHED = (b"sparse", b"custom_params", b"health_check", *(n.encode() for n in
 _OVERLAP = max(map(len, _SEARCHED)) - 1
 _ERROR_EVENT = b'data: {"error":'
 _READER = "fastapi.dependencies.utils"
+_CHECKS = ("sgl_sparsekv.", "sglang.srt.managers.", "sglang.srt.sampling.")
+"""Modules in which a ValueError states a rule."""
 _ABORT = b'"finish_reason":{"type":"abort"'
 
 
@@ -117,14 +119,14 @@ class HeldAnswer:
 def _is_clients(error: Exception) -> bool:
     """Whether an error is a mistake of the client.
 
-    A ValueError is, by SGLang's own convention; and whatever fails while FastAPI reads the body:
-    SGLang's models look into shapes that they have not checked.
+    A ValueError is, by SGLang's own convention, where requests are checked: in our rules, and in
+    what SGLang makes of a request. So is whatever fails while FastAPI reads the body: SGLang's
+    models look into shapes that they have not checked. Any other is a mistake of the server.
     """
-    if isinstance(error, ValueError):
+    modules = [str(f.f_globals.get("__name__")) for f, _ in walk_tb(error.__traceback__)]
+    if _READER in modules:
         return True
-    return any(
-        frame.f_globals.get("__name__") == _READER for frame, _ in walk_tb(error.__traceback__)
-    )
+    return isinstance(error, ValueError) and modules[-1].startswith(_CHECKS)
 
 
 def _refusal_in(event: bytes) -> tuple[str, int] | None:

@@ -26,7 +26,7 @@ def check_request(manager: object, request: Any, *args: Any, **kwargs: Any) -> N
     front_end = front_end_of(manager)
     if front_end is None:
         return
-    with _counted(front_end):
+    with _counted(front_end), _known_to_be_over(request):
         check_options(request.sampling_params, front_end.options)
         if not front_end.options.validate_requests:
             return
@@ -189,6 +189,20 @@ def _each(sampling_params: object) -> Iterator[tuple[str, dict[str, Any]]]:
 def _in_session(request: Any) -> bool:
     """Whether earlier turns of a session may bring the tokens."""
     return bool(getattr(request, "session_params", None))
+
+
+@contextmanager
+def _known_to_be_over(request: Any) -> Iterator[None]:
+    """Two seconds behind every stream SGLang asks what of its request still runs.
+
+    That ends the connection if the request was refused before it was known to be one or many.
+    """
+    request.is_single = not isinstance(request.rid, list)
+    try:
+        yield
+    except ValueError:
+        request.is_single, request.rid = True, None
+        raise
 
 
 @contextmanager

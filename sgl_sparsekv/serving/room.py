@@ -1,7 +1,50 @@
-"""Prompts behind which the server's memory has no room for an answer."""
+"""What SGLang cuts short, said when a server starts, and prompts that leave no room at all."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+_PROMPT_LEAVES, _ANSWER_LEAVES = 7, 2
+"""Tokens of the context, or of the cache, that SGLang's longest prompt and answer leave free."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a server has for a request that is alone in it.
+
+    Attributes:
+        context: tokens of prompt and answer that the model takes.
+        cache: tokens of the KV cache.
+        page_size: tokens of its pages.
+    """
+
+    context: int
+    cache: int
+    page_size: int
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest prompt that gets a token of answer."""
+        whole_pages = (self.cache - self.page_size - 2) // self.page_size
+        return max(0, min(self.shorter - _PROMPT_LEAVES, whole_pages * self.page_size))
+
+    @property
+    def whole(self) -> int:
+        """Tokens of prompt and answer together up to which no answer is cut."""
+        return max(0, min(self.shorter - _ANSWER_LEAVES, self.cache - 2 * self.page_size))
+
+    @property
+    def shorter(self) -> int:
+        """Of context and cache."""
+        return min(self.context, self.cache)
+
+    def told(self) -> str:
+        """For the log of a start."""
+        return (
+            f"prompt and answer of up to {self.whole} tokens together are answered whole, longer "
+            f"answers may be cut; prompts of more than {self.prompt} are refused (context "
+            f"{self.context}, cache {self.cache} in pages of {self.page_size})"
+        )
 
 
 def refuse_without_room(original: Callable[..., None], scheduler: Any, request: Any) -> None:

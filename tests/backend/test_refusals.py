@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_sparsekv.backend.resolution import REFUSALS, Refusal
+from sgl_sparsekv.backend import flag_refusals
+from sgl_sparsekv.backend.flag_refusals import REFUSALS, Refusal
 from sgl_sparsekv.backend.support import attention_layers
 from sgl_sparsekv.config import PAGE_SIZES, check_page_size
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
@@ -33,6 +34,10 @@ ACCEPTED = {
     "enable_deterministic_inference": False,
     "rl_on_policy_target": None,
     "is_embedding": False,
+    "grpc_mode": False,
+    "smg_grpc_mode": False,
+    "use_ray": False,
+    "enable_trace": False,
     "device": "cpu",
     "attention_backend": "sparsekv",
     "decode_attention_backend": None,
@@ -60,6 +65,10 @@ REFUSED = {
     "--enable-deterministic-inference": {"enable_deterministic_inference": True},
     "--rl-on-policy-target": {"rl_on_policy_target": "fsdp"},
     "--is-embedding": {"is_embedding": True},
+    "--grpc-mode": {"grpc_mode": True},
+    "--smg-grpc-mode": {"smg_grpc_mode": True},
+    "--use-ray": {"use_ray": True},
+    "--enable-trace": {"enable_trace": True},
 }
 
 
@@ -68,6 +77,7 @@ def test_each_flag_is_refused_when_set_and_only_then(
     refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of refusals, row by row."""
+    monkeypatch.setattr(flag_refusals, "find_spec", lambda name: None)
     assert not refusal.applies(SimpleNamespace(**ACCEPTED))
     if refusal.name.startswith("SGLANG_"):
         monkeypatch.setenv(refusal.name, "1")
@@ -150,6 +160,10 @@ def test_real_arguments_are_refused(resolve: Any) -> None:
         resolve(kv_cache_dtype="fp8_e5m2")
     with pytest.raises(ConfigError, match="a multiple of the page size 64, got 100"):
         resolve(chunked_prefill_size=100)
+    with pytest.raises(ConfigError, match="--node-rank must be below --nnodes 1, got 2"):
+        resolve(node_rank=2)
+    with pytest.raises(ConfigError, match="--tool-server must be demo or host:port, got x"):
+        resolve(tool_server="x")
 
 
 def test_a_page_size_that_sglang_chose_has_another_remedy(resolve: Any) -> None:

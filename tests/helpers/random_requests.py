@@ -42,6 +42,12 @@ FINE: tuple[tuple[str, Any], ...] = (
     ("presence_penalty", 2), ("stop", ["x", "y"]), ("temperature", 1e-6), ("top_k", -1),
 )  # fmt: skip
 """What every route but a score takes, most of it at an end of its range."""
+SESSIONS = ("s0", "s1", "s2", "s3")
+"""Names of sessions, which some cases open and close and others go on in."""
+TURNS = ("t0", "t1", "t2")
+"""Names of requests, so that turns of a session find earlier ones."""
+ADAPTER = "plus"
+"""Name of a LoRA adapter that some servers have."""
 LENGTH_FIELDS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens")
 """How long an answer may be: what is not refused there is read to its first bytes only."""
 CHAT = {"model": "default", "messages": [{"role": "user", "content": "a b"}]}
@@ -73,12 +79,17 @@ def routes() -> dict[str, tuple[dict[str, Any], list[str]]]:
     from sglang.srt.entrypoints.anthropic import protocol as anthropic
     from sglang.srt.entrypoints.ollama import protocol as ollama
     from sglang.srt.entrypoints.openai import protocol as openai
-    from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
+    from sglang.srt.managers.io_struct import (
+        CloseSessionReqInput,
+        EmbeddingReqInput,
+        GenerateReqInput,
+        OpenSessionReqInput,
+    )
 
     score = {"model": "default", "query": "a", "items": ["b"], "label_token_ids": [5]}
     short = {**CHAT, "max_tokens": 2}
     few = {"num_predict": 2}
-    answers = {"model": "default", "input": "a b", "max_output_tokens": 4, "store": False}
+    answers = {"input": "a b", "max_output_tokens": 4, "store": False}
     pydantic: dict[str, tuple[dict[str, Any], Any]] = {
         "/v1/completions": (
             {"model": "default", "prompt": "a b", "max_tokens": 2},
@@ -104,6 +115,15 @@ def routes() -> dict[str, tuple[dict[str, Any], list[str]]]:
         ["instances", "parameters", *(entry.name for entry in fields(GenerateReqInput))],
     )
     found["/classify"] = ({"text": "a"}, [entry.name for entry in fields(EmbeddingReqInput)])
+    session: dict[str, tuple[dict[str, Any], Any]] = {
+        "/open_session": (
+            {"capacity_of_str_len": 1000, "session_id": "s0"},
+            OpenSessionReqInput,
+        ),
+        "/close_session": ({"session_id": "s0"}, CloseSessionReqInput),
+    }
+    for route, (body, struct) in session.items():
+        found[route] = (body, [*struct.__struct_fields__])
     return found
 
 
@@ -127,6 +147,12 @@ class RequestMaker:
         body = json.loads(json.dumps(good))
         if rng.random() < 0.2 and "text" in body:
             body = {**body, "text": ["a b", "b"]}
+        if route == "/generate" and rng.random() < 0.15:
+            body["session_params"] = self._session()
+        if route.endswith("_session"):
+            body["session_id"] = rng.choice(SESSIONS)
+        if route == "/open_session":
+            body["streaming"] = rng.random() < 0.5
         changed = [self._change(route, body, names) for _ in range(rng.choice((1, 1, 2, 3)))]
         if rng.random() < 0.3:
             body["stream"] = True
@@ -160,8 +186,25 @@ class RequestMaker:
         body[name] = self._value(name)
         return name
 
+    def _session(self) -> dict[str, Any]:
+        """A turn of one of the sessions, which may go on in the middle of it."""
+        rng = self.rng
+        turn: dict[str, Any] = {"id": rng.choice((*SESSIONS, "never opened"))}
+        if rng.random() < 0.5:
+            name = rng.choice(("rid", "offset", "replace", "drop_previous_output"))
+            turn[name] = {"rid": rng.choice(TURNS), "offset": rng.choice((1, 3, 2**31 - 1))}.get(
+                name, True
+            )
+        return turn
+
     def _value(self, name: str) -> Any:
         rng = self.rng
+        if name == "rid" and rng.random() < 0.5:
+            return rng.choice(TURNS)
+        if name == "session_params" and rng.random() < 0.8:
+            return self._session()
+        if name in ("lora_path", "model") and rng.random() < 0.5:
+            return rng.choice((ADAPTER, f"default:{ADAPTER}", [ADAPTER, None], "no such adapter"))
         if name in ("json_schema", "ebnf", "structural_tag") and rng.random() < 0.5:
             return rng.choice(GRAMMARS)
         if name in ("regex", "stop_regex") and rng.random() < 0.5:

@@ -1,7 +1,9 @@
 """Whatever a client sends: bad options are a 400 that names them, and the server goes on."""
 
+import http.client
 import json
 import random
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ CASES = 500
 SEED = 20_406_774
 ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
 PROMPT = list(range(5, 200))
+JSON = {"content-type": "application/json"}
 GREEDY = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
 
 BAD_VALUES: dict[str, list[Any]] = {
@@ -39,8 +42,7 @@ STRAY_NAMES = ("sparsekv", "sparse", "SparseKV", "sparsekv_budget", "sparsekv-me
 
 def post(url: str, route: str, body: Any) -> tuple[int, str]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(url + route, raw, headers)
+    request = urllib.request.Request(url + route, raw, JSON)
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, answer.read().decode()
@@ -177,6 +179,60 @@ def test_odd_shapes_are_answered_or_refused(server: Any, route: str, given: Any)
             body = {"sampling_params": GREEDY, "stream": stream, **given}
         status, answer = post(server.url, route, body)
         assert status in (200, 400), answer
+
+
+UNSPELLED = json.dumps({"const": "é"})
+UNSPELLED_ON_ROUTES: list[tuple[str, str, dict[str, Any]]] = [
+    ("/generate", "regex", {"text": "a", "sampling_params": {**GREEDY, "regex": "é+"}}),
+    ("/generate", "ebnf", {"text": ["a"], "sampling_params": {"ebnf": 'root ::= "é"', "top_k": 3}}),
+    ("/vertex_generate", "json_schema", {
+        "instances": [{"text": "a"}],
+        "parameters": {"sampling_params": {"json_schema": UNSPELLED}},
+    }),
+    ("/v1/completions", "regex", {"prompt": "a", "regex": "é+"}),
+    ("/v1/chat/completions", "ebnf", {"ebnf": 'root ::= "é"'}),
+    ("/invocations", "json_schema", {"response_format": {
+        "type": "json_schema", "json_schema": {"name": "x", "schema": json.loads(UNSPELLED)},
+    }}),
+    ("/v1/responses", "json_schema", {"input": "a", "text": {
+        "format": {"type": "json_schema", "name": "x", "schema": json.loads(UNSPELLED)},
+    }}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("route", "field", "given"), UNSPELLED_ON_ROUTES)
+def test_a_grammar_that_no_tokens_spell_is_the_clients(
+    server: Any, route: str, field: str, given: Any
+) -> None:
+    messages = {"messages": [{"role": "user", "content": "a"}]}
+    openai = {"model": "default", "max_tokens": 4, "temperature": 0, **messages}
+    for stream in (False, True):
+        body = {**({} if route.endswith("generate") else openai), **given, "stream": stream}
+        if route == "/v1/responses":
+            del body["model"], body["messages"]
+        status, answer = post(server.url, route, body)
+        assert status == 400, answer
+        assert f"{field} must be what tokens of the model can spell" in answer
+    begun = {"text": "a", "sampling_params": {**GREEDY, "regex": "(every|river) é"}}
+    status, answer = post(server.url, "/generate", begun)
+    assert status == 400 and "regex must be what tokens" in answer
+    assert good_answer(server.url)
+
+
+def test_a_refused_stream_leaves_its_connection_open(server: Any) -> None:
+    """SGLang comes back to a stream two seconds behind its end."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    connection.connect()
+    first = connection.sock
+    refused = {"text": "a", "sampling_params": {"top_k": 0}, "stream": True}
+    for body, expected in (({**refused, "rid": ["x"]}, 400), (refused, 400), ({"text": "a"}, 200)):
+        time.sleep(2.5 if expected == 200 else 0)
+        connection.request("POST", "/generate", json.dumps(body), JSON)
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (expected, True)
+    assert connection.sock is first, "the connection was opened anew"
+    connection.close()
 
 
 def test_options_beside_their_place_in_a_vertex_request(server: Any) -> None:

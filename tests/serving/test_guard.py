@@ -187,18 +187,25 @@ def test_too_late_is_an_error(front_end: FrontEnd) -> None:
 
 
 class Speaker:
-    """Begins with 200, says its chunks, and fails with its error, if any."""
+    """Begins with 200, says its chunks, and fails with its error, if any, in a module of a name."""
 
-    def __init__(self, chunks: list[bytes], error: Exception | None = None) -> None:
+    def __init__(
+        self,
+        chunks: list[bytes],
+        error: Exception | None = None,
+        module: str = "sgl_sparsekv.serving.rules",
+    ) -> None:
         self.chunks = chunks
         self.error = error
+        self.names: dict[str, Any] = {"__name__": module}
+        exec("def fail(error): raise error", self.names)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for chunk in self.chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         if self.error is not None:
-            raise self.error
+            self.names["fail"](self.error)
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -222,12 +229,23 @@ def test_a_stream_that_begins_with_a_refusal_is_one(
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/score", "/api/generate"])
+@pytest.mark.parametrize(
+    "module",
+    ["sgl_sparsekv.serving.rules", "sglang.srt.managers.io_struct", "sglang.srt.sampling.x"],
+)
 def test_a_mistake_of_the_client_is_a_refusal_on_every_route(
-    front_end: FrontEnd, path: str
+    front_end: FrontEnd, path: str, module: str
 ) -> None:
-    speaker = Speaker([], ValueError("top_k must be less"))
+    speaker = Speaker([], ValueError("top_k must be less"), module)
     status, answer = call(RequestGuard(speaker, front_end), path, {})
     assert status == 400 and "top_k must be less" in str(json.loads(answer))
+
+
+@pytest.mark.parametrize("module", ["sglang.srt.entrypoints.ollama.serving", "json.decoder", "x"])
+def test_a_mistake_of_the_server_is_none_of_the_client(front_end: FrontEnd, module: str) -> None:
+    speaker = Speaker([], ValueError("too many values to unpack"), module)
+    with pytest.raises(ValueError, match="too many values"):
+        call(RequestGuard(speaker, front_end), "/api/chat", {})
 
 
 def test_an_error_behind_the_first_bytes_is_not_swallowed(front_end: FrontEnd) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from sgl_sparsekv.backend import request_table
 from sgl_sparsekv.config import ServerOptions
-from sgl_sparsekv.serving.room import refuse_without_room
+from sgl_sparsekv.serving.room import Room, refuse_without_room
 
 
 class Request:
@@ -68,3 +68,34 @@ def test_prompts_that_sglang_cuts_itself_are_left_to_it(serving: None) -> None:
 def test_another_backend_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_table, "_active", None)
     assert told(4027, 60) is None
+
+
+def answered(room: Room, prompt: int) -> int:
+    """Tokens that SGLang gives behind a prompt: `clip`, and what it leaves free of the context."""
+    scheduler = SimpleNamespace(max_total_num_tokens=room.cache, page_size=room.page_size)
+    request = Request(prompt, None)
+    clip(scheduler, request)
+    longest = min(room.context, room.cache) - 1
+    if prompt >= longest - 5:
+        return 0
+    return min(request.sampling_params.max_new_tokens, longest - prompt - 1)
+
+
+@pytest.mark.parametrize(
+    "room",
+    [Room(500, 1000, 64), Room(5000, 1024, 64), Room(512, 512, 1), Room(300, 320, 16),
+     Room(300, 301, 1), Room(100, 96, 32), Room(64, 64, 64)],
+)  # fmt: skip
+def test_what_a_start_says_is_what_sglang_does(room: Room) -> None:
+    answers = {prompt: answered(room, prompt) for prompt in range(1, room.cache + 1)}
+    assert room.prompt == max((p for p, most in answers.items() if most), default=0)
+    short = [p + most + 1 for p, most in answers.items() if p <= room.prompt]
+    assert room.whole < min(short, default=1)
+    assert f"up to {room.whole} tokens" in room.told()
+    assert f"more than {room.prompt} are" in room.told()
+
+
+def test_no_more_is_promised_than_must_be() -> None:
+    """One token in a new page costs the page, and one more is kept back."""
+    room = Room(5000, 1024, 64)
+    assert min(p + answered(room, p) for p in range(1, room.prompt + 1)) == room.whole == 896

@@ -237,3 +237,26 @@ def test_the_first_bad_token_is_named(ids: list[int]) -> None:
     with pytest.raises(ValueError) as refused:
         check_token_ids("input_ids", ids, chosen)
     assert str(refused.value).startswith(f"input_ids[{bad[0]}] ")
+
+
+@pytest.mark.parametrize("rid", [None, "x", ["x", "y"], [{}]])
+def test_a_refused_request_has_nothing_that_runs(manager: Any, rid: Any) -> None:
+    refused = request(rid=rid, sampling_params={"top_k": 0})
+    with pytest.raises(ValueError, match=r"rid|top_k"):
+        check_request(manager, refused)
+    assert refused.is_single and refused.rid is None
+
+
+@pytest.mark.parametrize(("rid", "single"), [(None, True), ("x", True), (["x"], False)])
+def test_a_request_that_sglang_may_refuse_has_one_name_or_many(
+    manager: Any, rid: Any, single: bool
+) -> None:
+    taken = request(text="a" if single else ["a"], rid=rid)
+    check_request(manager, taken)
+    assert (taken.is_single, taken.rid) == (single, rid)
+
+
+def test_beams_are_refused_with_the_cure(manager: Any) -> None:
+    with pytest.raises(ValueError, match=r"beam_width must be 1 .*take n samples.*, got 4"):
+        check_request(manager, sampling(beam_width=4))
+    check_request(manager, sampling(beam_width=1))

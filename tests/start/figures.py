@@ -45,14 +45,14 @@ class Figures:
         record(NAME, self.found)
 
     def verdicts(self, section: str, names: list[str]) -> list[Verdict]:
-        """Those of these lines, in this order; what was not judged is not among them."""
-        kept = self.found[section]
-        return [verdict_of(name, kept[name]) for name in names if name in kept]
+        """Those of these lines, in this order."""
+        kept, left = self.found[section], f"{NOT_TRIED}: no sweep has come to it yet"
+        return [verdict_of(name, kept.get(name, left)) for name in names]
 
     def write_page(self) -> list[Verdict]:
         """Write the page, drop what SGLang no longer knows, and return all verdicts."""
         order = {
-            FLAGS: [name_of(case.shown) for case in cases(Path("model"), Path("folder"))],
+            FLAGS: [name_of(case.shown) for case in cases(Path("/a/model"), Path("/a/folder"))],
             FAMILIES: [family.architecture for family in families()],
         }
         for section, names in order.items():
@@ -67,7 +67,9 @@ class Figures:
 def judge(launcher: Launcher, figures: Figures, chosen: Chosen) -> Iterator[Verdict]:
     """Judge chosen lines, keep and return each verdict."""
     model = write_llama(launcher.folder / "model", num_hidden_layers=4)
-    found = [case for case in cases(model, launcher.folder) if chosen(FLAGS, name_of(case.shown))]
+    folder = launcher.folder / "folder"
+    folder.mkdir(exist_ok=True)
+    found = [case for case in cases(model, folder) if chosen(FLAGS, name_of(case.shown))]
     for _, verdict in judge_flags(launcher, model, found):
         figures.add(FLAGS, verdict)
         yield verdict

@@ -139,6 +139,7 @@ class Sweep:
     def __init__(self, launcher: Launcher, model: Path, vocabulary: int = VOCABULARY) -> None:
         """Nothing is started before the first case."""
         self.launcher, self.model, self.bodies = launcher, model, requests(vocabulary)
+        self._files = {file: file.read_bytes() for file in model.iterdir() if file.is_file()}
         self._dense: list[Any] | None = None
 
     def judge_all(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
@@ -218,19 +219,25 @@ class Sweep:
         return self._dense
 
     def _start(self, backend: tuple[str, ...], arguments: tuple[str, ...]) -> Ended:
+        for file, data in self._files.items():
+            # One of the flags deletes the model behind its start.
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(data)
         common = ("--model-path", str(self.model), *COMMON)
         patience = {"ready_within": PATIENCE} if set(arguments) & set(WAITS) else {}
         return self.launcher.run((*common, *backend, *arguments), self.bodies, **patience)
 
 
 def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:
-    """Cases of different fields, a few at a time, and alone those that change much."""
+    """Cases of different fields, a few at a time; then those that change much, alone."""
     rounds: dict[int, list[Case]] = {}
     seen: Counter[str] = Counter()
+    single: list[Case] = []
     for case in cases:
         alone = case.field in ALONE or case.arguments[0] in WAITS
         if alone or len(case.arguments) > 2:
-            yield [case]
+            single.append(case)
         else:
             # A field's second value stands with other fields' second values.
             rounds.setdefault(seen[case.field], []).append(case)
@@ -238,6 +245,7 @@ def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:
     for waiting in rounds.values():
         for first in range(0, len(waiting), TOGETHER):
             yield waiting[first : first + TOGETHER]
+    yield from ([case] for case in single)
 
 
 def refusal_in(words: str) -> tuple[str, str]:
