@@ -16,7 +16,7 @@ from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div, ends_a_page
 from .ops import DEVICES
 from .routes import ROUTES
 from .selection import METHODS, IndexOptions, load_method, method_names
-from .types import Reduction
+from .types import Reduction, ResidualSummary
 
 ENV_CONFIG = "SGL_SPARSEKV_CONFIG"
 """Environment variable with inline JSON, or `@path` of a JSON or YAML file."""
@@ -41,6 +41,8 @@ class RequestOptions:
         window: newest tokens, always kept.
         dense_layers: first layers that read everything.
         reselect_every: steps for which a selection is used; 1 selects anew in every step.
+        estimate: what is not read enters with the weights that codes give it and the mean values of
+            its clusters; None: as the method does by itself.
         telemetry: measure what decode covered and cost, and report it.
         share_generated: offer to the radix cache what sparse decode generated.
         unit_size: tokens per unit; the server's, no request can change it.
@@ -52,6 +54,7 @@ class RequestOptions:
     window: int = 64
     dense_layers: int = 2
     reselect_every: int = 1
+    estimate: bool | None = None
     telemetry: bool = False
     share_generated: bool = True
     unit_size: int = UNIT_SIZE
@@ -65,6 +68,8 @@ class RequestOptions:
         _check_int("window", self.window, 0)
         _check_int("dense_layers", self.dense_layers, 0, 10_000)
         _check_int("reselect_every", self.reselect_every, 1, 1024)
+        if self.estimate is not None:
+            _check_bool("estimate", self.estimate)
         _check_bool("telemetry", self.telemetry)
         _check_bool("share_generated", self.share_generated)
         _check_int("unit_size", self.unit_size, min(PAGE_SIZES), max(PAGE_SIZES))
@@ -76,6 +81,11 @@ class RequestOptions:
                 f"{self.window} in whole units of {self.unit_size}, and one for the partial tail), "
                 f"got {self.budget}"
             )
+
+    @property
+    def estimates(self) -> bool:
+        """Whether what is not read is estimated."""
+        return load_method(self.method).estimates if self.estimate is None else self.estimate
 
     @property
     def minimum_budget(self) -> int:
@@ -141,6 +151,8 @@ class ServerOptions:
             raise ValueError(_reselects(self.device, self.request.reselect_every))
         if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
             raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
+        if self.device in FUSED_DEVICES and self.request.estimates:
+            raise ValueError(f"estimate must be false on device {self.device}: it has no kernels")
         _check_choice("check", self.check, CHECK_MODES)
         _check_int("check_interval", self.check_interval, 1)
         _check_bool("validate_requests", self.validate_requests)
@@ -148,6 +160,13 @@ class ServerOptions:
             raise ValueError(
                 f"trace must be a ZMQ endpoint such as tcp://*:5560, got {self.trace!r}"
             )
+
+    @property
+    def residuals(self) -> ResidualSummary | None:
+        """What estimates read, where the server keeps it."""
+        ranks = load_method("residual_pq").segments(self.index)
+        kept = "residual_pq" in self.methods or self.request.estimates
+        return ranks if kept and isinstance(ranks, ResidualSummary) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Flat JSON form, as a configuration file would hold it."""
@@ -225,6 +244,11 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
         raise RequestOptionError(f"sparsekv.{error}") from None
     if server.device in FUSED_DEVICES and options.reselect_every != 1:
         raise RequestOptionError(f"sparsekv.{_reselects(server.device, options.reselect_every)}")
+    if options.estimates and server.residuals is None:
+        raise RequestOptionError(
+            "sparsekv.estimate must be false on this server, which keeps no clusters: start it "
+            "with --sparsekv-estimate true"
+        )
     if options.share_generated and not server.request.share_generated:
         raise RequestOptionError(
             "sparsekv.share_generated must be false on a server that was started with it off, "
@@ -297,14 +321,15 @@ def check_chunks(tokens: int | None, page_size: int) -> None:
 
 
 def _check_index(index: IndexOptions) -> None:
-    for name in ("cluster_segment", "pq_segment"):
+    for name in ("cluster_segment", "pq_segment", "residual_segment"):
         size = getattr(index, name)
         _check_int(name, size, max(PAGE_SIZES), 16384)
         if size % max(PAGE_SIZES):
             raise ValueError(f"{name} must be a multiple of {max(PAGE_SIZES)} tokens, got {size}")
     _check_int("tokens_per_centroid", index.tokens_per_centroid, 1, index.cluster_segment)
     _check_int("pq_bits", index.pq_bits, 1, 8)
-    _check_choice("pq_subspaces", index.pq_subspaces, (1, 2, 4, 8, 16))
+    for name in ("pq_subspaces", "residual_subspaces"):
+        _check_choice(name, getattr(index, name), (1, 2, 4, 8, 16))
     load_method("clusterkv").segments(index)  # refuses more clusters than codes
 
 

@@ -28,6 +28,11 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def whole_pages(tokens: int, page_size: int) -> int:
+    """Tokens of the pages that `tokens` tokens fill."""
+    return tokens // page_size * page_size
+
+
 def ends_a_page(tokens: int, page_size: int) -> bool:
     """Whether `tokens` tokens fill their last page."""
     return tokens % page_size == 0

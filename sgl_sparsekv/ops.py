@@ -12,6 +12,7 @@ from .types import (
     CodeSummary,
     PageSummary,
     Reduction,
+    ResidualIndex,
     SegmentIndex,
     Selection,
     StepShape,
@@ -40,7 +41,7 @@ class Ops(Protocol):
 
     @property
     def has_segments(self) -> bool:
-        """Whether this device has `index_segments` and `score_codes`."""
+        """Whether this device has `index_segments`, `score_codes` and `estimate`."""
         ...
 
     def summarise(
@@ -117,7 +118,7 @@ class Ops(Protocol):
         self,
         q: torch.Tensor,
         keys: torch.Tensor,
-        index: SegmentIndex,
+        index: SegmentIndex | ResidualIndex,
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
@@ -175,6 +176,34 @@ class Ops(Protocol):
 
         Returns:
             out `[rows, H, G, Dv]` in q's dtype and lse float32 `[rows, H, G]` (natural log).
+        """
+        ...
+
+    def estimate(
+        self,
+        q: torch.Tensor,
+        index: ResidualIndex,
+        candidates: Candidates,
+        selection: Selection,
+        scale: float,
+        unit_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over the coded candidates that were not read: codes weigh, clusters answer.
+
+        A token's weight is that of the key its codes stand for, its value the mean of its cluster.
+        Tokens of segments without a record count for nothing.
+
+        Args:
+            q: `[rows, H, G, D]`.
+            index: their codes.
+            candidates: with units of one token.
+            selection: what was read, in units of `unit_size` tokens.
+            scale: softmax scale.
+            unit_size: tokens per unit of the selection.
+
+        Returns:
+            out `[rows, H, G, Dv]` in q's dtype and lse float32 `[rows, H, G]`, to `merge` with what
+            was read; 0 and -inf where nothing is left.
         """
         ...
 

@@ -13,8 +13,12 @@ ShadowKV's chunks, 1 where tokens are chosen one by one.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 import torch
+
+IndexSegments = Callable[..., None]
+"""`Ops.index_segments` of a device."""
 
 
 class Reduction(StrEnum):
@@ -67,7 +71,9 @@ class SegmentSummary:
     name: str
     segment_size: int
 
-    def shapes(self, head_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+    def shapes(
+        self, head_dim: int, v_head_dim: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
         """Per array of a record, its shape for one KV head and its type; None: the keys'."""
         raise NotImplementedError
 
@@ -82,7 +88,9 @@ class BoundSummary(SegmentSummary):
 
     page: PageSummary
 
-    def shapes(self, head_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+    def shapes(
+        self, head_dim: int, v_head_dim: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
         """See `SegmentSummary.shapes`."""
         return {"planes": ((len(self.page.planes), head_dim), None)}
 
@@ -113,12 +121,45 @@ class CodeSummary(SegmentSummary):
     capacity: int | None
     build: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
-    def shapes(self, head_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+    def shapes(
+        self, head_dim: int, v_head_dim: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
         """See `SegmentSummary.shapes`."""
         width = head_dim // self.subspaces
         return {
             "codes": ((self.subspaces, self.segment_size), torch.uint8),
             "codebooks": ((self.subspaces, self.codes, width), None),
+        }
+
+
+@dataclass(frozen=True)
+class ResidualSummary(SegmentSummary):
+    """A cluster for each token, codes of what is left of its key, and values of clusters.
+
+    Codes are below 16, two in a byte; vectors are in 8 bits with a scale.
+
+    Attributes:
+        subspaces: sub-vectors of what is left of a key, m; divides D.
+        build: a device's `index_segments`, keys `[n, S, H, D]`, values `[n, S, H, Dv]` and int64
+            `[n]` first tokens not to learn from -> the arrays of `shapes`, each `[n, H, ...]`.
+    """
+
+    subspaces: int
+    build: Callable[..., dict[str, torch.Tensor]]
+
+    CODES: ClassVar[int] = 16
+
+    def shapes(
+        self, head_dim: int, v_head_dim: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """See `SegmentSummary.shapes`."""
+        parts, codes = self.subspaces, self.CODES
+        return {
+            "codes": ((parts // 2 + 1, self.segment_size), torch.uint8),
+            "centroids": ((codes, head_dim), torch.int8),
+            "codebooks": ((parts, codes, head_dim // parts), torch.int8),
+            "values": ((codes, v_head_dim), torch.int8),
+            "scales": ((2 * codes + parts,), torch.float32),
         }
 
 
@@ -159,6 +200,33 @@ class SegmentIndex:
 
 
 @dataclass(frozen=True)
+class ResidualIndex:
+    """Clusters, codes of what is left of keys, and values of clusters, of one layer.
+
+    Attributes:
+        codes: uint8 `[records, H, m // 2 + 1, S]`; of two codes in a byte the first is in the low
+            half. The first code of a token is its cluster, those of its m sub-vectors follow.
+        centroids: int8 `[records, H, 16, D]`, of the clusters.
+        codebooks: int8 `[records, H, m, 16, D / m]`, of keys less their centroids.
+        values: int8 `[records, H, 16, Dv]`, mean value of each cluster.
+        scales: float32 `[records, H, 32 + m]`: of each centroid, each value and each codebook.
+        table: int32 `[rows, segments]`, as in `SegmentIndex`.
+    """
+
+    codes: torch.Tensor
+    centroids: torch.Tensor
+    codebooks: torch.Tensor
+    values: torch.Tensor
+    scales: torch.Tensor
+    table: torch.Tensor
+
+    @property
+    def segment_size(self) -> int:
+        """Tokens of a segment, S."""
+        return int(self.codes.shape[-1])
+
+
+@dataclass(frozen=True)
 class Candidates:
     """The units that a method may rank: neither sinks nor window.
 
@@ -171,6 +239,16 @@ class Candidates:
     unit_table: torch.Tensor
     begin: torch.Tensor
     end: torch.Tensor
+
+    def in_tokens(self, unit_size: int) -> "Candidates":
+        """The same span in tokens; the table stays that of units."""
+        if unit_size == 1:
+            return self
+        return Candidates(self.unit_table, self.begin * unit_size, self.end * unit_size)
+
+    def contiguous(self) -> "Candidates":
+        """The same with `begin` and `end` in one piece each."""
+        return Candidates(self.unit_table, self.begin.contiguous(), self.end.contiguous())
 
 
 @dataclass(frozen=True)
@@ -193,7 +271,7 @@ class ScoreInputs:
     q: torch.Tensor
     keys: torch.Tensor
     fields: Mapping[str, torch.Tensor]
-    index: SegmentIndex | SegmentBounds | None
+    index: SegmentIndex | ResidualIndex | SegmentBounds | None
     candidates: Candidates
     num_units: torch.Tensor
     counts: torch.Tensor

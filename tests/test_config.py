@@ -19,13 +19,15 @@ from sgl_sparsekv.config import (
     read_env_config,
 )
 from sgl_sparsekv.errors import ConfigError, RequestOptionError
+from sgl_sparsekv.ops import DEVICES
+from sgl_sparsekv.routes import ROUTES
 from sgl_sparsekv.selection import IndexOptions
 from sgl_sparsekv.types import Reduction
 
 INT = "must be an integer in"
 METHODS = (
     "clusterkv, full, mean_std, oracle, pqcache, quest, quest_two_level, quest_two_level_exact, "
-    "shadowkv, streaming"
+    "residual_pq, shadowkv, streaming"
 )
 BUDGET = (
     "budget must be a number of tokens (integer > 0) or a share of the context (fraction in "
@@ -46,6 +48,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reselect_every": 0}, f"reselect_every {INT} [1, 1024], got 0"),
     ({"reselect_every": 1025}, f"reselect_every {INT} [1, 1024], got 1025"),
     ({"telemetry": 1}, "telemetry must be true or false, got 1"),
+    ({"share_generated": 1}, "share_generated must be true or false, got 1"),
     ({"unit_size": 2}, f"unit_size {INT} [16, 64], got 2"),
     ({"unit_size": 129}, f"unit_size {INT} [16, 64], got 129"),
     ({"unit_size": 24}, "unit_size must be one of 16, 32, 64, got 24"),
@@ -55,7 +58,20 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "budget must be at least 96 tokens (sink 16 + window 64 in whole units of 16, and one for "
         "the partial tail), got 95",
     ),
+    (
+        {"budget": 1, "sink": 0, "window": 0},
+        "budget must be at least 16 tokens (sink 0 + window 0 in whole units of 16, and one for "
+        "the partial tail), got 1",
+    ),
     ({"reduction": "sum"}, "reduction must be one of max_softmax, mean_softmax, max, got 'sum'"),
+    (
+        {"device": "gpu"},
+        f"device must be one of {', '.join(['auto', *sorted(DEVICES)])}, got 'gpu'",
+    ),
+    (
+        {"attend": "fa1"},
+        f"attend must be one of {', '.join(['triton', *sorted(ROUTES)])}, got 'fa1'",
+    ),
     ({"check": "on"}, "check must be one of off, log, raise, got 'on'"),
     ({"check_interval": 0}, f"check_interval {INT} [1, 2147483647], got 0"),
     ({"validate_requests": "yes"}, "validate_requests must be true or false, got 'yes'"),
@@ -164,6 +180,7 @@ def test_a_request_changes_what_it_names() -> None:
         ("x" * 61, "sparsekv must be an object of options, got '" + "x" * 60 + "'... (61 long)"),
         ("x" * 60, "sparsekv must be an object of options, got '" + "x" * 60 + "'"),
         ([0] * 61, "sparsekv must be an object of options, got 'list'... (61 long)"),
+        (10**119, "sparsekv must be an object of options, got 1" + "0" * 119),
         (10**130, "sparsekv must be an object of options, got 1" + "0" * 119 + "..."),
         (
             {"bugdet": 1},
@@ -187,6 +204,17 @@ def test_a_wrong_request_is_named_with_its_rule(raw: object, said: str) -> None:
     with pytest.raises(RequestOptionError) as refused:
         parse_request_options(raw, server)
     assert str(refused.value) == said
+
+
+def test_what_a_server_does_not_share_no_request_may() -> None:
+    server = parse_server_options({"share_generated": False})
+    assert parse_request_options({"share_generated": False}, server) == server.request
+    with pytest.raises(RequestOptionError) as refused:
+        parse_request_options({"share_generated": True}, server)
+    assert str(refused.value) == (
+        "sparsekv.share_generated must be false on a server that was started with it off, got true"
+    )
+    assert not parse_request_options({"share_generated": False}, SERVER).share_generated
 
 
 def test_a_device_that_serves_whole_steps_selects_in_each() -> None:

@@ -55,6 +55,26 @@ def test_pool_units_cover_every_slot() -> None:
     assert int(geometry.unit_of(torch.tensor(64 * 9 - 1))) == 35
 
 
+def test_units_may_be_single_tokens() -> None:
+    geometry = Geometry(16, 1)
+    assert geometry.units_per_page == 16 and geometry.num_units(7) == geometry.full_units(7) == 7
+
+
+@pytest.mark.parametrize("dtype", (torch.int32, torch.int64))
+@pytest.mark.parametrize("device", ("cpu", "meta"))
+def test_indices_keep_the_type_and_device_of_what_they_are_made_of(
+    device: str, dtype: torch.dtype
+) -> None:
+    """A device without memory shows what would be made on the CPU beside it."""
+    geometry, numbers = Geometry(64, 16), torch.arange(8, dtype=dtype, device=device)
+    made = [
+        geometry.finer(numbers, 4), geometry.units_of_pages(numbers), geometry.unit_of(numbers),
+        geometry.page_of(numbers), geometry.unit_table(numbers), geometry.unit_table(numbers, 8),
+    ]  # fmt: skip
+    assert {(one.device.type, one.dtype) for one in made} == {(device, dtype)}
+    assert [one.numel() for one in made] == [8 * 4, 8 * 4, 8, 8, 1, 1]
+
+
 @pytest.mark.parametrize(("page", "unit"), [(24, 16), (8, 16), (16, 0)])
 def test_a_page_must_hold_whole_units(page: int, unit: int) -> None:
     """Anything else is refused with the rule and the value."""

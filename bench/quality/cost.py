@@ -1,14 +1,17 @@
 """What a method reads in a decode step, and the budget at which it reads as much as another."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from bench.quality.methods import SINK, WINDOW, Variant
 from sgl_sparsekv.geometry import UNIT_SIZE
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
 from sgl_sparsekv.selection.two_level import OVERSAMPLING
-from sgl_sparsekv.types import BoundSummary, CodeSummary
+from sgl_sparsekv.types import BoundSummary, CodeSummary, ResidualSummary
 
 ELEMENT = 2
 """Bytes of an element of K, V and metadata."""
@@ -68,11 +71,25 @@ def _metadata(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> I
         looked_at = -(-OVERSAMPLING * plan.counts * plan.unit_size // size) * size
         pages = _planes(variant, np.minimum(recorded, looked_at) + rest, dim)
         return records * len(summary.page.planes) * dim * ELEMENT + pages
+    if isinstance(summary, ResidualSummary):
+        return recorded * _size(summary, dim, ("codes",)) // size + (
+            records * _size(summary, dim, ("centroids", "codebooks", "scales"))
+            + records * variant.estimate * _size(summary, dim, ("values",))
+            + rest * dim * ELEMENT
+        )
     assert isinstance(summary, CodeSummary)
     books = np.minimum(records, 1) if variant.inherited else records
     values = records * summary.codes * (dim + 1) if variant.estimate else 0
     vectors = books * summary.codes * dim + values + rest * dim
     return recorded * summary.subspaces + vectors * ELEMENT
+
+
+def _size(summary: ResidualSummary, dim: int, names: Sequence[str]) -> int:
+    """Bytes of some arrays of a record."""
+    shapes = summary.shapes(dim, dim)
+    return sum(
+        math.prod(shapes[name][0]) * (shapes[name][1] or torch.bfloat16).itemsize for name in names
+    )
 
 
 def _planes(variant: Variant, tokens: IntArray, dim: int) -> IntArray:

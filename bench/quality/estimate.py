@@ -5,23 +5,29 @@ import torch
 from bench.quality.methods import Runner
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.segments.exact import dot, product_grid, total
-from sgl_sparsekv.types import SegmentIndex, Selection
+from sgl_sparsekv.selection.policy import RowPlan
+from sgl_sparsekv.types import ResidualIndex, SegmentIndex, Selection
 
 State = tuple[torch.Tensor, torch.Tensor]
 
 
-def with_estimate(runner: Runner, selection: Selection, state: State) -> State:
+def with_estimate(runner: Runner, selection: Selection, plan: RowPlan, state: State) -> State:
     """Join what was read with the estimate of the rest of the clustered tokens.
 
     RetroInfer (arXiv 2505.02922) leaves out clusters that were read in part; here what was read is
     taken out of a cluster's size and sum of values, so nothing counts twice and nothing is lost.
 
     Args:
-        runner: of a variant with one code per token.
+        runner: of a variant with one code per token, or a cluster and codes.
         selection: single tokens.
+        plan: that was selected by.
         state: out `[rows, H, G, Dv]` and lse `[rows, H, G]` of what was read.
     """
     index, layer = runner.index, runner.layer
+    if isinstance(index, ResidualIndex):
+        spans = runner.candidates(plan)
+        rest = runner.ops.estimate(layer.q.float(), index, spans, selection, layer.scale, 1)
+        return runner.ops.merge(*state, *rest)
     assert isinstance(index, SegmentIndex)
     records, heads, _, size = index.codes.shape
     if not records:

@@ -111,7 +111,7 @@ class Bench:
         runner = self._runner(variant)
         selection = runner.select(plan)
         state = runner.attend(selection, plan)
-        out = with_estimate(runner, selection, state)[0] if variant.estimate else state[0]
+        out = with_estimate(runner, selection, plan, state)[0] if variant.estimate else state[0]
         error = error_of(out, self.truth.out)
         best = self._oracle(variant, plan, budget)
         quality = Quality(

@@ -19,6 +19,8 @@ from sgl_sparsekv.types import (
     CodeSummary,
     PageSummary,
     Reduction,
+    ResidualIndex,
+    ResidualSummary,
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
@@ -39,7 +41,8 @@ class Variant:
         method: name in the registry.
         index: how segments are indexed.
         inherited: all segments are coded with the first one's codebook.
-        estimate: what is not read enters as centroid and sum of values (clusters only).
+        estimate: what is not read is answered for by clusters: of `clusterkv` with centroids and
+            sums of values, of `residual_pq` with the weights of codes and mean values.
         unit: tokens per unit, for methods without a grain of their own.
         free: its choosing is not counted: a bound and no method.
         rescored: its scores depend on the budget.
@@ -84,6 +87,13 @@ def quantised(segment: int, subspaces: int, bits: int, inherited: bool = False) 
     return Variant(name, "pqcache", options, inherited=inherited)
 
 
+def residual(segment: int, subspaces: int, estimate: bool = True) -> Variant:
+    """`residual_pq` with segments of so many tokens, and so many codes beside the cluster."""
+    name = f"residual_pq {subspaces}x4/{segment}{' + estimate' if estimate else ''}"
+    options = IndexOptions(residual_segment=segment, residual_subspaces=subspaces)
+    return Variant(name, "residual_pq", options, estimate=estimate)
+
+
 VARIANTS = (
     Variant("quest", "quest"),
     Variant("quest_two_level", "quest_two_level", rescored=True),
@@ -97,6 +107,8 @@ VARIANTS = (
         for s in (1024, 4096)
         for inherited in (False, True)
     ),
+    *(residual(512, m, estimate) for m in (4, 8) for estimate in (False, True)),
+    residual(1024, 4),
     Variant("streaming", "streaming"),
     Variant("oracle, units", "oracle", free=True),
     Variant("oracle, tokens", "oracle", unit=1, free=True),
@@ -167,7 +179,7 @@ class Runner:
         self.ops.summarise(summary, self.keys, field, torch.arange(units))
         return field
 
-    def _index(self) -> SegmentIndex | SegmentBounds | None:
+    def _index(self) -> SegmentIndex | ResidualIndex | SegmentBounds | None:
         summary = self.method.segments(self.variant.index)
         if summary is None:
             return None
@@ -178,6 +190,11 @@ class Runner:
         slots = torch.arange(count * size).view(count, size)
         if isinstance(summary, BoundSummary):
             return SegmentBounds(summary.page.summarise(self.keys[slots]), table, size)
+        if isinstance(summary, ResidualSummary):
+            skips = torch.tensor([SINKS, *[0] * (count - 1)])
+            ops = load_ops("cpu" if self.ops.name == "cpu" else "reference")
+            found = summary.build(ops.index_segments, self.keys[slots], self.values[slots], skips)
+            return ResidualIndex(**{n: a.contiguous() for n, a in found.items()}, table=table)
         assert isinstance(summary, CodeSummary)
         return self._coded(summary, slots, table)
 

@@ -36,7 +36,11 @@ enum Reduction : int64_t { kMaxSoftmax = 0, kMeanSoftmax = 1, kMax = 2 };
 struct CodeArgs {
   const void *q, *keys, *codebooks;  // [rows, H, G, D]; [slots, H, D]; [records, H, m, K, D / m]
   const uint8_t* codes;              // [records, H, m, S]; as the codebooks contiguous
-  const int32_t *records, *slots;    // [rows, segments]; [rows, U]
+  // Keys coded as a cluster and what is left of it, or null: centroids int8 [records, H, K, D],
+  // codebooks in int8 too, and codes [records, H, (m + 2) / 2, S], two in a byte, the cluster first.
+  const int8_t* centroids;
+  const float* scales;             // [records, H, 2 K + m]: of centroids, values, codebooks
+  const int32_t *records, *slots;  // [rows, segments]; [rows, U]
   const int32_t *begin, *end;
   float* out;      // [rows, H, U] contiguous
   float* scratch;  // score_codes_scratch() floats
@@ -44,6 +48,16 @@ struct CodeArgs {
   int64_t reduction;  // Reduction
   int64_t q_row, q_head, q_group, k_slot, k_head, r_row, s_row;
   double scale;
+};
+
+struct EstimateArgs {
+  CodeArgs codes;          // without out; scratch of estimate_scratch() floats
+  const int8_t* values;    // [records, H, K, Dv] contiguous
+  const int32_t* logical;  // [rows, H, n] contiguous, ascending: units that are read
+  const int32_t* counts;   // [rows]
+  void* out;               // [rows, H, G, Dv] contiguous, q's dtype
+  float* lse;              // [rows, H, G] contiguous
+  int64_t vdim, n, unit;
 };
 
 struct SelectArgs {

@@ -7,17 +7,18 @@
 
 // The arguments, sizes that follow from them, and where things begin in scratch, in floats.
 struct Scene : CodeArgs {
-  int64_t sub_dim, blocks, spans, padded_entries, query, table;
+  int64_t sub_dim, parts, blocks, spans, padded_entries, query, table;
   int64_t tables_at, masses_at, lse_at, places_at, logits_at;
 
   explicit Scene(const CodeArgs& args) : CodeArgs(args) {
     sub_dim = dim / subspaces;
+    parts = subspaces + (centroids != nullptr);
     blocks = (group + 3) / 4;
     spans = (width + segment - 1) / segment;
     padded_entries = (entries + 3) / 4 * 4;
     for (int64_t size = kPermuted; size >= 16 && entries <= size; size /= 2) padded_entries = size;
-    query = subspaces * blocks * 4 * padded(sub_dim);
-    table = subspaces * padded_entries * 4;
+    query = blocks * 4 * (subspaces * padded(sub_dim) + (centroids ? padded(dim) : 0));
+    table = parts * padded_entries * 4;
     tables_at = rows * heads * query;
     masses_at = tables_at + rows * spans * heads * blocks * 2 * table;
     lse_at = masses_at + rows * heads * spans * blocks * 8;
@@ -32,44 +33,44 @@ struct Span {
   int64_t count() const { return last > first ? last - first : 0; }
 };
 
-Span span_of(const Scene& a, int64_t row, int64_t s) {
+INLINE Span span_of(const Scene& a, int64_t row, int64_t s) {
   int64_t first = s * a.segment, last = first + a.segment;
   if (first < a.begin[row]) first = a.begin[row];
   if (last > a.end[row]) last = a.end[row];
   return {first, last, s < a.segments ? a.records[row * a.r_row + s] : -1};
 }
 
-// Queries [m, 4 * blocks, padded(D / m)].
+// Queries [m, 4 * blocks, padded(D / m)]; where keys have clusters, [4 * blocks, padded(D)] follows.
 template <typename T>
 Query<T>* queries_of(const Scene& a, int64_t row, int64_t head) {
   return reinterpret_cast<Query<T>*>(a.scratch) + (row * a.heads + head) * a.query;
 }
 
 // For each block of query heads its tables, then their exponentials.
-float* tables_of(const Scene& a, int64_t row, int64_t s, int64_t head) {
+INLINE float* tables_of(const Scene& a, int64_t row, int64_t s, int64_t head) {
   return a.scratch + a.tables_at + ((row * a.spans + s) * a.heads + head) * a.blocks * 2 * a.table;
 }
 
 // For each segment and block of query heads four maxima, then four sums.
-float* masses_of(const Scene& a, int64_t row, int64_t head) {
+INLINE float* masses_of(const Scene& a, int64_t row, int64_t head) {
   return a.scratch + a.masses_at + (row * a.heads + head) * a.spans * a.blocks * 8;
 }
 
-float* lse_of(const Scene& a, int64_t row, int64_t head) {
+INLINE float* lse_of(const Scene& a, int64_t row, int64_t head) {
   return a.scratch + a.lse_at + (row * a.heads + head) * a.blocks * 4;
 }
 
 // Where the logits of a segment without a record begin.
-int64_t* place_of(const Scene& a, int64_t row, int64_t s) {
+INLINE int64_t* place_of(const Scene& a, int64_t row, int64_t s) {
   return reinterpret_cast<int64_t*>(a.scratch + a.places_at) + row * a.spans + s;
 }
 
-float* logits_of(const Scene& a, int64_t row, int64_t s, int64_t head, const Span& span) {
+INLINE float* logits_of(const Scene& a, int64_t row, int64_t s, int64_t head, const Span& span) {
   return a.scratch + *place_of(a, row, s) + head * a.group * logit_stride(span.count());
 }
 
 // Floats of scratch; writes the places if there is scratch.
-int64_t lay_out(const Scene& a) {
+INLINE int64_t lay_out(const Scene& a) {
   int64_t next = a.logits_at;
   for (int64_t row = 0; row < a.rows; ++row) {
     for (int64_t s = 0; s < a.spans; ++s) {

@@ -9,9 +9,8 @@
 // No logit of a coded token is stored. Query heads go in blocks of four; a group that is no
 // multiple of four is padded with heads of no weight.
 
-#include "code_scene.h"
+#include "code_tables.h"
 #include "parallel.h"
-#include "permute.h"
 
 namespace {
 
@@ -20,57 +19,12 @@ constexpr int kCodes = 256;    // codes that a byte can hold
 
 bool mean_of(const Scene& a) { return a.reduction == kMeanSoftmax; }
 
-template <typename T>
-void prepare_queries(const Scene& a, int64_t row, int64_t head) {
-  const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
-  Query<T>* to = queries_of<T>(a, row, head);
-  for (int64_t i = 0; i < a.query; ++i) to[i] = Query<T>{};
-  for (int64_t j = 0; j < a.subspaces; ++j) {
-    copy_queries<T>(to + j * a.blocks * 4 * padded(a.sub_dim), q + j * a.sub_dim, a.group,
-                    a.q_group, a.sub_dim);
-  }
-}
-
-// Scaled q . centroid for every sub-vector and code; what pads the entries repeats the last code.
-template <typename T, typename Tables>
-void fill_table(const Scene& a, const Query<T>* q, const T* book, int64_t heads, float* table) {
-  constexpr int kRows = LANES / 4;
-  constexpr int64_t kAhead = 4096 / sizeof(T);  // elements; codebooks lie side by side
-  int64_t stride = padded(a.sub_dim), last = a.entries - 1;
-  for (int64_t j = 0; j < a.subspaces; ++j) {
-    for (int64_t k = 0; k < a.padded_entries; k += kRows) {
-      const T* row[kRows];
-      for (int i = 0; i < kRows; ++i) row[i] = book + (k + i < last ? k + i : last) * a.sub_dim;
-      prefetch_row(row[0] + kAhead, kRows * a.sub_dim);
-      VecF acc[LANES] = {};
-      dot_rows<T, 4>(acc, q, stride, row, a.sub_dim);
-      if (j == 0) {  // heads that pad the block
-        for (int64_t g = heads; g < 4; ++g) {
-          for (int i = 0; i < kRows; ++i) acc[g * kRows + i] = splat(-kInf);
-        }
-      }
-      Tables::put(table, a.subspaces, a.padded_entries, j, k, acc, static_cast<float>(a.scale));
-    }
-    book += a.entries * a.sub_dim;
-    q += a.blocks * 4 * stride;
-  }
-}
-
-template <typename Tables>
-Tables tables_at(const Scene& a, const Span& span, int64_t head) {
-  const uint8_t* codes = a.codes + (span.record * a.heads + head) * a.subspaces * a.segment;
-  return {codes, a.segment, a.subspaces, a.padded_entries};
-}
-
 template <typename T, typename Tables>
 void prepare_codes(const Scene& a, int64_t row, int64_t s, int64_t head, const Span& span) {
-  const T* book = static_cast<const T*>(a.codebooks);
-  book += (span.record * a.heads + head) * a.subspaces * a.entries * a.sub_dim;
   for (int64_t block = 0; block < a.blocks; ++block) {
-    const Query<T>* q = queries_of<T>(a, row, head) + block * 4 * padded(a.sub_dim);
     float* table = tables_of(a, row, s, head) + block * 2 * a.table;
-    int64_t heads = a.group - 4 * block < 4 ? a.group - 4 * block : 4;
-    fill_table<T, Tables>(a, q, book, heads, table);
+    int64_t heads = heads_of(a, block);
+    fill_table<T, Tables>(a, row, head, span.record, block, table);
     if (a.reduction == kMax) continue;
     Vec4 max, sum;
     tables_at<Tables>(a, span, head).mass(table, table + a.table, span.first - s * a.segment,
@@ -157,7 +111,7 @@ void finish_codes(const Scene& a, int64_t row, int64_t s, int64_t head, const Sp
     lookup.subtract(tables + block * 2 * a.table, lse_of(a, row, head) + block * 4);
   }
   int64_t first = span.first - s * a.segment;
-  if (a.subspaces > 1) {
+  if (a.parts > 1) {
     lookup.reduce(tables, 2 * a.table, a.group, mean_of(a), first, span.count(), out);
     return;
   }
@@ -167,29 +121,6 @@ void finish_codes(const Scene& a, int64_t row, int64_t s, int64_t head, const Sp
   Tables{every, 0, 1, a.padded_entries}.reduce(tables, 2 * a.table, a.group, mean_of(a), 0,
                                                a.padded_entries, share);
   lookup.copy(share, first, span.count(), out);
-}
-
-// Calls visit.template operator()<Tables>() for as many sub-vectors and entries as there are.
-template <int M, typename Visit>
-INLINE void for_entries(const Scene& a, const Visit& visit) {
-#if LANES == 16
-  switch (a.padded_entries) {
-    case 16: return visit.template operator()<Permuted<M, 1>>();
-    case 32: return visit.template operator()<Permuted<M, 2>>();
-    case 64: return visit.template operator()<Permuted<M, 4>>();
-  }
-#endif
-  visit.template operator()<Lookup<M>>();
-}
-
-template <typename Visit>
-INLINE void for_tables(const Scene& a, const Visit& visit) {
-  switch (a.subspaces) {
-    case 1: return for_entries<1>(a, visit);
-    case 2: return for_entries<2>(a, visit);
-    case 4: return for_entries<4>(a, visit);
-    default: return for_entries<0>(a, visit);
-  }
 }
 
 template <typename T>

@@ -53,7 +53,8 @@ INLINE void transpose4(Vec4 (&x)[4]) {
 }
 
 // Codes [m, S] of one KV head and tables [m, entries, 4] to look them up in; M is m, or 0 for any.
-template <int M>
+// Packed: codes below 16, [(m + 1) / 2, S], an even part in the low half of a byte.
+template <int M, bool Packed = false>
 struct Lookup {
   const uint8_t* codes;
   int64_t length;     // S
@@ -62,11 +63,16 @@ struct Lookup {
 
   int64_t parts() const { return M ? M : subspaces; }
 
+  int64_t code(int64_t j, int64_t t) const {
+    if constexpr (!Packed) return codes[j * length + t];
+    return codes[j / 2 * length + t] >> (j % 2 * 4) & 15;
+  }
+
   template <typename Combine>
   __attribute__((always_inline)) Vec4 all(const float* table, int64_t t, Combine combine) const {
-    Vec4 x = load4(table + codes[t] * 4);
+    Vec4 x = load4(table + code(0, t) * 4);
     for (int64_t j = 1; j < parts(); ++j) {
-      x = combine(x, load4(table + (j * entries + codes[j * length + t]) * 4));
+      x = combine(x, load4(table + (j * entries + code(j, t)) * 4));
     }
     return x;
   }
@@ -162,6 +168,17 @@ struct Lookup {
         best += log4(total / static_cast<float>(group));
       }
       __builtin_memcpy(out + t, &best, n * sizeof(float));
+    }
+  }
+
+  // out[g * stride + t] = combined entries of token first + t for each of four heads; up to
+  // LANES - 1 tokens more may be written.
+  template <typename Combine>
+  __attribute__((always_inline)) void put_each(const float* table, int64_t first, int64_t count,
+                                               int64_t stride, Combine combine, float* out) const {
+    for (int64_t t = 0; t < count; ++t) {
+      Vec4 x = all(table, first + t, combine);
+      for (int g = 0; g < 4; ++g) out[g * stride + t] = x[g];
     }
   }
 

@@ -13,6 +13,7 @@ from sgl_sparsekv.types import (
     CodeSummary,
     PageSummary,
     Reduction,
+    ResidualIndex,
     SegmentIndex,
     Selection,
 )
@@ -21,6 +22,7 @@ from .library import (
     DTYPES,
     AttendArgs,
     CodeArgs,
+    EstimateArgs,
     IndexArgs,
     ScoreArgs,
     SelectArgs,
@@ -172,31 +174,74 @@ class CpuOps:
         self,
         q: torch.Tensor,
         keys: torch.Tensor,
-        index: SegmentIndex,
+        index: SegmentIndex | ResidualIndex,
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
     ) -> torch.Tensor:
         """See `Ops.score_codes`."""
-        table, codes, books = candidates.unit_table, index.codes, index.codebooks
-        _check_rows(q=q, keys=keys, unit_table=table, table=index.table)
+        _check_rows(keys=keys)
         _check_dtype(q, keys)
-        assert codes.is_contiguous() and books.is_contiguous() and books.dtype is keys.dtype
-        begin, end = candidates.begin.contiguous(), candidates.end.contiguous()
-        rows, heads, group, dim = q.shape
-        out = torch.empty(rows, heads, table.shape[1])
-        args = CodeArgs(
-            *(q.data_ptr(), keys.data_ptr(), books.data_ptr(), codes.data_ptr()),
-            *(index.table.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
-            *(out.data_ptr(), None, rows, heads, group, dim, table.shape[1]),
-            *(index.table.shape[1], index.segment_size, *books.shape[2:4]),
-            *(DTYPES[q.dtype], torch.get_num_threads(), REDUCTIONS[reduction]),
-            *(*q.stride()[:3], *keys.stride()[:2], index.table.stride(0), table.stride(0), scale),
-        )
+        spans = candidates.contiguous()
+        args = self._code_args(q, index, spans, scale)
+        out = torch.empty(*q.shape[:2], spans.unit_table.shape[1])
+        args.keys, args.out, args.reduction = keys.data_ptr(), out.data_ptr(), REDUCTIONS[reduction]
+        args.k_slot, args.k_head = keys.stride()[:2]
         pointer = ctypes.byref(args)
         args.scratch = self._scratch.pointer(self._library.score_codes_scratch(pointer))
         self._library.score_codes(pointer)
         return out
+
+    def estimate(
+        self,
+        q: torch.Tensor,
+        index: ResidualIndex,
+        candidates: Candidates,
+        selection: Selection,
+        scale: float,
+        unit_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.estimate`."""
+        spans, counts = candidates.contiguous(), selection.counts.contiguous()
+        logical, values = selection.logical, index.values
+        assert logical.is_contiguous() and values.is_contiguous()
+        rows, heads, group, _ = q.shape
+        out = q.new_empty(rows, heads, group, values.shape[-1])
+        lse = torch.empty(rows, heads, group)
+        args = EstimateArgs(
+            self._code_args(q, index, spans, scale),
+            *(values.data_ptr(), logical.data_ptr(), counts.data_ptr(), out.data_ptr()),
+            *(lse.data_ptr(), values.shape[-1], logical.shape[-1], unit_size),
+        )
+        args.codes.width = index.table.shape[1] * index.segment_size  # in tokens, as is the span
+        pointer = ctypes.byref(args)
+        args.codes.scratch = self._scratch.pointer(self._library.estimate_scratch(pointer))
+        self._library.estimate(pointer)
+        return out, lse
+
+    @staticmethod
+    def _code_args(
+        q: torch.Tensor, index: SegmentIndex | ResidualIndex, spans: Candidates, scale: float
+    ) -> CodeArgs:
+        """What scoring by codes and the estimate of the rest share; the others are zero."""
+        table, codes, books = spans.unit_table, index.codes, index.codebooks
+        _check_rows(q=q, unit_table=table, table=index.table)
+        assert codes.is_contiguous() and books.is_contiguous()
+        rows, heads, group, dim = q.shape
+        args = CodeArgs(
+            *(q.data_ptr(), None, books.data_ptr(), codes.data_ptr(), None, None),
+            *(index.table.data_ptr(), table.data_ptr(), spans.begin.data_ptr()),
+            *(spans.end.data_ptr(), None, None, rows, heads, group, dim, table.shape[1]),
+            *(index.table.shape[1], index.segment_size, *books.shape[2:4]),
+            *(DTYPES[q.dtype], torch.get_num_threads(), 0, *q.stride()[:3], 0, 0),
+            *(index.table.stride(0), table.stride(0), scale),
+        )
+        if isinstance(index, ResidualIndex):
+            assert index.centroids.is_contiguous() and index.scales.is_contiguous()
+            args.centroids, args.scales = index.centroids.data_ptr(), index.scales.data_ptr()
+        else:
+            assert books.dtype is q.dtype
+        return args
 
     def select(
         self,

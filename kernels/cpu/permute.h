@@ -10,7 +10,8 @@ constexpr int64_t kPermuted = 0;  // entries at most
 constexpr int64_t kPermuted = 64;
 
 // Codes [m, S] of one KV head and tables [4, m, 16 R] to look them up in; M is m, or 0 for any.
-template <int M, int R>
+// Packed: see Lookup; R is 1.
+template <int M, int R, bool Packed = false>
 struct Permuted {
   static constexpr int64_t kEntries = LANES * R;
   static constexpr int64_t kRun = 16 * LANES;  // tokens whose scores stay in the L1 cache
@@ -29,6 +30,13 @@ struct Permuted {
     return __builtin_convertvector(raw, VecI);
   }
 
+  // Codes of part j of the tokens [t, t + LANES); of packed ones the low four bits count.
+  __attribute__((always_inline)) VecI part(int64_t j, int64_t t, int64_t count) const {
+    if constexpr (!Packed) return codes_at(codes + j * length + t, count);
+    VecI both = codes_at(codes + j / 2 * length + t, count);
+    return j % 2 ? both >> 4 : both;
+  }
+
   static __attribute__((always_inline)) VecF pick(const float* table, VecI code) {
     __m512i index = reinterpret_cast<__m512i>(code);
     if constexpr (R == 1) return _mm512_permutexvar_ps(index, load(table));
@@ -39,7 +47,7 @@ struct Permuted {
   }
 
   // Heads looked up together: as many as have their tables in registers.
-  static constexpr int kHeads = M > 0 && M * R <= 4 ? 4 : 1;
+  static constexpr int kHeads = M > 0 && M * R <= 5 ? 4 : M > 0 && M * R <= 9 && Packed ? 2 : 1;
 
   // Calls visit(x, i) with the entries of LANES tokens and N heads, combined over the sub-vectors;
   // i counts tokens from `first` on. Lanes behind the last token are `rest`.
@@ -48,7 +56,7 @@ struct Permuted {
                                            float rest, Combine combine, Visit visit) const {
     auto at = [&](VecF(&x)[N], int64_t i, int64_t n) __attribute__((always_inline)) {
       for (int64_t j = 0; j < parts(); ++j) {
-        VecI code = codes_at(codes + j * length + first + i, n);
+        VecI code = part(j, first + i, n);
         UNROLL for (int g = 0; g < N; ++g) {
           VecF entry = pick(tables + (g * parts() + j) * kEntries, code);
           x[g] = j == 0 ? entry : combine(x[g], entry);
@@ -103,9 +111,8 @@ struct Permuted {
   }
 
   // See Lookup.
-  void mass(const float* tables, float* exps, int64_t first, int64_t count, int64_t heads,
-            Vec4* max, Vec4* total) const {
-    *max = *total = Vec4{};
+  Vec4 exponentiate(const float* tables, float* exps) const {
+    Vec4 max = {};
     for (int64_t i = 0; i < 4 * parts(); ++i) {
       const float* from = tables + i * kEntries;
       VecF best = load(from);
@@ -114,8 +121,16 @@ struct Permuted {
       for (int k = 0; k < kEntries; k += LANES) {
         store(exps + i * kEntries + k, exp2_vec((load(from + k) - top) * kLog2E));
       }
-      (*max)[i / parts()] += top;
+      max[i / parts()] += top;
     }
+    return max;
+  }
+
+  // See Lookup.
+  void mass(const float* tables, float* exps, int64_t first, int64_t count, int64_t heads,
+            Vec4* max, Vec4* total) const {
+    *max = exponentiate(tables, exps);
+    *total = Vec4{};
     for_heads(heads, [&]<int N>(int64_t head) __attribute__((always_inline)) {
       VecF weights[N] = {};
       each<N>(exps + head * parts() * kEntries, first, count, 0,
@@ -182,6 +197,18 @@ struct Permuted {
       }
       __builtin_memcpy(out, best, n * sizeof(float));
     }
+  }
+
+  // See Lookup.
+  template <typename Combine>
+  __attribute__((always_inline)) void put_each(const float* tables, int64_t first, int64_t count,
+                                               int64_t stride, Combine combine, float* out) const {
+    for_heads(4, [&]<int N>(int64_t head) __attribute__((always_inline)) {
+      each<N>(tables + head * parts() * kEntries, first, count, 0, combine,
+              [&](const VecF(&x)[N], int64_t i) __attribute__((always_inline)) {
+                UNROLL for (int g = 0; g < N; ++g) store(out + (head + g) * stride + i, x[g]);
+              });
+    });
   }
 
   // See Lookup.

@@ -7,6 +7,7 @@ from sgl_sparsekv.types import (
     CodeSummary,
     PageSummary,
     Reduction,
+    ResidualIndex,
     SegmentIndex,
     Selection,
 )
@@ -88,7 +89,7 @@ class ReferenceOps:
         self,
         q: torch.Tensor,
         keys: torch.Tensor,
-        index: SegmentIndex,
+        index: SegmentIndex | ResidualIndex,
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
@@ -102,7 +103,7 @@ class ReferenceOps:
             for segment, record in enumerate(index.table[row].tolist()):
                 first = segment * index.segment_size
                 if record >= 0 and first < end:
-                    coded = decoded(index.codes[record], index.codebooks[record])
+                    coded = decoded(index, record)
                     k[:, first : first + index.segment_size] = coded[:, : end - first]
             logits = q[row].float() @ k[:, begin:].mT * scale
             scores[row, :, begin:end] = reduce_group(logits, reduction)
@@ -160,6 +161,41 @@ class ReferenceOps:
                 out[row, head] = (logits.softmax(-1) @ values[slots, head].float()).to(q.dtype)
         return out, lse
 
+    def estimate(
+        self,
+        q: torch.Tensor,
+        index: ResidualIndex,
+        candidates: Candidates,
+        selection: Selection,
+        scale: float,
+        unit_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.estimate`: one softmax over what is not read, whatever segment it lies in."""
+        rows, heads, group, _ = q.shape
+        out = q.new_zeros(rows, heads, group, index.values.shape[-1])
+        lse = torch.full((rows, heads, group), -torch.inf, device=q.device)
+        for row, begin, end in candidate_spans(candidates):
+            unread = torch.zeros(heads, len(index.table[row]) * index.segment_size)
+            unread[:, begin:end] = 1
+            for head, units in enumerate(selection.logical[row, :, : int(selection.counts[row])]):
+                tokens = units.long()[:, None] * unit_size + torch.arange(unit_size)
+                unread[head, tokens[tokens < unread.shape[1]]] = 0
+            logits, values = [], []
+            for segment, record in enumerate(index.table[row].tolist()):
+                if record < 0:
+                    continue
+                first = segment * index.segment_size
+                there = unread[:, None, first : first + index.segment_size] > 0
+                own = q[row].float() @ decoded(index, record).mT * scale
+                logits.append(own.masked_fill(~there, -torch.inf))
+                values.append(cluster_values(index, record))
+            if logits:
+                every = torch.cat(logits, -1)  # [H, G, tokens]
+                lse[row] = every.logsumexp(-1)
+                weights = every.softmax(-1).nan_to_num(0.0)
+                out[row] = (weights @ torch.cat(values, 1)).to(q.dtype)
+        return out, lse
+
     def merge(
         self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,10 +228,36 @@ def unit_rows(keys: torch.Tensor, units: torch.Tensor, unit_size: int) -> torch.
     return keys.unflatten(0, (-1, unit_size))[units]
 
 
-def decoded(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Keys that codes stand for: uint8 `[H, m, S]`, `[H, m, K, D / m]` -> float32 `[H, S, D]`."""
+def decoded(index: SegmentIndex | ResidualIndex, record: int) -> torch.Tensor:
+    """Keys that the codes of a record stand for: float32 `[H, S, D]`."""
+    if isinstance(index, SegmentIndex):
+        return looked_up(index.codes[record], index.codebooks[record].float())
+    codes = unpacked(index.codes[record])
+    parts, many = index.codebooks.shape[2], index.centroids.shape[2]
+    of_centroids, _, of_books = index.scales[record].split((many, many, parts), -1)
+    centroids = index.centroids[record].float() * of_centroids[..., None]
+    books = index.codebooks[record].float() * of_books[..., None, None]
+    own = looked_up(codes[:, :1], centroids[:, None])
+    return own + looked_up(codes[:, 1 : parts + 1], books)
+
+
+def cluster_values(index: ResidualIndex, record: int) -> torch.Tensor:
+    """Value of each token's cluster: float32 `[H, S, Dv]`."""
+    many = index.values.shape[2]
+    scales = index.scales[record][:, many : 2 * many]
+    values = index.values[record].float() * scales[..., None]
+    return looked_up(unpacked(index.codes[record])[:, :1], values[:, None])
+
+
+def unpacked(codes: torch.Tensor) -> torch.Tensor:
+    """Two codes in a byte: uint8 `[H, n, S]` -> `[H, 2 n, S]`."""
+    return torch.stack((codes & 15, codes >> 4), 2).flatten(1, 2)
+
+
+def looked_up(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Rows that codes stand for: `[H, m, S]`, `[H, m, K, W]` -> `[H, S, m W]`."""
     picked = codes.long()[..., None].expand(*codes.shape, codebook.shape[-1])
-    return codebook.float().gather(2, picked).movedim(1, 2).flatten(2)
+    return codebook.gather(2, picked).movedim(1, 2).flatten(2)
 
 
 def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:

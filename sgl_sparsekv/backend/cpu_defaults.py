@@ -5,20 +5,33 @@ its own, the cache takes what memory there is, and each rank needs a NUMA node.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from ..config import FUSED_DEVICES
 
 MAX_RUNNING_REQUESTS = 256
 """SGLang's own thousands each reserve a row as long as the context."""
 MAX_TOTAL_TOKENS = 262_144
 """Of a cache that nobody sized: more than a CPU prefills in an hour. Half of the free memory would
 hold millions of a small model's."""
+METHOD = "residual_pq"
+"""Nearest to dense attention of all methods at equal bytes; it has no GPU kernels yet."""
 CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
 PATIENCE = ("SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120")
 """Seconds: a tokenizer process that imports for longer is ended and begun anew, without end.
 Ten, as SGLang has it, are too few on a busy machine."""
+
+
+def with_cpu_defaults(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a user named, and the method that a CPU serves where none was named."""
+    methods = named.get("methods", METHOD)
+    offered = METHOD in (methods.split(",") if isinstance(methods, str) else methods)
+    elsewhere = named.get("device") in FUSED_DEVICES
+    return dict(named) if elsewhere or not offered else {"method": METHOD, **named}
 
 
 def cpu_defaults(config: Any) -> dict[str, Any]:

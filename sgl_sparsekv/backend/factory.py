@@ -21,7 +21,7 @@ def create_backend(runner: Any) -> SparseKVBackend:
     assert options is not None, "the sparsekv backend is created only when it was chosen"
     options = device_of(options, str(runner.device))
     ops = load_ops(options.device)
-    room = Room(runner.model_config.context_len, runner.max_total_num_tokens, runner.page_size)
+    room = Room(runner.model_config.context_len, runner.token_to_kv_pool.size, runner.page_size)
     logger.info("sparsekv: %s", room.told())
     if options.device in FUSED_DEVICES:
         return FusedBackend(runner, options, cast(FusedOps, ops))

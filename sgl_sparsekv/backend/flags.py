@@ -1,7 +1,8 @@
 """Server options on SGLang's command line, in a file, and in the environment.
 
-Precedence: flag, then `--sparsekv-config FILE`, then `SGL_SPARSEKV_CONFIG`, then the default. The
-parsed options travel to the other processes as a plain attribute of SGLang's `ServerArgs`.
+Precedence: flag, then `--sparsekv-config FILE`, then `SGL_SPARSEKV_CONFIG`, then the default; that
+of the method follows the device. What was named travels to the other processes as a plain
+attribute of SGLang's `ServerArgs`.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from ..config import (
 )
 from ..errors import ConfigError, SparseKVError
 from ..host import BACKEND_NAME
+from .cpu_defaults import with_cpu_defaults
 
 ATTRIBUTE = "_sparsekv"
-YES_OR_NO = ("telemetry", "share_generated", "validate_requests")
+YES_OR_NO = ("estimate", "telemetry", "share_generated", "validate_requests")
 _HELP = {
     "method": "selection method of requests that name none",
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
@@ -30,6 +32,7 @@ _HELP = {
     "window": "newest tokens that are always kept",
     "dense_layers": "first layers that read the whole cache",
     "reselect_every": "decode steps for which a selection is used",
+    "estimate": "answer for what is not read by clusters and codes: true or false",
     "telemetry": "measure what decode covers and costs, in every response: true or false",
     "share_generated": "offer what sparse decode generated to the radix cache: true or false",
     "methods": "comma-separated methods that requests may choose",
@@ -40,6 +43,8 @@ _HELP = {
     "pq_segment": "tokens that share a codebook in pqcache, a multiple of 64",
     "pq_subspaces": "sub-vectors of a key in pqcache: 1, 2, 4, 8 or 16",
     "pq_bits": "bits of a sub-vector's code in pqcache: 1 to 8",
+    "residual_segment": "tokens that share clusters and codes in residual_pq, a multiple of 64",
+    "residual_subspaces": "sub-vectors of what is left of a key there: 1, 2, 4, 8 or 16",
     "device": "kernels: auto, cpu, reference or triton",
     "attend": "on a GPU, what reads the selection: triton, fa2, fa3 or xqa",
     "dense_below": "on a GPU, run SGLang's dense decode where fewer tokens than this are saved",
@@ -65,7 +70,8 @@ def read_flags(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     namespace: argparse.Namespace = args[-1] if args else kwargs["args"]
     try:
         values = _flag_values(namespace)
-        options = _merge(values, getattr(namespace, "sparsekv_config", None))
+        named = _merge(values, getattr(namespace, "sparsekv_config", None))
+        parse_server_options(named)
         server_args = original(*args, **kwargs)
         if not is_chosen(server_args):
             if values:
@@ -74,7 +80,7 @@ def read_flags(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return server_args
     except SparseKVError as error:
         exit_with(str(error))
-    setattr(server_args, ATTRIBUTE, options.as_dict())
+    setattr(server_args, ATTRIBUTE, named)
     return server_args
 
 
@@ -91,8 +97,12 @@ def options_of(server_args: Any) -> ServerOptions | None:
     """
     if not is_chosen(server_args):
         return None
+    from sglang.srt.arg_groups.overrides import resolved_view
+
     carried = getattr(server_args, ATTRIBUTE, None)
-    return parse_server_options(carried if carried is not None else read_env_config())
+    named = carried if carried is not None else read_env_config()
+    on_cpu = getattr(resolved_view(server_args), "device", None) == "cpu"
+    return parse_server_options(with_cpu_defaults(named) if on_cpu else named)
 
 
 def carry(server_args: Any, options: ServerOptions) -> None:
@@ -108,11 +118,11 @@ def is_chosen(server_args: Any) -> bool:
     return BACKEND_NAME in attention_backends_of(resolved_view(server_args))
 
 
-def _merge(flags: dict[str, Any], path: str | None) -> ServerOptions:
+def _merge(flags: dict[str, Any], path: str | None) -> dict[str, Any]:
     values = read_env_config()
     if path:
         values |= read_config_file(path)
-    return parse_server_options(values | flags)
+    return values | flags
 
 
 def _flag_values(namespace: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
 from ..page_metadata import RowSegments, StepSeal
-from ..types import ScoreInputs, Selection
+from ..types import ResidualIndex, ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
@@ -110,19 +110,22 @@ class GroupedBackend(SparseKVBackend):
         table = self.req_to_token_pool.req_to_token
         slots = [table[row, :length] for row, length in zip(rows.tolist(), lengths, strict=True)]
         for methods, index in self.indexes.groups():
-            found = index.begin_step(self._segments(rows, slots, new, self._reading(methods)))
-            self.observer.indexed(methods[0], index.records)
+            rest = index is self.indexes.rest
+            found = index.begin_step(self._segments(rows, slots, new, self._reading(methods, rest)))
+            self.observer.indexed(methods[0] if methods else "estimate", index.records)
             if self.plan is not None:
                 place = {row: i for i, row in enumerate(rows.tolist())}
                 records = found[[place[row] for row in self.plan.rows.tolist()]]
                 self.plan.records.update(dict.fromkeys(methods, records))
+                self.plan.rest = records if rest else self.plan.rest
 
-    def _reading(self, methods: Sequence[str]) -> set[int]:
-        """Rows of the plan that read segment records of one of the methods."""
+    def _reading(self, methods: Sequence[str], rest: bool) -> set[int]:
+        """Rows of the plan that read segment records of one of the methods, or estimate by them."""
         if self.plan is None:
             return set()
-        reads = np.logical_or.reduce([self.plan.reads(method) for method in methods])
-        return set(self.plan.rows[reads].tolist())
+        reads = [self.plan.reads(method) for method in methods]
+        reads += [self.plan.estimating] if rest else []
+        return set(self.plan.rows[np.logical_or.reduce(reads)].tolist())
 
     @staticmethod
     def _segments(
@@ -141,10 +144,10 @@ class GroupedBackend(SparseKVBackend):
         return self.on_cpu
 
     def _summarise(self, layer: Any) -> None:
-        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
-        self.seal.summarise(self._local(layer), keys)
+        cache = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        self.seal.summarise(self._local(layer), cache[0])
         for index in self.indexes:
-            index.summarise(self._local(layer), keys)
+            index.summarise(self._local(layer), cache)
 
     def _prefill(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
         out = q.new_zeros(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
@@ -159,7 +162,8 @@ class GroupedBackend(SparseKVBackend):
         """q `[rows, Hq, D]` -> `[rows, Hq, Dv]`, group by group."""
         assert self.plan is not None
         heads = layer.tp_k_head_num
-        keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        cache = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        keys = cache[0]
         shape = (q.shape[0], heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
         grouped = q.to(keys.dtype).view(shape)
         out: torch.Tensor | None = None
@@ -175,18 +179,20 @@ class GroupedBackend(SparseKVBackend):
         assert out is not None
         self.observer.end_layer(self._local(layer), keys)
         for index in self.indexes:
-            self.observer.check_records(index, self._local(layer), keys)
+            self.observer.check_records(index, self._local(layer), cache)
         return out.view(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
 
     def _read(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
         """Attention of one group: q `[rows, H, G, D]` -> `[rows, H, G, Dv]`."""
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         self.telemetry.selecting()
-        table = self._table(group, q, keys, layer)
+        table, selection = self._table(group, q, keys, layer)
         self.telemetry.attending()
         part, lse = self.ops.attend(
             q, keys, values, table, group.counts, group.tails, layer.scaling, group.unit_size
         )
+        if group.rest is not None and selection is not None:
+            part, _ = self.ops.merge(part, lse, *self._estimate(group, q, selection, layer))
         self.telemetry.attended(group)
         cache = (keys, values)
         mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
@@ -194,21 +200,32 @@ class GroupedBackend(SparseKVBackend):
             self.observer.covered(group, mass)
         return part
 
+    def _estimate(
+        self, group: RowGroup, q: torch.Tensor, selection: Selection, layer: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Out `[rows, H, G, Dv]` and lse of what the group does not read."""
+        assert group.rest is not None and self.indexes.rest is not None
+        index = self.indexes.rest.view(self._local(layer), group.rest)
+        assert isinstance(index, ResidualIndex)
+        tokens = group.candidates.in_tokens(group.unit_size)
+        return self.ops.estimate(q, index, tokens, selection, layer.scaling, group.unit_size)
+
     def _table(
         self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
-    ) -> torch.Tensor:
-        """Physical units `[rows, H, n]` that the group reads in this layer."""
+    ) -> tuple[torch.Tensor, Selection | None]:
+        """Physical units `[rows, H, n]` that the group reads in this layer, and how they were made;
+        None where all are."""
         if group.method is None:
             table = group.candidates.unit_table
             self.observer.dense(layer.layer_id, group)
-            return table[:, None, :].expand(-1, q.shape[1], -1)
+            return table[:, None, :].expand(-1, q.shape[1], -1), None
         scores = self._scores(group, q, keys, layer)
         selection: Selection = self.ops.select(
             scores, group.candidates, group.num_units, group.counts
         )
         self.telemetry.selected()
         self.observer.selected(layer.layer_id, group, selection)
-        return selection.physical
+        return selection.physical, selection
 
     def _scores(
         self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any

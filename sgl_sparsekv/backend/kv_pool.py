@@ -84,7 +84,8 @@ def summaries(options: ServerOptions) -> tuple[PageSummary, ...]:
 
 def segments(options: ServerOptions) -> tuple[SegmentSummary, ...]:
     """Segment summaries that the server's methods read, without repeats."""
-    named = (load_method(name).segments(options.index) for name in options.methods)
+    named = [load_method(name).segments(options.index) for name in options.methods]
+    named.append(options.residuals)
     return tuple(dict.fromkeys(summary for summary in named if summary is not None))
 
 
@@ -108,7 +109,7 @@ def pool_class(
             self.page_metadata = PageMetadata(
                 Geometry(self.page_size, min(unit_size, self.page_size)),
                 page_summaries,
-                KeyLayout(self.layer_num, heads, head_dim, self.dtype),
+                KeyLayout(self.layer_num, heads, head_dim, self.dtype, self.v_buffer[0].shape[-1]),
                 rows,
                 self.device,
                 segment_summaries,
@@ -136,4 +137,5 @@ def _layout(kvc: Any, num_layers: int) -> KeyLayout:
 
     parallel = get_parallel()
     heads = kvc.model_config.get_num_kv_heads(parallel.attn_tp_size, parallel.attn_dcp_size)
-    return KeyLayout(num_layers, heads, kvc.model_config.head_dim, kvc.kv_cache_dtype)
+    config = kvc.model_config
+    return KeyLayout(num_layers, heads, config.head_dim, kvc.kv_cache_dtype, config.v_head_dim)

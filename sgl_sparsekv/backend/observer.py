@@ -9,7 +9,14 @@ import torch
 from ..config import ServerOptions
 from ..errors import StaleMetadata
 from ..ops import Ops
-from ..page_metadata import Mismatch, PageMetadata, SegmentRecords, StepIndex, find_mismatches
+from ..page_metadata import (
+    Cache,
+    Mismatch,
+    PageMetadata,
+    SegmentRecords,
+    StepIndex,
+    find_mismatches,
+)
 from ..serving.metrics import process_metrics
 from ..serving.trace import SelectionRecord, TracePublisher, rank_endpoint
 from ..types import Selection
@@ -150,14 +157,14 @@ class StepObserver:
             raise StaleMetadata(message)
         logger.error(message)
 
-    def check_records(self, index: StepIndex, layer: int, keys: torch.Tensor) -> None:
-        """Where a check is due, compare one segment record of the step with its keys.
+    def check_records(self, index: StepIndex, layer: int, cache: Cache) -> None:
+        """Where a check is due, compare one segment record of the step with its keys and values.
 
         Raises:
             StaleMetadata: it differs and the check mode is `raise`.
         """
         if self._checked is not None:
-            compared, found = index.mismatches(layer, keys, self.step)
+            compared, found = index.mismatches(layer, cache, self.step)
             self._found(compared, found)
 
     def dense(self, layer: int, group: RowGroup) -> None:

@@ -28,6 +28,7 @@ class RowGroup:
         tails: int32 `[rows]`, tokens in the last unit.
         whole: the group is the whole step, in order.
         records: int32 `[rows, segments]`, records of the rows' whole segments, or None.
+        rest: int32 `[rows, segments]`, records that answer for what is not read, or None.
     """
 
     method: SelectionMethod | None
@@ -39,6 +40,7 @@ class RowGroup:
     tails: torch.Tensor
     whole: bool
     records: torch.Tensor | None
+    rest: torch.Tensor | None
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows `[step rows, ...]` of this group."""
@@ -105,6 +107,7 @@ class StepPlan(HostPlan):
     Attributes:
         slots: int32 `[rows, L]`, slot of each position of the longest row.
         records: int32 `[rows, segments]` by method; filled once they are found.
+        rest: int32 `[rows, segments]`, records that estimates read; filled likewise.
 
     Args:
         rows, lengths, options, geometry: see `HostPlan`.
@@ -131,6 +134,7 @@ class StepPlan(HostPlan):
             self.slots = narrow.index_select(0, index)
             self.unit_table = geometry.unit_table(self.slots)
         self.records: dict[str, torch.Tensor] = {}
+        self.rest: torch.Tensor | None = None
         self._groups: dict[bytes, list[RowGroup]] = {}
 
     def groups(self, layer: int) -> list[RowGroup]:
@@ -161,13 +165,21 @@ class StepPlan(HostPlan):
         reading: BoolArray = chosen & ~self._always_dense
         return reading
 
-    def _split(self, dense: BoolArray) -> list[RowGroup]:
-        by_method: dict[str | None, list[int]] = {}
-        for i, option in enumerate(self.options):
-            by_method.setdefault(None if dense[i] else option.method, []).append(i)
-        return [self._group(name, np.array(index)) for name, index in by_method.items()]
+    @property
+    def estimating(self) -> BoolArray:
+        """Which rows estimate what they do not read in some layer."""
+        asked = np.array([o.estimates for o in self.options], dtype=bool)
+        rows: BoolArray = asked & ~self._always_dense
+        return rows
 
-    def _group(self, name: str | None, index: IntArray) -> RowGroup:
+    def _split(self, dense: BoolArray) -> list[RowGroup]:
+        alike: dict[tuple[str | None, bool], list[int]] = {}
+        for i, option in enumerate(self.options):
+            how = (None, False) if dense[i] else (option.method, option.estimates)
+            alike.setdefault(how, []).append(i)
+        return [self._group(*how, np.array(index)) for how, index in alike.items()]
+
+    def _group(self, name: str | None, estimates: bool, index: IntArray) -> RowGroup:
         whole = len(index) == len(self.rows)
         where = torch.from_numpy(index).to(self._device)
         method = None if name is None else load_method(name)
@@ -179,6 +191,7 @@ class StepPlan(HostPlan):
             table = self.geometry.unit_table(self.slots, unit_size)
         table = table if whole else table[where, :widest]
         records = None if name is None else self.records.get(name)
+        rest = self.rest if estimates else None
 
         def tensor(values: IntArray) -> torch.Tensor:
             return torch.from_numpy(values[index].astype(np.int32)).to(self._device)
@@ -193,4 +206,5 @@ class StepPlan(HostPlan):
             tails=tensor(own.tail),
             whole=whole,
             records=records if records is None or whole else records[where],
+            rest=rest if rest is None or whole else rest[where],
         )

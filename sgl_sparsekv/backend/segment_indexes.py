@@ -14,6 +14,7 @@ class SegmentIndexes:
 
     Attributes:
         readers: served methods that read segment records, by the name of their summary.
+        rest: what indexes segments for estimates, or None.
     """
 
     def __init__(self, metadata: PageMetadata, ops: Ops, options: ServerOptions) -> None:
@@ -22,10 +23,14 @@ class SegmentIndexes:
             summary = load_method(method).segments(options.index)
             if summary is not None:
                 self.readers.setdefault(summary.name, []).append(method)
+        residuals = options.residuals
+        if residuals is not None:
+            self.readers.setdefault(residuals.name, [])
         self._indexes = {
             name: StepIndex(metadata.records[name], metadata.geometry, ops, metadata.last_layer)
             for name in self.readers
         }
+        self.rest = self._indexes[residuals.name] if residuals is not None else None
         self._summary = {m: name for name, methods in self.readers.items() for m in methods}
 
     def __bool__(self) -> bool:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ..evaluation.tasks.base import Task
     from ..tooling.progress import Progress
 
-WITHOUT_ANSWERS = ("perplexity", "fidelity")
+WITHOUT_ANSWERS = ("perplexity", "fidelity", "generate")
+"""Their number is no share of right answers."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_free(args.out, args.resume)
     if args.kvpress is not None and args.task in WITHOUT_ANSWERS:
-        raise ValueError(f"kvpress must be left out for {args.task}: it has no answers")
+        raise ValueError(f"kvpress must be left out for {args.task}: it scores no answers")
     progress = Progress(quiet=args.quiet)
     try:
         return _evaluate(args, progress)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import outputs
+
 if TYPE_CHECKING:
     from ..evaluation.model import Model
     from ..evaluation.tasks.asking import Asking
@@ -116,6 +118,22 @@ def _longbench(args: argparse.Namespace, model: "Model") -> "Task":
     )
 
 
+def _math_arguments(parser: argparse.ArgumentParser) -> None:
+    _question_arguments(parser)
+    parser.add_argument(
+        "--data", type=Path, required=True, help=".jsonl in the form of GSM8K or AIME"
+    )
+    parser.add_argument("--shots", type=int, default=0, help="first problems, shown solved")
+    parser.add_argument("--samples", type=int, help="the next so many are asked; else all")
+    parser.add_argument("--tokens", type=int, default=1024, help="of an answer, at most")
+
+
+def _math(args: argparse.Namespace, model: "Model") -> "Task":
+    from ..evaluation.tasks.math.task import MathTask
+
+    return MathTask(_asking(args, model), args.data, args.shots, args.samples, args.tokens)
+
+
 def _names(text: str) -> list[str]:
     """A list separated by commas; `all` is none in particular."""
     return [] if text == "all" else [name.strip() for name in text.split(",")]
@@ -191,8 +209,17 @@ EVALUATIONS = {
     "needle": Evaluation("needles found, by length and depth", _needle_arguments, _needle),
     "ruler": Evaluation("RULER's thirteen tasks", _ruler_arguments, _ruler),
     "longbench": Evaluation("LongBench v1, from its files", _longbench_arguments, _longbench),
+    "math": Evaluation(
+        "problems with a number, from GSM8K's or AIME's file", _math_arguments, _math
+    ),
     "perplexity": Evaluation("how well decode foretells text", _perplexity_arguments, _perplexity),
     "fidelity": Evaluation(
         "how far decode strays from reading everything", _fidelity_arguments, _fidelity
+    ),
+    "generate": Evaluation(
+        "long outputs, followed and said freely", outputs.generate_arguments, outputs.generate
+    ),
+    "turns": Evaluation(
+        "conversations over one growing prefix", outputs.turns_arguments, outputs.turns
     ),
 }

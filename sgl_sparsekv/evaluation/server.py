@@ -13,7 +13,7 @@ POOL_SPARE = 4096
 
 
 def server_spec(folder: Path, settings: Settings, task: Task) -> ServerSpec:
-    """SGLang with our backend, room for one document of the longest length and its questions.
+    """SGLang with our backend, room for a document of the longest length and its questions.
 
     Args:
         folder: of the model.
@@ -22,7 +22,8 @@ def server_spec(folder: Path, settings: Settings, task: Task) -> ServerSpec:
     """
     import torch
 
-    held = task.longest + POOL_SPARE * settings.concurrency
+    documents = settings.concurrency if task.apart else 1
+    held = task.longest * documents + POOL_SPARE * settings.concurrency
     flags = [
         *("--model-path", str(folder), "--attention-backend", "sparsekv"),
         *("--sparsekv-methods", ",".join(settings.methods)),

@@ -19,11 +19,14 @@ class Reading:
         method: selection method.
         budget: see `RequestOptions`.
         dense_layers: first layers that read everything; None leaves it to the server.
+        keeps: what it generates stays its own, see `RequestOptions.share_generated`; False leaves
+            that to the server.
     """
 
     method: str
     budget: int | float
     dense_layers: int | None = None
+    keeps: bool = False
 
     def __post_init__(self) -> None:
         # Whether the server has the method, it has said; another package may bring it there.
@@ -34,6 +37,8 @@ class Reading:
         options: dict[str, Any] = {"method": self.method, "budget": self.budget}
         if self.dense_layers is not None:
             options["dense_layers"] = self.dense_layers
+        if self.keeps:
+            options["share_generated"] = False
         return options
 
 

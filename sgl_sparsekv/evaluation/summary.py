@@ -9,6 +9,8 @@ from .results import Cell
 Square = tuple[int, int]
 Column = tuple[str, int]
 """Task and length."""
+ALONG = "along"
+"""In a cell's detail: numbers by part of an output or a conversation, each a list, by name."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,45 @@ def squares(cells: Iterable[Cell]) -> dict[Square, tuple[float, int]]:
 def table(cells: Sequence[Cell]) -> str:
     """The ranking as text, one line per way of reading; a column per length, or per task.
 
-    Several tasks at several lengths are a table per length.
+    Several tasks at several lengths are a table per length. Tasks with numbers of their own have
+    a table each besides, and numbers that were noted along an output or a conversation, too.
     """
-    tasks, lengths = {cell.task for cell in cells}, sorted({cell.length for cell in cells})
-    if len(tasks) == 1 or len(lengths) == 1:
-        return _table(cells, by_task=len(tasks) > 1)
     parts = [
-        f"{short(length)}\n{_table([c for c in cells if c.length == length], by_task=True)}"
-        for length in lengths
+        "\n".join([*([title] if title else []), _table(own, by_task)])
+        for title, own, by_task in tables(cells)
     ]
+    parts += [f"{title}\n{aligned(rows)}" for title, rows in tables_along(cells)]
     return "\n\n".join(parts)
+
+
+def tables(cells: Sequence[Cell]) -> list[tuple[str, list[Cell], bool]]:
+    """What stands in a table each: its title or "", its cells, and whether columns are tasks."""
+    tasks, lengths = sorted({cell.task for cell in cells}), sorted({cell.length for cell in cells})
+    if len(tasks) == 1 or len(lengths) == 1:
+        found = [("", list(cells), len(tasks) > 1)]
+    else:
+        found = [(short(n), [c for c in cells if c.length == n], True) for n in lengths]
+    numbers = {task: _numbers([c for c in cells if c.task == task]) for task in tasks}
+    if any(own != numbers[tasks[0]] for own in numbers.values()):
+        found += [(task, [c for c in cells if c.task == task], False) for task in tasks]
+    return found
+
+
+def tables_along(cells: Sequence[Cell]) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Of each number that was noted by part: a title, and rows with a column per part."""
+    cells = [cell for cell in cells if ALONG in cell.detail]
+    found = []
+    for name in cells[0].detail[ALONG] if cells else ():
+        rows = []
+        for score in ranking(cells):
+            own = [c for c in cells if (c.method, c.budget) == (score.method, score.budget)]
+            parts = [cell.detail[ALONG][name] for cell in own]
+            means = [sum(part) / len(part) for part in zip(*parts, strict=False)]
+            rows.append((score.name, *(f"{mean:.4g}" for mean in means)))
+        count = max(map(len, rows)) - 1
+        heads = ("", *(f"{nth} of {count}" for nth in range(1, count + 1)))
+        found.append((f"{name}, from start to end", [heads, *rows]))
+    return found
 
 
 def short(tokens: int) -> str:
@@ -163,10 +194,14 @@ def _common(said: list[str], full: list[str]) -> float:
 
 def _means(own: list[Cell]) -> dict[str, float]:
     """Mean of each number that every cell has and no token count."""
+    numbers = _numbers(own)
+    return {name: sum(cell.detail[name] for cell in own) / len(own) for name in numbers}
+
+
+def _numbers(own: Sequence[Cell]) -> list[str]:
     names = set.intersection(*(set(cell.detail) for cell in own)) - {"tokens"}
-    numbers = [
+    return [
         name
         for name in sorted(names)
         if all(isinstance(cell.detail[name], (int, float)) for cell in own)
     ]
-    return {name: sum(cell.detail[name] for cell in own) / len(own) for name in numbers}

@@ -56,14 +56,32 @@ class Tokens:
         Raises:
             ValueError: the model has no chat template.
         """
+        before, after = self._rendered("user")
+        return before, after
+
+    def turns(self) -> tuple[str, str, str]:
+        """Text before a user's first words, after a user's words, and after an answer's.
+
+        Raises:
+            ValueError: the model has no chat template.
+        """
+        before, after, between, _ = self._rendered("user", "assistant", "user")
+        return before, after, between
+
+    def _rendered(self, *roles: str) -> list[str]:
+        """What the template puts around the words of such turns, the answer's turn opened."""
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError("chat must be left out: the model has no chat template")
-        turn = [{"role": "user", "content": _MARK}]
-        whole = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        before, _, after = whole.partition(_MARK)
+        turns = [{"role": role, "content": _MARK} for role in roles]
+        whole = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        around: list[str] = whole.split(_MARK)
         # The server puts the token that begins a prompt in front by itself.
         begin = self.tokenizer.bos_token or ""
-        return before.removeprefix(begin) if self._begins(begin) else before, after
+        if self._begins(begin):
+            around[0] = around[0].removeprefix(begin)
+        return around
 
     def _begins(self, begin: str) -> bool:
         return bool(begin) and self.ids("")[:1] == self.tokenizer.convert_tokens_to_ids([begin])

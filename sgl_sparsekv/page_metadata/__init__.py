@@ -5,11 +5,12 @@ from .indexing import SINKS, RowSegments, StepIndex
 from .layout import KeyLayout
 from .lifecycle import StepSeal
 from .pool import BYTES_PER_SLOT, PageMetadata, bytes_per_unit
-from .records import SegmentRecords, bytes_per_record, record_capacity, write_records
+from .records import Cache, SegmentRecords, bytes_per_record, record_capacity, write_records
 
 __all__ = [
     "BYTES_PER_SLOT",
     "SINKS",
+    "Cache",
     "KeyLayout",
     "Mismatch",
     "PageMetadata",

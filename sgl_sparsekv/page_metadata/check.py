@@ -7,7 +7,7 @@ import torch
 from ..ops import Ops
 from ..types import PageSummary
 from .pool import PageMetadata
-from .records import SegmentRecords, write_records
+from .records import Cache, SegmentRecords, write_records
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def find_record_mismatches(
     records: SegmentRecords,
     ops: Ops,
     layer: int,
-    keys: torch.Tensor,
+    cache: Cache,
     slots: torch.Tensor,
     skips: torch.Tensor,
     held: torch.Tensor,
@@ -77,7 +77,7 @@ def find_record_mismatches(
     """
     arrays = records.arrays[layer]
     fresh = {name: array.new_zeros(len(held), *array.shape[1:]) for name, array in arrays.items()}
-    write_records(ops, records.summary, keys, slots, skips, fresh, torch.arange(len(held)))
+    write_records(ops, records.summary, cache, slots, skips, fresh, torch.arange(len(held)))
     found = []
     for i, record in enumerate(held.tolist()):
         differ = sum(int((new[i] != arrays[name][record]).sum()) for name, new in fresh.items())
@@ -94,5 +94,6 @@ def _excess(
     gap = torch.where((expected == actual) | both_nan, 0.0, (expected - actual).abs())
     if not summary.ulps:
         return gap
-    allowed = expected.abs().amax(-1, keepdim=True) * summary.ulps * torch.finfo(dtype).eps
+    largest = expected.abs().nan_to_num().amax(-1, keepdim=True)
+    allowed = largest * summary.ulps * torch.finfo(dtype).eps
     return (gap - allowed).clamp(min=0) + torch.where(gap.isnan(), gap, 0.0)

@@ -12,9 +12,9 @@ import torch
 
 from ..geometry import Geometry
 from ..ops import Ops
-from ..types import BoundSummary, SegmentBounds, SegmentIndex
+from ..types import BoundSummary, ResidualIndex, ResidualSummary, SegmentBounds, SegmentIndex
 from .check import Mismatch, find_record_mismatches
-from .records import SegmentRecords, write_records
+from .records import Cache, SegmentRecords, write_records
 
 SINKS = 16
 """First tokens of a sequence, which no record learns from: they draw attention whatever they say,
@@ -94,18 +94,18 @@ class StepIndex:
         self._skips = torch.tensor([SINKS * (nth == 0) for _, nth, _ in built], dtype=torch.int64)
         self._targets = torch.tensor([record for *_, record in built], dtype=torch.int64)
 
-    def summarise(self, layer: int, keys: torch.Tensor) -> None:
+    def summarise(self, layer: int, cache: Cache) -> None:
         """Write this layer's records of the step's segments; seals them behind the last layer."""
         if not self._targets.numel():
             return
         into = self.records.arrays[layer]
         write_records(
-            self.ops, self.records.summary, keys, self._slots, self._skips, into, self._targets
+            self.ops, self.records.summary, cache, self._slots, self._skips, into, self._targets
         )
         if layer == self._last_layer:
             self.records.seal()
 
-    def mismatches(self, layer: int, keys: torch.Tensor, nth: int) -> tuple[int, list[Mismatch]]:
+    def mismatches(self, layer: int, cache: Cache, nth: int) -> tuple[int, list[Mismatch]]:
         """Index one of the step's segments again, the `nth` of those that have a record.
 
         Returns:
@@ -120,12 +120,14 @@ class StepIndex:
         skips = torch.tensor([SINKS * (segment == 0)])
         held = torch.tensor([int(self._table[row, segment])])
         return 1, find_record_mismatches(
-            self.records, self.ops, layer, keys, slots[None], skips, held
+            self.records, self.ops, layer, cache, slots[None], skips, held
         )
 
-    def view(self, layer: int, table: torch.Tensor) -> SegmentIndex | SegmentBounds:
+    def view(self, layer: int, table: torch.Tensor) -> SegmentIndex | ResidualIndex | SegmentBounds:
         """The records of a layer as rows `[rows, segments]` of `table` read them."""
         arrays = self.records.arrays[layer]
         if isinstance(self.records.summary, BoundSummary):
             return SegmentBounds(arrays["planes"], table, self.records.summary.segment_size)
-        return SegmentIndex(arrays["codes"], arrays["codebooks"], table)
+        if isinstance(self.records.summary, ResidualSummary):
+            return ResidualIndex(**arrays, table=table)
+        return SegmentIndex(**arrays, table=table)

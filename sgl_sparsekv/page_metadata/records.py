@@ -17,10 +17,12 @@ import torch
 
 from ..geometry import Geometry, ceil_div
 from ..ops import Ops
-from ..types import BoundSummary, CodeSummary, SegmentIndex, SegmentSummary
+from ..types import BoundSummary, CodeSummary, ResidualSummary, SegmentIndex, SegmentSummary
 from .layout import KeyLayout
 
 IntArray = npt.NDArray[np.int64]
+Cache = tuple[torch.Tensor, torch.Tensor]
+"""K `[slots, H, D]` and V `[slots, H, Dv]` of a layer."""
 
 
 def record_capacity(num_slots: int, segment_size: int) -> int:
@@ -30,7 +32,7 @@ def record_capacity(num_slots: int, segment_size: int) -> int:
 
 def bytes_per_record(summary: SegmentSummary, layout: KeyLayout) -> int:
     """Bytes of one record over all layers."""
-    arrays = summary.shapes(layout.head_dim).values()
+    arrays = summary.shapes(layout.head_dim, layout.v_head_dim).values()
     head: int = sum(math.prod(shape) * (dtype or layout.dtype).itemsize for shape, dtype in arrays)
     return layout.num_layers * layout.num_kv_heads * head
 
@@ -65,7 +67,9 @@ class SegmentRecords:
         self.arrays = [
             {
                 name: torch.zeros(*rows, *shape, dtype=dtype or layout.dtype, device=device)
-                for name, (shape, dtype) in summary.shapes(layout.head_dim).items()
+                for name, (shape, dtype) in summary.shapes(
+                    layout.head_dim, layout.v_head_dim
+                ).items()
             }
             for _ in range(layout.num_layers)
         ]
@@ -146,7 +150,7 @@ class SegmentRecords:
 def write_records(
     ops: Ops,
     summary: SegmentSummary,
-    keys: torch.Tensor,
+    cache: Cache,
     slots: torch.Tensor,
     skips: torch.Tensor,
     into: dict[str, torch.Tensor],
@@ -157,14 +161,20 @@ def write_records(
     Args:
         ops: the device.
         summary: what to compute.
-        keys: `[slots, H, D]`, the pool's K.
+        cache: K `[slots, H, D]` and V `[slots, H, Dv]` of the pool.
         slots: int64 `[n, S]`, slots of each segment's tokens, in order.
         skips: int64 `[n]`, first tokens of each segment not to learn from.
         into: arrays of the layer, written at `records`.
         records: int64 `[n]`.
     """
+    keys, values = cache
     if isinstance(summary, BoundSummary):
         into["planes"][records] = summary.page.summarise(keys[slots])
+        return
+    if isinstance(summary, ResidualSummary):
+        found = summary.build(ops.index_segments, keys[slots], values[slots], skips)
+        for name, array in found.items():
+            into[name][records] = array
         return
     assert isinstance(summary, CodeSummary)
     index = SegmentIndex(into["codes"], into["codebooks"], records[None].int())

@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from ..evaluation.metrics import METRICS, SHARE, Metric, metric_of
 from ..evaluation.picture import needle_picture
 from ..evaluation.results import Cell, read
-from ..evaluation.summary import Score, ranking, short
+from ..evaluation.summary import Score, ranking, short, tables, tables_along
 from ..tooling.charts import Line, Panel, in_bytes, in_percent, plainly
 from .fields import Wanted, check, check_known
 from .looks import looks_of
@@ -79,14 +80,13 @@ def bytes_per_step(cells: Sequence[Cell], header: dict[str, Any]) -> tuple[float
 
 
 def _tables(cells: Sequence[Cell], header: dict[str, Any]) -> list[str]:
-    """One table; several tasks at several lengths are a table per length."""
-    tasks, lengths = {cell.task for cell in cells}, sorted({cell.length for cell in cells})
-    if len(tasks) == 1 or len(lengths) == 1:
-        return [_table(cells, header, len(tasks) > 1)]
+    """The tables of the command line, each below its title."""
     found = []
-    for length in lengths:
-        own = [cell for cell in cells if cell.length == length]
-        found += [f"<h4>{short(length)} tokens</h4>", _table(own, header, True)]
+    for title, own, by_task in tables(cells):
+        named = f"{title} tokens" if by_task and title else title
+        found += [*([f"<h4>{escape(named)}</h4>"] if named else []), _table(own, header, by_task)]
+    for title, (head, *rows) in tables_along(cells):
+        found += [f"<h4>{escape(title)}</h4>", table(head, rows)]
     return found
 
 

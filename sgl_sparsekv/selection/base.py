@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from ..ops import Ops
-from ..types import CodeSummary, PageSummary, ScoreInputs, SegmentSummary
+from ..types import CodeSummary, PageSummary, ResidualSummary, ScoreInputs, SegmentSummary
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class IndexOptions:
         pq_segment: tokens of a segment that shares a codebook in `pqcache`.
         pq_subspaces: sub-vectors of a key.
         pq_bits: bits of a sub-vector's code.
+        residual_segment: tokens of a segment that shares clusters and codes in `residual_pq`.
+        residual_subspaces: sub-vectors of what is left of a key there.
     """
 
     cluster_segment: int = 1024
@@ -27,6 +29,8 @@ class IndexOptions:
     pq_segment: int = 4096
     pq_subspaces: int = 2
     pq_bits: int = 6
+    residual_segment: int = 512
+    residual_subspaces: int = 4
 
 
 class SelectionMethod(ABC):
@@ -39,6 +43,7 @@ class SelectionMethod(ABC):
         formula: what a device that serves whole steps ranks by: "nothing", "position", the name of
             a page summary, or "exact"; "" when no such device can serve the method.
         dense: True when every unit is read and nothing is scored.
+        estimates: what is not read is estimated where a request does not say.
         citation: paper, or "" for our own.
     """
 
@@ -47,6 +52,7 @@ class SelectionMethod(ABC):
     unit_size: ClassVar[int | None] = None
     formula: ClassVar[str] = ""
     dense: ClassVar[bool] = False
+    estimates: ClassVar[bool] = False
     citation: ClassVar[str] = ""
 
     @abstractmethod
@@ -67,7 +73,8 @@ class SelectionMethod(ABC):
         for summary in self.summaries:
             if known is not None and summary.name not in known:
                 return f"summarise/score[{summary.name}]"
-        if isinstance(self.segments(IndexOptions()), CodeSummary) and not ops.has_segments:
+        coded = isinstance(self.segments(IndexOptions()), (CodeSummary, ResidualSummary))
+        if coded and not ops.has_segments:
             return "index_segments/score_codes"
         return None
 

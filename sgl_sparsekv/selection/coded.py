@@ -3,7 +3,7 @@
 import torch
 
 from ..ops import Ops
-from ..types import ScoreInputs, SegmentIndex
+from ..types import ResidualIndex, ScoreInputs, SegmentIndex
 from .base import SelectionMethod
 
 
@@ -14,7 +14,7 @@ class CodedMethod(SelectionMethod):
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""
-        assert isinstance(inputs.index, SegmentIndex), f"{self.name} got no codes"
+        assert isinstance(inputs.index, (SegmentIndex, ResidualIndex)), f"{self.name} got no codes"
         return ops.score_codes(
             inputs.q,
             inputs.keys,

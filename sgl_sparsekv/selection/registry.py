@@ -21,6 +21,7 @@ BUILT_IN = {
     "quest": "quest:Quest",
     "quest_two_level": "two_level:TwoLevel",
     "quest_two_level_exact": "two_level:TwoLevelExact",
+    "residual_pq": "residual_pq:ResidualPQ",
     "shadowkv": "shadowkv:ShadowKV",
     "streaming": "streaming:Streaming",
 }

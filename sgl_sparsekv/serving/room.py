@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..geometry import whole_pages
+
 _PROMPT_LEAVES, _ANSWER_LEAVES = 7, 2
 """Tokens of the context, or of the cache, that SGLang's longest prompt and answer leave free."""
 
@@ -25,8 +27,8 @@ class Room:
     @property
     def prompt(self) -> int:
         """Tokens of the longest prompt that gets a token of answer."""
-        whole_pages = (self.cache - self.page_size - 2) // self.page_size
-        return max(0, min(self.shorter - _PROMPT_LEAVES, whole_pages * self.page_size))
+        cached = whole_pages(self.cache - self.page_size - 2, self.page_size)
+        return max(0, min(self.shorter - _PROMPT_LEAVES, cached))
 
     @property
     def whole(self) -> int:

@@ -51,11 +51,14 @@ def write_words(folder: Path, trace: str) -> Words:
     (folder / "longbench").mkdir()
     asked = [_longbench(text[:6000], str(number)) for number, text in enumerate(texts)]
     (folder / "longbench" / "qasper.jsonl").write_text("".join(json.dumps(a) + "\n" for a in asked))
+    sums = [{"question": f"{n} and {n} ?", "answer": f"#### {2 * n}"} for n in (1, 2)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
     write_gguf(tiny_model("llama"), "llama", folder / "weights.gguf")
     meaning = {
         "MODEL": folder / "model",
         "WEIGHTS.gguf": folder / "weights.gguf",
         "PROMPTS.jsonl": folder / "prompts.jsonl",
+        "PROBLEMS.jsonl": folder / "problems.jsonl",
         "TEXTS": folder / "texts",
         "LONGBENCH": folder / "longbench",
         "FILE": folder / "texts" / "0.txt",

@@ -7,7 +7,7 @@ from fake_server import fake_server
 
 from sgl_sparsekv import cli
 
-TASKS = ("needle", "ruler", "longbench", "perplexity", "fidelity")
+TASKS = ("needle", "ruler", "longbench", "perplexity", "fidelity", "generate", "turns")
 NEEDED = {"longbench": ("--data", "synthetic"), "perplexity": (), "fidelity": ()}
 
 
@@ -46,6 +46,8 @@ def test_a_missing_model(complaint, tmp_path, task):
         ("longbench", ("--max-length", "65536")),
         ("perplexity", ("--lengths", "64k")),
         ("fidelity", ("--length", "64k")),
+        ("generate", ("--lengths", "64k")),
+        ("turns", ("--lengths", "64k")),
     ],
 )
 def test_a_context_beyond_the_models(complaint, task, arguments):
@@ -63,6 +65,7 @@ def test_a_context_beyond_the_models(complaint, task, arguments):
         ("longbench", "--prompts"),
         ("perplexity", "--data"),
         ("fidelity", "--data"),
+        ("math", "--data"),
     ],
 )
 def test_a_missing_file(complaint, tmp_path, task, option):
@@ -77,6 +80,7 @@ def test_a_missing_file(complaint, tmp_path, task, option):
         ("longbench", "--prompts", "prompts.json", "[]"),
         ("perplexity", "--data", "texts.jsonl", '{"words": "a"}\n'),
         ("fidelity", "--data", "prompts.jsonl", "no json\n"),
+        ("math", "--data", "problems.jsonl", '{"question": "a", "answer": "none"}\n'),
     ],
 )
 def test_a_file_of_another_form(complaint, tmp_path, task, option, name, text):
@@ -90,13 +94,33 @@ def test_a_set_with_a_line_of_another_form(complaint, tmp_path):
     assert "qasper.jsonl" in complaint("longbench", "--data", str(tmp_path))
 
 
-@pytest.mark.parametrize("task", ["perplexity", "fidelity"])
+@pytest.mark.parametrize("task", ["perplexity", "fidelity", "generate", "turns"])
 def test_a_server_that_takes_no_forced_tokens(complaint, chain_model, task):
-    short = {"perplexity": "--lengths", "fidelity": "--length"}[task]
+    short = "--length" if task == "fidelity" else "--lengths"
     with fake_server(chain_model, forcing=False) as server:
         said = complaint(task, "--url", server.url, short, "2k")
     assert "--enable-custom-logit-processor" in said
 
 
-def test_an_export_of_what_has_no_answers_is_refused_before_anything_is_asked(complaint, tmp_path):
-    assert "kvpress" in complaint("perplexity", "--kvpress", str(tmp_path))
+@pytest.mark.parametrize("task", ["perplexity", "fidelity", "generate"])
+def test_an_export_of_what_scores_no_answers_is_refused_first(complaint, tmp_path, task):
+    assert "kvpress" in complaint(task, "--kvpress", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "said"),
+    [
+        ("generate", ("--tasks", "call"), "task must be one of continue, copy"),
+        ("generate", ("--tokens", "4"), "tokens must be at least 8"),
+        ("generate", ("--count", "0"), "count must be at least 1"),
+        ("generate", ("--samples", "0"), "samples must be at least 1"),
+        ("turns", ("--turns", "0"), "turns must be at least 1"),
+        ("turns", ("--cold", "4"), "cold must be from 0 to below 4"),
+        ("turns", ("--tokens", "0"), "tokens must be at least 1"),
+        ("turns", ("--lengths", "256"), "lengths must be above 512 for 4 turns"),
+        ("generate", ("--chat",), "chat must be left out"),
+        ("turns", ("--chat",), "chat must be left out"),
+    ],
+)
+def test_outputs_that_cannot_be_asked_for(complaint, task, arguments, said):
+    assert said in complaint(task, *arguments)

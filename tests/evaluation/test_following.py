@@ -10,7 +10,8 @@ from sgl_sparsekv.evaluation.client import EvaluationStopped, Reply
 from sgl_sparsekv.evaluation.forced import FORCED, NOTES, WATCHED, ForcedTokens
 from sgl_sparsekv.evaluation.settings import Reading
 from sgl_sparsekv.evaluation.tasks.asking import Asking, Question
-from sgl_sparsekv.evaluation.tasks.fidelity import FidelityTask, divergence
+from sgl_sparsekv.evaluation.tasks.comparing import divergence
+from sgl_sparsekv.evaluation.tasks.fidelity import FidelityTask
 from sgl_sparsekv.evaluation.tasks.following import Note, follow
 from sgl_sparsekv.evaluation.tasks.needle.task import Grid, NeedleTask
 from sgl_sparsekv.evaluation.tasks.perplexity import PerplexityTask

@@ -37,7 +37,7 @@ def test_a_file_begins_with_what_its_cells_mean(tmp_path):
     results.add(replace(CELL, nth=1), {"environment": {"commit": "later"}})
     assert path.read_text().count('"header"') == 1, "before the first cell only"
     header, cells = read(path)
-    assert cells == [CELL, replace(CELL, nth=1)]
+    assert cells == [CELL, replace(CELL, nth=1)] == results.cells
     assert header["protocol"] == "prefilled" and header["seed"] == 0 and header["budgets"] == [256]
     assert header["environment"]["commit"] == "abc"
     line = json.loads(path.read_text().splitlines()[1])

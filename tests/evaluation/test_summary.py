@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sgl_sparsekv.evaluation.metrics import metric_of
+from sgl_sparsekv.evaluation.metrics import METRICS, SHARE, metric_of
 from sgl_sparsekv.evaluation.results import Cell
 from sgl_sparsekv.evaluation.summary import ranking, short, squares, table
 
@@ -32,6 +32,18 @@ def test_kl_and_likelihood_are_means_over_tokens_and_shares_over_cells(metric, t
     (score,) = ranking(cells)
     assert score.value == pytest.approx(total)
     assert score.detail == {}, "how many tokens it had is no finding"
+
+
+def test_a_run_of_no_cells_has_no_metric() -> None:
+    with pytest.raises(StopIteration):
+        metric_of([])
+
+
+def test_a_share_is_the_mean_of_cells_and_more_of_it_is_better() -> None:
+    cells = [replace(CELL, metric="f1", value=value) for value in (1.0, 0.5, 0.75, 0.0)]
+    assert metric_of(cells) is SHARE and SHARE.higher_is_better
+    assert SHARE.total(cells) == 0.5625 and SHARE.text(0.5625) == "56.2%"
+    assert not any(metric.higher_is_better for metric in METRICS.values())
 
 
 def test_a_square_of_the_map_is_the_mean_of_its_questions():
@@ -138,4 +150,30 @@ def test_a_run_of_no_steps_read_everything():
     (score,) = ranking([replace(CELL, tokens_attended=0, tokens_in_context=0)])
     assert score.read == 1.0
     (score,) = ranking([CELL, replace(CELL, sample=1, tokens_attended=1000)])
-    assert score.read == 1256 / 2000
+    assert score.read == 1256 / 2000 and score.asked == 2
+
+
+def test_tasks_with_numbers_of_their_own_have_a_table_each():
+    cells = [
+        replace(CELL, task="copy", detail={"top-1": 1.0, "alike": 0.5}),
+        replace(CELL, task="write", value=0.5, detail={"top-1": 0.5}),
+    ]
+    both, copy, write = table(cells).split("\n\n")
+    assert both.splitlines()[0].split() == ["copy", "write", "right", "top-1", "KV", "read"]
+    assert copy.splitlines()[:2] == ["copy", "               1k   right  alike  top-1  KV read"]
+    assert copy.endswith("quest 256  100.0%  100.0%    0.5      1    25.6%")
+    assert write.splitlines()[0] == "write" and "alike" not in write
+
+
+def test_what_was_noted_along_an_output_is_a_table_of_its_parts():
+    cells = [
+        replace(CELL, detail={"along": {"KL": [0.0, 1.0]}}),
+        replace(CELL, sample=1, detail={"along": {"KL": [0.5, 2.0]}}),
+        replace(CELL, sample=2, detail={"tokens": 3}),
+    ]
+    assert table(cells).split("\n\n")[1].splitlines() == [
+        "KL, from start to end",
+        "           1 of 2  2 of 2",
+        "-------------------------",
+        "quest 256    0.25     1.5",
+    ]

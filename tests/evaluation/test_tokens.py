@@ -38,3 +38,23 @@ def test_one_token_begins_a_chat_or_none(tmp_path: Path, kind: str) -> None:
     asked = tokens.ids(f"{before}question words{after}")
     assert asked == served
     assert asked.count(made.bos_token_id) == begins
+
+
+def test_turns_one_after_the_other_are_what_the_template_makes_of_them(tmp_path: Path) -> None:
+    made = build_tokenizer((*SPECIALS, *WORDS), 512)
+    made.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    made.save_pretrained(tmp_path)
+    tokens = Tokens(tmp_path)
+    before, after, between = tokens.turns()
+    assert (before, after) == tokens.chat()
+    turns = [("user", "words"), ("assistant", "question"), ("user", "model")]
+    rendered = made.apply_chat_template(
+        [{"role": role, "content": text} for role, text in turns],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    asked = f"{before}words{after}question{between}model{after}"
+    assert rendered == f"{made.bos_token}{asked}"

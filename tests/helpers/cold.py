@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from sgl_sparsekv.kernels.reference.ops import cluster_values, decoded
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
@@ -13,6 +14,8 @@ from sgl_sparsekv.types import (
     Candidates,
     PageSummary,
     Reduction,
+    ResidualIndex,
+    ResidualSummary,
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
@@ -112,7 +115,7 @@ class ColdRun:
             q=q,
             keys=keys,
             fields=fields,
-            index=self._index(keys, length, indexed),
+            index=self._index(method.segments(self.index), layer, keys, indexed),
             candidates=Candidates(
                 torch.arange(total, dtype=torch.int32)[None],
                 torch.tensor([begin], dtype=torch.int32),
@@ -135,19 +138,23 @@ class ColdRun:
         return field
 
     def _index(
-        self, keys: torch.Tensor, length: int, indexed: list[bool]
-    ) -> SegmentIndex | SegmentBounds | None:
-        summary = load_method(self.options.method).segments(self.index)
+        self, summary: SegmentSummary | None, layer: int, keys: torch.Tensor, indexed: list[bool]
+    ) -> SegmentIndex | ResidualIndex | SegmentBounds | None:
+        """Records of the whole segments of `keys` `[L, H, D]`."""
         if summary is None:
             return None
+        length = len(indexed) * summary.segment_size
         whole = range(length // summary.segment_size)
-        built = [segment_record(self.ops, summary, nth, keys) for nth in whole]
+        values = self.model.values(layer, self.paths[:length])
+        built = [segment_record(self.ops, summary, nth, keys, values) for nth in whole]
         built.append(blank_record(summary, keys.dtype))
         arrays = {name: torch.stack([record[name] for record in built]) for name in built[0]}
         table = torch.tensor([[i if there else -1 for i, there in enumerate(indexed)]])
         if isinstance(summary, BoundSummary):
             return SegmentBounds(arrays["planes"], table.int(), summary.segment_size)
-        return SegmentIndex(arrays["codes"], arrays["codebooks"], table.int())
+        if isinstance(summary, ResidualSummary):
+            return ResidualIndex(**arrays, table=table.int())
+        return SegmentIndex(**arrays, table=table.int())
 
     def query(self, layer: int, length: int) -> torch.Tensor:
         """Q `[H, G, D]` of the newest token."""
@@ -165,19 +172,52 @@ class ColdRun:
         kept = always_kept(length, self.options, self.unit, self.own)
         return best_units(scores, kept, units_to_keep(length, self.options, self.own))
 
+    def estimated(
+        self, layer: int, length: int, units: list[list[int]], unit: int, indexed: list[bool]
+    ) -> torch.Tensor:
+        """Attention over `units`, and over the rest of the segments that are `indexed` by their
+        codes and the values of their clusters: `[H, G, D]`."""
+        keys = self.model.keys(layer, self.paths[:length])
+        summary = load_method("residual_pq").segments(self.index)
+        index = self._index(summary, layer, keys, indexed[: length // summary.segment_size])
+        kept = always_kept(length, self.options, self.unit, 1)
+        rest = [p for p in range(length) if p not in kept]
+        q = self.query(layer, length).double()
+        out, lse = self._states(layer, length, units, unit)
+        for head, chosen in enumerate(units):
+            read = {p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))}
+            logits, values = [lse[head][:, None]], [out[head][:, None]]
+            for p in (p for p in rest if p not in read):
+                nth = p // summary.segment_size
+                if nth < len(indexed) and indexed[nth]:
+                    key = decoded(index, nth)[head, p % summary.segment_size].double()
+                    value = cluster_values(index, nth)[head, p % summary.segment_size].double()
+                    logits.append((q[head] @ key * SCALE)[:, None])
+                    values.append(value.expand(GROUP, 1, DIM))
+            weights = torch.cat(logits, -1).softmax(-1)
+            out[head] = (weights[..., None] * torch.cat(values, 1)).sum(1)
+        return out
+
     def attention(self, layer: int, length: int, units: list[list[int]], unit: int) -> torch.Tensor:
         """Attention in float64 over the tokens of `units` `[H][n]` of `unit`: `[H, G, D]`."""
+        return self._states(layer, length, units, unit)[0]
+
+    def _states(
+        self, layer: int, length: int, units: list[list[int]], unit: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention, and its log-sum-exp `[H, G]`."""
         keys = self.model.keys(layer, self.paths[:length]).double()
         values = self.model.values(layer, self.paths[:length]).double()
         q = self.query(layer, length).double()
-        out = torch.empty_like(q)
+        out, lse = torch.empty_like(q), torch.empty_like(q[..., 0])
         for head, chosen in enumerate(units):
             tokens = torch.tensor(
                 [p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))]
             )
             logits = q[head] @ keys[tokens, head].T * SCALE
             out[head] = logits.softmax(-1) @ values[tokens, head]
-        return out
+            lse[head] = logits.logsumexp(-1)
+        return out, lse
 
 
 _records: dict[object, dict[str, torch.Tensor]] = {}
@@ -187,12 +227,12 @@ def blank_record(summary: SegmentSummary, dtype: torch.dtype) -> dict[str, torch
     """Arrays `[H, ...]` of a record of zeros."""
     return {
         name: torch.zeros(HEADS, *shape, dtype=own or dtype)
-        for name, (shape, own) in summary.shapes(DIM).items()
+        for name, (shape, own) in summary.shapes(DIM, DIM).items()
     }
 
 
 def segment_record(
-    ops: Ops, summary: SegmentSummary, nth: int, keys: torch.Tensor
+    ops: Ops, summary: SegmentSummary, nth: int, keys: torch.Tensor, values: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Arrays `[H, ...]` of the `nth` segment's record, kept by the keys they depend on.
 
@@ -201,13 +241,15 @@ def segment_record(
         summary: what is stored.
         nth: number of the segment in the sequence.
         keys: K `[L, H, D]` in position order.
+        values: V, likewise.
     """
     size = summary.segment_size
-    own = keys[nth * size : (nth + 1) * size]
-    key = (summary, nth == 0, keys.dtype, own.float().numpy().tobytes())
+    own, its = (rows[nth * size : (nth + 1) * size] for rows in (keys, values))
+    bits = torch.cat((own, its), -1).float().numpy().tobytes()
+    key = (summary, nth == 0, keys.dtype, bits)
     if key not in _records:
         arrays = {name: a[None] for name, a in blank_record(summary, keys.dtype).items()}
         slots, skips = torch.arange(size)[None], torch.tensor([SINKS * (nth == 0)])
-        write_records(ops, summary, own, slots, skips, arrays, torch.tensor([0]))
+        write_records(ops, summary, (own, its), slots, skips, arrays, torch.tensor([0]))
         _records[key] = {name: array[0] for name, array in arrays.items()}
     return _records[key]

@@ -87,7 +87,7 @@ class Host(Memory):
         if options.get("method") not in (None, *self.options.methods):
             options = options | {"method": "quest"}
         if self.kind == "fused":  # it selects anew in every step
-            options = options | {"reselect_every": 1}
+            options = options | {"reselect_every": 1, "estimate": None}
         params = SamplingParams(custom_params={"sparsekv": options})
         req = Req(f"r{self.serial}", "", array("q", prompt), params, extra_key=namespace)
         live = Live(req, self.model.paths(prompt, namespace))

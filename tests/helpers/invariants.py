@@ -112,7 +112,8 @@ def check_records(host: Host) -> int:
                     continue
                 for layer in range(LAYERS):
                     keys = host.pool.get_key_buffer(layer)[row]
-                    wanted = segment_record(host.backend.ops, records.summary, nth, keys)
+                    values = host.pool.get_value_buffer(layer)[row]
+                    wanted = segment_record(host.backend.ops, records.summary, nth, keys, values)
                     arrays = records.arrays[layer]
                     same = all(torch.equal(arrays[a][held[page]], wanted[a]) for a in wanted)
                     require(same, "R2 records", f"{name} of page {page}, layer {layer}")
@@ -169,6 +170,9 @@ class Checker:
                 require(everything or kept == total, "R7 budget", "everything was read")
             unit = host_unit(host) if physical is None else cold.own
             expected = cold.attention(layer, judged.length, units, unit)
+            if physical is not None and options.estimates:
+                rest = host.recorder.indexed_of(layer, judged.place, "rest")
+                expected = cold.estimated(layer, judged.length, units, unit, rest)
             token = judged.place
             if host.backend._decode_tokens is not None:
                 token = int(host.backend._decode_tokens[judged.place])

@@ -35,6 +35,7 @@ OPTIONS = st.fixed_dictionaries(
         "window": st.sampled_from((0, 3, 16)),
         "dense_layers": st.sampled_from((0, 0, 1)),
         "reselect_every": st.sampled_from((1, 1, 3)),
+        "estimate": st.sampled_from((None, None, True, False)),
         "telemetry": st.booleans(),
         "share_generated": st.booleans(),
     }
@@ -295,7 +296,7 @@ class CacheMachine(RuleBasedStateMachine):
         live = self.some(which, True)[0]
         entry = self.host.backend.table.entry(live.row)
         if entry.rid == live.req.rid:
-            asked = options | {"reselect_every": 1}
+            asked = options | {"reselect_every": 1, "estimate": None}
             if asked["method"] not in self.host.options.methods:
                 asked["method"] = "quest"
             entry.options = parse_request_options(asked, self.host.options)

@@ -30,7 +30,7 @@ from .toy_model import DIM, HEADS, LAYERS, ToyModel, toy_layers
 
 METHODS = (
     *("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "quest_two_level"),
-    *("quest_two_level_exact", "shadowkv", "streaming"),
+    *("quest_two_level_exact", "residual_pq", "shadowkv", "streaming"),
 )
 MAX_CONTEXT = 1024
 ALLOCATOR = "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator."
@@ -117,7 +117,9 @@ class Memory:
     def index(self) -> IndexOptions:
         """Short segments, of at least two pages."""
         size = max(64, 2 * self.page_size)
-        return IndexOptions(size, size // 8, size, 2, 2)
+        return IndexOptions(
+            size, size // 8, size, 2, 2, residual_segment=size, residual_subspaces=2
+        )
 
     @property
     def handed_out(self) -> list[torch.Tensor]:

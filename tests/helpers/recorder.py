@@ -104,12 +104,18 @@ class Recorder:
                 return selection.logical[i, :, :count].tolist()
         raise AssertionError(f"row {place} of layer {layer} is in no group")
 
-    def indexed_of(self, layer: int, place: int) -> list[bool]:
-        """Which whole segments of a plan row had a record; empty where none is read."""
+    def indexed_of(self, layer: int, place: int, what: str = "records") -> list[bool]:
+        """Which whole segments of a plan row had a record; empty where none is read.
+
+        Args:
+            layer: counted from 0.
+            place: position in the plan.
+            what: "records" to rank by, or those of the "rest".
+        """
         for group, _ in self.groups[layer]:
-            where = group.index.tolist()
-            if place in where and group.records is not None:
-                return (group.records[where.index(place)] >= 0).tolist()
+            where, table = group.index.tolist(), getattr(group, what)
+            if place in where and table is not None:
+                return (table[where.index(place)] >= 0).tolist()
         return []
 
     def physical_of(self, layer: int, place: int) -> list[list[int]] | None:

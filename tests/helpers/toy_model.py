@@ -58,15 +58,15 @@ class ToyModel:
 
     def keys(self, layer: int, paths: list[int]) -> torch.Tensor:
         """K `[tokens, H, D]` of positions with these paths."""
-        return self._keys[layer, torch.tensor(paths)]
+        return self._keys[layer, torch.tensor(paths, dtype=torch.int64)]
 
     def values(self, layer: int, paths: list[int]) -> torch.Tensor:
         """V `[tokens, H, D]`."""
-        return self._values[layer, torch.tensor(paths)]
+        return self._values[layer, torch.tensor(paths, dtype=torch.int64)]
 
     def queries(self, layer: int, paths: list[int]) -> torch.Tensor:
         """Q `[tokens, H * G, D]`."""
-        return self._queries[layer, torch.tensor(paths)]
+        return self._queries[layer, torch.tensor(paths, dtype=torch.int64)]
 
     def next_token(self, paths: list[int]) -> int:
         """Greedy continuation: the same prompt is continued in the same way."""

@@ -8,13 +8,12 @@ left, and one behind a change tries what the change touches. PATTERN chooses mut
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .page import PAGE, share, write
 from .survivors import swept_files
+from .sweep import sweep
 
 GOAL = 0.9
 
@@ -23,25 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Sweep, write the page's section, print what has no reason yet."""
     parser = argparse.ArgumentParser(prog="tests.mutation", description=__doc__)
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="mutants; default: all")
-    parser.add_argument("--again", action="store_true", help="then try anew those that live")
+    parser.add_argument("--again", action="store_true", help="try anew those that live")
     parser.add_argument("--report", action="store_true", help="try none, only write the page")
     args = parser.parse_args(argv)
     if not args.report:
-        code = _sweep(args.patterns)
-        if args.again and not code:
-            lives = [one.name for each in swept_files() for one in each.survivors if one.reached]
-            code = _sweep(lives)
+        code = sweep(args.patterns, args.again)
         if code:
             return code
     found = list(swept_files())
     write(PAGE, found)
     print(f"{share(found):.1%} killed; {PAGE} is written")
     return 0 if share(found) >= GOAL else 1
-
-
-def _sweep(names: Sequence[str]) -> int:
-    mutmut = Path(sys.executable).with_name("mutmut")
-    return subprocess.run([mutmut, "run", "--max-children", "1", *names], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -29,11 +29,77 @@ class Reason:
         )
 
 
+ON_A_GPU = "the CPU is where it lies anyway; on a GPU it does not"
+WHOLE = "numpy and torch make whole numbers of whole numbers, and none index nothing"
+AS_FALSE = "only asked whether it is true, and None is not"
+REPLACED = "every step puts its own in its place before it is read"
+NONE_BUILT = "of a step that builds nothing, where nothing reads it"
+NEGATIVE = "any negative number says that there is none"
+
 REASONS = (
-    Reason("*", r"strict=(True|False)\).* -> .*(strict=\w+|, )\)", "lists of equal length"),
+    Reason("*", r"strict=False\).* -> ", "what `zip` does by itself"),
+    Reason("*", r"strict=True\).* -> .*(strict=\w+|, )\)", "lists of equal length"),
+    # Devices: tests of the CPU cannot tell, where no `meta` tensor can stand in for a GPU's.
+    Reason("*page_metadata/check.py:find_mismatches", r"device=units\.device", ON_A_GPU),
+    Reason("*planner.py:StepPlan.__init__", r"\.to\(None\)", ON_A_GPU),
+    Reason("*indexing.py:StepIndex.*", r"\.to\(None\)", ON_A_GPU),
+    # Types of numbers.
+    Reason("*planner.py:HostPlan.__init__", r"self\._dense_layers = .*np\.int64", WHOLE),
+    Reason("*planner.py:StepPlan.reads", r"dtype=bool\).* -> ", "numpy makes bools of bools"),
+    Reason(
+        "*planner.py:StepPlan.needed_units", r"/ whole$", "cut to a whole number where it is read"
+    ),
+    Reason(
+        "*request_table.py:RequestTable.is_decode", r"np\.int64", "rows are exact as floats, too"
+    ),
+    Reason("*indexing.py:StepIndex.begin_step", r"np\.full.* -> .*-1, (dtype=None)?\)", WHOLE),
+    Reason("*indexing.py:StepIndex._note", r"self\._(skips|targets) = .*dtype=torch", WHOLE),
+    Reason("*records.py:SegmentRecords.*", r"np\.(full|fromiter)\(.*np\.int64.* -> ", WHOLE),
+    Reason("*records.py:SegmentRecords.__init__", r"np\.zeros\(", "steps are exact as floats, too"),
+    # What stands for nothing.
+    Reason("*planner.py:StepPlan._group", r"records = None if name", "no method is called None"),
+    Reason("*indexing.py:StepIndex.__init__", r"self\._(slots|skips|targets|rows|table)", REPLACED),
+    Reason("*indexing.py:StepIndex._note", r"else torch\.empty\(", NONE_BUILT),
+    Reason("*indexing.py:StepIndex.begin_step", r"np\.full.* -2, ", NEGATIVE),
+    Reason("*indexing.py:StepIndex.begin_step", r"pages >=? [01]", "page 0 ends no segment"),
+    Reason("*records.py:SegmentRecords.*", r"-> .*-2", NEGATIVE),
+    Reason("*check.py:find_mismatches", r"or True", "of no units nothing differs"),
+    Reason("*guard.py:HeldAnswer.__init__", r"= False -> .*= None", AS_FALSE),
+    Reason("*guard.py:_read", r"more_body", AS_FALSE),
+    Reason("*results.py:Results.__init__", r"= False -> .*= None", AS_FALSE),
+    Reason("*config.py:parse_request_options", r"quote=None", AS_FALSE),
+    Reason("*echo.py:take_report", r'"stream", None', AS_FALSE),
+    Reason(
+        "*guard.py:RequestGuard.__call__", r"or True", "no body is no JSON, which is not refused"
+    ),
+    Reason("*guard.py:*", r'-> .*b?"XXXX"', "begins no path, no refusal and no name of ours"),
+    # Numbers of which only the order, the sign or the place counts.
+    Reason(
+        "*records.py:SegmentRecords.*", r"self\._step (= 1|\+= 2)", "only the order of steps counts"
+    ),
+    Reason("*records.py:SegmentRecords.reserve", r"missing >= 0", "none of them give way"),
+    Reason("*records.py:SegmentRecords.reserve", r'"STABLE"', "numpy takes either case"),
+    Reason("*check.py:_excess", r"- torch\.where\(gap\.isnan", "what is no number stays none"),
+    Reason("selection/*.py:m*", r"dim=-2\).*dim=\+2\)", "the third of four dimensions either way"),
+    Reason("*shadowkv.py:_finite", r"nan_to_num\(None", "None is 0 to `nan_to_num`"),
+    Reason("*shadowkv.py:*", r"clamp\(min=1\)", "a row without candidates keeps everything"),
+    Reason("*shadowkv.py:*", r"places <=? [01]", "unit 0 comes first where it is chosen"),
+    Reason(
+        "*shadowkv.py:*", r"scatter_.* -> .*(or True|\[\+1\]|\[-2\])", "no places, no scattering"
+    ),
+    Reason("*shadowkv.py:*", r"landmarks\(.*, \)", "a chunk is what `landmarks` takes by itself"),
     Reason("*:HeldScores.load", r"shape\[-1\].*shape\[\+1\]", "the last of two dimensions"),
     Reason("*summary.py:ranking", r"-> sign = (-2|-1 if .* else 2)", "a sign, no size"),
     Reason("*summary.py:ranking", r"key=str\) -> ", "the order of what is equal in every figure"),
+    Reason(
+        "*two_level.py:TwoLevelExact.score",
+        r"clamp\(0, (None)?\)",
+        "no more are ranked than there are",
+    ),
+    Reason(
+        "*two_level.py:TwoLevelExact.score", r"sort\(descending", "the last dimension by itself"
+    ),
+    Reason("*two_level.py:TwoLevelExact.score", r"\], 2\)$", "the first of equal columns is read"),
 )
 """The first that fits is given."""
 

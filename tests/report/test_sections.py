@@ -97,6 +97,20 @@ def test_a_resumed_run_names_both(tmp_path: Path) -> None:
     assert "commit abc123" in rests_on and "resumed" in rests_on and "commit fff000" in rests_on
 
 
+def test_what_was_noted_along_an_output_is_a_table_of_the_page(tmp_path: Path) -> None:
+    results = Results(tmp_path / "a.jsonl", "generate", {"tasks": [samples.ODD]}, False)
+    for method, kl in (("full", 0.0), ("quest", 0.5)):
+        along = {samples.ODD: [kl, 2 * kl]}
+        detail = {"tokens": 9, "top-1": 1 - kl, "along": along}
+        change = {"task": samples.ODD, "metric": "kl", "value": kl, "detail": detail}
+        results.add(samples.cell(method, 256, 4096, 0, **change), {})
+    body = section(tmp_path / "a.jsonl").body
+    ranked, noted = tables(body)
+    assert [row[0] for row in ranked[1:]] == ["full", "quest 256"] and "top-1" in ranked[0]
+    assert noted[0] == ["", "1 of 2", "2 of 2"] and noted[2] == ["quest 256", "0.5", "1"]
+    assert samples.ODD not in body
+
+
 def test_kernels_are_drawn_with_floor_and_peer() -> None:
     path = samples.BENCH / "kernels-cpu-20261121-152408.json"
     rows = json.loads(path.read_text())["rows"]

@@ -13,7 +13,7 @@ from sgl_sparsekv.backend.planner import HostPlan, StepPlan
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.selection import load_method
-from sgl_sparsekv.selection.policy import RowOptions, plan_rows
+from sgl_sparsekv.selection.policy import RowOptions, RowPlan, plan_rows
 
 METHODS = ("clusterkv", "full", "mean_std", "oracle", "quest", "shadowkv", "streaming")
 GEOMETRY = Geometry(64, 16)
@@ -72,6 +72,78 @@ def test_a_row_is_split_into_sinks_candidates_and_window(
         assert plan.attended[i] == length or not plan.dense[i]
         sealed = length // 16 * 16
         assert all((u + 1) * unit <= sealed for u in range(plan.begin[i], plan.end[i])), "full"
+
+
+def own_options(budget: int, sink: int, window: int) -> RowOptions:
+    """Of one row, as they come out of `RowOptions.resolve`."""
+    return RowOptions(*(np.array([one]) for one in (budget, sink, window)))
+
+
+@pytest.mark.parametrize(
+    ("length", "options", "unit", "begin", "end", "total", "counts", "tail"),
+    [
+        (1000, (160, 16, 64), 16, 1, 58, 63, 10, 8),
+        (1000, (160, 16, 64), 8, 2, 116, 125, 20, 8),
+        (1000, (160, 16, 64), 1, 16, 928, 1000, 160, 1),
+        (1000, (160, 17, 65), 16, 2, 58, 63, 10, 8),
+        (1000, (160, 16, 56), 16, 1, 59, 63, 10, 8),
+        (1000, (160, 0, 0), 16, 0, 62, 63, 10, 8),
+        (1000, (1, 0, 0), 16, 0, 62, 63, 1, 8),
+        (1000, (159, 16, 64), 16, 1, 58, 63, 10, 8),
+        (1000, (151, 16, 64), 16, 1, 58, 63, 9, 8),
+        (1000, (1000, 16, 64), 16, 1, 58, 63, 63, 8),
+        (992, (991, 0, 0), 16, 0, 61, 62, 61, 16),
+        (40, (40, 64, 16), 16, 1, 1, 3, 3, 8),
+        (16, (160, 16, 0), 16, 0, 0, 1, 1, 16),
+        (10, (160, 16, 64), 16, 0, 0, 1, 1, 10),
+        (1, (160, 16, 64), 8, 0, 0, 1, 1, 1),
+    ],
+)
+def test_where_candidates_begin_and_end_and_how_many_units_are_kept(
+    length: int, options: tuple[int, int, int], unit: int,
+    begin: int, end: int, total: int, counts: int, tail: int,
+) -> None:  # fmt: skip
+    """Of budget, sinks and window in tokens, around the borders of units."""
+    units = None if unit == 16 else np.array([unit])
+    plan = plan_rows(np.array([length]), own_options(*options), GEOMETRY, units)
+    found = (plan.begin, plan.end, plan.num_units, plan.counts, plan.tail, plan.unit_size)
+    assert [one.tolist() for one in found] == [[n] for n in (begin, end, total, counts, tail, unit)]
+    assert {one.dtype for one in found} == {np.dtype(np.int64)}
+    assert plan.dense.tolist() == [counts == total]
+    assert plan.attended.tolist() == [(counts - 1) * unit + tail]
+
+
+def test_a_unit_may_be_a_token() -> None:
+    """A window longer than the context is all of it."""
+    one, single = RequestOptions(budget=64, sink=4, window=20), Geometry(16, 1)
+    plan = plan_rows(np.array([10, 30]), RowOptions.resolve([one] * 2, np.array([10, 30])), single)
+    assert plan.begin.tolist() == [0, 4] and plan.end.tolist() == [0, 10]
+
+
+def test_a_budget_that_cannot_hold_what_is_always_kept_is_a_mistake_of_ours() -> None:
+    """As is a unit that no server's unit holds whole; options are checked long before."""
+    with pytest.raises(AssertionError, match=r"^budget below sinks \+ window"):
+        plan_rows(np.array([1000]), own_options(64, 16, 64), GEOMETRY)
+    with pytest.raises(AssertionError, match=r"^a method's unit must divide the server's"):
+        plan_rows(np.array([1000]), own_options(160, 16, 64), GEOMETRY, np.array([12]))
+
+
+def test_rows_that_keep_everything_count_in_the_unit_they_are_told() -> None:
+    plan = RowPlan.everything(np.array([1, 16, 17, 400]), 16)
+    assert plan.counts.tolist() == plan.num_units.tolist() == [1, 1, 2, 25]
+    assert plan.tail.tolist() == [1, 16, 1, 16] and plan.unit_size.tolist() == [16] * 4
+    assert plan.begin.tolist() == plan.end.tolist() == [0] * 4
+    assert plan.dense.tolist() == [True] * 4 and plan.dense.dtype == bool
+    assert plan.attended.tolist() == [1, 16, 17, 400]
+
+
+def test_options_of_no_rows_are_arrays_of_whole_numbers() -> None:
+    """numpy makes an empty list one of floats, which can index nothing."""
+    nobody = np.zeros(0, dtype=np.int64)
+    found = RowOptions.resolve([], nobody)
+    assert {one.dtype for one in (found.budget, found.sink, found.window)} == {nobody.dtype}
+    plan = HostPlan(nobody, nobody, [], GEOMETRY).plan
+    assert {one.dtype for one in (plan.unit_size, plan.counts, plan.begin)} == {nobody.dtype}
 
 
 def test_a_ratio_becomes_tokens_of_the_row() -> None:

@@ -160,6 +160,33 @@ def test_choices_of_one_response_keep_their_own_report(manager: Any, front_end: 
     assert ends == [{"which": 0}, {"which": 1}]
 
 
+def test_metadata_that_is_there_stays_beside_the_report(manager: Any, front_end: FrontEnd) -> None:
+    front_end.remember("a", REPORT)
+    (seen,) = through([event("a", 0, "stop", metadata={"weight_version": "1"})], manager)
+    found = json.loads(seen.removeprefix("data: "))["metadata"]
+    assert found == {"weight_version": "1", "sparsekv": REPORT}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "parsed"),
+    [
+        ([event("a", 0)] * 5 + [event("a", 0, "stop")], 2),
+        ([event("a", 1), event("a", 1), event("a", 0), event("a", 0)], 4),
+        (['data: {"choices":[],"usage":{}}\n\n', "data: [DONE]\n\n"], 0),
+        (['event: x\ndata: {"finish_reason":"stop"}\n\n', ': "index":0, \n\n'], 0),
+    ],
+)
+def test_chunks_are_parsed_only_where_something_may_be_learnt(
+    manager: Any, monkeypatch: pytest.MonkeyPatch, chunks: list[str], parsed: int
+) -> None:
+    """One for each choice and its end; while choice 0 is alone, none between."""
+    read: list[str] = []
+    loads = echo.orjson.loads
+    monkeypatch.setattr(echo.orjson, "loads", lambda text: read.append(text) or loads(text))
+    assert through(chunks, manager) == chunks
+    assert len(read) == parsed
+
+
 @pytest.mark.parametrize(
     "chunk",
     [

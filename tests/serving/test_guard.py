@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import orjson
 import pytest
 
 from sgl_sparsekv.serving import guard
@@ -39,7 +40,7 @@ def chunks_of(body: bytes, size: int) -> Iterator[dict[str, Any]]:
         yield {"type": "http.request", "body": part, "more_body": i + 1 < len(parts)}
 
 
-def call(
+def sent_by(
     app: Any,
     path: str,
     body: Any,
@@ -47,8 +48,8 @@ def call(
     root: str = "",
     size: int = 100,
     headers: Sequence[tuple[bytes, bytes]] = (),
-) -> tuple[int, bytes]:
-    """Status and body of the answer."""
+) -> list[dict[str, Any]]:
+    """Messages of the answer."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     incoming = chunks_of(raw, size)
     sent: list[dict[str, Any]] = []
@@ -62,6 +63,12 @@ def call(
     scope = {"type": "http", "method": method, "path": root + path, "root_path": root}
     scope |= {"headers": [*headers], "query_string": b""}
     asyncio.run(app(scope, receive, send))
+    return sent
+
+
+def call(app: Any, path: str, body: Any, **how: Any) -> tuple[int, bytes]:
+    """Status and body of the answer."""
+    sent = sent_by(app, path, body, **how)
     status = sent[0]["status"] if sent else 0
     return status, b"".join(message.get("body", b"") for message in sent)
 
@@ -124,6 +131,139 @@ def test_refusals_say_what_and_where(
     assert sum(front_end.metrics.snapshot()["rejected_options_total"].values()) == 1
 
 
+MESSAGES = ("/v1/messages", "/v1/messages/count_tokens")
+
+
+@pytest.mark.parametrize("method", ("POST", "PUT"))
+def test_an_answer_has_the_form_of_its_route(front_end: FrontEnd, method: str) -> None:
+    """Each API's clients look for the text in a place of their own."""
+    text = "top_k must be less"
+    plain = {"message": text, "type": "BadRequestError", "param": None, "code": 400}
+    anthropic = {"type": "error", "error": {"type": "invalid_request_error", "message": text}}
+    forms: dict[str, dict[str, Any]] = dict.fromkeys(MESSAGES, anthropic)
+    forms |= {path: {"error": plain} for path in ("/generate", "/vertex_generate")}
+    forms |= {path: {"object": "error", **plain} for path in ("/v1/completions", "/api/chat")}
+    for path, wanted in forms.items():
+        speaker = Speaker([], ValueError(text))
+        head, body = sent_by(RequestGuard(speaker, front_end), path, {}, method)
+        assert json.loads(body["body"]) == wanted and body["type"] == "http.response.body"
+        assert head["type"] == "http.response.start" and head["status"] == 400
+        assert head["headers"] == [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body["body"])).encode()),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"rid": "HEALTH_CHECK_1"}, "rid must not start with HEALTH_CHECK, got 'HEALTH_CHECK_1'"),
+        (
+            {"rid": ["a", "HEALTH_CHECK" + "x" * 90]},
+            f"rid must not start with HEALTH_CHECK, got 'HEALTH_CHECK{'x' * 48}'",
+        ),
+        (
+            {"token_indices_to_pool": 0},
+            "token_indices_to_pool must be left out: /v1/score makes it",
+        ),
+        (
+            {"multi_item_delimiter_indices": []},
+            "multi_item_delimiter_indices must be left out: /v1/score makes it",
+        ),
+    ],
+)
+def test_what_sglang_keeps_to_itself_is_refused_on_its_own_routes(
+    app: RequestGuard, body: dict[str, Any], text: str
+) -> None:
+    """OpenAI's have no such fields; what the field says is cut short."""
+    for path, whole in (("/generate", body), ("/vertex_generate", {"parameters": body})):
+        status, answer = call(app, path, {"text": "x", **whole})
+        assert status == 400 and json.loads(answer)["error"]["message"] == text
+    for path in ("/v1/completions", "/v1/responses"):
+        assert call(app, path, {"prompt": "x", **body})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"rid": ["a", 5, None, "x HEALTH_CHECK"]}, {"rid": {"HEALTH_CHECK": 1}},
+        {"token_indices_to_pool": None}, {"sparsekv_": 1, "custom": "health_check"},
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_it_passes(app: RequestGuard, body: dict[str, Any]) -> None:
+    body.pop("sparsekv_", None)
+    assert call(app, "/generate", {"text": "health_check", **body}) == (200, b"onetwo")
+    assert call(app, "/vertex_generate", {"parameters": ["health_check"]})[0] == 200
+
+
+def test_every_part_of_a_body_is_searched_for_what_is_ours(app: RequestGuard) -> None:
+    """In any case, whichever part it stands in, whatever stands behind it."""
+    for lead, tail in ((0, 900), (450, 450), (900, 0)):
+        body = {"text": "x" * lead, "RID": 1, "rid": "HEALTH_CHECK", "more": "x" * tail}
+        assert call(app, "/generate", body)[0] == 400
+
+
+def messages_of(app: Any, events: list[dict[str, Any]], **scope: Any) -> list[dict[str, Any]]:
+    """What is sent for events as a server may give them, with as little as ASGI asks for."""
+    incoming, sent = iter(events), []
+
+    async def receive() -> dict[str, Any]:
+        return next(incoming, {"type": "http.disconnect"})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(
+        app({"type": "http", "method": "POST", "path": "/generate", **scope}, receive, send)
+    )
+    return sent
+
+
+def test_parts_may_lack_what_asgi_lets_them_lack(app: RequestGuard) -> None:
+    """A body, whether more comes, and where the application is mounted."""
+    begin: dict[str, Any] = {"type": "http.request", "more_body": True}
+    end: dict[str, Any] = {"type": "http.request", "body": b'{"sparsekv": {}}'}
+    for events in ([begin, end], [end], [begin, begin, end]):
+        assert messages_of(app, events)[0]["status"] == 400
+    assert messages_of(app, [{"type": "http.request"}])[0]["status"] == 200
+    under = messages_of(app, [end], path="/prefix/generate", root_path="/prefix")
+    assert under[0]["status"] == 400
+    assert messages_of(app, [end], path="/generate/prefix", root_path="/prefix")[0]["status"] == 200
+
+
+def test_a_body_that_names_nothing_of_ours_is_not_parsed(
+    app: RequestGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "check_body", lambda *_: pytest.fail("it is parsed"))
+    assert call(app, "/generate", {"text": "x" * 500}) == (200, b"onetwo")
+
+
+def test_messages_before_the_head_and_without_a_body_pass(front_end: FrontEnd) -> None:
+    wanted = [
+        {"type": "http.response.debug", "info": {}},
+        {"type": "http.response.start", "status": 200, "headers": []},
+        {"type": "http.response.body"},
+    ]
+
+    async def speak(scope: Any, receive: Any, send: Any) -> None:
+        for message in wanted:
+            await send(message)
+
+    assert messages_of(RequestGuard(speak, front_end), [{"type": "http.request"}]) == wanted
+
+
+def test_a_body_of_the_bound_is_read_and_one_beyond_it_is_not(
+    app: RequestGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = json.dumps({"sparsekv": {}, "text": "x" * 500}).encode()
+    for bound, status in ((len(raw), 400), (len(raw) - 1, 200)):
+        monkeypatch.setattr(guard, "MAX_BODY", bound)
+        for size in (100, len(raw)):
+            assert call(app, "/generate", raw, size=size)[0] == status
+        parts = [{"type": "http.request", "body": raw, "more_body": True}, {"type": "http.request"}]
+        assert messages_of(app, parts)[0]["status"] == status
+
+
 def test_a_body_of_ten_megabytes(app: RequestGuard) -> None:
     body = {"text": "word " * 2_000_000, "sparsekv": {"budget": 0}}
     status, answer = call(app, "/generate", body, size=1 << 16)
@@ -175,6 +315,7 @@ def test_installed_once_and_innermost(front_end: FrontEnd) -> None:
     install(app, front_end)
     install(app, front_end)
     assert [entry.cls for entry in app.user_middleware] == [GZipMiddleware, RequestGuard]
+    assert app.user_middleware[1].kwargs == {"front_end": front_end}
 
 
 def test_too_late_is_an_error(front_end: FrontEnd) -> None:
@@ -182,8 +323,10 @@ def test_too_late_is_an_error(front_end: FrontEnd) -> None:
 
     app = Starlette()
     app.middleware_stack = app.build_middleware_stack()
-    with pytest.raises(RuntimeError, match="before the application starts"):
+    with pytest.raises(RuntimeError) as late:
         install(app, front_end)
+    told = "the request guard must be installed before the application starts"
+    assert str(late.value) == told and app.user_middleware == []
 
 
 class Speaker:
@@ -239,6 +382,70 @@ def test_a_mistake_of_the_client_is_a_refusal_on_every_route(
     speaker = Speaker([], ValueError("top_k must be less"), module)
     status, answer = call(RequestGuard(speaker, front_end), path, {})
     assert status == 400 and "top_k must be less" in str(json.loads(answer))
+
+
+def test_a_mistake_without_a_text_is_told_by_its_kind(front_end: FrontEnd) -> None:
+    status, answer = call(RequestGuard(Speaker([], ValueError()), front_end), "/generate", {})
+    assert status == 400 and json.loads(answer)["error"]["message"] == "ValueError"
+
+
+def event(code: Any, text: Any = "no memory") -> bytes:
+    return b"data: " + orjson.dumps({"error": {"message": text, "code": code}}) + b"\n\n"
+
+
+def abort(reason: Any) -> bytes:
+    return b"data: " + orjson.dumps({"meta_info": {"finish_reason": reason}}) + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "status", "kind"),
+    [
+        (event(400), 400, "BadRequestError"),
+        (event(499), 499, "BadRequestError"),
+        (event(500), 500, "InternalServerError"),
+        (event(599), 599, "InternalServerError"),
+        (
+            abort({"type": "abort", "message": "no memory", "status_code": 503}), 503,
+            "InternalServerError",
+        ),
+    ],
+)  # fmt: skip
+def test_a_refusal_keeps_its_status(
+    front_end: FrontEnd, first: bytes, status: int, kind: str
+) -> None:
+    """Nothing of the stream that it begins is sent on."""
+    speaker = Speaker([first, b"data: more\n\n"])
+    head, body = sent_by(RequestGuard(speaker, front_end), "/v1/completions", {})
+    told = json.loads(body["body"])
+    assert (head["status"], told["code"], told["type"]) == (status, status, kind)
+    assert told["message"] == "no memory"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        event(399), event(600), event("400"), event(None), b'data: {"error":{"code":400}}\n\n',
+        b'data: {"error":{"message":"x","code":400', b'data: {"error":[]}\n\n',
+        b'data: {"error":{},"odd":1}\n\n', b'data: {"error":null,"meta_info":{}}\n\n',
+        abort({"type": "abort", "message": "x"}), abort({"type": "stop"}),
+        b'[{"finish_reason":{"type":"abort"}}]',
+        b'event: x\ndata: {"error":{"message":"x","code":400}}\n\n',
+    ],
+)  # fmt: skip
+def test_a_first_event_that_is_no_refusal_passes(front_end: FrontEnd, first: bytes) -> None:
+    speaker = Speaker([first, b"more"])
+    messages = sent_by(RequestGuard(speaker, front_end), "/generate", {})
+    assert [message.get("body") for message in messages] == [None, first, b"more", b""]
+    assert messages[0] == {"type": "http.response.start", "status": 200, "headers": []}
+    assert [message.get("more_body") for message in messages] == [None, True, True, None]
+
+
+def test_an_answer_that_is_an_error_already_is_not_read(front_end: FrontEnd) -> None:
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 422, "headers": []})
+        await send({"type": "http.response.body", "body": REFUSED})
+
+    assert call(RequestGuard(refuse, front_end), "/generate", {}) == (422, REFUSED)
 
 
 @pytest.mark.parametrize("module", ["sglang.srt.entrypoints.ollama.serving", "json.decoder", "x"])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from sgl_sparsekv.config import (
     parse_request_options,
 )
 from sgl_sparsekv.errors import RequestOptionError
+from sgl_sparsekv.serving import requests
 from sgl_sparsekv.serving.front_end import ATTRIBUTE, FrontEnd
 from sgl_sparsekv.serving.metrics import ServingMetrics
 from sgl_sparsekv.serving.prompts import check_token_ids
@@ -22,6 +24,7 @@ from sgl_sparsekv.serving.requests import (
     check_custom_params,
     check_options,
     check_request,
+    check_score,
     check_tokenized,
 )
 from sgl_sparsekv.serving.rules import Limits
@@ -184,6 +187,166 @@ def test_positions_outside_the_prompt(manager: Any) -> None:
     check_tokenized(None, manager, request(token_indices_to_pool=[0, 2]), [5, 6, 7])
     with pytest.raises(ValueError, match=r"token_indices_to_pool must be positions .* got 3"):
         check_tokenized(None, manager, request(token_indices_to_pool=[0, 3]), [5, 6, 7])
+
+
+def test_positions_that_are_told_are_those_of_the_prompt(manager: Any, front_end: FrontEnd) -> None:
+    """The first one that lies outside, with the prompt's length."""
+    with pytest.raises(ValueError) as refused:
+        check_tokenized(None, manager, request(multi_item_delimiter_indices=[1, 3, 4]), [5, 6, 7])
+    assert str(refused.value) == (
+        "multi_item_delimiter_indices must be positions in the prompt, below 3, got 3"
+    )
+    counted = front_end.metrics.snapshot()["rejected_options_total"]
+    assert counted == {"multi_item_delimiter_indices": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "multimodal", "passes"),
+    [
+        ({}, False, False), ({"image_data": "x"}, True, True), ({"image_data": "x"}, False, False),
+        ({"session_params": {"id": "s"}}, False, True), ({"session_params": None}, False, False),
+        ({"audio_data": "x"}, True, True), ({}, True, False),
+    ],
+)  # fmt: skip
+def test_a_prompt_may_lack_tokens_where_something_else_brings_them(
+    more: dict[str, Any], multimodal: bool, passes: bool
+) -> None:
+    """Media of a model that sees them, or earlier turns of a session."""
+    chosen = FrontEnd(ServerOptions(), LIMITS, ServingMetrics(), multimodal=multimodal)
+    if passes:
+        check_tokenized(None, manager_of(chosen), request(**more), [])
+        return
+    with pytest.raises(ValueError) as refused:
+        check_tokenized(None, manager_of(chosen), request(**more), [])
+    assert str(refused.value) == "prompt must have at least one token, got none"
+
+
+def scoring(**options: Any) -> tuple[SimpleNamespace, FrontEnd]:
+    """A server whose embeddings have 4 channels."""
+    chosen = FrontEnd(ServerOptions(**options), Limits(VOCAB, 4096, 4), ServingMetrics())
+    return manager_of(chosen), chosen
+
+
+def test_embeddings_of_a_score_are_rows_of_the_models_size() -> None:
+    """Those of the query are one list, those of the items a list each; either may be missing."""
+    server, chosen = scoring()
+    row, narrow, broken = torch.ones(4), torch.ones(2, 3), torch.tensor([[1, 2, torch.nan, 4]])
+    for query, items in ((None, None), ([], []), ([row], None), ([row], [None, [row, row]])):
+        check_score(server, query_embed_overrides=query, item_embed_overrides=items)
+    cases: list[tuple[Any, Any, str, str]] = [
+        ([row, narrow], None, "query_embed_overrides", "[2, 3]"),
+        ([row], [None, [row, broken]], "item_embed_overrides", "[1, 4]"),
+        (None, [[narrow]], "item_embed_overrides", "[2, 3]"),
+    ]
+    for query, items, name, shape in cases:
+        with pytest.raises(ValueError) as refused:
+            check_score(server, "text", query_embed_overrides=query, item_embed_overrides=items)
+        assert (
+            str(refused.value)
+            == f"{name} must be rows of 4 finite numbers, got one of shape {shape}"
+        )
+    assert sum(chosen.metrics.snapshot()["rejected_options_total"].values()) == 3
+
+
+def test_a_score_is_not_looked_at_where_nobody_asked_for_it() -> None:
+    wrong: Any = [torch.ones(3)]
+    check_score(scoring(validate_requests=False)[0], query_embed_overrides=wrong)
+    check_score(SimpleNamespace(), query_embed_overrides=wrong)
+
+
+def test_what_a_kind_of_request_has_no_field_for_is_not_asked_for(manager: Any) -> None:
+    """Embeddings have no sessions and no positions; what is None is left to SGLang."""
+    from sglang.srt.managers.io_struct import EmbeddingReqInput
+
+    check_request(manager, EmbeddingReqInput(text="a"))
+    check_request(manager, request(stream=None, return_logprob=None))
+    seeing = manager_of(FrontEnd(ServerOptions(), LIMITS, ServingMetrics(), multimodal=True))
+    for server in (manager, seeing):
+        check_tokenized(None, server, SimpleNamespace(), [5])
+        with pytest.raises(ValueError, match="at least one token"):
+            check_tokenized(None, server, SimpleNamespace(), [])
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"top_k": "5"}, r"top_k must be .*, got '5'"),
+        ({"topk": 5}, r"sampling_params\.'topk' is not a parameter"),
+        ("greedy", r"sampling_params must be an object, got 'greedy'"),
+        ([{}], r"sampling_params must be an object, got a list of 1"),
+    ],
+)
+def test_parameters_of_one_request_are_an_object_of_known_names(
+    manager: Any, params: Any, told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        check_request(manager, request(sampling_params=params))
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ([{}], r"sampling_params must be an object, or a list of 2, got a list of 1"),
+        ([{}, {"top_k": "5"}], r"request 1 of the batch: top_k must be .*, got '5'"),
+        ([{"topk": 5}, {}], r"request 0 of the batch: sampling_params\.'topk' is not a parameter"),
+        ([{}, 5], r"sampling_params must be an object, got 5"),
+        ({"top_k": "5"}, r"top_k must be .*, got '5'"),
+    ],
+)
+def test_parameters_of_a_batch_are_one_object_or_one_for_each(
+    manager: Any, params: Any, told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        check_request(manager, request(text=["a", "b"], sampling_params=params))
+
+
+def test_parameters_that_a_batch_shares_are_checked_once(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang repeats one dict for every item."""
+    one, two, seen = {"custom_params": 1}, {"custom_params": 2}, []
+    with monkeypatch.context() as patch:
+        patch.setattr(requests, "check_custom_params", lambda found, _: seen.append(found))
+        check_options([one, two, one, two, one], front_end.options)
+    assert seen == [1, 2]
+    shared: dict[str, Any] = {"custom_params": {"sparsekv": {"budget": -3}}}
+    with pytest.raises(RequestOptionError, match=r"^request 0 of the batch: sparsekv\.budget"):
+        check_options((shared, shared), front_end.options)
+    with pytest.raises(RequestOptionError, match=r"^sparsekv\.budget"):
+        check_options(shared, front_end.options)
+    for params in (None, "text", [None, 5, {}], [{"custom_params": None}]):
+        check_options(params, front_end.options)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"rid": ["r"]}, r"rid must have one entry per prompt \(2\), got 1"),
+        ({"image_data": ["x"]}, r"image_data must have one entry per prompt \(2\), got 1"),
+        ({"logprob_start_len": [0, "1"]}, r"logprob_start_len\[1\] must be .*, got '1'"),
+        ({"token_ids_logprob": [[5], [-1]]}, r"token_ids_logprob\[1\] must be .*"),
+        ({"token_ids_logprob": [[5]]}, r"token_ids_logprob must have one entry per prompt .*"),
+        ({"token_ids_logprob": [5, -1]}, r"token_ids_logprob must be .*"),
+        ({"return_logprob": "yes"}, r"return_logprob must be .*, got 'yes'"),
+    ],
+)
+def test_a_field_of_a_batch_has_an_entry_for_each_prompt_or_one_for_all(
+    manager: Any, given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        check_request(manager, request(text=["a", "b"], **given))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"rid": ["r", "s"]}, {"image_data": ["x", None]}, {"image_data": []},
+        {"logprob_start_len": [0, 1]}, {"logprob_start_len": 1}, {"token_ids_logprob": [5, 6]},
+        {"token_ids_logprob": [[5], None]}, {"token_ids_logprob": []}, {"return_logprob": True},
+    ],
+)  # fmt: skip
+def test_fields_of_a_batch_that_are_right_pass(manager: Any, given: dict[str, Any]) -> None:
+    check_request(manager, request(text=["a", "b"], **given))
 
 
 @pytest.mark.parametrize("number", [-1, VOCAB + 1, 10**9, [0, VOCAB + 1]])

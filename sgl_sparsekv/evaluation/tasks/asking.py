@@ -68,6 +68,7 @@ class QuestionTask(ABC):
     """A task whose questions are answered in words; says how its answers are judged."""
 
     name: str
+    apart = False
 
     def __init__(self, asking: Asking) -> None:
         self.asking = asking

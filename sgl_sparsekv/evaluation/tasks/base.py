@@ -56,11 +56,16 @@ class Task(Protocol):
     """One evaluation. Parts and documents depend on its settings alone, never on answers."""
 
     name: str
-    """As on the command line: needle, ruler, longbench, perplexity, fidelity."""
+    """As on the command line: needle, fidelity, generate."""
 
     @property
     def forces(self) -> bool:
         """It makes decode follow tokens, so the server must accept custom logit processors."""
+        ...
+
+    @property
+    def apart(self) -> bool:
+        """Its questions share no prefix: each asked at a time needs room of its own."""
         ...
 
     @property

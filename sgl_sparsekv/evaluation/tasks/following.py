@@ -36,6 +36,7 @@ def follow(
     prompt: list[int],
     text: list[int],
     watched: int | list[list[int]],
+    space: str | None = None,
 ) -> tuple[list[Note], Reply]:
     """Read a prompt, then decode along a text.
 
@@ -45,6 +46,7 @@ def follow(
         prompt: token ids that prefill reads.
         text: token ids that decode must say, at least 2.
         watched: how many of the likeliest tokens to note per step, or which, per token of `text`.
+        space: namespace of the radix cache; None for the one that all share.
 
     Returns:
         A note per token of `text` but the first, and the whole reply.
@@ -61,6 +63,7 @@ def follow(
             "input_ids": prompt,
             "sampling_params": {**sampling, "custom_params": custom},
             "custom_logit_processor": processor(),
+            **({} if space is None else {"extra_key": space}),
         }
     )
     if reply.output_ids != text or len(reply.notes) != len(text):

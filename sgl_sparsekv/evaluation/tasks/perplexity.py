@@ -29,6 +29,7 @@ class PerplexityTask:
 
     name = "perplexity"
     forces = True
+    apart = False
 
     def __init__(self, tokens: Tokens, texts: Mapping[int, Sequence[Text]], scored: int) -> None:
         """Prepare.

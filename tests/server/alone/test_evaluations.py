@@ -72,6 +72,10 @@ CASES = {
     "longbench": ("longbench", "--data", "synthetic", "--concurrency", "2"),
     "perplexity": ("perplexity", "--lengths", "4k", "--tokens", "64", "--samples", "2"),
     "fidelity": ("fidelity", "--tokens", "64", "--samples", "2"),
+    "generate": (
+        *("generate", "--lengths", "4k", "--tokens", "128", "--count", "1", "--budget", "512"),
+    ),
+    "turns": ("turns", "--lengths", "4k", "--turns", "3"),
     "ruler": (
         *("ruler", "--tasks", ",".join(RULER), "--lengths", "4k", "--samples"),
         *(str(SAMPLES), "--protocol", "decoded"),
@@ -95,6 +99,19 @@ def test_random_pages_rank_last(
     assert quest.value != broken.value
     assert quest.read == pytest.approx(broken.read, rel=0.02), "the same budget"
     assert by_name["full"].value == pytest.approx(quest.value, rel=0.2, abs=0.02)
+
+
+def test_a_warm_turn_says_what_a_cold_one_says(server: ServerProcess, tmp_path: Path) -> None:
+    """The first turn finds nothing in the cache, the others all of the turn before, in pages."""
+    out = tmp_path / "t.jsonl"
+    more = ("--lengths", "2k", "--turns", "3", "--cold", "2", "--methods", "quest,random_pages")
+    scores(server, out, "turns", *more)
+    for cell in read(out)[1]:
+        assert cell.detail["as cold"] == 1 and cell.detail["KL of cold"] < 1e-6
+        along = cell.detail["along"]
+        first, *later = zip(along["cached tokens"], along["prompt tokens"], strict=True)
+        assert first[0] == 0
+        assert all(read_there > 0.9 * prompt for read_there, prompt in later)
 
 
 def test_dense_decode_is_faithful_to_itself(server: ServerProcess, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Real documents out of what every Python has: its language reference and its library."""

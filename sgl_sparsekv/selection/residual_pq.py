@@ -1,0 +1,24 @@
+"""`residual_pq`: rank tokens by clusters and codes of what is left of their keys.
+
+Residual product quantisation (Jegou et al., TPAMI 2011) in segments of 512 tokens: 16 centroids,
+and 16 codes for each quarter of what a key differs from its own, so q·key is a sum of five table
+entries that lie in registers. Clusters keep their mean value as well, so what is not read is
+estimated by default: with the weights that codes give, and the values of clusters.
+"""
+
+from ..segments.residual import residuals
+from ..types import ResidualSummary
+from .base import IndexOptions
+from .coded import CodedMethod
+
+
+class ResidualPQ(CodedMethod):
+    """Token ranking by table look-up, and an estimate of the rest."""
+
+    name = "residual_pq"
+    citation = "Product quantization for nearest neighbor search, TPAMI 2011"
+    estimates = True
+
+    def segments(self, options: IndexOptions) -> ResidualSummary:
+        """See `SelectionMethod.segments`."""
+        return residuals(options.residual_segment, options.residual_subspaces)
