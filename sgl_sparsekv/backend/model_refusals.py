@@ -133,6 +133,11 @@ MODEL_REFUSALS = (
         ),
         CLOSED,
     ),
+    ModelRefusal(
+        "HRM-Text",
+        _named("HrmTextForCausalLM"),
+        "SGLang takes its triton backend for it, whatever is named",
+    ),
     ModelRefusal("EXAONE 4 with sliding windows", _is_windowed_exaone, CLOSED),
     ModelRefusal("models with attention sinks", _has_sinks, "no CPU kernel adds them", "use a GPU"),
     ModelRefusal(

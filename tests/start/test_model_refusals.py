@@ -22,6 +22,7 @@ KINDS = {
     "Gemma4ForConditionalGeneration": "Gemma 4 cannot be served",
     "Exaone4ForCausalLM": "EXAONE 4 with sliding windows",
     "GraniteSWAForCausalLM": "attention sinks",
+    "HrmTextForCausalLM": "HRM-Text cannot be served",
 }
 
 
