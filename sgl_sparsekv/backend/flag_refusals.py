@@ -169,6 +169,12 @@ REFUSALS = (
         "leave it out: on a CPU the cache is in host memory already",
     ),
     Refusal(
+        "--weight-cache-mode",
+        lambda cfg: _get(cfg, "device") == "cpu" and _get(cfg, "weight_cache_mode") == "daemon",
+        "its daemon shares weights in a GPU's memory",
+        "leave it out",
+    ),
+    Refusal(
         "--enable-torch-compile",
         _set_on_cpu("enable_torch_compile"),
         "SGLang compiles no step on a CPU without kernels of its own, and would not say so",

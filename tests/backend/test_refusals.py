@@ -37,6 +37,7 @@ ACCEPTED = {
     "smg_grpc_mode": False,
     "use_ray": False,
     "enable_trace": False,
+    "weight_cache_mode": "client",
     "device": "cpu",
     "attention_backend": "sparsekv",
     "decode_attention_backend": None,
@@ -68,6 +69,7 @@ REFUSED = {
     "--smg-grpc-mode": {"smg_grpc_mode": True},
     "--use-ray": {"use_ray": True},
     "--enable-trace": {"enable_trace": True},
+    "--weight-cache-mode": {"weight_cache_mode": "daemon"},
 }
 
 

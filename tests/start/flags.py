@@ -171,7 +171,9 @@ def _values(action: argparse.Action) -> list[list[str]]:
     if action.dest in VALUES:
         return [[flag, value] for value in VALUES[action.dest]]
     if action.choices:
-        choices = [str(choice) for choice in action.choices if choice != action.default]
+        # Some are a set, whose order is another in each process.
+        given = action.choices if isinstance(action.choices, list) else sorted(action.choices)
+        choices = [str(choice) for choice in given if choice != action.default]
         if action.dest not in EVERY_CHOICE:
             choices = list(dict.fromkeys((*choices[:1], *choices[-1:])))
         return [[flag, choice, *BESIDE.get(action.dest, ())] for choice in choices]

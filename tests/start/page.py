@@ -93,7 +93,7 @@ def verdict_of(name: str, text: str) -> Verdict:
 
 def name_of(shown: str) -> str:
     """A command line without this machine's folders."""
-    return re.sub(r"/\S*/(\w+)", r"\1", shown)
+    return re.sub(r"(?<!\S)/\S*/(\w+)", r"\1", shown)
 
 
 def named(page: str, heading: str) -> set[str]:
