@@ -59,7 +59,8 @@ def rows(found: Sequence[tuple[str, Verdict]]) -> Iterable[str]:
     """One row for what ended alike: the values of a flag stand together."""
     merged: dict[tuple[str, str], list[str]] = {}
     for name, verdict in found:
-        flag, _, value = name.partition(" ")
+        # What stands beside other flags is shown as one line.
+        flag, _, value = (name, "", "") if " --" in name else name.partition(" ")
         merged.setdefault((flag, outcome(verdict)), []).append(value)
     for (flag, words), values in merged.items():
         shown = ", ".join(value for value in values if value)
@@ -99,4 +100,4 @@ def name_of(shown: str) -> str:
 def named(page: str, heading: str) -> set[str]:
     """First words of the rows below a heading."""
     below = page.split(f"## {heading}\n")[1].split("\n## ")[0]
-    return set(re.findall(r"^\| `([^` ]+)`", below, re.MULTILINE))
+    return set(re.findall(r"^\| `([^` ]+)", below, re.MULTILINE))

@@ -163,11 +163,13 @@ def test_a_page_has_a_row_for_what_ended_alike() -> None:
     found = [
         Verdict("--dtype half", SERVED, "", 1.0),
         Verdict("--dtype float32", SERVED, "", 1.0),
+        Verdict("--dtype half --tp-size 2", SERVED, "", 1.0),
         Verdict("--dtype x", REFUSED, "sparsekv: error: a | b in /tmp/made/file.py", 1.0),
     ]
     text = list(rows([(name_of(verdict.name), verdict) for verdict in found]))
     assert text == [
         "| `--dtype` `half, float32` | served |\n",
+        "| `--dtype half --tp-size 2` | served |\n",
         "| `--dtype` `x` | refused by sparsekv: a \\| b in FILE |\n",
     ]
     assert named("## Flags\n" + "".join(text), "Flags") == {"--dtype"}
