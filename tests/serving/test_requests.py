@@ -258,7 +258,10 @@ def test_what_a_kind_of_request_has_no_field_for_is_not_asked_for(manager: Any) 
     """Embeddings have no sessions and no positions; what is None is left to SGLang."""
     from sglang.srt.managers.io_struct import EmbeddingReqInput
 
-    check_request(manager, EmbeddingReqInput(text="a"))
+    check_request(manager, EmbeddingReqInput(text="a", rid="x"))
+    check_request(manager, EmbeddingReqInput(text=["a", "b"], rid=["x", "y"]))
+    with pytest.raises(ValueError, match="rid must be a list, one for each prompt, got 'x'"):
+        check_request(manager, EmbeddingReqInput(text=["a", "b"], rid="x"))
     check_request(manager, request(stream=None, return_logprob=None))
     seeing = manager_of(FrontEnd(ServerOptions(), LIMITS, ServingMetrics(), multimodal=True))
     for server in (manager, seeing):
