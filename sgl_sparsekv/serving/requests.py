@@ -36,6 +36,18 @@ def check_request(manager: object, request: Any, *args: Any, **kwargs: Any) -> N
         media = [getattr(request, name, None) for name in MEDIA]
         check_token_ids("input_ids", request.input_ids, front_end, media)
         _check_names(request)
+        _check_one_prompt(request)
+
+
+def _check_one_prompt(request: Any) -> None:
+    """One text makes a request single, whatever its token ids are.
+
+    Raises:
+        ValueError: they are several prompts.
+    """
+    ids = request.input_ids
+    if isinstance(request.text, str) and ids and isinstance(ids[0], list):
+        raise ValueError(f"input_ids must be one list of ids beside one text, got {len(ids)} lists")
 
 
 def _check_names(request: Any) -> None:
