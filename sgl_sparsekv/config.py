@@ -245,10 +245,10 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
     if server.device in FUSED_DEVICES and options.reselect_every != 1:
         raise RequestOptionError(f"sparsekv.{_reselects(server.device, options.reselect_every)}")
     if options.estimates and server.residuals is None:
-        raise RequestOptionError(
-            "sparsekv.estimate must be false on this server, which keeps no clusters: start it "
-            "with --sparsekv-estimate true"
-        )
+        remedy = "keeps no clusters: start it with --sparsekv-estimate true"
+        if server.device in FUSED_DEVICES:
+            remedy = f"has no kernels for it on device {server.device}"
+        raise RequestOptionError(f"sparsekv.estimate must be false on this server, which {remedy}")
     if options.share_generated and not server.request.share_generated:
         raise RequestOptionError(
             "sparsekv.share_generated must be false on a server that was started with it off, "

@@ -74,7 +74,11 @@ class SegmentSummary:
     def shapes(
         self, head_dim: int, v_head_dim: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """Per array of a record, its shape for one KV head and its type; None: the keys'."""
+        """Per array of a record, its shape for one KV head and its type; None: the keys'.
+
+        Raises:
+            ValueError: keys of that size have no such record.
+        """
         raise NotImplementedError
 
 
@@ -125,7 +129,7 @@ class CodeSummary(SegmentSummary):
         self, head_dim: int, v_head_dim: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
         """See `SegmentSummary.shapes`."""
-        width = head_dim // self.subspaces
+        width = divided(head_dim, self.subspaces)
         return {
             "codes": ((self.subspaces, self.segment_size), torch.uint8),
             "codebooks": ((self.subspaces, self.codes, width), None),
@@ -148,19 +152,33 @@ class ResidualSummary(SegmentSummary):
     build: Callable[..., dict[str, torch.Tensor]]
 
     CODES: ClassVar[int] = 16
+    WIDEST: ClassVar[int] = 512
 
     def shapes(
         self, head_dim: int, v_head_dim: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
         """See `SegmentSummary.shapes`."""
         parts, codes = self.subspaces, self.CODES
+        if head_dim > self.WIDEST:
+            raise ValueError(f"head size must be at most {self.WIDEST}, got {head_dim}")
         return {
             "codes": ((parts // 2 + 1, self.segment_size), torch.uint8),
             "centroids": ((codes, head_dim), torch.int8),
-            "codebooks": ((parts, codes, head_dim // parts), torch.int8),
+            "codebooks": ((parts, codes, divided(head_dim, parts)), torch.int8),
             "values": ((codes, v_head_dim), torch.int8),
             "scales": ((2 * codes + parts,), torch.float32),
         }
+
+
+def divided(head_dim: int, subspaces: int) -> int:
+    """Channels of a sub-vector.
+
+    Raises:
+        ValueError: keys cannot be cut into so many.
+    """
+    if head_dim % subspaces:
+        raise ValueError(f"head size must be a multiple of {subspaces} sub-vectors, got {head_dim}")
+    return head_dim // subspaces
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,23 @@ def test_what_a_server_does_not_share_no_request_may() -> None:
     assert not parse_request_options({"share_generated": False}, SERVER).share_generated
 
 
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ({}, "which keeps no clusters: start it with --sparsekv-estimate true"),
+        ({"device": "triton"}, "which has no kernels for it on device triton"),
+    ],
+)
+def test_an_estimate_needs_what_it_is_made_of(named, says):
+    server = parse_server_options(named)
+    with pytest.raises(RequestOptionError, match=f"estimate must be false .* {says}"):
+        parse_request_options({"estimate": True}, server)
+    assert not parse_request_options({"estimate": False}, server).estimates
+    for keeps in ({"estimate": True}, {"methods": ["quest", "residual_pq"]}):
+        server = parse_server_options(keeps)
+        assert parse_request_options({"estimate": True, "method": "quest"}, server).estimates
+
+
 def test_a_device_that_serves_whole_steps_selects_in_each() -> None:
     server = parse_server_options({"device": "triton"})
     with pytest.raises(RequestOptionError) as refused:

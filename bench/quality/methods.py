@@ -192,8 +192,8 @@ class Runner:
             return SegmentBounds(summary.page.summarise(self.keys[slots]), table, size)
         if isinstance(summary, ResidualSummary):
             skips = torch.tensor([SINKS, *[0] * (count - 1)])
-            ops = load_ops("cpu" if self.ops.name == "cpu" else "reference")
-            found = summary.build(ops.index_segments, self.keys[slots], self.values[slots], skips)
+            cache = self.keys[slots], self.values[slots]
+            found = summary.build(self.ops.index_segments, *cache, skips)
             return ResidualIndex(**{n: a.contiguous() for n, a in found.items()}, table=table)
         assert isinstance(summary, CodeSummary)
         return self._coded(summary, slots, table)
@@ -207,7 +207,7 @@ class Runner:
         index = SegmentIndex(codes, books, table)
         built = min(count, 1) if self.variant.inherited else count
         skips = torch.tensor([SINKS, *[0] * count])[:built]
-        # Records are the same bits on every device.
+        # Records that do not depend on the device that is judged.
         load_ops("reference").index_segments(
             summary, self.keys, slots[:built], skips, index, torch.arange(built)
         )

@@ -11,18 +11,17 @@ namespace {
 
 constexpr int kClusters = 16;
 constexpr int kVectors = kClusters / LANES;
-constexpr int64_t kBlock = 4;   // query heads at a time
-constexpr int64_t kRun = 128;   // tokens at a time
-constexpr int32_t kNone = -1;   // in place of a cluster: the token is read
+constexpr int64_t kBlock = 4;  // query heads at a time
+constexpr int64_t kRun = 128;  // tokens at a time
+constexpr int32_t kNone = -1;  // in place of a cluster: the token is read
 
 struct Estimate : Scene {
   const EstimateArgs& args;
-  int64_t state, states_at, work_at;
+  int64_t state, states_at;
 
   explicit Estimate(const EstimateArgs& e) : Scene(e.codes), args(e) {
     state = blocks * kBlock * (padded(e.vdim) + 2);
     states_at = tables_at;  // behind the queries
-    work_at = states_at + rows * spans * heads * state;
   }
 
   // Unnormalised out [4 * blocks, padded(Dv)], then maxima and sums [4 * blocks].
@@ -35,7 +34,7 @@ struct Estimate : Scene {
   float* sum_of(int64_t row, int64_t s, int64_t head) const {
     return max_of(row, s, head) + blocks * kBlock;
   }
-  int64_t floats() const { return work_at; }
+  int64_t floats() const { return states_at + rows * spans * heads * state; }
 };
 
 // Walks the ascending list of what one (row, KV head) reads.

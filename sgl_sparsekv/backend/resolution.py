@@ -12,6 +12,7 @@ from ..host import version_problem
 from .cpu_defaults import cpu_defaults, set_cpu_environment
 from .flag_refusals import check_flags
 from .flags import carry, is_chosen, options_of
+from .kv_pool import segments
 from .model_refusals import check_model
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,24 @@ def device_of(options: ServerOptions, model_device: str) -> ServerOptions:
         raise ConfigError(str(error)) from None
 
 
+def _check_head_size(options: ServerOptions, model: Any) -> None:
+    """Refuse segment records that the model's keys cannot be cut into.
+
+    Raises:
+        UnsupportedSetup: names what they hold.
+    """
+    for summary in segments(options):
+        try:
+            summary.shapes(model.head_dim, model.v_head_dim)
+        except ValueError as error:
+            raise UnsupportedSetup(
+                f"records of {summary.name} cannot be kept for this model: {error}; name another "
+                "--sparsekv-method"
+            ) from None
+
+
 def _check_and_declare(server_args: Any) -> None:
+    from sglang.srt.arg_groups.model_override_base import model_config_of
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 
     problem = version_problem()
@@ -87,6 +105,7 @@ def _check_and_declare(server_args: Any) -> None:
     else:
         named = server_args.page_size is not None
         check_page_size(config.page_size, options.request.unit_size, named)
+    _check_head_size(options, model_config_of(server_args))
     check_chunks(config.chunked_prefill_size, config.page_size or DEFAULT_PAGE_SIZE)
     if options.device not in FUSED_DEVICES:
         _disable_graphs(server_args, config, f"device {options.device} plans on the host")

@@ -19,8 +19,6 @@ from .index import products
 
 CODES = ResidualSummary.CODES
 BITS = 4
-WIDEST = 512
-"""Channels of a head, at most."""
 
 
 @cache

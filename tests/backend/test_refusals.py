@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from start.resolving import SMALL
 
 from sgl_sparsekv.backend.flag_refusals import REFUSALS, Refusal
 from sgl_sparsekv.backend.support import attention_layers
@@ -108,18 +109,8 @@ def test_other_page_sizes_are_refused_with_the_remedy(page_size: int) -> None:
 
 def write_model(folder: Path, **config: Any) -> str:
     """A folder with a `config.json` and nothing else."""
-    shape = {
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 128,
-        "max_position_embeddings": 4096,
-        "torch_dtype": "bfloat16",
-    }
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**shape, **config}))
+    (folder / "config.json").write_text(json.dumps({**SMALL, **config}))
     return str(folder)
 
 
