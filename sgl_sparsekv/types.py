@@ -163,8 +163,8 @@ class ResidualSummary(SegmentSummary):
             raise ValueError(f"head size must be at most {self.WIDEST}, got {head_dim}")
         return {
             "codes": ((parts // 2 + 1, self.segment_size), torch.uint8),
-            "centroids": ((codes, head_dim), torch.int8),
-            "codebooks": ((parts, codes, divided(head_dim, parts)), torch.int8),
+            "centroids": ((head_dim, codes), torch.int8),
+            "codebooks": ((parts, divided(head_dim, parts), codes), torch.int8),
             "values": ((codes, v_head_dim), torch.int8),
             "scales": ((2 * codes + parts,), torch.float32),
         }
@@ -216,6 +216,11 @@ class SegmentIndex:
         """Tokens of a segment, S."""
         return int(self.codes.shape[-1])
 
+    @property
+    def entries(self) -> int:
+        """Codes of a sub-vector, K."""
+        return int(self.codebooks.shape[3])
+
 
 @dataclass(frozen=True)
 class ResidualIndex:
@@ -224,8 +229,9 @@ class ResidualIndex:
     Attributes:
         codes: uint8 `[records, H, m // 2 + 1, S]`; of two codes in a byte the first is in the low
             half. The first code of a token is its cluster, those of its m sub-vectors follow.
-        centroids: int8 `[records, H, 16, D]`, of the clusters.
-        codebooks: int8 `[records, H, m, 16, D / m]`, of keys less their centroids.
+        centroids: int8 `[records, H, D, 16]`, of the clusters; codes lie side by side, so that a
+            table of q·centroid is a sum over channels.
+        codebooks: int8 `[records, H, m, D / m, 16]`, of keys less their centroids.
         values: int8 `[records, H, 16, Dv]`, mean value of each cluster.
         scales: float32 `[records, H, 32 + m]`: of each centroid, each value and each codebook.
         table: int32 `[rows, segments]`, as in `SegmentIndex`.
@@ -242,6 +248,11 @@ class ResidualIndex:
     def segment_size(self) -> int:
         """Tokens of a segment, S."""
         return int(self.codes.shape[-1])
+
+    @property
+    def entries(self) -> int:
+        """Codes of a part, 16."""
+        return int(self.centroids.shape[-1])
 
 
 @dataclass(frozen=True)

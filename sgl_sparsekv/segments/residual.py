@@ -63,8 +63,8 @@ def build(
     mean_values, value_scales = quantised(mean_values)
     return {
         "codes": packed(torch.cat((labels[:, :, None], codes), 2)),
-        "centroids": centroids,
-        "codebooks": books.unflatten(3, (CODES, -1)),
+        "centroids": centroids.mT,
+        "codebooks": books.unflatten(3, (CODES, -1)).mT,
         "values": mean_values,
         "scales": torch.cat((centroid_scales, value_scales, book_scales), -1),
     }
