@@ -84,7 +84,11 @@ def test_wrong_methods_are_one_sentence(resolve: Any, monkeypatch: pytest.Monkey
     [
         (38, {}, "records of residuals cannot be kept .* multiple of 4 sub-vectors, got 38"),
         (1024, {}, "records of residuals cannot be kept .* head size must be at most 512"),
-        (37, {"method": "pqcache"}, "records of products .* multiple of 2 sub-vectors, got 37"),
+        (
+            38,
+            {"method": "pqcache", "pq_subspaces": 4},
+            "records of products .* multiple of 4 sub-vectors, got 38",
+        ),
         (38, {"method": "quest"}, None),
     ],
 )
