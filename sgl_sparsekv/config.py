@@ -3,12 +3,9 @@
 Every default stands here and nowhere else; `docs/options.md` is checked against this file.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, RequestOptionError
@@ -18,8 +15,6 @@ from .routes import ROUTES
 from .selection import METHODS, IndexOptions, load_method, method_names
 from .types import Reduction, ResidualSummary
 
-ENV_CONFIG = "SGL_SPARSEKV_CONFIG"
-"""Environment variable with inline JSON, or `@path` of a JSON or YAML file."""
 DEFAULT_PAGE_SIZE = 64
 """Page size of a server whose user names none."""
 REQUEST_KEY = "sparsekv"
@@ -262,27 +257,6 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
     return options
 
 
-def read_config_file(path: str) -> dict[str, Any]:
-    """Flat values of a JSON or YAML file.
-
-    Raises:
-        ConfigError: the file is missing, unreadable, or not a mapping.
-    """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"config file {path}: {error.strerror}") from None
-    return _mapping(text, f"config file {path}")
-
-
-def read_env_config() -> dict[str, Any]:
-    """Flat values of `SGL_SPARSEKV_CONFIG`; empty when it is not set."""
-    text = os.environ.get(ENV_CONFIG, "").strip()
-    if not text:
-        return {}
-    return read_config_file(text[1:]) if text.startswith("@") else _mapping(text, ENV_CONFIG)
-
-
 def check_page_size(page_size: int, unit_size: int = UNIT_SIZE, named: bool = True) -> None:
     """Refuse page sizes the package does not serve, or that the unit does not divide.
 
@@ -331,21 +305,6 @@ def _check_index(index: IndexOptions) -> None:
     for name in ("pq_subspaces", "residual_subspaces"):
         _check_choice(name, getattr(index, name), (1, 2, 4, 8, 16))
     load_method("clusterkv").segments(index)  # refuses more clusters than codes
-
-
-def _mapping(text: str, source: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError:
-        import yaml
-
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{source} must be JSON or YAML") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{source} must be a mapping of option names to values")
-    return values
 
 
 def _method_list(value: object) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from sgl_sparsekv.config import (
-    ENV_CONFIG,
     REQUEST_FIELDS,
     SERVER_FIELDS,
     RequestOptions,
@@ -15,9 +14,8 @@ from sgl_sparsekv.config import (
     check_page_size,
     parse_request_options,
     parse_server_options,
-    read_config_file,
-    read_env_config,
 )
+from sgl_sparsekv.config_file import ENV_CONFIG, read_config_file, read_env_config
 from sgl_sparsekv.errors import ConfigError, RequestOptionError
 from sgl_sparsekv.ops import DEVICES
 from sgl_sparsekv.routes import ROUTES

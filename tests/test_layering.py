@@ -24,6 +24,7 @@ ALLOWED = {
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,
     "tooling": {"errors", "geometry"},
+    "config_file": {"errors"},
     "config": {"errors", "geometry", "types", "selection", "ops", "routes"},
 }
 """Parts below the backend or the tools, and the parts they may import."""

@@ -16,9 +16,8 @@ from ..config import (
     SERVER_FIELDS,
     ServerOptions,
     parse_server_options,
-    read_config_file,
-    read_env_config,
 )
+from ..config_file import read_config_file, read_env_config
 from ..errors import ConfigError, SparseKVError
 from ..host import BACKEND_NAME
 from .cpu_defaults import with_cpu_method
