@@ -181,21 +181,22 @@ class ColdRun:
         summary = load_method("residual_pq").segments(self.index)
         index = self._index(summary, layer, keys, indexed[: length // summary.segment_size])
         kept = always_kept(length, self.options, self.unit, 1)
-        rest = [p for p in range(length) if p not in kept]
         q = self.query(layer, length).double()
         out, lse = self._states(layer, length, units, unit)
+        size = summary.segment_size
+        there = [nth for nth, has in enumerate(indexed[: length // size]) if has]
+        keys, values = (
+            [of(index, nth).double() for nth in there] for of in (decoded, cluster_values)
+        )
         for head, chosen in enumerate(units):
             read = {p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))}
-            logits, values = [lse[head][:, None]], [out[head][:, None]]
-            for p in (p for p in rest if p not in read):
-                nth = p // summary.segment_size
-                if nth < len(indexed) and indexed[nth]:
-                    key = decoded(index, nth)[head, p % summary.segment_size].double()
-                    value = cluster_values(index, nth)[head, p % summary.segment_size].double()
-                    logits.append((q[head] @ key * SCALE)[:, None])
-                    values.append(value.expand(GROUP, 1, DIM))
-            weights = torch.cat(logits, -1).softmax(-1)
-            out[head] = (weights[..., None] * torch.cat(values, 1)).sum(1)
+            every, answers = [lse[head][:, None]], [out[head][:, None]]
+            for nth, key, value in zip(there, keys, values, strict=True):
+                rest = [p for p in range(size) if nth * size + p not in kept | read]
+                every.append(q[head] @ key[head, rest].T * SCALE)
+                answers.append(value[head, rest].expand(GROUP, -1, -1))
+            weights = torch.cat(every, -1).softmax(-1)
+            out[head] = (weights[..., None] * torch.cat(answers, 1)).sum(1)
         return out
 
     def attention(self, layer: int, length: int, units: list[list[int]], unit: int) -> torch.Tensor:
