@@ -9,11 +9,14 @@ from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.selection import IndexOptions, load_method
-from sgl_sparsekv.types import Candidates, CodeSummary, Reduction, SegmentIndex, Selection
+from sgl_sparsekv.summaries import CodeSummary, ResidualSummary
+from sgl_sparsekv.types import Candidates, Reduction, ResidualIndex, SegmentIndex, Selection
 
+Summary = CodeSummary | ResidualSummary
+Index = SegmentIndex | ResidualIndex
 METHODS = {
-    "clusterkv": load_method("clusterkv").segments(IndexOptions()),
-    "pqcache": load_method("pqcache").segments(IndexOptions()),
+    name: load_method(name).segments(IndexOptions())
+    for name in ("clusterkv", "pqcache", "residual_pq")
 }
 """Method -> what its records hold, by default."""
 
@@ -33,7 +36,7 @@ class CodedLayers:
     """
 
     layers: Layers
-    indices: list[SegmentIndex]
+    indices: list[Index]
     candidates: Candidates
     num_units: torch.Tensor
     counts: torch.Tensor
@@ -41,11 +44,12 @@ class CodedLayers:
     scale: float
 
     @staticmethod
-    def make(ops: Ops, layers: Layers, summary: CodeSummary, scale: float) -> "CodedLayers":
+    def make(ops: Ops, layers: Layers, summary: Summary, scale: float) -> "CodedLayers":
         """Index every layer by `ops`."""
         batch, context = layers.q.shape[0], layers.context
         tokens = torch.arange(batch * context, dtype=torch.int32).view(batch, context)
-        indices = [indexed(ops, summary, keys, context) for keys in layers.keys]
+        caches = zip(layers.keys, layers.values, strict=True)
+        indices = [indexed(ops, summary, cache, context) for cache in caches]
 
         def full(value: int) -> torch.Tensor:
             return torch.full((batch,), value, dtype=torch.int32)
@@ -71,34 +75,58 @@ class CodedLayers:
         args = (table, self.counts, self.tails, self.scale, 1)
         return ops.attend(self.layers.q, keys, values, *args)
 
+    @property
+    def estimates(self) -> bool:
+        """Whether the records answer for what is not read."""
+        return isinstance(self.indices[0], ResidualIndex)
+
+    def estimate(self, ops: Ops, i: int, selection: Selection) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the i-th layer does not read of a selection."""
+        index = self.indices[i % len(self.indices)]
+        assert isinstance(index, ResidualIndex)
+        return ops.estimate(self.layers.q, index, self.candidates, selection, self.scale, 1)
+
+    def decode(self, ops: Ops, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A whole step of the i-th layer."""
+        selection = self.select(ops, self.score(ops, i))
+        state = self.attend(ops, i, selection.physical)
+        if not self.estimates:
+            return state
+        return ops.merge(*state, *self.estimate(ops, i, selection))
+
     def calls(self, ops: Ops) -> dict[str, Callable[[int], object]]:
         """The timed calls, each a function of the repeat's number."""
         scores = [self.score(ops, i) for i in range(len(self.indices))]
-        tables = [self.select(ops, one).physical for one in scores]
-        return {
-            "decode_sparse": lambda i: self.attend(
-                ops, i, self.select(ops, self.score(ops, i)).physical
-            ),
+        chosen = [self.select(ops, one) for one in scores]
+        calls: dict[str, Callable[[int], object]] = {
+            "decode_sparse": lambda i: self.decode(ops, i),
             "score": lambda i: self.score(ops, i),
             "select": lambda i: self.select(ops, scores[i % len(scores)]),
-            "attend": lambda i: self.attend(ops, i, tables[i % len(tables)]),
+            "attend": lambda i: self.attend(ops, i, chosen[i % len(chosen)].physical),
         }
+        if self.estimates:
+            calls["estimate"] = lambda i: self.estimate(ops, i, chosen[i % len(chosen)])
+        return calls
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each call must read."""
         index, rows = self.indices[0], self.layers.q.shape[0]
         records = index.codes.nbytes + index.codebooks.nbytes
+        values = 0
+        if isinstance(index, ResidualIndex):
+            records += index.centroids.nbytes + index.scales.nbytes
+            values = index.values.nbytes
         chosen = int(self.counts.sum()) * 2 * HEADS * DIM * 2
-        scores = rows * HEADS * self.layers.context * 4
         return {
-            "decode_sparse": records + chosen,
+            "decode_sparse": records + values + chosen,
             "score": records,
-            "select": scores,
+            "select": rows * HEADS * self.layers.context * 4,
             "attend": chosen,
+            "estimate": records + values,
         }
 
     def gate(self, ops: Ops) -> None:
-        """Judge score, select and attend of one layer by the reference.
+        """Judge score, select, attend and the estimate of one layer by the reference.
 
         Raises:
             AssertionError: they differ by more than rounding.
@@ -106,20 +134,38 @@ class CodedLayers:
         reference = load_ops("reference")
         scores = self.score(ops, 0)
         torch.testing.assert_close(scores, self.score(reference, 0), atol=1e-4, rtol=1e-5)
-        table = self.select(reference, scores).physical
+        best = self.select(reference, scores)
+        table = best.physical
         assert torch.equal(self.select(ops, scores).physical, table), "selection differs"
-        for one, other in zip(
-            self.attend(ops, 0, table), self.attend(reference, 0, table), strict=True
-        ):
+        both = (ops, reference)
+        pairs = [*zip(*(self.attend(o, 0, table) for o in both), strict=True)]
+        if self.estimates:
+            pairs += zip(*(self.estimate(o, 0, best) for o in both), strict=True)
+        for one, other in pairs:
             torch.testing.assert_close(one, other, atol=1e-4, rtol=2.0**-7)
 
 
-def indexed(ops: Ops, summary: CodeSummary, keys: torch.Tensor, context: int) -> SegmentIndex:
-    """Records of all segments of rows `[slots, H, D]` of `context` tokens each, in order."""
+def indexed(
+    ops: Ops, summary: Summary, cache: tuple[torch.Tensor, torch.Tensor], context: int
+) -> Index:
+    """Records of all segments of rows of `context` tokens each, in order.
+
+    Args:
+        ops: the device.
+        summary: what a record holds.
+        cache: K and V `[slots, H, D]` of the rows.
+        context: tokens of a row, in whole segments.
+    """
+    keys, values = cache
     segments = context // summary.segment_size
     records = keys.shape[0] // context * segments
+    slots, skips = jobs(summary, keys.shape[0], segments)
+    if isinstance(summary, ResidualSummary):
+        arrays = summary.build(ops.index_segments, keys[slots], values[slots], skips)
+        table = ids(records).int().view(-1, segments)
+        return ResidualIndex(**{n: a.contiguous() for n, a in arrays.items()}, table=table)
     index = empty(summary, records, keys, segments)
-    ops.index_segments(summary, keys, *jobs(summary, keys.shape[0], segments), index, ids(records))
+    ops.index_segments(summary, keys, slots, skips, index, ids(records))
     return index
 
 
@@ -131,7 +177,7 @@ def empty(summary: CodeSummary, records: int, keys: torch.Tensor, segments: int)
     return SegmentIndex(codes, books, ids(records).int().view(-1, segments))
 
 
-def jobs(summary: CodeSummary, slots: int, segments: int) -> tuple[torch.Tensor, torch.Tensor]:
+def jobs(summary: Summary, slots: int, segments: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Slots of every segment and the tokens it does not learn from."""
     found = torch.arange(slots).view(-1, summary.segment_size)
     return found, SINKS * (ids(len(found)) % segments == 0)

@@ -37,7 +37,7 @@ from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.tooling.environment import environment
 from sgl_sparsekv.tooling.journal import GO_ON, Journal
 from sgl_sparsekv.tooling.progress import Progress
-from sgl_sparsekv.types import CodeSummary, Reduction
+from sgl_sparsekv.types import Reduction
 
 SCALE = DIM**-0.5
 TOKEN_BYTES = 2 * HEADS * DIM * 2
@@ -54,7 +54,7 @@ class Row:
 
     Attributes:
         op: op, or `decode_sparse` for score + select + attend with everything around them.
-        method: `quest`, `quest_two_level`, `clusterkv`, `pqcache` or `dense`.
+        method: `quest`, `quest_two_level`, `clusterkv`, `pqcache`, `residual_pq` or `dense`.
         context: tokens of each row.
         batch: rows.
         page_size: slots per page.
@@ -190,7 +190,7 @@ def prefill_rows(ops: Ops, tokens: int, chunk: int, repeats: int, speed: float) 
         "quest": lambda _: ops.summarise(Quest.summary, layer.keys, fields, units)
     }
     for method, summary in coded.METHODS.items() if ops.has_segments else ():
-        calls[method] = partial(_index, ops, summary, layer.keys, tokens)
+        calls[method] = partial(_index, ops, summary, (layer.keys, layer.values), tokens)
     times = clock(calls, 5)
     size = tokens * TOKEN_BYTES // 2 + tokens // PAGE_SIZE * UNIT_BYTES
     rows.append(_row("summarise", ("quest", *shape), times.pop("quest"), size, speed, None))
@@ -201,8 +201,14 @@ def prefill_rows(ops: Ops, tokens: int, chunk: int, repeats: int, speed: float) 
     return rows
 
 
-def _index(ops: Ops, summary: CodeSummary, keys: torch.Tensor, tokens: int, _: int) -> object:
-    return coded.indexed(ops, summary, keys, tokens)
+def _index(
+    ops: Ops,
+    summary: coded.Summary,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    tokens: int,
+    _: int,
+) -> object:
+    return coded.indexed(ops, summary, cache, tokens)
 
 
 def _row(

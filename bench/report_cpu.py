@@ -72,6 +72,7 @@ BOUNDS = (
     Bound("decode_sparse", "of_floor", 2, (32 * K, 1 << 30), "quest"),
     Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "clusterkv"),
     Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "pqcache"),
+    Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "residual_pq"),
     Bound("decode_sparse", "of_32k", 1.5, (128 * K, 1 << 30), "quest_two_level"),
     Bound("decode_dense", "of_floor", 2),
     Bound("prefill", "speedup", 3),

@@ -3,23 +3,19 @@
 Every default stands here and nowhere else; `docs/options.md` is checked against this file.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, RequestOptionError
-from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div
+from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div, ends_a_page
 from .ops import DEVICES
 from .routes import ROUTES
 from .selection import METHODS, IndexOptions, load_method, method_names
-from .types import Reduction, ResidualSummary
+from .summaries import ResidualSummary
+from .types import Reduction
 
-ENV_CONFIG = "SGL_SPARSEKV_CONFIG"
-"""Environment variable with inline JSON, or `@path` of a JSON or YAML file."""
 DEFAULT_PAGE_SIZE = 64
 """Page size of a server whose user names none."""
 REQUEST_KEY = "sparsekv"
@@ -265,10 +261,10 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
     if server.device in FUSED_DEVICES and options.adaptive:
         raise RequestOptionError(f"sparsekv.{_counts(server.device, options)}")
     if options.estimates and server.residuals is None:
-        raise RequestOptionError(
-            "sparsekv.estimate must be false on this server, which keeps no clusters: start it "
-            "with --sparsekv-estimate true"
-        )
+        remedy = "keeps no clusters: start it with --sparsekv-estimate true"
+        if server.device in FUSED_DEVICES:
+            remedy = f"has no kernels for it on device {server.device}"
+        raise RequestOptionError(f"sparsekv.estimate must be false on this server, which {remedy}")
     if options.share_generated and not server.request.share_generated:
         raise RequestOptionError(
             "sparsekv.share_generated must be false on a server that was started with it off, "
@@ -282,41 +278,40 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
     return options
 
 
-def read_config_file(path: str) -> dict[str, Any]:
-    """Flat values of a JSON or YAML file.
-
-    Raises:
-        ConfigError: the file is missing, unreadable, or not a mapping.
-    """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"config file {path}: {error.strerror}") from None
-    return _mapping(text, f"config file {path}")
-
-
-def read_env_config() -> dict[str, Any]:
-    """Flat values of `SGL_SPARSEKV_CONFIG`; empty when it is not set."""
-    text = os.environ.get(ENV_CONFIG, "").strip()
-    if not text:
-        return {}
-    return read_config_file(text[1:]) if text.startswith("@") else _mapping(text, ENV_CONFIG)
-
-
-def check_page_size(page_size: int, unit_size: int = UNIT_SIZE) -> None:
+def check_page_size(page_size: int, unit_size: int = UNIT_SIZE, named: bool = True) -> None:
     """Refuse page sizes the package does not serve, or that the unit does not divide.
+
+    Args:
+        page_size: of the server.
+        unit_size: of its metadata.
+        named: the user chose it, and not SGLang.
 
     Raises:
         ConfigError: with the remedy.
     """
     if page_size not in PAGE_SIZES:
+        rule = f"--page-size must be one of {_listed(PAGE_SIZES)} for the sparsekv backend, got"
+        if named:
+            raise ConfigError(f"{rule} {page_size}; leave the flag out to get {DEFAULT_PAGE_SIZE}")
         raise ConfigError(
-            f"--page-size must be one of {_listed(PAGE_SIZES)} for the sparsekv backend, got "
-            f"{page_size}; leave the flag out to get {DEFAULT_PAGE_SIZE}"
+            f"{rule} {page_size} from SGLang for another flag or this model; add --page-size "
+            f"{DEFAULT_PAGE_SIZE}"
         )
     if page_size % unit_size:
         raise ConfigError(
             f"--sparsekv-unit-size {unit_size} must divide --page-size, got {page_size}"
+        )
+
+
+def check_chunks(tokens: int | None, page_size: int) -> None:
+    """Refuse chunks of prefill that end inside a page, which SGLang does not serve.
+
+    Raises:
+        ConfigError: with the page size, which may be ours.
+    """
+    if tokens is not None and tokens > 0 and not ends_a_page(tokens, page_size):
+        raise ConfigError(
+            f"--chunked-prefill-size must be a multiple of the page size {page_size}, got {tokens}"
         )
 
 
@@ -331,21 +326,6 @@ def _check_index(index: IndexOptions) -> None:
     for name in ("pq_subspaces", "residual_subspaces"):
         _check_choice(name, getattr(index, name), (1, 2, 4, 8, 16))
     load_method("clusterkv").segments(index)  # refuses more clusters than codes
-
-
-def _mapping(text: str, source: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError:
-        import yaml
-
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{source} must be JSON or YAML") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{source} must be a mapping of option names to values")
-    return values
 
 
 def _method_list(value: object) -> tuple[str, ...]:

@@ -33,6 +33,11 @@ def whole_pages(tokens: int, page_size: int) -> int:
     return tokens // page_size * page_size
 
 
+def ends_a_page(tokens: int, page_size: int) -> bool:
+    """Whether `tokens` tokens fill their last page."""
+    return tokens % page_size == 0
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Page and unit sizes of one pool.

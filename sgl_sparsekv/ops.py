@@ -7,17 +7,8 @@ from typing import Any, Protocol
 import torch
 
 from .routes import PagedAttend
-from .types import (
-    Candidates,
-    CodeSummary,
-    Goal,
-    PageSummary,
-    Reduction,
-    ResidualIndex,
-    SegmentIndex,
-    Selection,
-    StepShape,
-)
+from .summaries import CodeSummary, PageSummary
+from .types import Candidates, Goal, Reduction, ResidualIndex, SegmentIndex, Selection, StepShape
 
 DEVICES = {
     "reference": "sgl_sparsekv.kernels.reference",

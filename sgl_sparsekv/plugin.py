@@ -69,6 +69,16 @@ HOOKS = (
         "backend.starting:begin_in_one_line",
     ),
     Hook(
+        "sglang.srt.managers.scheduler.Scheduler.run_event_loop",
+        "around",
+        "backend.first_steps:run_in_one_line",
+    ),
+    Hook(
+        "sglang.srt.utils.watchdog.SubprocessWatchdog._check_processes",
+        "around",
+        "backend.first_steps:end_when_told",
+    ),
+    Hook(
         "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
         "around",
         "backend.kv_pool:cell_size_with_metadata",

@@ -10,15 +10,11 @@ What a method selects are *units*: `unit_size` consecutive tokens, 16 for page m
 ShadowKV's chunks, 1 where tokens are chosen one by one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
 
 import torch
-
-IndexSegments = Callable[..., None]
-"""`Ops.index_segments` of a device."""
 
 
 class Reduction(StrEnum):
@@ -31,138 +27,6 @@ class Reduction(StrEnum):
     MAX_SOFTMAX = "max_softmax"
     MEAN_SOFTMAX = "mean_softmax"
     MAX = "max"
-
-
-@dataclass(frozen=True)
-class PageSummary:
-    """What a unit's metadata holds, and its meaning in plain torch.
-
-    Attributes:
-        name: names the field in the pool and the fused kernels of a device.
-        planes: one name per vector `[W]` stored for each unit and KV head.
-        summarise: keys `[n, unit, H, D]` -> planes `[n, H, planes, W]` in the keys' dtype.
-        score: float32 q `[..., G, D]`, float32 planes `[..., u, planes, W]` -> `[..., G, u]`,
-            an estimate of (or bound on) max q·k over the unit, without the softmax scale; None
-            for a field that does not rank.
-        ulps: how far two correct implementations may lie apart, in units in the last place of the
-            vector's largest channel; 0 when planes are copies of keys.
-        tokens: tokens of the unit it summarises, a divisor of the server's unit; None: that unit.
-        width: channels W of a plane; None: those of a key, D.
-        reach: of a bound, the part of the way from the middle of its box that `score` goes.
-    """
-
-    name: str
-    planes: tuple[str, ...]
-    summarise: Callable[[torch.Tensor], torch.Tensor]
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
-    ulps: int = 0
-    tokens: int | None = None
-    width: int | None = None
-    reach: float = 1.0
-
-
-@dataclass(frozen=True)
-class SegmentSummary:
-    """What the record of a segment holds.
-
-    Attributes:
-        name: names the records in the pool.
-        segment_size: tokens of a segment, S; segments begin at multiples of it.
-    """
-
-    name: str
-    segment_size: int
-
-    def shapes(
-        self, head_dim: int, v_head_dim: int
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """Per array of a record, its shape for one KV head and its type; None: the keys'."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class BoundSummary(SegmentSummary):
-    """A page summary of the whole segment, to tell which segments are worth a closer look.
-
-    Attributes:
-        page: what is computed of the segment's keys as if it were one unit.
-    """
-
-    page: PageSummary
-
-    def shapes(
-        self, head_dim: int, v_head_dim: int
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """See `SegmentSummary.shapes`."""
-        return {"planes": ((len(self.page.planes), head_dim), None)}
-
-
-@dataclass(frozen=True)
-class CodeSummary(SegmentSummary):
-    """A code per token, and the vectors that codes stand for.
-
-    A key is cut into m sub-vectors, each replaced by one of K centroids of its place. Clusters are
-    the case m = 1: the code is the cluster, its vector the cluster's centroid.
-
-    Attributes:
-        subspaces: sub-vectors of a key, m; divides D.
-        codes: centroids of a subspace, K, at most 256.
-        cosine: k-means by direction, centroids being the mean raw key; else Euclidean.
-        iterations: updates of the centroids.
-        capacity: most tokens of one code, or None. What k-means makes larger is split in order of
-            position: the first `capacity` tokens keep the code, the next get the first code that
-            is free, and so on, cluster by cluster.
-        build: keys `[S, H, D]` and the first tokens not to learn from -> codes uint8
-            `[H, m, S]`, codebook `[H, m, K, D / m]` in the keys' dtype; in plain torch.
-    """
-
-    subspaces: int
-    codes: int
-    cosine: bool
-    iterations: int
-    capacity: int | None
-    build: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-
-    def shapes(
-        self, head_dim: int, v_head_dim: int
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """See `SegmentSummary.shapes`."""
-        width = head_dim // self.subspaces
-        return {
-            "codes": ((self.subspaces, self.segment_size), torch.uint8),
-            "codebooks": ((self.subspaces, self.codes, width), None),
-        }
-
-
-@dataclass(frozen=True)
-class ResidualSummary(SegmentSummary):
-    """A cluster for each token, codes of what is left of its key, and values of clusters.
-
-    Codes are below 16, two in a byte; vectors are in 8 bits with a scale.
-
-    Attributes:
-        subspaces: sub-vectors of what is left of a key, m; divides D.
-        build: a device's `index_segments`, keys `[n, S, H, D]`, values `[n, S, H, Dv]` and int64
-            `[n]` first tokens not to learn from -> the arrays of `shapes`, each `[n, H, ...]`.
-    """
-
-    subspaces: int
-    build: Callable[..., dict[str, torch.Tensor]]
-
-    CODES: ClassVar[int] = 16
-
-    def shapes(
-        self, head_dim: int, v_head_dim: int
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """See `SegmentSummary.shapes`."""
-        parts, codes = self.subspaces, self.CODES
-        return {
-            "codes": ((parts // 2 + 1, self.segment_size), torch.uint8),
-            "centroids": ((codes, head_dim), torch.int8),
-            "codebooks": ((parts, codes, head_dim // parts), torch.int8),
-            "values": ((codes, v_head_dim), torch.int8),
-            "scales": ((2 * codes + parts,), torch.float32),
-        }
 
 
 @dataclass(frozen=True)
@@ -200,6 +64,11 @@ class SegmentIndex:
         """Tokens of a segment, S."""
         return int(self.codes.shape[-1])
 
+    @property
+    def entries(self) -> int:
+        """Codes of a sub-vector, K."""
+        return int(self.codebooks.shape[3])
+
 
 @dataclass(frozen=True)
 class ResidualIndex:
@@ -208,8 +77,9 @@ class ResidualIndex:
     Attributes:
         codes: uint8 `[records, H, m // 2 + 1, S]`; of two codes in a byte the first is in the low
             half. The first code of a token is its cluster, those of its m sub-vectors follow.
-        centroids: int8 `[records, H, 16, D]`, of the clusters.
-        codebooks: int8 `[records, H, m, 16, D / m]`, of keys less their centroids.
+        centroids: int8 `[records, H, D, 16]`, of the clusters; codes lie side by side, so that a
+            table of q·centroid is a sum over channels.
+        codebooks: int8 `[records, H, m, D / m, 16]`, of keys less their centroids.
         values: int8 `[records, H, 16, Dv]`, mean value of each cluster.
         scales: float32 `[records, H, 32 + m]`: of each centroid, each value and each codebook.
         table: int32 `[rows, segments]`, as in `SegmentIndex`.
@@ -226,6 +96,11 @@ class ResidualIndex:
     def segment_size(self) -> int:
         """Tokens of a segment, S."""
         return int(self.codes.shape[-1])
+
+    @property
+    def entries(self) -> int:
+        """Codes of a part, 16."""
+        return int(self.centroids.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,12 @@ class Part:
 
 PARTS = (
     Part("servers", ("server",)),
-    Part("kernels", ("kernels",)),
-    Part("alone", ("server/alone",)),
     Part("documents", ("docs", "package")),
+    Part("alone", ("server/alone",)),
     Part("backend", ("backend", "page_metadata", "segments", "selection")),
-    Part("tools", ("bench", "evaluation", "models", "report")),
     Part("rest", (".",)),
+    Part("kernels", ("kernels",)),
+    Part("tools", ("bench", "evaluation", "models", "report")),
 )
 """The longest first, so that the two sides end together; the last takes what the others leave."""
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from sgl_sparsekv.config import (
-    ENV_CONFIG,
     REQUEST_FIELDS,
     SERVER_FIELDS,
     RequestOptions,
@@ -15,9 +14,8 @@ from sgl_sparsekv.config import (
     check_page_size,
     parse_request_options,
     parse_server_options,
-    read_config_file,
-    read_env_config,
 )
+from sgl_sparsekv.config_file import ENV_CONFIG, read_config_file, read_env_config
 from sgl_sparsekv.errors import ConfigError, RequestOptionError
 from sgl_sparsekv.ops import DEVICES
 from sgl_sparsekv.routes import ROUTES
@@ -235,6 +233,23 @@ def test_what_a_server_does_not_share_no_request_may() -> None:
         "sparsekv.share_generated must be false on a server that was started with it off, got true"
     )
     assert not parse_request_options({"share_generated": False}, SERVER).share_generated
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ({}, "which keeps no clusters: start it with --sparsekv-estimate true"),
+        ({"device": "triton"}, "which has no kernels for it on device triton"),
+    ],
+)
+def test_an_estimate_needs_what_it_is_made_of(named, says):
+    server = parse_server_options(named)
+    with pytest.raises(RequestOptionError, match=f"estimate must be false .* {says}"):
+        parse_request_options({"estimate": True}, server)
+    assert not parse_request_options({"estimate": False}, server).estimates
+    for keeps in ({"estimate": True}, {"methods": ["quest", "residual_pq"]}):
+        server = parse_server_options(keeps)
+        assert parse_request_options({"estimate": True, "method": "quest"}, server).estimates
 
 
 def test_a_device_that_serves_whole_steps_selects_in_each() -> None:

@@ -13,26 +13,28 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "sgl_sparsekv"
-BASE = {"types", "geometry", "errors"}
+BASE = {"types", "summaries", "geometry", "errors"}
 ALLOWED = {
     "errors": set(),
     "geometry": set(),
     "types": set(),
+    "summaries": set(),
     "routes": {"types"},
-    "ops": {"types", "routes"},
+    "ops": {"types", "summaries", "routes"},
     "selection": {*BASE, "ops", "segments"},
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,
     "tooling": {"errors", "geometry"},
-    "config": {"errors", "geometry", "types", "selection", "ops", "routes"},
+    "config_file": {"errors"},
+    "config": {*BASE, "selection", "ops", "routes"},
 }
 """Parts below the backend or the tools, and the parts they may import."""
 SGLANG = ("plugin.py", "platform_cpu.py", "backend/")
 """Where SGLang may be imported."""
 SGLANG_LAZILY = ("serving/", "commands/", "with_plugins.py")
 """Where it may be imported when a function runs."""
-SGLANG_PROGRAMS = ("serving/frontend.py", "demo/program.py")
-"""Written in SGLang's frontend language; imported only by who writes such a program."""
+SGLANG_PROGRAMS = ("serving/frontend.py", "serving/worker.py", "demo/program.py")
+"""Imported only by who writes a program in SGLang's frontend language, and by SGLang itself."""
 ONE_SCHEDULER = {"plugin", "backend", "serving"}
 """Parts that import each other's modules: the observer counts what the front end reports."""
 NO_SLOTS = ("models", "demo")

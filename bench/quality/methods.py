@@ -13,16 +13,13 @@ from sgl_sparsekv.segments.quantise import Codebook, encode
 from sgl_sparsekv.selection import SelectionMethod, load_method
 from sgl_sparsekv.selection.base import IndexOptions
 from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
-    BoundSummary,
     Candidates,
-    CodeSummary,
     Goal,
     KeptUnits,
-    PageSummary,
     Reduction,
     ResidualIndex,
-    ResidualSummary,
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
@@ -228,8 +225,8 @@ class Runner:
             return SegmentBounds(summary.page.summarise(self.keys[slots]), table, size)
         if isinstance(summary, ResidualSummary):
             skips = torch.tensor([SINKS, *[0] * (count - 1)])
-            ops = load_ops("cpu" if self.ops.name == "cpu" else "reference")
-            found = summary.build(ops.index_segments, self.keys[slots], self.values[slots], skips)
+            cache = self.keys[slots], self.values[slots]
+            found = summary.build(self.ops.index_segments, *cache, skips)
             return ResidualIndex(**{n: a.contiguous() for n, a in found.items()}, table=table)
         assert isinstance(summary, CodeSummary)
         return self._coded(summary, slots, table)
@@ -243,9 +240,10 @@ class Runner:
         index = SegmentIndex(codes, books, table)
         built = min(count, 1) if self.variant.inherited else count
         skips = torch.tensor([SINKS, *[0] * count])[:built]
-        # Records are the same bits on every device that makes any.
-        ops = self.ops if self.ops.has_segments else load_ops("reference")
-        ops.index_segments(summary, self.keys, slots[:built], skips, index, torch.arange(built))
+        # Records that do not depend on the device that is judged.
+        load_ops("reference").index_segments(
+            summary, self.keys, slots[:built], skips, index, torch.arange(built)
+        )
         for record in range(built, count):
             books[record] = books[0]
             codes[record] = encode(self.keys[slots[record]], Codebook(books[0])).permute(1, 2, 0)

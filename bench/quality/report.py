@@ -56,8 +56,10 @@ def render(runs: Sequence[Run]) -> str:
             f"{found['torch']}, transformers {found['transformers']}, commit {found['commit']}.",
         ]
         for context in reversed(contexts):
-            parts.append(f"{tokens(context)} tokens, bytes as Quest with budget {SHOWN:,}:")
-            parts.append(comparison(rows, context, SHOWN))
+            asked = sorted({row.quest_budget for row in rows})
+            for budget in (SHOWN,) if SHOWN in asked else asked:
+                parts.append(f"{tokens(context)} tokens, bytes as Quest with budget {budget:,}:")
+                parts.append(comparison(rows, context, budget))
     return "\n\n".join([*parts, *_low_rank()]) + "\n"
 
 
@@ -104,6 +106,7 @@ def picture(runs: Sequence[Run]) -> str:
     panels = [
         (f"{run.model}, {tokens(JUDGED)} tokens", [r for r in rows if r.context == JUDGED])
         for _, run, rows in runs
+        if any(row.context == JUDGED for row in rows)
     ]
     return error_plot(panels, DRAWN)
 

@@ -37,10 +37,10 @@ enum Reduction : int64_t { kMaxSoftmax = 0, kMeanSoftmax = 1, kMax = 2 };
 struct CodeArgs {
   const void *q, *keys, *codebooks;  // [rows, H, G, D]; [slots, H, D]; [records, H, m, K, D / m]
   const uint8_t* codes;              // [records, H, m, S]; as the codebooks contiguous
-  // Keys coded as a cluster and what is left of it, or null: centroids int8 [records, H, K, D],
-  // codebooks in int8 too, and codes [records, H, (m + 2) / 2, S], two in a byte, the cluster first.
+  // Keys coded as a cluster and what is left of it, or null: centroids int8 [records, H, D, 16],
+  // codebooks int8 [records, H, m, D / m, 16], codes [records, H, (m + 2) / 2, S], two in a byte.
   const int8_t* centroids;
-  const float* scales;             // [records, H, 2 K + m]: of centroids, values, codebooks
+  const float* scales;             // [records, H, 32 + m]: of centroids, values, codebooks
   const int32_t *records, *slots;  // [rows, segments]; [rows, U]
   const int32_t *begin, *end;
   const float* known;  // [rows, H, G] contiguous, or null
@@ -54,7 +54,7 @@ struct CodeArgs {
 
 struct EstimateArgs {
   CodeArgs codes;          // without out; scratch of estimate_scratch() floats
-  const int8_t* values;    // [records, H, K, Dv] contiguous
+  const int8_t* values;    // [records, H, 16, Dv] contiguous
   const int32_t* logical;  // [rows, H, n] contiguous, ascending: units that are read
   const int32_t* counts;
   void* out;               // [rows, H, G, Dv] contiguous, q's dtype

@@ -17,7 +17,7 @@ struct Scene : CodeArgs {
     spans = (width + segment - 1) / segment;
     padded_entries = (entries + 3) / 4 * 4;
     for (int64_t size = kPermuted; size >= 16 && entries <= size; size /= 2) padded_entries = size;
-    query = blocks * 4 * (subspaces * padded(sub_dim) + (centroids ? padded(dim) : 0));
+    query = subspaces * blocks * 4 * padded(sub_dim);
     table = parts * padded_entries * 4;
     tables_at = rows * heads * query;
     masses_at = tables_at + rows * spans * heads * blocks * 2 * table;
@@ -40,7 +40,7 @@ INLINE Span span_of(const Scene& a, int64_t row, int64_t s) {
   return {first, last, s < a.segments ? a.records[row * a.r_row + s] : -1};
 }
 
-// Queries [m, 4 * blocks, padded(D / m)]; where keys have clusters, [4 * blocks, padded(D)] follows.
+// Queries [m, 4 * blocks, padded(D / m)].
 template <typename T>
 Query<T>* queries_of(const Scene& a, int64_t row, int64_t head) {
   return reinterpret_cast<Query<T>*>(a.scratch) + (row * a.heads + head) * a.query;

@@ -4,8 +4,10 @@
 #include "code_scene.h"
 #include "permute.h"
 
-constexpr int64_t kWidest = 512;   // channels of a key whose clusters are in 8 bits
+constexpr int64_t kWidest = 512;    // channels of a key whose clusters are in 8 bits
 constexpr int64_t kMostParts = 17;  // of such a key: its cluster and 16 sub-vectors
+constexpr int kNibble = 16;         // entries of each of its parts
+constexpr int kNibbleVectors = kNibble / LANES;
 
 INLINE int64_t heads_of(const Scene& a, int64_t block) {
   return a.group - 4 * block < 4 ? a.group - 4 * block : 4;
@@ -21,57 +23,86 @@ void prepare_queries(const Scene& a, int64_t row, int64_t head) {
     copy_queries<T>(to, q + j * a.sub_dim, a.group, a.q_group, a.sub_dim);
     to += a.blocks * 4 * padded(a.sub_dim);
   }
-  if (a.centroids) copy_queries<T>(to, q, a.group, a.q_group, a.dim);
 }
 
-// Rows [entries, dim] of one part of a codebook, and what each is to be multiplied with; in int8
-// they are widened to T, exactly, into `wide`.
-template <typename T>
-struct Book {
-  const T* rows;
-  const int8_t* bytes;  // null where the rows are there
-  const float* scales;  // null for 1
-  int64_t scale_step;   // 0: one for all rows
-  int64_t dim;
-
-  const T* row(int64_t k, T* wide) const {
-    if (!bytes) return rows + k * dim;
-    for (int64_t d = 0; d < dim; d += LANES) {
-      typedef int8_t Bytes __attribute__((vector_size(LANES)));
-      Bytes raw = {};
-      int64_t n = dim - d < LANES ? dim - d : LANES;
-      __builtin_memcpy(&raw, bytes + k * dim + d, n);
-      store(wide + d, __builtin_convertvector(raw, VecF));
-    }
-    return wide;
-  }
-
-  float scale(int64_t k) const { return scales ? scales[k * scale_step] : 1.0f; }
-};
-
-// Entries of part j for four query heads `q` [4, padded(dim)], of which `heads` are there; what
-// pads the entries repeats the last code.
+// Scaled q . centroid for every sub-vector and code; what pads the entries repeats the last code.
 template <typename T, typename Tables>
-void fill_part(const Scene& a, const Query<T>* q, const Book<T>& book, int64_t j, int64_t heads,
-               float* table) {
+void fill_codebooks(const Scene& a, const Query<T>* q, const T* book, int64_t heads, float* table) {
   constexpr int kRows = LANES / 4;
   constexpr int64_t kAhead = 4096 / sizeof(T);  // elements; codebooks lie side by side
-  int64_t last = a.entries - 1;
-  T wide[kRows][kWidest];
-  for (int64_t k = 0; k < a.padded_entries; k += kRows) {
-    const T* row[kRows];
-    for (int i = 0; i < kRows; ++i) row[i] = book.row(k + i < last ? k + i : last, wide[i]);
-    if (!book.bytes) prefetch_row(row[0] + kAhead, kRows * book.dim);
-    VecF acc[LANES] = {};
-    dot_rows<T, 4>(acc, q, padded(book.dim), row, book.dim);
-    for (int i = 0; book.bytes && i < kRows; ++i) {
-      float scale = book.scale(k + i < last ? k + i : last);
-      for (int g = 0; g < 4; ++g) acc[g * kRows + i] *= scale;
+  int64_t stride = padded(a.sub_dim), last = a.entries - 1;
+  for (int64_t j = 0; j < a.subspaces; ++j) {
+    for (int64_t k = 0; k < a.padded_entries; k += kRows) {
+      const T* row[kRows];
+      for (int i = 0; i < kRows; ++i) row[i] = book + (k + i < last ? k + i : last) * a.sub_dim;
+      prefetch_row(row[0] + kAhead, kRows * a.sub_dim);
+      VecF acc[LANES] = {};
+      dot_rows<T, 4>(acc, q, stride, row, a.sub_dim);
+      if (j == 0) {  // heads that pad the block
+        for (int64_t g = heads; g < 4; ++g) {
+          for (int i = 0; i < kRows; ++i) acc[g * kRows + i] = splat(-kInf);
+        }
+      }
+      Tables::put(table, a.subspaces, a.padded_entries, j, k, acc, static_cast<float>(a.scale));
     }
-    for (int64_t g = heads; j == 0 && g < 4; ++g) {  // heads that pad the block
-      for (int i = 0; i < kRows; ++i) acc[g * kRows + i] = splat(-kInf);
+    book += a.entries * a.sub_dim;
+    q += a.blocks * 4 * stride;
+  }
+}
+
+// Entries of one part for four query heads: sums over its channels of q[g][d] * rows[d][k], times
+// scales[k]. The codes of a channel lie side by side, so nothing is added across lanes. Rows that lie
+// `ahead` bytes behind are fetched: of the record that comes after the next.
+INLINE void sum_channels(const float* q, int64_t q_stride, const int8_t* rows, int64_t dim,
+                         int64_t ahead, const VecF (&scales)[kNibbleVectors], VecF (&sums)[4][kNibbleVectors]) {
+  typedef int8_t Bytes __attribute__((vector_size(LANES)));
+  VecF acc[2][4][kNibbleVectors] = {};  // even and odd channels
+  auto add = [&](VecF(&to)[4][kNibbleVectors], int64_t d) __attribute__((always_inline)) {
+    if (d % 4 == 0) __builtin_prefetch(rows + d * kNibble + ahead, 0, 2);
+    UNROLL for (int v = 0; v < kNibbleVectors; ++v) {
+      Bytes raw;
+      __builtin_memcpy(&raw, rows + d * kNibble + v * LANES, sizeof raw);
+      VecF row = __builtin_convertvector(raw, VecF);
+      UNROLL for (int g = 0; g < 4; ++g) to[g][v] += q[g * q_stride + d] * row;
     }
-    Tables::put(table, a.parts, a.padded_entries, j, k, acc, static_cast<float>(a.scale));
+  };
+  int64_t d = 0;
+  for (; d + 2 <= dim; d += 2) {
+    add(acc[0], d);
+    add(acc[1], d + 1);
+  }
+  if (d < dim) add(acc[0], d);
+  for (int g = 0; g < 4; ++g) {
+    for (int v = 0; v < kNibbleVectors; ++v) sums[g][v] = (acc[0][g][v] + acc[1][g][v]) * scales[v];
+  }
+}
+
+// Tables of a cluster and what is left of a key: centroids [D, 16], codebooks [m, D / m, 16].
+template <typename T, typename Tables>
+void fill_residuals(const Scene& a, const T* q, int64_t at, int64_t heads, float* table) {
+  float wide[4 * kWidest] = {};
+  for (int64_t g = 0; g < heads; ++g) {
+    for (int64_t d = 0; d < a.dim; d += LANES) {
+      VecF x = load_at_most(q + g * a.q_group + d, a.dim - d) * static_cast<float>(a.scale);
+      store(wide + g * kWidest + d, x);
+    }
+  }
+  const float* scales = a.scales + at * (2 * kNibble + a.subspaces);
+  VecF by[kNibbleVectors], sums[4][kNibbleVectors];
+  for (int v = 0; v < kNibbleVectors; ++v) by[v] = load(scales + v * LANES);
+  int64_t size = a.dim * kNibble, codes = (a.parts + 1) / 2 * a.segment;
+  prefetch_row(a.codes + (at + 2) * codes, codes);
+  sum_channels(wide, kWidest, a.centroids + at * size, a.dim, 2 * size, by, sums);
+  for (int64_t g = heads; g < 4; ++g) {  // heads that pad the block
+    for (VecF& sum : sums[g]) sum = splat(-kInf);
+  }
+  Tables::put_part(table, a.parts, 0, sums);
+  const int8_t* books = static_cast<const int8_t*>(a.codebooks) + at * size;
+  for (int64_t j = 0; j < a.subspaces; ++j) {
+    for (VecF& one : by) one = splat(scales[2 * kNibble + j]);
+    int64_t first = j * a.sub_dim;
+    sum_channels(wide + first, kWidest, books + first * kNibble, a.sub_dim, 2 * size, by, sums);
+    Tables::put_part(table, a.parts, 1 + j, sums);
   }
 }
 
@@ -79,24 +110,15 @@ void fill_part(const Scene& a, const Query<T>* q, const Book<T>& book, int64_t j
 template <typename T, typename Tables>
 void fill_table(const Scene& a, int64_t row, int64_t head, int64_t record, int64_t block,
                 float* table) {
-  int64_t at = record * a.heads + head, size = a.entries * a.sub_dim, heads = heads_of(a, block);
-  int64_t first = a.centroids != nullptr;
-  const Query<T>* q = queries_of<T>(a, row, head);
-  const float* scales = a.scales + at * (2 * a.entries + a.subspaces);
-  for (int64_t j = 0; j < a.subspaces; ++j) {
-    int64_t part = (at * a.subspaces + j) * size;
-    Book<T> book = {static_cast<const T*>(a.codebooks) + part, nullptr, nullptr, 0, a.sub_dim};
-    if (a.centroids) {
-      book.bytes = static_cast<const int8_t*>(a.codebooks) + part;
-      book.scales = scales + 2 * a.entries + j;
-    }
-    fill_part<T, Tables>(a, q + block * 4 * padded(a.sub_dim), book, first + j, heads, table);
-    q += a.blocks * 4 * padded(a.sub_dim);
+  int64_t at = record * a.heads + head, heads = heads_of(a, block);
+  if constexpr (Tables::kPacked) {
+    const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
+    fill_residuals<T, Tables>(a, q + block * 4 * a.q_group, at, heads, table);
+  } else {
+    const Query<T>* q = queries_of<T>(a, row, head) + block * 4 * padded(a.sub_dim);
+    const T* book = static_cast<const T*>(a.codebooks) + at * a.entries * a.dim;
+    fill_codebooks<T, Tables>(a, q, book, heads, table);
   }
-  if (!a.centroids) return;
-  const int8_t* centroids = a.centroids + at * a.entries * a.dim;
-  Book<T> book = {nullptr, centroids, scales, 1, a.dim};
-  fill_part<T, Tables>(a, q + block * 4 * padded(a.dim), book, 0, heads, table);
 }
 
 template <typename Tables>

@@ -9,25 +9,23 @@
 
 namespace {
 
-constexpr int kClusters = 16;
-constexpr int kVectors = kClusters / LANES;
-constexpr int64_t kBlock = 4;   // query heads at a time
-constexpr int64_t kRun = 128;   // tokens at a time
-constexpr int32_t kNone = -1;   // in place of a cluster: the token is read
+constexpr int kClusters = kNibble;
+constexpr int kVectors = kNibbleVectors;
+constexpr int64_t kBlock = 4;  // query heads at a time
+constexpr int64_t kRun = 128;  // tokens at a time
+constexpr int32_t kNone = -1;  // in place of a cluster: the token is read
 
 struct Estimate : Scene {
   const EstimateArgs& args;
-  int64_t state, states_at, work_at;
+  int64_t state;
 
   explicit Estimate(const EstimateArgs& e) : Scene(e.codes), args(e) {
     state = blocks * kBlock * (padded(e.vdim) + 2);
-    states_at = tables_at;  // behind the queries
-    work_at = states_at + rows * spans * heads * state;
   }
 
   // Unnormalised out [4 * blocks, padded(Dv)], then maxima and sums [4 * blocks].
   float* state_of(int64_t row, int64_t s, int64_t head) const {
-    return scratch + states_at + ((row * spans + s) * heads + head) * state;
+    return scratch + ((row * spans + s) * heads + head) * state;
   }
   float* max_of(int64_t row, int64_t s, int64_t head) const {
     return state_of(row, s, head) + blocks * kBlock * padded(args.vdim);
@@ -35,7 +33,7 @@ struct Estimate : Scene {
   float* sum_of(int64_t row, int64_t s, int64_t head) const {
     return max_of(row, s, head) + blocks * kBlock;
   }
-  int64_t floats() const { return work_at; }
+  int64_t floats() const { return rows * spans * heads * state; }
 };
 
 // Walks the ascending list of what one (row, KV head) reads.
@@ -68,19 +66,24 @@ struct Reading {
 struct Bins {
   VecF sums[kBlock][kVectors] = {};
 
-  // Adds `tokens` weights [4, kRun] to the clusters that labels name.
+  // Adds `tokens` weights [4, kRun] to the clusters that labels name; one label more is kNone.
   void add(const float* weights, const int32_t* labels, int64_t tokens) {
-    VecF own[kBlock][kVectors];  // in registers: no store to memory comes between
-    __builtin_memcpy(own, sums, sizeof own);
-    for (int64_t t = 0; t < tokens; ++t) {
-      UNROLL for (int v = 0; v < kVectors; ++v) {
-        VecI same = lane_numbers() + v * LANES == labels[t];
-        UNROLL for (int g = 0; g < kBlock; ++g) {
-          own[g][v] = same ? own[g][v] + weights[g * kRun + t] : own[g][v];
+    // In registers, as no store to memory comes between; two sets, as each sum waits for its last.
+    VecF own[2][kBlock][kVectors] = {};
+    for (int64_t t = 0; t < tokens; t += 2) {
+      UNROLL for (int i = 0; i < 2; ++i) {
+        UNROLL for (int v = 0; v < kVectors; ++v) {
+          VecI same = lane_numbers() + v * LANES == labels[t + i];
+          UNROLL for (int g = 0; g < kBlock; ++g) {
+            VecF& sum = own[i][g][v];
+            sum = same ? sum + weights[g * kRun + t + i] : sum;
+          }
         }
       }
     }
-    __builtin_memcpy(sums, own, sizeof own);
+    for (int g = 0; g < kBlock; ++g) {
+      for (int v = 0; v < kVectors; ++v) sums[g][v] += own[0][g][v] + own[1][g][v];
+    }
   }
 
   float total(int g) const {
@@ -97,8 +100,9 @@ INLINE void for_runs(const Estimate& a, int64_t row, int64_t head, const Span& s
   Reading reading(a, row, head, span.first);
   for (int64_t at = 0; at < span.count(); at += kRun) {
     int64_t tokens = span.count() - at < kRun ? span.count() - at : kRun;
-    int32_t labels[kRun];
+    int32_t labels[kRun + 1];
     for (int64_t t = 0; t < tokens; ++t) labels[t] = codes[at + t] & (kClusters - 1);
+    labels[tokens] = kNone;  // `Bins::add` takes two at a time
     reading.mark(span.first + at, tokens, labels);
     visit(labels, at, tokens);
   }
@@ -166,6 +170,7 @@ INLINE void add_values(const Bins& bins, const float* scales, const int8_t* valu
       Bytes raw = {};
       if (n == LANES) __builtin_memcpy(&raw, values + c * vdim + d, LANES);
       else __builtin_memcpy(&raw, values + c * vdim + d, n);
+      if (d % 64 == 0) __builtin_prefetch(values + (2 * kClusters + c) * vdim + d, 0, 2);
       VecF value = __builtin_convertvector(raw, VecF);
       UNROLL for (int g = 0; g < kBlock; ++g) acc[g] += weights[g][c] * value;
     }
@@ -232,8 +237,6 @@ void merge(const Estimate& a, int64_t row, int64_t head) {
 
 template <typename T>
 void estimate(const Estimate& a) {
-  parallel_for(a.rows * a.heads, 1,
-               [&](int64_t i, int64_t) { prepare_queries<T>(a, i / a.heads, i % a.heads); });
   parallel_for(a.rows * a.spans * a.heads, a.threads, [&](int64_t i, int64_t) {
     int64_t row = i / a.heads / a.spans, s = i / a.heads % a.spans, head = i % a.heads;
     Span span = span_of(a, row, s);

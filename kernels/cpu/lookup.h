@@ -56,6 +56,7 @@ INLINE void transpose4(Vec4 (&x)[4]) {
 // Packed: codes below 16, [(m + 1) / 2, S], an even part in the low half of a byte.
 template <int M, bool Packed = false>
 struct Lookup {
+  static constexpr bool kPacked = Packed;
   const uint8_t* codes;
   int64_t length;     // S
   int64_t subspaces;  // m
@@ -88,6 +89,13 @@ struct Lookup {
     VecF by_code[LANES];
     UNROLL for (int i = 0; i < LANES; ++i) by_code[i] = acc[i % 4 * (LANES / 4) + i / 4];
     store(table + (j * entries + k) * 4, sum_each(by_code) * scale);
+  }
+
+  // Stores the 16 entries of part j for four heads.
+  static void put_part(float* table, int64_t, int64_t j, const VecF (&sums)[4][16 / LANES]) {
+    for (int g = 0; g < 4; ++g) {
+      for (int k = 0; k < 16; ++k) table[(j * 16 + k) * 4 + g] = sums[g][k / LANES][k % LANES];
+    }
   }
 
   // Takes each head's lse off its logits.

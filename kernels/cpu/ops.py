@@ -9,11 +9,10 @@ import torch
 
 from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
+from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
-    CodeSummary,
     Goal,
-    PageSummary,
     Reduction,
     ResidualIndex,
     SegmentIndex,
@@ -271,7 +270,7 @@ class CpuOps:
             *(q.data_ptr(), None, books.data_ptr(), codes.data_ptr(), None, None),
             *(index.table.data_ptr(), table.data_ptr(), spans.begin.data_ptr()),
             *(spans.end.data_ptr(), None, None, None, rows, heads, group, dim, table.shape[1]),
-            *(index.table.shape[1], index.segment_size, *books.shape[2:4]),
+            *(index.table.shape[1], index.segment_size, books.shape[2], index.entries),
             *(DTYPES[q.dtype], torch.get_num_threads(), 0, *q.stride()[:3], 0, 0),
             *(index.table.stride(0), table.stride(0), scale),
         )

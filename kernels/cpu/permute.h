@@ -13,6 +13,7 @@ constexpr int64_t kPermuted = 64;
 // Packed: see Lookup; R is 1.
 template <int M, int R, bool Packed = false>
 struct Permuted {
+  static constexpr bool kPacked = Packed;
   static constexpr int64_t kEntries = LANES * R;
   static constexpr int64_t kRun = 16 * LANES;  // tokens whose scores stay in the L1 cache
   const uint8_t* codes;
@@ -100,6 +101,11 @@ struct Permuted {
       __builtin_memcpy(table + (g * parts + j) * kEntries + k,
                        reinterpret_cast<float*>(&dots) + 4 * g, 16);
     }
+  }
+
+  // See Lookup.
+  static void put_part(float* table, int64_t parts, int64_t j, const VecF (&sums)[4][1]) {
+    for (int g = 0; g < 4; ++g) store(table + (g * parts + j) * kEntries, sums[g][0]);
   }
 
   // See Lookup.

@@ -2,11 +2,10 @@
 
 import torch
 
+from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
-    CodeSummary,
     Goal,
-    PageSummary,
     Reduction,
     ResidualIndex,
     SegmentIndex,
@@ -267,10 +266,10 @@ def decoded(index: SegmentIndex | ResidualIndex, record: int) -> torch.Tensor:
     if isinstance(index, SegmentIndex):
         return looked_up(index.codes[record], index.codebooks[record].float())
     codes = unpacked(index.codes[record])
-    parts, many = index.codebooks.shape[2], index.centroids.shape[2]
+    parts, many = index.codebooks.shape[2], index.entries
     of_centroids, _, of_books = index.scales[record].split((many, many, parts), -1)
-    centroids = index.centroids[record].float() * of_centroids[..., None]
-    books = index.codebooks[record].float() * of_books[..., None, None]
+    centroids = index.centroids[record].mT.float() * of_centroids[..., None]
+    books = index.codebooks[record].mT.float() * of_books[..., None, None]
     own = looked_up(codes[:, :1], centroids[:, None])
     return own + looked_up(codes[:, 1 : parts + 1], books)
 

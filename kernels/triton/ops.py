@@ -4,15 +4,8 @@ import torch
 
 import triton
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
-from sgl_sparsekv.types import (
-    Candidates,
-    Goal,
-    PageSummary,
-    Reduction,
-    Selection,
-    StepShape,
-    per_head,
-)
+from sgl_sparsekv.summaries import PageSummary
+from sgl_sparsekv.types import Candidates, Goal, Reduction, Selection, StepShape, per_head
 
 from .attend import attend_kernel, merge_kernel
 from .fused import FusedDecode

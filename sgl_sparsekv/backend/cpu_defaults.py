@@ -5,13 +5,14 @@ its own, the cache takes what memory there is, and each rank needs a NUMA node.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from ..config import FUSED_DEVICES
+from ..config import FUSED_DEVICES, ServerOptions
 
 MAX_RUNNING_REQUESTS = 256
 """SGLang's own thousands each reserve a row as long as the context."""
@@ -21,14 +22,22 @@ hold millions of a small model's."""
 METHOD = "residual_pq"
 """Nearest to dense attention of all methods at equal bytes; it has no GPU kernels yet."""
 CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
+PATIENCE = ("SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120")
+"""Seconds: a tokenizer process that imports for longer is ended and begun anew, without end.
+Ten, as SGLang has it, are too few on a busy machine."""
 
 
-def with_cpu_defaults(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a user named, and the method that a CPU serves where none was named."""
-    methods = named.get("methods", METHOD)
-    offered = METHOD in (methods.split(",") if isinstance(methods, str) else methods)
-    elsewhere = named.get("device") in FUSED_DEVICES
-    return dict(named) if elsewhere or not offered else {"method": METHOD, **named}
+def with_cpu_method(options: ServerOptions, named: Collection[str]) -> ServerOptions:
+    """Options with the method that a CPU serves, where the user named none and offers it.
+
+    Args:
+        options: what was named, and defaults.
+        named: names of options that the user gave.
+    """
+    chosen = "method" in named or options.device in FUSED_DEVICES
+    if chosen or ("methods" in named and METHOD not in options.methods):
+        return options
+    return replace(options, request=replace(options.request, method=METHOD))
 
 
 def cpu_defaults(config: Any) -> dict[str, Any]:
@@ -53,6 +62,8 @@ def set_cpu_environment(config: Any) -> None:
     # Huge pages for torch's buffers, read at its first allocation: a core reads the cache a
     # quarter faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if config.tokenizer_worker_num > 1:
+        os.environ.setdefault(*PATIENCE)
     ranks = config.tp_size * config.pp_size * config.dp_size
     if ranks > 1:
         os.environ.setdefault(CORES_OF_RANKS, cores_of_ranks(ranks))

@@ -16,12 +16,11 @@ from ..config import (
     SERVER_FIELDS,
     ServerOptions,
     parse_server_options,
-    read_config_file,
-    read_env_config,
 )
+from ..config_file import read_config_file, read_env_config
 from ..errors import ConfigError, SparseKVError
 from ..host import BACKEND_NAME
-from .cpu_defaults import with_cpu_defaults
+from .cpu_defaults import with_cpu_method
 
 ATTRIBUTE = "_sparsekv"
 YES_OR_NO = ("estimate", "telemetry", "share_generated", "validate_requests")
@@ -103,8 +102,9 @@ def options_of(server_args: Any) -> ServerOptions | None:
 
     carried = getattr(server_args, ATTRIBUTE, None)
     named = carried if carried is not None else read_env_config()
+    options = parse_server_options(named)
     on_cpu = getattr(resolved_view(server_args), "device", None) == "cpu"
-    return parse_server_options(with_cpu_defaults(named) if on_cpu else named)
+    return with_cpu_method(options, named) if on_cpu else options
 
 
 def carry(server_args: Any, options: ServerOptions) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import UnsupportedSetup
 
 ANOTHER = "use another backend"
+CLOSED = "SGLang serves it with backends of a closed list"
 
 
 def unserved(what: str, why: str, remedy: str = ANOTHER) -> UnsupportedSetup:
@@ -63,6 +64,26 @@ def _text(name: str) -> Callable[[Any, Any], bool]:
     return lambda model, args: bool(getattr(model.hf_text_config, name, None))
 
 
+def _named(*architectures: str) -> Callable[[Any, Any], bool]:
+    """Whether the model is of one of these architectures."""
+    return lambda model, args: not {*architectures}.isdisjoint(model.hf_config.architectures)
+
+
+_is_exaone_4 = _named("Exaone4ForCausalLM", "ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM")
+_is_granite_swa = _named("GraniteSWAForCausalLM", "GraniteMoeSWAForCausalLM")
+
+
+def _is_windowed_exaone(model: Any, args: Any) -> bool:
+    windowed = getattr(model.hf_config, "sliding_window_pattern", None) is not None
+    return windowed and _is_exaone_4(model, args)
+
+
+def _has_sinks(model: Any, args: Any) -> bool:
+    biases = ("add_swa_attention_sink_bias", "add_full_attention_sink_bias")
+    found = _is_granite_swa(model, args) or any(_text(name)(model, args) for name in biases)
+    return args.device == "cpu" and found
+
+
 def _has_logit_cap(model: Any, args: Any) -> bool:
     return args.device == "cpu" and _text("attn_logit_softcapping")(model, args)
 
@@ -86,6 +107,11 @@ MODEL_REFUSALS = (
         "this SGLang has no backend for it",
         "serve a copy of the model whose config.json lacks that key",
     ),
+    ModelRefusal(
+        "models that embed or score",
+        lambda model, args: not model.is_generation,
+        "they decode nothing, and it is decode that sparsekv makes sparse",
+    ),
     ModelRefusal("MLA models", _is_mla, "their cache holds latents and not keys"),
     ModelRefusal(
         "encoder-decoder models",
@@ -97,11 +123,23 @@ MODEL_REFUSALS = (
         _has_state,
         "they keep a state beside the pages",
     ),
+    ModelRefusal("gpt-oss", _named("GptOssForCausalLM"), CLOSED),
     ModelRefusal(
-        "gpt-oss",
-        lambda model, args: "GptOssForCausalLM" in model.hf_config.architectures,
-        "SGLang serves it with backends of a closed list",
+        "Gemma 4",
+        _named(
+            "Gemma4ForCausalLM",
+            "Gemma4ForConditionalGeneration",
+            "Gemma4UnifiedForConditionalGeneration",
+        ),
+        CLOSED,
     ),
+    ModelRefusal(
+        "HRM-Text",
+        _named("HrmTextForCausalLM"),
+        "SGLang takes its triton backend for it, whatever is named",
+    ),
+    ModelRefusal("EXAONE 4 with sliding windows", _is_windowed_exaone, CLOSED),
+    ModelRefusal("models with attention sinks", _has_sinks, "no CPU kernel adds them", "use a GPU"),
     ModelRefusal(
         "models with a second KV pool for sliding-window layers",
         lambda model, args: bool(model.is_hybrid_swa),

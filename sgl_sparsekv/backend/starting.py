@@ -18,7 +18,11 @@ logger = logging.getLogger(__name__)
 
 TOLD = 42
 """Exit status of a scheduler process that has told why it ends."""
+NET = "SGLang does not start like this: "
+"""Before what SGLang or a library said."""
 _LONGEST = 600
+_ASIDE = " This could be because the operator doesn't exist for this backend"
+"""Of torch, before a list of all that it can dispatch to."""
 
 
 def resolve_in_one_line(original: Callable[..., None], server_args: Any) -> None:
@@ -28,7 +32,7 @@ def resolve_in_one_line(original: Callable[..., None], server_args: Any) -> None
     except Exception as error:
         if not (is_chosen(server_args) and from_command_line(server_args)):
             raise
-        _tell(error)
+        tell(error)
         exit_with(sentence(error))
 
 
@@ -46,7 +50,7 @@ def launch_in_one_line(original: Callable[..., Any], *args: Any, **kwargs: Any) 
             raise
         told = f"exit code: {TOLD})" in str(error)
         if from_command_line(server_args):
-            _tell(error)
+            tell(error)
             exit_with(None if told else sentence(error))
         if told:
             raise UnsupportedSetup(
@@ -64,20 +68,20 @@ def begin_in_one_line(original: Callable[..., None], *args: Any, **kwargs: Any) 
         with _traces_at_debug():
             original(*args, **kwargs)
     except Exception as error:
-        _tell(error)
+        tell(error)
         exit_with(sentence(error), TOLD)
 
 
 def sentence(error: Exception) -> str:
     """What stopped a start, in one line."""
-    words = " ".join(str(error).split())
+    words = " ".join(str(error).split()).partition(_ASIDE)[0]
     if isinstance(error, SparseKVError):
         return words
     if not isinstance(error, ValueError):
         words = f"{type(error).__name__}: {words or _code_of(error)}"
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + " ..."
-    return f"SGLang does not start like this: {words} (where: --log-level debug)"
+    return f"{NET}{words} (where: --log-level debug)"
 
 
 def _code_of(error: Exception) -> str:
@@ -105,5 +109,6 @@ def _traces_at_debug() -> Iterator[None]:
             handler.removeFilter(without_trace)
 
 
-def _tell(error: Exception) -> None:
+def tell(error: Exception) -> None:
+    """Log what stopped a start, with its trace, at debug."""
     logger.debug("sparsekv: what stopped the start", exc_info=error)

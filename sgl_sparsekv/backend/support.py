@@ -59,4 +59,6 @@ def attention_layers(model: Any) -> list[Any]:
     """SGLang's attention modules of a model, in order."""
     from sglang.srt.layers.radix_attention import RadixAttention
 
-    return [module for module in model.modules() if isinstance(module, RadixAttention)]
+    found = [module for module in model.modules() if isinstance(module, RadixAttention)]
+    # Models that run transformers' own code hold them beside the tree of modules.
+    return found or [*getattr(model, "attention_instances", {}).values()]

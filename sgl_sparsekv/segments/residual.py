@@ -13,14 +13,13 @@ from functools import cache, partial
 
 import torch
 
-from ..types import CodeSummary, IndexSegments, ResidualSummary, SegmentIndex
+from ..summaries import CodeSummary, IndexSegments, ResidualSummary
+from ..types import SegmentIndex
 from .exact import group_counts, group_sums, sum_grid
 from .index import products
 
 CODES = ResidualSummary.CODES
 BITS = 4
-WIDEST = 512
-"""Channels of a head, at most."""
 
 
 @cache
@@ -65,8 +64,8 @@ def build(
     mean_values, value_scales = quantised(mean_values)
     return {
         "codes": packed(torch.cat((labels[:, :, None], codes), 2)),
-        "centroids": centroids,
-        "codebooks": books.unflatten(3, (CODES, -1)),
+        "centroids": centroids.mT,
+        "codebooks": books.unflatten(3, (CODES, -1)).mT,
         "values": mean_values,
         "scales": torch.cat((centroid_scales, value_scales, book_scales), -1),
     }

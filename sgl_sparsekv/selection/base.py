@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 
 from ..ops import Ops
-from ..types import CodeSummary, PageSummary, ResidualSummary, ScoreInputs, SegmentSummary
+from ..summaries import CodeSummary, PageSummary, ResidualSummary, SegmentSummary
+from ..types import ScoreInputs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ segment are ranked by their own keys.
 """
 
 from ..segments.index import clusters
-from ..types import CodeSummary
+from ..summaries import CodeSummary
 from .base import IndexOptions, ShareModel
 from .coded import CodedMethod
 

@@ -12,7 +12,7 @@ import math
 import torch
 
 from ..geometry import UNIT_SIZE
-from ..types import PageSummary
+from ..summaries import PageSummary
 from .base import ShareModel, SummaryMethod
 
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))

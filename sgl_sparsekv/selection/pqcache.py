@@ -8,7 +8,7 @@ are ranked by their own keys; the budget is in tokens and not a share of the pro
 """
 
 from ..segments.index import products
-from ..types import CodeSummary
+from ..summaries import CodeSummary
 from .base import IndexOptions, ShareModel
 from .coded import CodedMethod
 

@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from ..types import PageSummary
+from ..summaries import PageSummary
 from .base import ShareModel, SummaryMethod
 
 REACH = 0.25

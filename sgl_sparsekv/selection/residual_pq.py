@@ -7,7 +7,7 @@ estimated by default: with the weights that codes give, and the values of cluste
 """
 
 from ..segments.residual import residuals
-from ..types import ResidualSummary
+from ..summaries import ResidualSummary
 from .base import IndexOptions, ShareModel
 from .coded import CodedMethod
 

@@ -35,6 +35,30 @@ def check_request(manager: object, request: Any, *args: Any, **kwargs: Any) -> N
         check_sampling(request.sampling_params, prompts, is_batch(request), front_end.limits)
         media = [getattr(request, name, None) for name in MEDIA]
         check_token_ids("input_ids", request.input_ids, front_end, media)
+        _check_names(request)
+        _check_one_prompt(request)
+
+
+def _check_one_prompt(request: Any) -> None:
+    """One text makes a request single, whatever its token ids are.
+
+    Raises:
+        ValueError: they are several prompts.
+    """
+    ids = request.input_ids
+    if isinstance(request.text, str) and ids and isinstance(ids[0], list):
+        raise ValueError(f"input_ids must be one list of ids beside one text, got {len(ids)} lists")
+
+
+def _check_names(request: Any) -> None:
+    """A request that embeds or classifies several texts asserts a name for each of them.
+
+    Raises:
+        ValueError: they share one.
+    """
+    generates = hasattr(request, "stream")
+    if not generates and is_batch(request) and isinstance(request.rid, str):
+        raise ValueError(f"rid must be a list, one for each prompt, got {request.rid[:60]!r}")
 
 
 def check_score(

@@ -15,8 +15,9 @@ from ..errors import UnsupportedSetup
 from ..geometry import UNIT_SIZE, Geometry
 from ..ops import DEVICES, Ops, load_ops
 from ..segments.index import clusters
+from ..segments.residual import residuals
 from ..selection import load_method, method_names
-from ..types import Candidates, Reduction, SegmentIndex
+from ..types import Candidates, Reduction, ResidualIndex, SegmentIndex
 
 TOLERANCE = 2e-4
 """float32 arithmetic in another order, on sums of a few hundred terms of size one."""
@@ -156,6 +157,31 @@ def _test_codes(ops: Ops, case: Case, report: DeviceReport) -> None:
     inputs = (case.q, case.keys, index, tokens, case.scale, Reduction.MAX_SOFTMAX)
     wanted = load_ops("reference").score_codes(*inputs)
     report.worst["score_codes"] = _gap(ops.score_codes(*inputs), wanted)
+    _test_residuals(ops, case, slots[:, :SEGMENT], tokens, report)
+
+
+def _test_residuals(
+    ops: Ops, case: Case, slots: torch.Tensor, tokens: Candidates, report: DeviceReport
+) -> None:
+    """Residual codes of the first segment of every row, and what the rest of it is worth."""
+    reference = load_ops("reference")
+    arrays = residuals(SEGMENT, 4).build(
+        reference.index_segments,
+        *(case.keys[slots], case.values[slots], torch.zeros(ROWS, dtype=torch.int64)),
+    )
+    table = torch.arange(ROWS, dtype=torch.int32)[:, None]
+    index = ResidualIndex(**{name: a.contiguous() for name, a in arrays.items()}, table=table)
+    scores = [
+        o.score_codes(case.q, case.keys, index, tokens, case.scale, Reduction.MAX_SOFTMAX)
+        for o in (ops, reference)
+    ]
+    report.worst["score_codes, residual"] = _gap(*scores)
+    lengths = torch.tensor(LENGTHS, dtype=torch.int32)
+    always = tokens.begin + lengths - tokens.end
+    chosen = reference.select(scores[1], tokens, lengths, always)
+    inputs = (case.q, index, tokens, chosen, case.scale, 1)
+    pairs = zip(ops.estimate(*inputs), reference.estimate(*inputs), strict=True)
+    report.worst["estimate"] = max(_gap(*pair) for pair in pairs)
 
 
 def _test_attend(ops: Ops, case: Case, report: DeviceReport) -> None:

@@ -34,13 +34,18 @@ def note_tokenizer_manager(result: object, manager: Any, *args: Any, **kwargs: A
     setattr(manager, ATTRIBUTE, front_end)
     # Absent from an offline Engine; importing it here would load a web server for nothing.
     http = sys.modules.get(HTTP_MODULE)
-    if http is None:
+    if http is None or _is_worker(manager):
         return
     if http.app.middleware_stack is not None:
         # An engine beside a server that already runs: that server is not this engine's.
         logger.warning("sparsekv: misplaced options are not looked for: the web server has started")
         return
     install(http.app, front_end)
+
+
+def _is_worker(manager: Any) -> bool:
+    """Whether its application has the guard of `worker.py`, and starts while this runs."""
+    return bool(getattr(manager.server_args, "tokenizer_worker_num", 1) > 1)
 
 
 def _limits(manager: Any) -> Limits:

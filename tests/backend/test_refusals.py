@@ -8,8 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from start.resolving import SMALL
 
-from sgl_sparsekv.backend.resolution import REFUSALS, Refusal
+from sgl_sparsekv.backend.flag_refusals import REFUSALS, Refusal
+from sgl_sparsekv.backend.support import attention_layers
 from sgl_sparsekv.config import PAGE_SIZES, check_page_size
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
 
@@ -29,6 +32,13 @@ ACCEPTED = {
     "enable_hierarchical_cache": False,
     "enable_torch_compile": False,
     "enable_deterministic_inference": False,
+    "rl_on_policy_target": None,
+    "is_embedding": False,
+    "grpc_mode": False,
+    "smg_grpc_mode": False,
+    "use_ray": False,
+    "enable_trace": False,
+    "weight_cache_mode": "client",
     "device": "cpu",
     "attention_backend": "sparsekv",
     "decode_attention_backend": None,
@@ -54,6 +64,13 @@ REFUSED = {
     "--enable-hierarchical-cache": {"enable_hierarchical_cache": True},
     "--enable-torch-compile": {"enable_torch_compile": True},
     "--enable-deterministic-inference": {"enable_deterministic_inference": True},
+    "--rl-on-policy-target": {"rl_on_policy_target": "fsdp"},
+    "--is-embedding": {"is_embedding": True},
+    "--grpc-mode": {"grpc_mode": True},
+    "--smg-grpc-mode": {"smg_grpc_mode": True},
+    "--use-ray": {"use_ray": True},
+    "--enable-trace": {"enable_trace": True},
+    "--weight-cache-mode": {"weight_cache_mode": "daemon"},
 }
 
 
@@ -62,6 +79,7 @@ def test_each_flag_is_refused_when_set_and_only_then(
     refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of refusals, row by row."""
+    monkeypatch.setattr("sglang.srt.observability.trace.opentelemetry_imported", False)
     assert not refusal.applies(SimpleNamespace(**ACCEPTED))
     if refusal.name.startswith("SGLANG_"):
         monkeypatch.setenv(refusal.name, "1")
@@ -91,18 +109,8 @@ def test_other_page_sizes_are_refused_with_the_remedy(page_size: int) -> None:
 
 def write_model(folder: Path, **config: Any) -> str:
     """A folder with a `config.json` and nothing else."""
-    shape = {
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 128,
-        "max_position_embeddings": 4096,
-        "torch_dtype": "bfloat16",
-    }
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**shape, **config}))
+    (folder / "config.json").write_text(json.dumps({**SMALL, **config}))
     return str(folder)
 
 
@@ -142,6 +150,19 @@ def test_real_arguments_are_refused(resolve: Any) -> None:
         resolve(page_size=1)
     with pytest.raises(UnsupportedSetup, match="--kv-cache-dtype"):
         resolve(kv_cache_dtype="fp8_e5m2")
+    with pytest.raises(ConfigError, match="a multiple of the page size 64, got 100"):
+        resolve(chunked_prefill_size=100)
+    with pytest.raises(ConfigError, match="--node-rank must be below --nnodes 1, got 2"):
+        resolve(node_rank=2)
+    with pytest.raises(ConfigError, match="--tool-server must be demo or host:port, got x"):
+        resolve(tool_server="x")
+
+
+def test_a_page_size_that_sglang_chose_has_another_remedy(resolve: Any) -> None:
+    """The user named none, so there is none to leave out; and the remedy cures."""
+    with pytest.raises(ConfigError, match=r"got 128 from SGLang .*; add --page-size 64"):
+        resolve(prefill_attention_backend="intel_xpu")
+    assert resolve(prefill_attention_backend="intel_xpu", page_size=64).page_size == 64
 
 
 def test_a_bad_config_in_the_environment_stops_engine(
@@ -242,3 +263,16 @@ def test_the_real_command_ends_with_one_line_and_exit_2(tmp_path: Path) -> None:
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("sparsekv: error: budget must be") and "Traceback" not in ended.stderr
+
+
+def test_attention_of_transformers_own_models_is_found() -> None:
+    """`--model-impl transformers`, and models that SGLang has no code for."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    model = torch.nn.Module()
+    assert attention_layers(model) == []
+    layer = RadixAttention(num_heads=2, head_dim=16, scaling=1.0, num_kv_heads=1, layer_id=0)
+    model.attention_instances = {0: layer}
+    assert attention_layers(model) == [layer]
+    model.attention = layer
+    assert attention_layers(model) == [layer]

@@ -14,7 +14,7 @@ import torch
 from sgl_sparsekv.evaluation.forced import NOTES, ForcedTokens
 from sgl_sparsekv.evaluation.tokens import Tokens
 
-SPREAD = {"quest": 0.5, "pqcache": 0.1, "streaming": 3.0}
+SPREAD = {"quest": 0.5, "pqcache": 0.1, "residual_pq": 0.2, "streaming": 3.0}
 """How far a method's logits lie from dense ones."""
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}<assistant>"
 DIES = 10_000

@@ -26,7 +26,7 @@ from sgl_sparsekv.evaluation.tokens import Tokens
 from sgl_sparsekv.tooling.progress import Progress
 
 QUIET = Progress(io.StringIO(), quiet=True)
-RUNS = ["torch_native", "full", "quest", "pqcache", "streaming"]
+RUNS = ["torch_native", "full", "quest", "pqcache", "residual_pq", "streaming"]
 CONTEXT = 600
 
 
@@ -78,10 +78,10 @@ def test_runs_are_dense_the_method_and_the_control_and_what_they_read_is_reporte
 
 def test_all_follow_dense_and_the_nearer_method_is_found_nearer(played):
     act, _, _ = played
-    native, full, quest, pqcache, streaming = act.runs
+    native, full, quest, pqcache, residual, streaming = act.runs
     assert native.agreement == full.agreement == 1
     assert native.kl_nats == full.kl_nats == 0
-    assert 0 < pqcache.kl_nats < quest.kl_nats < streaming.kl_nats
+    assert 0 < pqcache.kl_nats < residual.kl_nats < quest.kl_nats < streaming.kl_nats
     assert pqcache.agreement > streaming.agreement
 
 
@@ -90,7 +90,7 @@ def test_every_run_is_asked_with_its_own_options(played):
     custom = [body["sampling_params"].get("custom_params", {}) for body in dense.bodies]
     assert not any("sparsekv" in one for one in custom)
     sent = [body["sampling_params"]["custom_params"]["sparsekv"] for body in ours.bodies]
-    assert {one["method"] for one in sent} == {"full", "quest", "pqcache", "streaming"}
+    assert {one["method"] for one in sent} == {*RUNS} - {"torch_native"}
     assert {one["budget"] for one in sent} == {512}
     assert ours.bodies[0]["sampling_params"]["max_new_tokens"] == 1, "the text is read once, first"
 
@@ -111,7 +111,7 @@ def test_json_has_what_is_promised(played):
 def test_texts_stand_side_by_side_and_where_they_part_is_marked(played):
     act, _, _ = played
     html = section(act)
-    assert html.count("<blockquote>") == 4 * (1 + len(QUESTIONS))
+    assert html.count("<blockquote>") == 5 * (1 + len(QUESTIONS))
     apart = sum(
         parted(dense.ids, said.ids) < len(said.ids)
         for run in act.runs[2:]

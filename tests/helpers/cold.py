@@ -9,18 +9,15 @@ from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.page_metadata import SINKS, write_records
 from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.summaries import BoundSummary, PageSummary, ResidualSummary, SegmentSummary
 from sgl_sparsekv.types import (
-    BoundSummary,
     Candidates,
     Goal,
-    PageSummary,
     Reduction,
     ResidualIndex,
-    ResidualSummary,
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
-    SegmentSummary,
 )
 
 from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, ToyModel
@@ -230,23 +227,24 @@ class ColdRun:
         codes and the values of their clusters: `[H, G, D]`."""
         keys = self.model.keys(layer, self.paths[:length])
         summary = load_method("residual_pq").segments(self.index)
-        index = self._index(summary, layer, keys, indexed)
+        index = self._index(summary, layer, keys, indexed[: length // summary.segment_size])
         kept = always_kept(length, self.options, self.unit, 1)
-        rest = [p for p in range(length) if p not in kept]
         q = self.query(layer, length).double()
         out, lse = self._states(layer, length, units, unit)
+        size = summary.segment_size
+        there = [nth for nth, has in enumerate(indexed[: length // size]) if has]
+        keys, values = (
+            [of(index, nth).double() for nth in there] for of in (decoded, cluster_values)
+        )
         for head, chosen in enumerate(units):
             read = {p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))}
-            logits, values = [lse[head][:, None]], [out[head][:, None]]
-            for p in (p for p in rest if p not in read):
-                nth = p // summary.segment_size
-                if nth < len(indexed) and indexed[nth]:
-                    key = decoded(index, nth)[head, p % summary.segment_size].double()
-                    value = cluster_values(index, nth)[head, p % summary.segment_size].double()
-                    logits.append((q[head] @ key * SCALE)[:, None])
-                    values.append(value.expand(GROUP, 1, DIM))
-            weights = torch.cat(logits, -1).softmax(-1)
-            out[head] = (weights[..., None] * torch.cat(values, 1)).sum(1)
+            every, answers = [lse[head][:, None]], [out[head][:, None]]
+            for nth, key, value in zip(there, keys, values, strict=True):
+                rest = [p for p in range(size) if nth * size + p not in kept | read]
+                every.append(q[head] @ key[head, rest].T * SCALE)
+                answers.append(value[head, rest].expand(GROUP, -1, -1))
+            weights = torch.cat(every, -1).softmax(-1)
+            out[head] = (weights[..., None] * torch.cat(answers, 1)).sum(1)
         return out
 
     def attention(self, layer: int, length: int, units: list[list[int]], unit: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ from sgl_sparsekv.page_metadata import SINKS, SegmentRecords, StepIndex
 from sgl_sparsekv.page_metadata.indexing import RowSegments
 from sgl_sparsekv.page_metadata.layout import KeyLayout
 from sgl_sparsekv.selection.quest import Quest
-from sgl_sparsekv.types import BoundSummary, CodeSummary, SegmentBounds, SegmentIndex
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary
+from sgl_sparsekv.types import SegmentBounds, SegmentIndex
 
 PAGE, SEGMENT, HEADS, DIM, SLOTS = 16, 32, 2, 4, 20 * 16
 LAYOUT, GEOMETRY = KeyLayout(2, HEADS, DIM, torch.float32), Geometry(PAGE, PAGE)
@@ -44,7 +45,7 @@ def run(index: StepIndex, *rows: RowSegments) -> list[list[int]]:
     """A whole step; the table that its rows got."""
     table = index.begin_step(rows)
     for layer, keys in enumerate(KEYS):
-        index.summarise(layer, keys)
+        index.summarise(layer, (keys, keys))
     assert table.dtype == torch.int32
     found: list[list[int]] = table.tolist()
     return found
@@ -107,7 +108,7 @@ def test_records_hold_the_keys_of_their_segment_layer_by_layer() -> None:
     index.begin_step([pages])
     for layer, keys in enumerate(KEYS):
         assert index.records.held == {}
-        index.summarise(layer, keys)
+        index.summarise(layer, (keys, keys))
         for record, part in enumerate(pages.slots.long().split(SEGMENT)):
             wanted = torch.stack((keys[part].amin(0), keys[part].amax(0)), 1)
             assert torch.equal(index.records.arrays[layer]["planes"][record], wanted)
@@ -116,10 +117,10 @@ def test_records_hold_the_keys_of_their_segment_layer_by_layer() -> None:
 
 def test_a_step_that_builds_nothing_writes_and_seals_nothing() -> None:
     index, device = index_of(CODES)
-    index.summarise(1, KEYS[1])  # before its first step
+    index.summarise(1, (KEYS[1], KEYS[1]))  # before its first step
     run(index, row(1, 2, tokens=31, written=0))
     assert device.asked == [] and index.records.built == 0
-    index.summarise(0, KEYS[0])
+    index.summarise(0, (KEYS[0], KEYS[0]))
     assert device.asked == []
 
 
@@ -156,13 +157,13 @@ def test_a_record_that_is_not_its_keys_is_told(nth: int, record: int, first: int
     index, _ = index_of()
     rows = row(1, 2, 3, 4, tokens=64, written=0), row(5, 6, tokens=33, written=0)
     run(index, row(9, tokens=16, written=0), *rows)
-    assert index.mismatches(1, KEYS[1], nth) == (1, [])
+    assert index.mismatches(1, (KEYS[1], KEYS[1]), nth) == (1, [])
     keys = KEYS[1].clone()
     keys[first : first + SEGMENT] += 100
-    compared, (found,) = index.mismatches(1, keys, nth)
+    compared, (found,) = index.mismatches(1, (keys, keys), nth)
     assert compared == 1 and (found.summary, found.layer, found.unit) == ("bounds", 1, record)
     assert found.worst == HEADS * 2 * DIM, "minima and maxima"
-    assert index.mismatches(0, keys, nth)[1], "the other layer has keys of its own"
+    assert index.mismatches(0, (keys, keys), nth)[1], "the other layer has keys of its own"
 
 
 def test_the_first_segment_is_indexed_again_as_it_was() -> None:
@@ -170,7 +171,7 @@ def test_the_first_segment_is_indexed_again_as_it_was() -> None:
     run(index, row(1, 2, 3, 4, tokens=64, written=0))
     del device.asked[:]
     for nth, skip in ((0, SINKS), (1, 0)):
-        index.mismatches(0, KEYS[0], nth)
+        index.mismatches(0, (KEYS[0], KEYS[0]), nth)
         slots, skips, _, targets = device.asked[nth]
         assert slots.shape == (1, SEGMENT) and int(slots[0, 0]) == 16 + nth * SEGMENT
         assert (skips.tolist(), targets.tolist()) == ([skip], [0])
@@ -178,6 +179,6 @@ def test_the_first_segment_is_indexed_again_as_it_was() -> None:
 
 def test_a_step_without_records_has_nothing_to_compare() -> None:
     index, _ = index_of()
-    assert index.mismatches(0, KEYS[0], 0) == (0, [])
+    assert index.mismatches(0, (KEYS[0], KEYS[0]), 0) == (0, [])
     run(index, row(1, tokens=16, written=0))
-    assert index.mismatches(0, KEYS[0], 3) == (0, [])
+    assert index.mismatches(0, (KEYS[0], KEYS[0]), 3) == (0, [])

@@ -15,7 +15,7 @@ from sgl_sparsekv.page_metadata.records import (
     write_records,
 )
 from sgl_sparsekv.selection.quest import Quest
-from sgl_sparsekv.types import BoundSummary, CodeSummary, SegmentSummary
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary, SegmentSummary
 
 LAYERS, HEADS, DIM = 2, 3, 8
 LAYOUT = KeyLayout(LAYERS, HEADS, DIM, torch.bfloat16)
@@ -167,7 +167,7 @@ def test_bounds_of_a_segment_are_those_of_one_large_unit() -> None:
     )
     planes, nothing = torch.zeros(4, HEADS, 2, DIM), torch.zeros(2, dtype=torch.int64)
     into = {"planes": planes}
-    write_records(None, BOUNDS, keys, slots, nothing, into, torch.tensor([3, 1]))  # type: ignore[arg-type]
+    write_records(None, BOUNDS, (keys, keys), slots, nothing, into, torch.tensor([3, 1]))  # type: ignore[arg-type]
     for record, rows in ((3, keys[:64]), (1, keys[99:163])):
         assert torch.equal(planes[record], torch.stack((rows.amin(0), rows.amax(0)), 1))
     assert not planes[[0, 2]].any()
@@ -184,7 +184,7 @@ def test_codes_are_written_by_the_device() -> None:
     keys, slots, skips = torch.randn(200, HEADS, DIM), torch.zeros(2, 64), torch.tensor([16, 0])
     targets = torch.tensor([1, 0])
     ops: Any = Device()
-    write_records(ops, CODES, keys, slots, skips, records.arrays[1], targets)
+    write_records(ops, CODES, (keys, keys), slots, skips, records.arrays[1], targets)
     summary, *tensors, index, written = given
     assert summary is CODES and written is targets
     assert [one is other for one, other in zip(tensors, (keys, slots, skips), strict=True)] == [

@@ -17,7 +17,7 @@ TWO_RANKS = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1"),)
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "3"))
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
-SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "shadowkv")
+SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
 """Methods that read segment records, or chunks smaller than a unit."""
 SPARSE = (
     *("--attention-backend", "sparsekv", "--sparsekv-check", "raise"),

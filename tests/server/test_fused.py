@@ -3,16 +3,18 @@
 What only a GPU has is left out: graphs (`tests/backend/test_graphs.py`) and speed.
 """
 
+from helpers.soak import Size
+
 from sgl_sparsekv.models.documents import chain_document
 
 from .client import ask_for, generate_all, metric, wrong_answers
 from .fleet import Fleet
 
 
-def test_mixed_methods_over_a_shared_prefix(fleet: Fleet) -> None:
+def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     """Cold, then on prefix hits in one batch of four methods; metadata is checked as it goes."""
     server = fleet.get("interpreted")
-    document = chain_document(600, num_questions=4, num_hops=5, seed=11)
+    document = chain_document(600, num_questions=4, num_hops=size(3, 5), seed=11)
     cold = ask_for(document, document.questions[0])
     (answer,) = generate_all(server.url, [cold], concurrency=1)
     assert answer is not None

@@ -6,6 +6,7 @@ import time
 
 from helpers.soak import Size
 
+from sgl_sparsekv.backend.cpu_defaults import METHOD
 from sgl_sparsekv.models.documents import Document, chain_document
 
 from .client import (
@@ -135,7 +136,7 @@ def test_metrics_and_state_are_told(fleet: Fleet) -> None:
     """What a person who runs it would look for."""
     server = fleet.get("tight")
     state = get(f"{server.url}/server_info")["internal_states"][0]["sparsekv"]
-    assert state["options"]["method"] == "quest"
+    assert state["options"]["method"] == METHOD
     assert metric(server.url, "metadata_bytes") > 0
     assert metric(server.url, "tokens_attended_total") < metric(
         server.url, "tokens_in_context_total"

@@ -13,7 +13,7 @@ BUDGET = 512
 WIDER = {"quest_two_level": 1024}
 """It is approximate: every page of these documents holds a sign post, so a segment's bound says
 little, and with 512 tokens it found 14 of 16 answers at 16k."""
-SIZES = {"clusterkv": 1024, "pqcache": 4096, "quest_two_level": 128}
+SIZES = {"clusterkv": 1024, "pqcache": 4096, "quest_two_level": 128, "residual_pq": 512}
 """Tokens of a segment, by method."""
 
 
@@ -54,7 +54,7 @@ def test_every_question_cold_and_on_a_prefix_hit(
 
 def test_methods_mix_in_one_batch_over_one_prefix(ours: ServerProcess) -> None:
     """Tokens, chunks and units of 16, dense rows among them; a ratio and dense layers as well."""
-    document = chain_document(9000, num_questions=12, num_hops=8, seed=90)
+    document = chain_document(9000, num_questions=14, num_hops=8, seed=90)
     options = [
         *({"method": method, "budget": BUDGET} for method in SEGMENTED),
         *({"method": method, "budget": 0.06, "dense_layers": 1} for method in SEGMENTED),

@@ -257,11 +257,21 @@ def test_a_score_is_not_looked_at_where_nobody_asked_for_it() -> None:
     check_score(SimpleNamespace(), query_embed_overrides=wrong)
 
 
+def test_one_text_has_one_list_of_ids_beside_it(manager: Any) -> None:
+    for turn in (None, {"id": "s"}):
+        with pytest.raises(ValueError, match="input_ids must be one list of ids beside one text"):
+            check_request(manager, request(text="a", input_ids=[[]], session_params=turn))
+    check_request(manager, request(text="a", input_ids=[5]))
+
+
 def test_what_a_kind_of_request_has_no_field_for_is_not_asked_for(manager: Any) -> None:
     """Embeddings have no sessions and no positions; what is None is left to SGLang."""
     from sglang.srt.managers.io_struct import EmbeddingReqInput
 
-    check_request(manager, EmbeddingReqInput(text="a"))
+    check_request(manager, EmbeddingReqInput(text="a", rid="x"))
+    check_request(manager, EmbeddingReqInput(text=["a", "b"], rid=["x", "y"]))
+    with pytest.raises(ValueError, match="rid must be a list, one for each prompt, got 'x'"):
+        check_request(manager, EmbeddingReqInput(text=["a", "b"], rid="x"))
     check_request(manager, request(stream=None, return_logprob=None))
     seeing = manager_of(FrontEnd(ServerOptions(), LIMITS, ServingMetrics(), multimodal=True))
     for server in (manager, seeing):

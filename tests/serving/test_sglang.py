@@ -144,6 +144,32 @@ def test_the_guard_goes_into_the_application_before_it_starts(
     assert "the web server has started" in caplog.text
 
 
+def test_an_extra_tokenizer_process_guards_its_application(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From its front end's first moment on, which comes while the application starts."""
+    from sglang.srt.entrypoints import http_server
+
+    from tests.serving.test_guard import Application, call
+
+    monkeypatch.setattr(http_server.app, "user_middleware", [*http_server.app.user_middleware])
+    monkeypatch.delitem(sys.modules, "sgl_sparsekv.serving.worker", raising=False)
+    worker = import_module("sgl_sparsekv.serving.worker")
+    innermost = http_server.app.user_middleware[-1].cls
+    assert innermost is worker.WorkerGuard and worker.app is http_server.app
+
+    manager = manager_with()
+    manager.server_args.tokenizer_worker_num = 2
+    monkeypatch.setattr(http_server, "_global_state", None)
+    guarded, misplaced = innermost(Application()), {"text": "x", "sparsekv": {"budget": 512}}
+    assert call(guarded, "/generate", misplaced)[0] == 200
+    monkeypatch.setattr(http_server, "_global_state", SimpleNamespace(tokenizer_manager=manager))
+    assert call(guarded, "/generate", misplaced)[0] == 200
+    note_tokenizer_manager(None, manager)
+    assert call(guarded, "/generate", misplaced)[0] == 400
+    assert "started" not in caplog.text
+
+
 def test_the_routes_we_guard_are_routes_of_sglang() -> None:
     from sglang.srt.entrypoints.http_server import app
 

@@ -1,28 +1,14 @@
 """SGLang with our plugins loaded, and a model that is a configuration alone."""
 
-import json
-import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .asking import COMMON, OURS
-
-SMALL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 128,
-    "max_position_embeddings": 4096,
-    "torch_dtype": "float32",
-}
+from .resolving import resolve_line as resolve_case
+from .resolving import write_config
+from .sweep import Launcher
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +19,17 @@ def sglang_plugins() -> None:
     load_plugins()
 
 
+@pytest.fixture(scope="package")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """SGLang imported once, forked for each server."""
+    with Launcher(tmp_path_factory.mktemp("start")) as found:
+        yield found
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A folder with a `config.json` and nothing else."""
-    (tmp_path / "config.json").write_text(json.dumps(SMALL))
-    return tmp_path
+    return write_config(tmp_path)
 
 
 @pytest.fixture
@@ -55,29 +47,6 @@ def resolve(sglang_plugins: None, model: Path) -> Any:
 
 
 @pytest.fixture
-def resolve_line(
-    sglang_plugins: None,
-    model: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[[Any], str | None]:
+def resolve_line(sglang_plugins: None, model: Path) -> Callable[[Any], str | None]:
     """Parse and resolve a command line as the launcher does; the words it ends with, or None."""
-    from sglang.srt.server_args import prepare_server_args
-
-    environment, level = dict(os.environ), logging.getLogger().level
-    common = ("--model-path", str(model), "--skip-tokenizer-init", *COMMON, *OURS)
-
-    def resolved(case: Any) -> str | None:
-        capsys.readouterr()
-        try:
-            prepare_server_args([*common, *case.arguments]).resolve_once()
-        except SystemExit as ended:
-            assert ended.code == 2, case
-            lines = capsys.readouterr().err.splitlines()
-            return next((line for line in reversed(lines) if "error" in line), "")
-        finally:
-            os.environ.clear()
-            os.environ.update(environment)
-            logging.getLogger().setLevel(level)
-        return None
-
-    return resolved
+    return lambda case: resolve_case(case, model)

@@ -1,4 +1,4 @@
-"""A tiny random model of every family that both SGLang and transformers know."""
+"""A tiny random model of every family that SGLang knows and transformers can write."""
 
 import inspect
 from collections.abc import Iterator
@@ -8,94 +8,41 @@ from typing import Any
 
 import torch
 
-from .tiny import SEED, SHAPE, VOCABULARY, write_tokenizer
+from .processors import write_processor
+from .sizes import LAYERS, RENAMED, SMALL, SPECIAL
+from .tiny import SEED, change_config
 
-LAYERS = 4
-SMALL: dict[str, Any] = {
-    **SHAPE,
-    "num_hidden_layers": LAYERS,
-    "head_dim": 32,
-    "ffn_dim": 96,
-    "d_model": 64,
-    "n_embd": 64,
-    "n_layer": LAYERS,
-    "n_layers": LAYERS,
-    "n_head": 4,
-    "n_heads": 4,
-    "n_inner": 96,
-    "n_positions": 2048,
-    "n_ctx": 2048,
-    "max_seq_len": 2048,
-    "ffn_hidden_size": 96,
-    "num_key_value_groups": 2,
-    "word_embed_proj_dim": 64,
-    "d_ff": 96,
-    "d_kv": 16,
-    "num_layers": LAYERS,
-    "num_heads": 4,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "moe_num_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_experts_per_token": 2,
-    "moe_topk": 2,
-    "moe_k": 2,
-    "n_shared_experts": 1,
-    "num_shared_experts": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "moe_shared_expert_intermediate_size": 32,
-    "expert_ffn_hidden_size": 32,
-    "first_k_dense_replace": 1,
-    "kv_lora_rank": 32,
-    "q_lora_rank": 32,
-    "qk_rope_head_dim": 16,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 16,
-    "global_head_dim": 32,
-    "num_global_key_value_heads": 2,
-    "hidden_size_per_layer_input": 0,
-    "vocab_size_per_layer_input": VOCABULARY,
-    "num_kv_shared_layers": 0,
-    "kv_channels": 32,
-    "multi_query_group_num": 2,
-    "padded_vocab_size": VOCABULARY,
-    "sliding_window": 64,
-    "attention_chunk_size": 64,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "mamba_num_heads": 4,
-    "mamba_n_heads": 8,
-    "mamba_d_head": 16,
-    "mamba_head_dim": 16,
-    "mamba_d_state": 16,
-    "mamba_n_groups": 1,
-    "ssm_state_size": 16,
-    "n_groups": 1,
-    "index_n_heads": 4,
-    "index_head_dim": 32,
-    "index_topk": 64,
-    "depth": 2,
-    "dtype": "float32",
+LIKE = {
+    "Contriever": "BertModel",
+    "EmbeddingGemmaModel": "Gemma3ForCausalLM",
+    "Ernie4_5_ForCausalLM": "Ernie4_5ForCausalLM",
+    "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
+    "IQuestCoderForCausalLM": "LlamaForCausalLM",
+    "InternLM3ForCausalLM": "LlamaForCausalLM",
+    "Lfm2BidirectionalModel": "Lfm2ForCausalLM",
+    "LlamaEmbeddingModel": "LlamaForCausalLM",
+    "LlamaForSequenceClassificationWithNormal_Weights": "LlamaForSequenceClassification",
+    "MiMoForCausalLM": "Qwen2ForCausalLM",
+    "PhiMoEForCausalLM": "PhimoeForCausalLM",
+    "QuantMixtralForCausalLM": "MixtralForCausalLM",
+    "Qwen2ForRewardModel": "Qwen2ForCausalLM",
+    "Qwen3ForRewardModel": "Qwen3ForCausalLM",
+    "TorchNativeLlamaForCausalLM": "LlamaForCausalLM",
+    "TorchNativePhi3ForCausalLM": "Phi3ForCausalLM",
+    "XverseForCausalLM": "LlamaForCausalLM",
 }
-"""Sizes by the names that configuration classes give them; a class takes those it has."""
-SPECIAL: dict[str, dict[str, Any]] = {
-    "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "moe"]},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
-    "hunyuan_v1_dense": {"head_dim": 16},
-    "hunyuan_v1_moe": {"head_dim": 16},
-    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "glm5_next": {"num_key_value_heads": 4},
-    "deepseek_v3": {"num_key_value_heads": 4},
-    "deepseek_v2": {"num_key_value_heads": 4},
-}
+"""Architectures that transformers knows by another name, which wrote their checkpoints."""
+DRAFTS = (
+    "NextN",
+    "MTP",
+    "Eagle",
+    "Eagle3",
+    "DSpark",
+    "DraftModel",
+    "DSparkModel",
+    "AssistantModel",
+)
+"""Ends of names of models that draft for another one, which is refused as a flag."""
 
 
 @dataclass(frozen=True)
@@ -104,29 +51,32 @@ class Family:
 
     Attributes:
         architecture: as `config.json` names it.
-        model_type: of transformers, or None when it has no such class for text.
     """
 
     architecture: str
-    model_type: str | None
+
+    @property
+    def model_class(self) -> Any | None:
+        """What writes a model of it: a class of transformers, or None."""
+        import transformers
+
+        return getattr(transformers, LIKE.get(self.architecture, self.architecture), None)
+
+    @property
+    def untried(self) -> str | None:
+        """Why no model of it is started; None: one is."""
+        if self.architecture.endswith(DRAFTS) or self.architecture.startswith("Eagle3"):
+            return "it drafts for another model; --speculative-algorithm is refused"
+        if self.architecture.startswith("Transformers"):
+            return "no config.json names it; see --model-impl transformers"
+        return None if self.model_class else "transformers has no such class"
 
 
 def families() -> list[Family]:
     """Every architecture that SGLang serves, in order."""
     from sglang.srt.models.registry import ModelRegistry
-    from transformers.models.auto import modeling_auto
 
-    types: dict[str, str] = {}
-    for mapping in (
-        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    ):
-        for model_type, names in mapping.items():
-            for name in [names] if isinstance(names, str) else names:
-                types.setdefault(name, model_type)
-    names = sorted(ModelRegistry.get_supported_archs())
-    return [Family(name, types.get(name)) for name in names]
+    return [Family(name) for name in sorted(ModelRegistry.get_supported_archs())]
 
 
 def write_family(family: Family, folder: Path) -> Path:
@@ -135,22 +85,29 @@ def write_family(family: Family, folder: Path) -> Path:
     Raises:
         Exception: transformers cannot build a small one.
     """
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    assert family.model_type is not None
-    config = small_config(CONFIG_MAPPING[family.model_type], family.model_type)
-    config.architectures = [family.architecture]
+    kind = family.model_class
+    assert kind is not None
+    model_type = kind.config_class.model_type
+    config = small_config(kind.config_class, model_type)
     torch.manual_seed(SEED)
-    model_class = getattr(transformers, family.architecture)
-    model = model_class(config).to(torch.float32)
+    model = kind(config).to(torch.float32)
     for name, value in model.named_parameters():
         # Wide enough that attention decides what comes next, and no two logits tie.
         if value.dim() > 1 and "norm" not in name:
             torch.nn.init.normal_(value, std=0.08)
     model.save_pretrained(folder)
-    write_tokenizer(folder)
+    # Some classes write another word for what they were given.
+    change_config(folder, architectures=[family.architecture], **SPECIAL.get(model_type, {}))
+    if model_type in RENAMED:
+        _rename(folder / "model.safetensors", *RENAMED[model_type])
+    write_processor(model_type, folder)
     return folder
+
+
+def _rename(file: Path, old: str, new: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({name.replace(old, new): value for name, value in load_file(file).items()}, file)
 
 
 def small_config(kind: Any, model_type: str) -> Any:

@@ -11,11 +11,18 @@ PLACES = ("path", "dir", "folder", "paths")
 EVERY_CHOICE = (
     "quantization",
     "load_format",
-    "attention_backend",
+    "decode_attention_backend",
+    "prefill_attention_backend",
     "schedule_policy",
     "kv_cache_dtype",
 )
-"""Ends of destinations of which each choice is tried; elsewhere two stand for all."""
+"""Destinations of which each choice is tried; elsewhere two stand for all."""
+
+WAITS = (
+    *("--nnodes", "--node-rank", "--gated-launch-port", "--use-ray", "--grpc-mode"),
+    *("--smg-grpc-mode", "--weight-cache-mode", "--checkpoint-engine-wait-weights-before-ready"),
+)
+"""Flags whose servers may wait for what is not there, or speak no HTTP."""
 
 VALUES: dict[str, list[str]] = {
     "tokenizer_worker_num": ["2"],
@@ -101,6 +108,8 @@ VALUES: dict[str, list[str]] = {
     "tp_size": ["2", "4"],
 }
 """By destination: what is tried instead of what the kind of a flag suggests."""
+BESIDE = {"quantization": ("--dtype", "auto")}
+"""By destination: without which no value of it would come far."""
 TOGETHER: dict[str, str] = {
     "prefill elsewhere": "--prefill-attention-backend torch_native"
     " --decode-attention-backend sparsekv",
@@ -162,9 +171,11 @@ def _values(action: argparse.Action) -> list[list[str]]:
     if action.dest in VALUES:
         return [[flag, value] for value in VALUES[action.dest]]
     if action.choices:
-        choices = [str(choice) for choice in action.choices if choice != action.default]
-        if not action.dest.endswith(EVERY_CHOICE):
+        # Some are a set, whose order is another in each process.
+        given = action.choices if isinstance(action.choices, list) else sorted(action.choices)
+        choices = [str(choice) for choice in given if choice != action.default]
+        if action.dest not in EVERY_CHOICE:
             choices = list(dict.fromkeys((*choices[:1], *choices[-1:])))
-        return [[flag, choice] for choice in choices]
+        return [[flag, choice, *BESIDE.get(action.dest, ())] for choice in choices]
     kind = getattr(action.type, "__name__", "str")
     return [[flag, {"int": "2", "human_readable_int": "2", "float": "0.5"}.get(kind, "x")]]

@@ -1,33 +1,50 @@
 """Runs command lines through the launcher and says of each how it ended."""
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sgl_sparsekv.backend.starting import NET
 from sgl_sparsekv.tooling.servers import free_port
 
-from .asking import COMMON, DENSE, HEADERS, OURS, fault_of, ids_of, requests
-from .flags import EVERY_CHOICE, Case
+from .asking import COMMON, DENSE, HEADERS, OURS, UNCOMPARED, comparable, fault_of, requests
+from .flags import EVERY_CHOICE, WAITS, Case
 from .tiny import VOCABULARY
 
-SERVED, REFUSED, UPSTREAM, NOT_ON_CPU, FAULT = (
+SERVED, REFUSED, UPSTREAM, LIKEWISE, NEITHER, FAULT = (
     "served",
     "refused by sparsekv",
     "refused by SGLang",
-    "SGLang does not serve it on a CPU",
+    "as with torch_native",
+    "not served by torch_native either",
     "FAULT",
 )
+PATIENCE = 40.0
+"""Seconds for a server that may wait for ever."""
 TOGETHER = 8
 """Cases that share a server."""
-ALONE = (*EVERY_CHOICE, "_size", "dtype", "device", "host", "worker_num")
-"""Ends of fields that change what a server is."""
-NET = "SGLang does not start like this: "
+ALONE = (
+    *(*EVERY_CHOICE, "page_size", "chunked_prefill_size", "dtype", "device", "host"),
+    *("tp_size", "pp_size", "dp_size", "dcp_size", "ep_size", "dwdp_size", "attn_dp_size"),
+    *("attn_cp_size", "moe_dp_size", "tokenizer_worker_num", "detokenizer_worker_num"),
+)
+"""Fields that change what a server is."""
 TRACE = "Traceback (most recent call last)"
+STACK = "a stack trace"
+"""How a fault is told that nothing excuses."""
+UNHEARD = re.compile(r"^.*post-warmup freeze_gc failed\n(.*\n)*?requests\.exceptions\..*\n", re.M)
+"""What `--skip-server-warmup` has SGLang say: it calls itself before it listens."""
+CURE = re.compile(r"; add (--[\w-]+(?: [\w.]+)?)")
+"""In a refusal that flags do away with."""
+WEIGHTS = "loading shards"
+"""In a log behind which a refusal of ours comes too late."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,7 @@ class Verdict:
 
     Attributes:
         name: what was tried, as a user writes it.
-        how: one of the five words above.
+        how: one of the words above.
         words: what the user reads, or what is wrong.
         seconds: that it took.
     """
@@ -122,6 +139,7 @@ class Sweep:
     def __init__(self, launcher: Launcher, model: Path, vocabulary: int = VOCABULARY) -> None:
         """Nothing is started before the first case."""
         self.launcher, self.model, self.bodies = launcher, model, requests(vocabulary)
+        self._files = {file: file.read_bytes() for file in model.iterdir() if file.is_file()}
         self._dense: list[Any] | None = None
 
     def judge_all(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
@@ -132,13 +150,15 @@ class Sweep:
     def _judge_together(self, group: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
         arguments = tuple(word for case in group for word in case.arguments)
         found = self.judge(" ".join(arguments), arguments)
-        if len(group) == 1 or found.how == SERVED:
+        if found.how == SERVED:
             for case in group:
                 yield case, replace(found, name=case.shown, seconds=found.seconds / len(group))
-            return
-        half = len(group) // 2
-        yield from self._judge_together(group[:half])
-        yield from self._judge_together(group[half:])
+        elif len(group) == 1:
+            yield group[0], self.excused(found, arguments)
+        else:
+            half = len(group) // 2
+            yield from self._judge_together(group[:half])
+            yield from self._judge_together(group[half:])
 
     def judge(self, name: str, arguments: tuple[str, ...]) -> Verdict:
         """Start ours with these arguments, and what is needed to judge its answers."""
@@ -147,26 +167,49 @@ class Sweep:
             how, words = refusal(ended)
             return Verdict(name, how, words, ended.seconds)
         fault = fault_of(ended.answers, self.dense)
-        if fault is not None and fault.startswith("other tokens"):
+        if fault is not None and fault.startswith(("other tokens", UNCOMPARED)):
             # The flag may change what the model says: then a dense server has it, too.
-            dense = self._start(DENSE, arguments)
-            if ids_of(dense.answers[0] if dense.answers else None) is None:
-                fault = f"{fault}, and torch_native does not serve it"
-            else:
-                fault = fault_of(ended.answers, dense.answers)
+            fault = fault_of(ended.answers, self._start(DENSE, arguments).answers)
         if fault is not None:
             return Verdict(name, FAULT, f"{fault} {last_error(ended.log)}", ended.seconds)
-        return Verdict(name, SERVED, "token-equal to `torch_native`", ended.seconds)
+        return Verdict(name, SERVED, "", ended.seconds)
+
+    def excused(self, found: Verdict, arguments: tuple[str, ...]) -> Verdict:
+        """The verdict in the light of a dense server with the same arguments.
+
+        What that one does not answer either is SGLang's own; what it does is no refusal of SGLang.
+        """
+        if found.how not in (FAULT, UPSTREAM) or found.words.startswith(STACK):
+            return found
+        dense = self._start(DENSE, arguments)
+        if comparable(dense.answers):
+            words = found.words if found.how == FAULT else f"torch_native serves: {found.words}"
+            return replace(found, how=FAULT, words=words)
+        if found.how == UPSTREAM:
+            return found
+        how = str(dense.answers[-1:])[:200] if dense.ready else "not ready either"
+        words = f"{found.words}; torch_native: {how} {last_error(dense.log)}"
+        return replace(found, how=LIKEWISE, words=words.strip())
 
     def judge_family(self, name: str) -> Verdict:
         """The same for a model that SGLang itself may not serve on a CPU."""
         found = self.judge(name, ())
-        if found.how == REFUSED or found.how == SERVED:
+        if found.how == SERVED:
             return found
-        if fault_of_dense(self.dense):
-            how = NOT_ON_CPU if found.how == UPSTREAM else FAULT
-            return Verdict(name, how, found.words, found.seconds)
-        return found
+        if found.how == REFUSED:
+            cure = CURE.search(found.words)
+            return self._cured(found, tuple(cure[1].split())) if cure else found
+        if found.how == UPSTREAM:
+            return replace(found, how=FAULT if comparable(self.dense) else NEITHER)
+        return self.excused(found, ())
+
+    def _cured(self, found: Verdict, flags: tuple[str, ...]) -> Verdict:
+        """A refusal that names flags to add, and whether these serve."""
+        then = self.judge(found.name, flags)
+        if then.how == SERVED:
+            return replace(found, words=f"{found.words} (then served)")
+        told = f"{found.words} (then {then.how}: {then.words})"
+        return replace(found, words=told, how=FAULT if comparable(self.dense) else REFUSED)
 
     @property
     def dense(self) -> list[Any]:
@@ -176,23 +219,33 @@ class Sweep:
         return self._dense
 
     def _start(self, backend: tuple[str, ...], arguments: tuple[str, ...]) -> Ended:
+        for file, data in self._files.items():
+            # One of the flags deletes the model behind its start.
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(data)
         common = ("--model-path", str(self.model), *COMMON)
-        return self.launcher.run((*common, *backend, *arguments), self.bodies)
+        patience = {"ready_within": PATIENCE} if set(arguments) & set(WAITS) else {}
+        return self.launcher.run((*common, *backend, *arguments), self.bodies, **patience)
 
 
 def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:
-    """Cases of different fields, a few at a time, and alone those that change much."""
-    waiting: list[Case] = []
+    """Cases of different fields, a few at a time; then those that change much, alone."""
+    rounds: dict[int, list[Case]] = {}
+    seen: Counter[str] = Counter()
+    single: list[Case] = []
     for case in cases:
-        if case.field.endswith(ALONE) or len(case.arguments) > 2:
-            yield [case]
-            continue
-        if len(waiting) == TOGETHER or case.field in {other.field for other in waiting}:
-            yield waiting
-            waiting = []
-        waiting.append(case)
-    if waiting:
-        yield waiting
+        alone = case.field in ALONE or case.arguments[0] in WAITS
+        if alone or len(case.arguments) > 2:
+            single.append(case)
+        else:
+            # A field's second value stands with other fields' second values.
+            rounds.setdefault(seen[case.field], []).append(case)
+            seen[case.field] += 1
+    for waiting in rounds.values():
+        for first in range(0, len(waiting), TOGETHER):
+            yield waiting[first : first + TOGETHER]
+    yield from ([case] for case in single)
 
 
 def refusal_in(words: str) -> tuple[str, str]:
@@ -202,21 +255,19 @@ def refusal_in(words: str) -> tuple[str, str]:
     return (REFUSED if words.startswith("sparsekv: error: ") else UPSTREAM), words
 
 
-def fault_of_dense(answers: list[Any]) -> bool:
-    """Whether a dense server did not answer what ours would have to equal."""
-    return len(answers) < 2 or any(ids_of(answer) is None for answer in answers[:2])
-
-
 def refusal(ended: Ended) -> tuple[str, str]:
     """How a server that was never ready ended, and in which words."""
     if ended.status is None:
         return FAULT, f"not ready after {ended.seconds:.0f} s"
-    if TRACE in ended.log:
-        return FAULT, f"a stack trace: {last_error(ended.log)}"
+    if TRACE in UNHEARD.sub("", ended.log):
+        return FAULT, f"{STACK}: {last_error(ended.log)}"
     words = last_error(ended.log)
-    if not words:
-        return FAULT, f"ended with {ended.status} and no word"
-    return refusal_in(words)
+    if not words or ended.status != 2:
+        return FAULT, f"ended with {ended.status} and {words or 'no word'}"
+    how, words = refusal_in(words)
+    if how == REFUSED and WEIGHTS in ended.log:
+        return FAULT, f"refused behind the weights: {words}"
+    return how, words
 
 
 def last_error(log: str) -> str:

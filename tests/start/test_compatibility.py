@@ -1,30 +1,30 @@
 """Between command line and ready: each flag and family is served right, or one sentence is told."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.soak import record
+from sgl_sparsekv.backend.starting import NET
 
 from .families import families, write_family
+from .figures import Figures, family_verdict, judge
 from .flags import TOGETHER, Case, cases
-from .page import NOT_TRIED, PAGE, name_of, named, rows, write_page
+from .page import PAGE, name_of, named, rows
 from .sweep import (
+    ALONE,
     FAULT,
-    NET,
     REFUSED,
     SERVED,
     TRACE,
     Launcher,
     Sweep,
     Verdict,
+    grouped,
     refusal,
-    refusal_in,
 )
 from .tiny import change_config, write_llama
 
@@ -47,13 +47,6 @@ FEW_FAMILIES = {
     "GptOssForCausalLM": REFUSED,
 }
 """Families that every run of the tests starts: plain, with sliding layers, two refusals."""
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """SGLang imported once, forked for each server."""
-    with Launcher(tmp_path_factory.mktemp("start")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +77,7 @@ def test_dual_chunk_attention_is_refused_with_the_cure_that_then_serves(
     """Long-context Qwen2.5: a copy of config.json without the key."""
     from .families import Family
 
-    model = write_family(Family("Qwen2ForCausalLM", "qwen2"), tmp_path / "model")
+    model = write_family(Family("Qwen2ForCausalLM"), tmp_path / "model")
     chunks = {"chunk_size": 512, "local_size": 64, "original_max_position_embeddings": 512}
     change_config(model, dual_chunk_attention_config=chunks)
     found = Sweep(launcher, model).judge("dual chunk", ())
@@ -121,49 +114,35 @@ def test_every_flag_resolves_or_is_refused_in_one_line(
         assert words is None or (words and "\n" not in words), case
 
 
-@pytest.mark.soak
-def test_all_flags_and_families(
-    launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
-) -> None:
-    """The whole sweep; writes the page."""
-    flags = dict(judge_flags(launcher, llama, resolve_line))
-    order = [flags[case] for case in cases(llama, launcher.folder)]
-    models = [family_verdict(launcher, family) for family in families()]
-    write_page(version("sglang"), order, models)
-    found = [*order, *models]
-    counts = {how: sum(v.how == how for v in found) for how in sorted({v.how for v in found})}
-    record("start", {"counts": counts, "seconds": sum(verdict.seconds for verdict in found)})
+def test_the_page_has_a_row_for_every_flag_and_family(sglang_plugins: None) -> None:
+    """Of the SGLang that is installed: one that comes or goes is seen here."""
     page = PAGE.read_text()
-    assert {case.arguments[0] for case in flags} <= named(page, "Flags")
+    lines = cases(Path("model"), Path("folder"))
+    assert {case.arguments[0] for case in lines} == named(page, "Flags")
     assert {family.architecture for family in families()} == named(page, "Families")
-    assert not [verdict for verdict in found if verdict.how == FAULT]
+    assert f"with SGLang {version('sglang')} " in " ".join(page.split())
+    assert FAULT not in page
 
 
-def judge_flags(
-    launcher: Launcher, llama: Path, resolve_line: Callable[[Case], str | None]
-) -> Iterator[tuple[Case, Verdict]]:
-    """Every case: what does not resolve is not started."""
-    left: list[Case] = []
-    for case in cases(llama, launcher.folder):
-        words = resolve_line(case)
-        if words is None:
-            left.append(case)
-        else:
-            yield case, Verdict(case.shown, *refusal_in(words), 0.0)
-    yield from Sweep(launcher, llama).judge_all(left)
+@pytest.mark.soak
+def test_all_flags_and_families(launcher: Launcher, sglang_plugins: None) -> None:
+    """The whole sweep; writes the page."""
+    figures = Figures(anew=True)
+    for _ in judge(launcher, figures, lambda section, name: True):
+        pass
+    assert not [verdict for verdict in figures.write_page() if verdict.how == FAULT]
 
 
-def family_verdict(launcher: Launcher, family: Any) -> Verdict:
-    """One family, or why it was not tried."""
-    name = family.architecture
-    if family.model_type is None:
-        return Verdict(name, NOT_TRIED, "transformers has no such class for text", 0.0)
-    try:
-        model = write_family(family, launcher.folder / name)
-    except Exception as error:  # transformers raises whatever it likes
-        words = " ".join(str(error).split())[:100]
-        return Verdict(name, NOT_TRIED, f"no small model of it could be built: {words}", 0.0)
-    return Sweep(launcher, model).judge_family(name)
+def test_each_case_is_in_one_group_and_no_field_twice_in_it(sglang_plugins: None) -> None:
+    """And what changes a server stands alone."""
+    found = cases(Path("model"), Path("folder"))
+    groups = list(grouped(found))
+    assert sorted(case.shown for group in groups for case in group) == sorted(
+        case.shown for case in found
+    )
+    for group in groups:
+        assert len({case.field for case in group}) == len(group) <= 8
+        assert len(group) == 1 or not {case.field for case in group} & {*ALONE}
 
 
 def test_a_refusal_is_read_from_a_log() -> None:
@@ -182,13 +161,15 @@ def test_a_refusal_is_read_from_a_log() -> None:
 def test_a_page_has_a_row_for_what_ended_alike() -> None:
     """Values of a flag stand together, and no folder of this machine is named."""
     found = [
-        Verdict("--dtype half", SERVED, "token-equal", 1.0),
-        Verdict("--dtype float32", SERVED, "token-equal", 1.0),
+        Verdict("--dtype half", SERVED, "", 1.0),
+        Verdict("--dtype float32", SERVED, "", 1.0),
+        Verdict("--dtype half --tp-size 2", SERVED, "", 1.0),
         Verdict("--dtype x", REFUSED, "sparsekv: error: a | b in /tmp/made/file.py", 1.0),
     ]
     text = list(rows([(name_of(verdict.name), verdict) for verdict in found]))
     assert text == [
         "| `--dtype` `half, float32` | served |\n",
+        "| `--dtype half --tp-size 2` | served |\n",
         "| `--dtype` `x` | refused by sparsekv: a \\| b in FILE |\n",
     ]
     assert named("## Flags\n" + "".join(text), "Flags") == {"--dtype"}

@@ -8,40 +8,37 @@ import pytest
 
 from sgl_sparsekv.errors import UnsupportedSetup
 
-from .families import small_config
+from .families import Family, small_config
 
 KINDS = {
-    "deepseek_v3": "MLA models",
-    "gpt_oss": "gpt-oss cannot be served",
-    "qwen3_next": "linear attention or state-space layers",
-    "gemma2": "logit caps",
-    "mellum": "add --disable-hybrid-swa-memory",
-    "mllama": "encoder-decoder",
+    "DeepseekV3ForCausalLM": "MLA models",
+    "GptOssForCausalLM": "gpt-oss cannot be served",
+    "Qwen3NextForCausalLM": "linear attention or state-space layers",
+    "Gemma2ForCausalLM": "logit caps",
+    "MellumForCausalLM": "add --disable-hybrid-swa-memory",
+    "MllamaForConditionalGeneration": "encoder-decoder",
+    "Qwen2ForSequenceClassification": "embed or score",
+    "BertModel": "embed or score",
+    "Gemma4ForConditionalGeneration": "Gemma 4 cannot be served",
+    "Exaone4ForCausalLM": "EXAONE 4 with sliding windows",
+    "GraniteSWAForCausalLM": "attention sinks",
+    "HrmTextForCausalLM": "HRM-Text cannot be served",
 }
 
 
-def write_config(folder: Path, model_type: str, **changes: Any) -> None:
-    """A `config.json` of a small model of this type."""
-    import transformers
-    from transformers.models.auto import modeling_auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    names = {
-        **modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        **modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    }
-    config = small_config(CONFIG_MAPPING[model_type], model_type)
-    config.architectures = [
-        "MllamaForConditionalGeneration" if model_type == "mllama" else names[model_type]
-    ]
-    assert hasattr(transformers, config.architectures[0])
+def write_config(folder: Path, architecture: str, **changes: Any) -> None:
+    """A `config.json` of a small model of this family."""
+    kind = Family(architecture).model_class
+    assert kind is not None
+    config = small_config(kind.config_class, kind.config_class.model_type)
+    config.architectures = [architecture]
     (folder / "config.json").write_text(json.dumps(config.to_dict() | changes, default=str))
 
 
-@pytest.mark.parametrize(("model_type", "says"), KINDS.items())
-def test_each_kind_is_refused(resolve: Any, model: Path, model_type: str, says: str) -> None:
+@pytest.mark.parametrize(("architecture", "says"), KINDS.items())
+def test_each_kind_is_refused(resolve: Any, model: Path, architecture: str, says: str) -> None:
     """One sentence with the remedy, out of `config.json` alone."""
-    write_config(model, model_type)
+    write_config(model, architecture)
     with pytest.raises(UnsupportedSetup) as refused:
         resolve(attention_backend="sparsekv", device="cpu")
     words = str(refused.value)
@@ -60,5 +57,5 @@ def test_an_fp8_cache_that_only_the_checkpoint_names(resolve: Any, model: Path) 
 
 def test_a_dense_server_is_not_asked(resolve: Any, model: Path) -> None:
     """Installed but not chosen, nothing is refused."""
-    write_config(model, "deepseek_v3")
+    write_config(model, "DeepseekV3ForCausalLM")
     assert resolve(attention_backend="torch_native", device="cpu").page_size is not None

@@ -1,5 +1,6 @@
 """On a machine without an accelerator a server needs no flag but the backend."""
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,15 @@ from sgl_sparsekv.backend.cpu_defaults import (
     CORES_OF_RANKS,
     MAX_RUNNING_REQUESTS,
     MAX_TOTAL_TOKENS,
+    METHOD,
+    PATIENCE,
     cpu_defaults,
     memory_share,
+    with_cpu_method,
 )
+from sgl_sparsekv.backend.resolution import WORKER_APPLICATION
+from sgl_sparsekv.config import parse_server_options
+from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -46,6 +53,63 @@ def test_a_context_that_was_asked_for_fits_the_cache() -> None:
         context_length=2 * MAX_TOTAL_TOKENS,
     )
     assert cpu_defaults(asked)["max_total_tokens"] == 2 * MAX_TOTAL_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("named", "method"),
+    [
+        ({}, METHOD),
+        ({"budget": 512, "device": "reference"}, METHOD),
+        ({"methods": "full, residual_pq"}, METHOD),
+        ({"method": "streaming"}, "streaming"),
+        ({"methods": ["full", "quest"]}, "quest"),
+        ({"device": "triton"}, "quest"),
+    ],
+)
+def test_a_method_that_nobody_named(named: dict[str, Any], method: str) -> None:
+    """What a user chose or left out is kept; otherwise the CPU's own is served."""
+    options = with_cpu_method(parse_server_options(named), named)
+    assert options.request.method == method and method in options.methods
+
+
+def test_wrong_methods_are_one_sentence(resolve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ahead of any default."""
+    monkeypatch.setenv("SGL_SPARSEKV_CONFIG", '{"methods": 5}')
+    with pytest.raises(ConfigError, match="methods must be a list of method names, got 5"):
+        resolve(attention_backend="sparsekv", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("head_size", "asked", "says"),
+    [
+        (38, {}, "records of residuals cannot be kept .* multiple of 4 sub-vectors, got 38"),
+        (1024, {}, "records of residuals cannot be kept .* head size must be at most 512"),
+        (
+            38,
+            {"method": "pqcache", "pq_subspaces": 4},
+            "records of products .* multiple of 4 sub-vectors, got 38",
+        ),
+        (38, {"method": "quest"}, None),
+    ],
+)
+def test_keys_that_cannot_be_cut(
+    resolve: Any,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    head_size: int,
+    asked: dict[str, Any],
+    says: str | None,
+) -> None:
+    """Told before the weights load, with the cure."""
+    shape = json.loads((model / "config.json").read_text()) | {"head_dim": head_size}
+    (model / "config.json").write_text(json.dumps(shape))
+    monkeypatch.setenv("SGL_SPARSEKV_CONFIG", json.dumps(asked))
+    if says is None:
+        assert resolve(attention_backend="sparsekv", device="cpu").page_size
+        return
+    with pytest.raises(UnsupportedSetup, match=says) as refused:
+        resolve(attention_backend="sparsekv", device="cpu")
+    assert "name another --sparsekv-method" in str(refused.value)
 
 
 def test_a_dense_server_keeps_sglangs_defaults(resolve: Any) -> None:
@@ -81,3 +145,21 @@ def test_ranks_share_the_cores(resolve: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(CORES_OF_RANKS, "0|1|2")
     resolve(attention_backend="sparsekv", tp_size=3)
     assert os.environ[CORES_OF_RANKS] == "0|1|2"
+
+
+def test_extra_tokenizer_processes_load_our_hooks(
+    resolve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where several were asked for, and the user named no application."""
+    variable, path = WORKER_APPLICATION
+    monkeypatch.setenv(variable, "theirs:app")
+    monkeypatch.delenv(PATIENCE[0], raising=False)
+    resolve(attention_backend="sparsekv", tokenizer_worker_num=2)
+    assert os.environ[variable] == "theirs:app"
+    monkeypatch.delenv(variable)
+    resolve(attention_backend="torch_native", tokenizer_worker_num=2)
+    resolve(attention_backend="sparsekv")
+    assert variable not in os.environ
+    monkeypatch.delenv(PATIENCE[0])
+    resolve(attention_backend="sparsekv", tokenizer_worker_num=2)
+    assert os.environ[variable] == path and int(os.environ[PATIENCE[0]]) > 60

@@ -22,16 +22,23 @@ SHAPE: dict[str, Any] = {
 SEED = 20_406_774
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A word for every id."""
+def write_tokenizer(folder: Path, marks: dict[str, str] | None = None) -> Any:
+    """A word for every id; `marks` names words by what they stand for."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w2"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="w0", eos_token="w1", pad_token="w1", unk_token="w2"
-    ).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="w0",
+        eos_token="w1",
+        pad_token="w1",
+        unk_token="w2",
+        extra_special_tokens=marks or {},
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def write_llama(folder: Path, **changes: Any) -> Path:

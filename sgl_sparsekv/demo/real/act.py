@@ -24,7 +24,7 @@ from .saying import Saying, say
 from .score import RealRun, score_real
 from .script import CONTEXT, Script, write_script
 
-ALSO = "pqcache"
+ALSO = ("pqcache", "residual_pq")
 """Beside the demo's method: on ordinary text the nearest to dense at the same budget."""
 
 
@@ -101,7 +101,7 @@ def script_for(model: Model, context: int = CONTEXT) -> Script:
 
 def sparse_runs(options: DemoOptions) -> dict[str, dict[str, Any]]:
     """Request options by run; the server's first layers stay dense, as they are by default."""
-    named = dict.fromkeys((options.method, ALSO, "streaming"))
+    named = dict.fromkeys((options.method, *ALSO, "streaming"))
     return {
         "full": {"method": "full", "budget": options.budget},
         **{name: {"method": name, "budget": options.budget} for name in named},

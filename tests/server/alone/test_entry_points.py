@@ -89,7 +89,7 @@ def test_engine_answers_as_transformers_does(tmp_path: Path, architecture: str) 
     printed = run(str(tmp_path / "engine.py"), str(folder), str(tmp_path / "prompts.json"))
     told = next(line for line in printed.splitlines() if line.startswith("ANSWERS "))
     answers = json.loads(told.removeprefix("ANSWERS "))
-    assert [method for _, method in answers] == ["full", "quest", "quest"] * len(prompts)
+    assert [method for _, method in answers] == ["full", "quest", "residual_pq"] * len(prompts)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for i, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
