@@ -12,6 +12,7 @@ from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.segments.quantise import Codebook, encode
 from sgl_sparsekv.selection import SelectionMethod, load_method
 from sgl_sparsekv.selection.base import IndexOptions
+from sgl_sparsekv.selection.certificate import mass_floor
 from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
@@ -186,6 +187,15 @@ class Runner:
             reduction=Reduction.MAX_SOFTMAX,
             unit_size=self.variant.unit_size,
         )
+
+    def certified(self, selection: Selection, plan: RowPlan) -> torch.Tensor | None:
+        """Attention mass `[rows, H, G]` that the selection holds at least; None: no such bound."""
+        num_units, counts, tails = (
+            torch.from_numpy(x).int() for x in (plan.num_units, plan.counts, plan.tail)
+        )
+        inputs = self._inputs(self.candidates(plan), num_units, counts)
+        ceiling = self.method.ceiling(inputs)
+        return None if ceiling is None else mass_floor(inputs, selection, tails, ceiling)
 
     def attend(self, selection: Selection, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """Output float32 `[rows, H, G, Dv]` and lse of what was selected.
