@@ -8,6 +8,8 @@ channels and saturates when a unit's keys differ; this estimate grows with the r
 """
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -20,6 +22,10 @@ SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations by which the best of a unit's keys is expected to exceed their mean."""
 
 
+REACH = 1.5
+"""Multiples of that by which a score exceeds the mean which is to tell shares of attention."""
+
+
 def mean_and_std(keys: torch.Tensor) -> torch.Tensor:
     """Keys `[m, unit, H, D]` -> mean and population standard deviation `[m, H, 2, D]`."""
     wide = keys.float()
@@ -30,8 +36,13 @@ def mean_and_std(keys: torch.Tensor) -> torch.Tensor:
 
 def expected_maximum(q: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
     """q `[..., G, D]`, planes `[..., u, 2, D]` -> `[..., G, u]`, an estimate of max q·k."""
+    return within_spread(1.0, q, planes)
+
+
+def within_spread(reach: float, q: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    """As `expected_maximum`, from the mean `reach` of the way: an estimate."""
     mean, std = planes[..., 0, :], planes[..., 1, :]
-    return q @ mean.mT + SPREAD * (q.square() @ std.square().mT).sqrt()
+    return q @ mean.mT + reach * SPREAD * (q.square() @ std.square().mT).sqrt()
 
 
 def furthest(q: torch.Tensor, planes: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -61,4 +72,5 @@ class MeanStd(SummaryMethod):
     summary = PageSummary(
         "mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4, ceiling=furthest
     )
-    share_model = ShareModel(flat=0.85, offset=0.1)
+    shares = replace(summary, score=partial(within_spread, REACH), reach=REACH)
+    share_model = ShareModel(offset=-1.0)

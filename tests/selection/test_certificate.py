@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.quality.certificate import exact_mass
 from bench.quality.dump import LayerDump
 from bench.quality.methods import Runner, Variant, clustered, quantised, residual
 from sgl_sparsekv.ops import load_ops
@@ -81,17 +82,6 @@ def layer_of(scene: Scene, kind: torch.dtype) -> LayerDump:
     return LayerDump(0, q, keys, keys, keys, DIM**-0.5)
 
 
-def exact_mass(runner: Runner, logical: torch.Tensor) -> torch.Tensor:
-    """Softmax in float64 over what was read, token by token: `[rows, H, G]`."""
-    layer, size = runner.layer, runner.variant.unit_size
-    logits = torch.einsum("rhgd,lhd->rhgl", layer.q.double(), layer.keys.double()) * layer.scale
-    there = torch.arange(LENGTH) < torch.from_numpy(runner.lengths)[:, None]
-    weights = logits.masked_fill(~there[:, None, None], -torch.inf).softmax(-1)
-    units = torch.nn.functional.pad(weights, (0, -LENGTH % size)).unflatten(-1, (-1, size)).sum(-1)
-    chosen = logical.clamp(min=0).long()[:, :, None].expand(-1, -1, GROUP, -1)
-    return units.gather(-1, chosen).masked_fill((logical < 0)[:, :, None], 0).sum(-1)
-
-
 @pytest.mark.parametrize("variant", BOUNDED, ids=lambda variant: variant.name)
 def test_no_more_is_certified_than_was_read(variant: Variant) -> None:
     """13,824 rows in all; the bound is sharp where logits do not differ."""
@@ -103,7 +93,7 @@ def test_no_more_is_certified_than_was_read(variant: Variant) -> None:
             plan = variant.plan(LENGTHS, budget)
             selection = runner.select(plan)
             bound = runner.certified(selection, plan)
-            exact = exact_mass(runner, selection.logical)
+            exact = exact_mass(runner, selection)
             assert bound is not None and bool((bound <= exact).all()), scene.__name__
             told += bound.numel()
             if scene is flat:
