@@ -1,11 +1,11 @@
-"""SGLang's own launcher, imported once and forked for each server.
+"""The process that has SGLang imported: forks and reports, as it is told.
 
-    python -m tests.start.launcher
+    python -m tests.helpers.launcher
 
-Importing SGLang takes most of a minute, a server of a tiny model three seconds. What runs in the
-fork is `prepare_server_args` and `run_server` as `python -m sglang.launch_server` calls them; its
-schedulers are forked as well, where SGLang would spawn them. Reads a `Job` per line of its input
-and answers an `Outcome` per line.
+What runs in a fork is `prepare_server_args` and `run_server` as `python -m sglang.launch_server`
+calls them; its schedulers are forked as well, where SGLang would spawn them. Reads an order per
+line of its input, `{"fork": [arguments, log, environment]}` or `{"poll": pid}`, and answers each
+with a line: a pid, or an exit status and null before there is one.
 """
 
 import json
@@ -13,159 +13,87 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
-import urllib.error
-import urllib.request
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-POLL = 0.1
-
-
-@dataclass(frozen=True)
-class Job:
-    """One server to start and what to ask it.
-
-    Attributes:
-        arguments: of the launcher, port included.
-        port: where it will answer.
-        log: file for what it says.
-        requests: bodies for `/generate`, one after the other.
-        ready_within: seconds.
-        answer_within: seconds, for each request.
-        headers: of each request.
-    """
-
-    arguments: list[str]
-    port: int
-    log: str
-    requests: list[dict[str, Any]]
-    ready_within: float = 90.0
-    answer_within: float = 60.0
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of it.
-
-    Attributes:
-        status: of the launcher's process; None when it ran until it was ended.
-        ready: whether the server said that it is.
-        answers: one per request; a string says what went wrong instead.
-        seconds: until the end.
-    """
-
-    status: int | None
-    ready: bool
-    answers: list[Any]
-    seconds: float
+from tests.helpers.launcher import MARK
 
 
 def main() -> None:
-    """Import SGLang, then run jobs until the input ends."""
+    """Import SGLang, then follow orders until the input ends."""
     from sglang import launch_server
     from sglang.srt.entrypoints import http_server  # noqa: F401
+    from sglang.srt.model_loader import weight_utils
     from sglang.srt.models.registry import ModelRegistry
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
     ModelRegistry.get_supported_archs()
-    print("@ready", flush=True)
-    for line in sys.stdin:
-        outcome = run(launch_server, Job(**json.loads(line)))
-        print("@" + json.dumps(asdict(outcome)), flush=True)
+    # Made up weights wide enough that attention decides what comes next.
+    weight_utils.initialize_dummy_weights.__defaults__ = (-0.5, 0.5, 1234)
+    running: set[int] = set()
+    try:
+        for line in sys.stdin:
+            order = json.loads(line)
+            if "fork" in order:
+                pid = fork(launch_server, *order["fork"])
+                running.add(pid)
+                answer: int | None = pid
+            else:
+                answer = status(order["poll"])
+                if answer is not None:
+                    running.remove(order["poll"])
+            print(MARK + json.dumps(answer), flush=True)
+    finally:
+        for pid in running:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
-def run(launch_server: Any, job: Job) -> Outcome:
-    """Start one server, ask it, end it with all it started."""
-    begin = time.monotonic()
+def fork(launch_server: Any, arguments: list[str], log: str, environment: dict[str, str]) -> int:
+    """Start one server in a session of its own; its pid."""
+    sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        _serve(launch_server, job)
-    status, ready = _wait(pid, job)
-    answers: list[Any] = []
-    if ready:
-        for body in job.requests:
-            answers.append(_ask(job, body))
-            if isinstance(answers[-1], str):
-                break
-        status = _status(pid)
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):
-        os.waitpid(pid, 0)
-    return Outcome(status, ready, answers, round(time.monotonic() - begin, 2))
+        os.setsid()
+        os.environ.update(environment)
+        _serve(launch_server, arguments, Path(log))
+    return pid
 
 
-def _serve(launch_server: Any, job: Job) -> None:
+def status(pid: int) -> int | None:
+    """How a server ended, or None while it runs."""
+    done, found = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(found) if done else None
+
+
+def _serve(launch_server: Any, arguments: list[str], log: Path) -> None:
     """The launcher; never returns."""
-    os.setsid()
-    file = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
     multiprocessing.set_start_method("fork", force=True)
     torch.cuda._is_in_bad_fork = lambda: False  # type: ignore[assignment]
     multiprocessing.set_start_method = lambda *_args, **_kwargs: None  # type: ignore[assignment]
-    os.chdir(Path(job.log).parent)
-    status = 1
+    os.chdir(log.parent)
+    ended = 1
     try:
-        launch_server.run_server(launch_server.prepare_server_args(job.arguments))
-        status = 0
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 1
+        launch_server.run_server(launch_server.prepare_server_args(arguments))
+        ended = 0
+    except SystemExit as exit_:
+        ended = exit_.code if isinstance(exit_.code, int) else 1
     except BaseException:  # what Python prints when a program ends so
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
-
-
-def _wait(pid: int, job: Job) -> tuple[int | None, bool]:
-    deadline = time.monotonic() + job.ready_within
-    while time.monotonic() < deadline:
-        status = _status(pid)
-        if status is not None:
-            return status, False
-        if _call(job, "/health", None, 5.0) == "":
-            return None, True
-        time.sleep(POLL)
-    return None, False
-
-
-def _status(pid: int) -> int | None:
-    done, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
-
-
-def _ask(job: Job, body: dict[str, Any]) -> Any:
-    text = _call(job, "/generate", body, job.answer_within)
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _call(job: Job, path: str, body: dict[str, Any] | None, timeout: float) -> str:
-    """The text of an answer, or words that are no JSON."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{job.port}{path}",
-        None if body is None else json.dumps(body).encode(),
-        {"Content-Type": "application/json", **job.headers},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return str(answer.read().decode())
-    except urllib.error.HTTPError as error:
-        return f"HTTP {error.code}: {error.read().decode()[:300]}"
-    except OSError as error:
-        return f"no answer: {error}"
+        os._exit(ended)
 
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # what torch tidies up first takes seconds
