@@ -106,7 +106,7 @@ def family_verdict(launcher: Launcher, family: Family) -> Verdict:
     except Exception as error:  # transformers raises whatever it likes
         words = " ".join(str(error).split())[:100]
         return Verdict(name, NOT_TRIED, f"no small model of it could be built: {words}", 0.0)
-    found = Sweep(launcher, model).judge_family(name)
+    found = Sweep(launcher, model, family.flags).judge_family(name)
     if found.words.startswith(SAYS_NOTHING):
         return replace(found, how=NOT_TRIED)
     return found
