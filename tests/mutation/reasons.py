@@ -99,6 +99,15 @@ REASONS = (
     Reason(
         "*two_level.py:TwoLevelExact.score", r"sort\(descending", "the last dimension by itself"
     ),
+    Reason("*two_level.py:_scores", r"units \+ 2", "columns beyond the units are cut off"),
+    Reason("*two_level.py:_best_segments", r"value=-2", NEGATIVE),
+    Reason("*two_level.py:_best_segments", r"sum\(\+1\)", "the last of two dimensions"),
+    Reason("*two_level.py:_best_segments", r"not chosen\.shape", "no places, no scattering"),
+    Reason(
+        "*two_level.py:_best_segments",
+        r"chosen <=? [01]",
+        "segment 0 comes first where it is chosen",
+    ),
     Reason("*two_level.py:TwoLevelExact.score", r"\], 2\)$", "the first of equal columns is read"),
 )
 """The first that fits is given."""
