@@ -18,7 +18,6 @@ from helpers.fresh import environment
 from helpers.launcher import Forked, Launcher
 
 from sgl_sparsekv.backend.cpu_defaults import with_cpu_method
-from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.tooling.servers import free_port, last_words
 
 METHOD_OF_ANOTHER = Path(__file__).parents[1] / "helpers" / "random_pages"
@@ -34,7 +33,7 @@ def same_server(line: str) -> tuple[str, ...]:
     pairs = zip(words, [*words[1:], ""], strict=True)
     defaults = {
         f"--sparsekv-{name.replace('_', '-')}": str(value)
-        for name, value in with_cpu_method(ServerOptions(), ()).as_dict().items()
+        for name, value in with_cpu_method({}).as_dict().items()
     }
     skipped = [i for i, (flag, value) in enumerate(pairs) if defaults.get(flag) == value]
     return tuple(w for i, w in enumerate(words) if i not in skipped and i - 1 not in skipped)

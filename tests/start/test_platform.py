@@ -20,7 +20,6 @@ from sgl_sparsekv.backend.cpu_defaults import (
     with_cpu_method,
 )
 from sgl_sparsekv.backend.resolution import WORKER_APPLICATION
-from sgl_sparsekv.config import parse_server_options
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -68,8 +67,13 @@ def test_a_context_that_was_asked_for_fits_the_cache() -> None:
 )
 def test_a_method_that_nobody_named(named: dict[str, Any], method: str) -> None:
     """What a user chose or left out is kept; otherwise the CPU's own is served."""
-    options = with_cpu_method(parse_server_options(named), named)
+    options = with_cpu_method(named)
     assert options.request.method == method and method in options.methods
+
+
+def test_methods_that_were_named_are_all_that_is_kept() -> None:
+    """The default that a CPU has in place of another brings nothing of that one along."""
+    assert with_cpu_method({"methods": f"full, {METHOD}"}).methods == ("full", METHOD)
 
 
 def test_wrong_methods_are_one_sentence(resolve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
