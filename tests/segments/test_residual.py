@@ -83,6 +83,12 @@ def test_eight_bits_keep_a_vector_to_half_a_step() -> None:
     assert whole.abs().amax(-1).tolist() == [127, 127, 127, 0, 127, 127, 127]
 
 
+def test_two_codes_fill_a_byte() -> None:
+    codes = torch.randint(0, 16, (2, 4, 9), dtype=torch.uint8)
+    found = packed(codes)
+    assert torch.equal(found & 15, codes[:, ::2]) and torch.equal(found >> 4, codes[:, 1::2])
+
+
 def test_an_odd_number_of_codes_leaves_half_a_byte() -> None:
     codes = torch.randint(0, 16, (2, 5, 9), dtype=torch.uint8)
     found = packed(codes)

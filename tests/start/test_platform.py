@@ -43,15 +43,26 @@ def test_what_the_user_names_is_kept(resolve: Any) -> None:
     assert resolve(attention_backend="sparsekv", max_total_tokens=4096).max_total_tokens == 4096
 
 
-def test_a_context_that_was_asked_for_fits_the_cache() -> None:
-    """However long."""
-    asked = SimpleNamespace(
+def unnamed(**more: Any) -> SimpleNamespace:
+    """Arguments of one rank that name nothing."""
+    named = {
         **dict.fromkeys(("tp_size", "pp_size", "dp_size"), 1),
         **dict.fromkeys(("mem_fraction_static", "max_total_tokens", "max_running_requests")),
-        model_path="not-a-folder/model",
-        context_length=2 * MAX_TOTAL_TOKENS,
-    )
+        "model_path": "not-a-folder/model",
+        "context_length": None,
+    }
+    return SimpleNamespace(**(named | more))
+
+
+def test_a_context_that_was_asked_for_fits_the_cache() -> None:
+    """However long."""
+    asked = unnamed(context_length=2 * MAX_TOTAL_TOKENS)
     assert cpu_defaults(asked)["max_total_tokens"] == 2 * MAX_TOTAL_TOKENS
+
+
+@pytest.mark.parametrize("ranks", ({"tp_size": 2}, {"pp_size": 2}, {"dp_size": 2}))
+def test_ranks_share_the_half_that_they_take(ranks: dict[str, int]) -> None:
+    assert cpu_defaults(unnamed(**ranks))["mem_fraction_static"] == 0.25
 
 
 @pytest.mark.parametrize(
