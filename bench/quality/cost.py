@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench.quality.methods import SINK, WINDOW, Variant
+from bench.quality.methods import Variant
 from sgl_sparsekv.geometry import UNIT_SIZE
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
 from sgl_sparsekv.selection.two_level import OVERSAMPLING
@@ -43,7 +43,7 @@ def bytes_read(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> 
 
 def equal_budget(variant: Variant, target: float, lengths: IntArray, dim: int) -> int | None:
     """Largest budget in tokens that reads at most `target` bytes; None if no budget does."""
-    low, high = SINK + WINDOW + UNIT_SIZE, int(lengths.max()) + UNIT_SIZE
+    low, high = variant.sink + variant.window + UNIT_SIZE, int(lengths.max()) + UNIT_SIZE
 
     def fits(budget: int) -> bool:
         return bytes_read(variant, variant.plan(lengths, budget), lengths, dim).total <= target

@@ -103,7 +103,7 @@ class Bench:
         self.lengths: IntArray = positions.numpy() + 1
         self.truth = Truth.of(layer, self.lengths)
         self._runners: dict[object, Runner] = {}
-        self._best: dict[tuple[int, int], Selection] = {}
+        self._best: dict[object, Selection] = {}
 
     def measure(self, variant: Variant, budget: int) -> tuple[Quality, BytesRead]:
         """One variant at one budget."""
@@ -129,8 +129,9 @@ class Bench:
         return self._runners[key]
 
     def _oracle(self, variant: Variant, plan: RowPlan, budget: int) -> Selection:
-        key = (variant.unit_size, budget)
+        key = (variant.unit_size, budget, variant.sink, variant.window)
         if key not in self._best:
-            oracle = Variant("", "oracle", unit=variant.unit_size)
+            kept = {"sink": variant.sink, "window": variant.window}
+            oracle = Variant("", "oracle", unit=variant.unit_size, **kept)
             self._best[key] = self._runner(oracle).select(plan)
         return self._best[key]

@@ -46,6 +46,8 @@ class Variant:
         unit: tokens per unit, for methods without a grain of their own.
         free: its choosing is not counted: a bound and no method.
         rescored: its scores depend on the budget.
+        sink: first tokens that are always read.
+        window: newest tokens that are always read.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Variant:
     unit: int = UNIT_SIZE
     free: bool = False
     rescored: bool = False
+    sink: int = SINK
+    window: int = WINDOW
 
     @property
     def selection(self) -> SelectionMethod:
@@ -69,7 +73,8 @@ class Variant:
 
     def plan(self, lengths: IntArray, budget: int) -> RowPlan:
         """What rows of these lengths keep of a budget."""
-        full = [np.full_like(lengths, value) for value in (budget, SINK, WINDOW, self.unit_size)]
+        options = (budget, self.sink, self.window, self.unit_size)
+        full = [np.full_like(lengths, value) for value in options]
         return plan_rows(lengths, RowOptions(*full[:3]), GEOMETRY, full[3])
 
 
@@ -127,7 +132,7 @@ class Runner:
         )
         self._fields = {summary.name: self._field(summary) for summary in self.method.summaries}
         self.index = self._index()
-        self._held: torch.Tensor | None = None
+        self._held: dict[object, torch.Tensor] = {}
 
     @property
     def method(self) -> SelectionMethod:
@@ -138,7 +143,8 @@ class Runner:
         """What every row reads under a plan."""
         candidates = self.candidates(plan)
         num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
-        if self._held is None or self.variant.rescored:
+        ranked = (plan.begin.tobytes(), plan.end.tobytes())
+        if ranked not in self._held or self.variant.rescored:
             inputs = ScoreInputs(
                 q=self.layer.q,
                 keys=self.keys,
@@ -151,8 +157,8 @@ class Runner:
                 reduction=Reduction.MAX_SOFTMAX,
                 unit_size=self.variant.unit_size,
             )
-            self._held = self.method.score(self.ops, inputs)
-        return self.ops.select(self._held, candidates, num_units, counts)
+            self._held = {ranked: self.method.score(self.ops, inputs)}
+        return self.ops.select(self._held[ranked], candidates, num_units, counts)
 
     def attend(self, selection: Selection, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """Output float32 `[rows, H, G, Dv]` and lse of what was selected.
