@@ -123,7 +123,7 @@ class Bench:
         return quality, bytes_read(variant, plan, self.lengths, self.layer.keys.shape[-1])
 
     def _runner(self, variant: Variant) -> Runner:
-        key = (variant.method, variant.index, variant.inherited, variant.unit)
+        key = (variant.method, variant.index, variant.inherited, variant.unit, variant.eight_bit)
         if key not in self._runners:
             self._runners[key] = Runner(variant, self.layer, self.lengths, self.ops)
         return self._runners[key]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from bench.quality.dump import LayerDump
+from bench.quality.eight_bit import rounded
 from sgl_sparsekv.geometry import UNIT_SIZE, Geometry
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
@@ -29,7 +30,6 @@ from sgl_sparsekv.types import (
 
 SINK, WINDOW = 16, 64
 """Tokens that are always read: the server's defaults."""
-GEOMETRY = Geometry(UNIT_SIZE)
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Variant:
         inherited: all segments are coded with the first one's codebook.
         estimate: what is not read is answered for by clusters: of `clusterkv` with centroids and
             sums of values, of `residual_pq` with the weights of codes and mean values.
-        unit: tokens per unit, for methods without a grain of their own.
+        unit: tokens per unit, for methods without a grain of their own; of a server, if above 16.
         free: its choosing is not counted: a bound and no method.
         rescored: its scores depend on the budget.
+        eight_bit: page planes are kept in 8 bits: a study, and not served.
         sink: first tokens that are always read.
         window: newest tokens that are always read.
     """
@@ -58,6 +59,7 @@ class Variant:
     unit: int = UNIT_SIZE
     free: bool = False
     rescored: bool = False
+    eight_bit: bool = False
     sink: int = SINK
     window: int = WINDOW
 
@@ -71,11 +73,16 @@ class Variant:
         """Tokens of what it selects."""
         return self.selection.unit_size or self.unit
 
+    @property
+    def geometry(self) -> Geometry:
+        """Of a server that serves it."""
+        return Geometry(max(UNIT_SIZE, self.unit), max(UNIT_SIZE, self.unit))
+
     def plan(self, lengths: IntArray, budget: int) -> RowPlan:
         """What rows of these lengths keep of a budget."""
         options = (budget, self.sink, self.window, self.unit_size)
         full = [np.full_like(lengths, value) for value in options]
-        return plan_rows(lengths, RowOptions(*full[:3]), GEOMETRY, full[3])
+        return plan_rows(lengths, RowOptions(*full[:3]), self.geometry, full[3])
 
 
 def clustered(segment: int, tokens: int, estimate: bool = False) -> Variant:
@@ -103,6 +110,8 @@ VARIANTS = (
     Variant("quest", "quest"),
     Variant("quest_two_level", "quest_two_level", rescored=True),
     Variant("mean_std", "mean_std"),
+    Variant("quest, 8 bits", "quest", eight_bit=True),
+    Variant("mean_std, 8 bits", "mean_std", eight_bit=True),
     Variant("shadowkv", "shadowkv", rescored=True),
     *(clustered(s, t) for s in (1024, 4096) for t in (16, 32, 64, 80)),
     *(clustered(s, t, estimate=True) for s in (1024, 4096) for t in (16, 32)),
@@ -125,7 +134,7 @@ class Runner:
 
     def __init__(self, variant: Variant, layer: LayerDump, lengths: IntArray, ops: Ops) -> None:
         self.variant, self.layer, self.lengths, self.ops = variant, layer, lengths, ops
-        spare = -len(layer.keys) % UNIT_SIZE
+        spare = -len(layer.keys) % variant.geometry.unit_size
         self.keys, self.values = (
             torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, spare))
             for rows in (layer.keys, layer.values)
@@ -179,11 +188,11 @@ class Runner:
         return Candidates(table, begin, end)
 
     def _field(self, summary: PageSummary) -> torch.Tensor:
-        units = len(self.keys) // (summary.tokens or UNIT_SIZE)
+        units = len(self.keys) // (summary.tokens or self.variant.unit)
         heads, width = self.keys.shape[1], summary.width or self.keys.shape[2]
         field = self.keys.new_zeros(units, heads, len(summary.planes), width)
         self.ops.summarise(summary, self.keys, field, torch.arange(units))
-        return field
+        return rounded(field, summary.planes) if self.variant.eight_bit else field
 
     def _index(self) -> SegmentIndex | ResidualIndex | SegmentBounds | None:
         summary = self.method.segments(self.variant.index)
