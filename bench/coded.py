@@ -9,15 +9,8 @@ from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.selection import IndexOptions, load_method
-from sgl_sparsekv.types import (
-    Candidates,
-    CodeSummary,
-    Reduction,
-    ResidualIndex,
-    ResidualSummary,
-    SegmentIndex,
-    Selection,
-)
+from sgl_sparsekv.summaries import CodeSummary, ResidualSummary
+from sgl_sparsekv.types import Candidates, Reduction, ResidualIndex, SegmentIndex, Selection
 
 Summary = CodeSummary | ResidualSummary
 Index = SegmentIndex | ResidualIndex

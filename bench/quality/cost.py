@@ -12,7 +12,7 @@ from bench.quality.methods import Variant
 from sgl_sparsekv.geometry import ceil_div
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
 from sgl_sparsekv.selection.two_level import OVERSAMPLING
-from sgl_sparsekv.types import BoundSummary, CodeSummary, ResidualSummary
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary, ResidualSummary
 
 ELEMENT = 2
 """Bytes of an element of K, V and metadata."""

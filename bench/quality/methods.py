@@ -1,6 +1,6 @@
 """The methods that are compared, each set up as a server would have it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,14 +14,13 @@ from sgl_sparsekv.segments.quantise import Codebook, encode
 from sgl_sparsekv.selection import SelectionMethod, load_method
 from sgl_sparsekv.selection.base import IndexOptions
 from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
-    BoundSummary,
     Candidates,
-    CodeSummary,
-    PageSummary,
+    Goal,
+    KeptUnits,
     Reduction,
     ResidualIndex,
-    ResidualSummary,
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
@@ -142,6 +141,7 @@ class Runner:
         self._fields = {summary.name: self._field(summary) for summary in self.method.summaries}
         self.index = self._index()
         self._held: dict[object, torch.Tensor] = {}
+        self._shares: dict[object, torch.Tensor] = {}
 
     @property
     def method(self) -> SelectionMethod:
@@ -152,22 +152,54 @@ class Runner:
         """What every row reads under a plan."""
         candidates = self.candidates(plan)
         num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
-        ranked = (plan.begin.tobytes(), plan.end.tobytes())
-        if ranked not in self._held or self.variant.rescored:
-            inputs = ScoreInputs(
-                q=self.layer.q,
-                keys=self.keys,
-                fields=self._fields,
-                index=self.index,
-                candidates=candidates,
-                num_units=num_units,
-                counts=counts,
-                scale=self.layer.scale,
-                reduction=Reduction.MAX_SOFTMAX,
-                unit_size=self.variant.unit_size,
-            )
-            self._held = {ranked: self.method.score(self.ops, inputs)}
-        return self.ops.select(self._held[ranked], candidates, num_units, counts)
+        if _ranked(plan) not in self._held or self.variant.rescored:
+            inputs = self._inputs(candidates, num_units, counts)
+            self._held = {_ranked(plan): self.method.score(self.ops, inputs)}
+        return self.ops.select(self._held[_ranked(plan)], candidates, num_units, counts)
+
+    def adaptive(self, plan: RowPlan, coverage: float, pooled: bool) -> Selection:
+        """What every row reads until it covers a share of attention, below the plan's counts.
+
+        Args:
+            plan: its counts are ceilings.
+            coverage: of attention, by the method's share model; 1 reads up to the ceiling.
+            pooled: the KV heads of a row share their ceilings.
+        """
+        model, candidates = self.method.share_model, self.candidates(plan)
+        assert model is not None, f"{self.variant.name} tells no shares of attention"
+        num_units, counts, tails = (
+            torch.from_numpy(x).int() for x in (plan.num_units, plan.counts, plan.tail)
+        )
+        if _ranked(plan) not in self._shares:
+            kept = KeptUnits.of(candidates, num_units)
+            table = kept.table[:, None].expand(-1, self.keys.shape[1], -1)
+            size, cache = self.variant.unit_size, (self.keys, self.values)
+            shape = (table, kept.counts, tails, self.layer.scale, size)
+            known = self.ops.attend(self.layer.q, *cache, *shape)[1] - model.offset
+            inputs = self._inputs(candidates, num_units, counts)
+            inputs = replace(inputs, reduction=Reduction.MEAN_SOFTMAX, known=known)
+            self._shares = {_ranked(plan): self.method.score(self.ops, inputs)}
+        rows, shares = len(self.lengths), self._shares[_ranked(plan)]
+        asked = torch.full((rows,), coverage)
+        goal = Goal(asked, torch.full((rows,), int(pooled), dtype=torch.int32), model.flat)
+        allotted = self.ops.allot(shares, candidates, num_units, counts, goal)
+        return self.ops.select(shares, candidates, num_units, allotted)
+
+    def _inputs(
+        self, candidates: Candidates, num_units: torch.Tensor, counts: torch.Tensor
+    ) -> ScoreInputs:
+        return ScoreInputs(
+            q=self.layer.q,
+            keys=self.keys,
+            fields=self._fields,
+            index=self.index,
+            candidates=candidates,
+            num_units=num_units,
+            counts=counts,
+            scale=self.layer.scale,
+            reduction=Reduction.MAX_SOFTMAX,
+            unit_size=self.variant.unit_size,
+        )
 
     def attend(self, selection: Selection, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """Output float32 `[rows, H, G, Dv]` and lse of what was selected.
@@ -230,3 +262,8 @@ class Runner:
             books[record] = books[0]
             codes[record] = encode(self.keys[slots[record]], Codebook(books[0])).permute(1, 2, 0)
         return index
+
+
+def _ranked(plan: RowPlan) -> object:
+    """What scores depend on in a plan: sinks and window are not ranked."""
+    return plan.begin.tobytes(), plan.end.tobytes()

@@ -43,7 +43,7 @@ struct Reading {
 
   Reading(const Estimate& a, int64_t row, int64_t head, int64_t first)
       : units(a.args.logical + (row * a.heads + head) * a.args.n),
-        next(0), count(a.args.counts[row]), unit(a.args.unit) {
+        next(0), count(a.args.counts[row * a.args.c_row + head * a.args.c_head]), unit(a.args.unit) {
     for (int64_t high = count; next < high;) {  // the first unit that reaches the token `first`
       int64_t middle = (next + high) / 2;
       if ((units[middle] + 1) * unit <= first) next = middle + 1;

@@ -2,18 +2,18 @@
 
 import torch
 
+from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
-    CodeSummary,
-    PageSummary,
+    Goal,
     Reduction,
     ResidualIndex,
     SegmentIndex,
     Selection,
+    per_head,
 )
 
-LARGEST = torch.finfo(torch.float32).max
-"""Rank of a score that is not a number: kept if there is room, behind what is always kept."""
+from .allot import LARGEST, covering, pooled
 
 
 class ReferenceOps:
@@ -55,6 +55,7 @@ class ReferenceOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score`."""
         rows, heads, _, _ = q.shape
@@ -64,7 +65,7 @@ class ReferenceOps:
             units = candidates.unit_table[row, begin:end].long()
             planes = fields[units].movedim(1, 0).float()  # [H, u, planes, D]
             estimate = summary.score(q[row].float(), planes) * scale
-            scores[row, :, begin:end] = reduce_group(estimate, reduction)
+            scores[row, :, begin:end] = reduce_group(estimate, reduction, _of(known, row))
         return scores
 
     def score_exact(
@@ -75,6 +76,7 @@ class ReferenceOps:
         scale: float,
         reduction: Reduction,
         unit_size: int,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_exact`."""
         rows, heads, _, _ = q.shape
@@ -82,7 +84,9 @@ class ReferenceOps:
         for row, begin, end in candidate_spans(candidates):
             k = unit_rows(keys, candidates.unit_table[row, begin:end].long(), unit_size).float()
             logits = torch.einsum("hgd,uthd->hgut", q[row].float(), k) * scale
-            scores[row, :, begin:end] = reduce_group(logits.logsumexp(-1), reduction)
+            scores[row, :, begin:end] = reduce_group(
+                logits.logsumexp(-1), reduction, _of(known, row)
+            )
         return scores
 
     def score_codes(
@@ -93,6 +97,7 @@ class ReferenceOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_codes`: keys of coded tokens are put together from their codes."""
         rows, heads, _, _ = q.shape
@@ -106,8 +111,31 @@ class ReferenceOps:
                     coded = decoded(index, record)
                     k[:, first : first + index.segment_size] = coded[:, : end - first]
             logits = q[row].float() @ k[:, begin:].mT * scale
-            scores[row, :, begin:end] = reduce_group(logits, reduction)
+            scores[row, :, begin:end] = reduce_group(logits, reduction, _of(known, row))
         return scores
+
+    def allot(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+        goal: Goal,
+    ) -> torch.Tensor:
+        """See `Ops.allot`."""
+        out = counts.new_empty(scores.shape[:2])
+        spans = zip(candidates.begin.tolist(), candidates.end.tolist(), strict=True)
+        for row, (begin, end) in enumerate(spans):
+            ranked = scores[row, :, begin : max(begin, end)]
+            always = int(num_units[row]) - ranked.shape[-1]
+            room = max(0, min(int(counts[row]) - always, ranked.shape[-1]))
+            rooms = torch.full((scores.shape[1],), room)
+            if goal.pooled[row]:
+                rooms = pooled(ranked, room, goal.least)
+            if goal.coverage[row] < 1:
+                rooms = rooms.minimum(covering(ranked, float(goal.coverage[row]), goal.flat))
+            out[row] = always + rooms
+        return out
 
     def select(
         self,
@@ -118,18 +146,20 @@ class ReferenceOps:
     ) -> Selection:
         """See `Ops.select`: +inf for sinks and window, then a stable descending sort."""
         rows, heads, width = scores.shape
+        counts = per_head(counts, heads)
         widest = int(counts.max()) if rows else 0
         logical = torch.full((rows, heads, widest), -1, dtype=torch.int32, device=scores.device)
         unit = torch.arange(width, device=scores.device)
         for row, (begin, end) in enumerate(
             zip(candidates.begin.tolist(), candidates.end.tolist(), strict=True)
         ):
-            total, count = int(num_units[row]), int(counts[row])
+            total = int(num_units[row])
             always = (unit < begin) | ((unit >= end) & (unit < total))
             known = scores[row].nan_to_num(LARGEST, posinf=LARGEST, neginf=-torch.inf)
             rank = known.masked_fill(always, torch.inf)[:, :total]
-            best = torch.sort(rank, dim=-1, descending=True, stable=True).indices[:, :count]
-            logical[row, :, :count] = best.sort(-1).values.int()
+            best = torch.sort(rank, dim=-1, descending=True, stable=True).indices
+            for head, count in enumerate(counts[row].tolist()):
+                logical[row, head, :count] = best[head, :count].sort().values.int()
         table = candidates.unit_table[:, None, :].expand(rows, heads, width)
         physical = table.gather(-1, logical.clamp(min=0).long())
         return Selection(logical, physical.masked_fill(logical < 0, 0).int(), counts)
@@ -150,9 +180,10 @@ class ReferenceOps:
         out = q.new_empty(rows, heads, group, values.shape[-1])
         lse = q.new_empty(rows, heads, group, dtype=torch.float32)
         offsets = torch.arange(unit_size, device=q.device)
+        listed = per_head(counts, heads).tolist()
         for row in range(rows):
-            count, tail = int(counts[row]), int(tail_lengths[row])
-            for head in range(heads):
+            tail = int(tail_lengths[row])
+            for head, count in enumerate(listed[row]):
                 units = table[row, head, :count].long()
                 slots = (units[:, None] * unit_size + offsets).reshape(-1)
                 slots = slots[: (count - 1) * unit_size + tail]
@@ -174,11 +205,13 @@ class ReferenceOps:
         rows, heads, group, _ = q.shape
         out = q.new_zeros(rows, heads, group, index.values.shape[-1])
         lse = torch.full((rows, heads, group), -torch.inf, device=q.device)
+        listed = per_head(selection.counts, heads).tolist()
         for row, begin, end in candidate_spans(candidates):
             unread = torch.zeros(heads, len(index.table[row]) * index.segment_size)
             unread[:, begin:end] = 1
-            for head, units in enumerate(selection.logical[row, :, : int(selection.counts[row])]):
-                tokens = units.long()[:, None] * unit_size + torch.arange(unit_size)
+            for head, count in enumerate(listed[row]):
+                units = selection.logical[row, head, :count].long()
+                tokens = units[:, None] * unit_size + torch.arange(unit_size)
                 unread[head, tokens[tokens < unread.shape[1]]] = 0
             logits, values = [], []
             for segment, record in enumerate(index.table[row].tolist()):
@@ -266,11 +299,23 @@ def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:
     return [(row, begin, end) for row, (begin, end) in enumerate(spans) if begin < end]
 
 
-def reduce_group(scores: torch.Tensor, reduction: Reduction) -> torch.Tensor:
-    """Scaled scores `[H, G, u]` -> `[H, u]`: log of the max or mean softmax over the group."""
+def _of(known: torch.Tensor | None, row: int) -> torch.Tensor | None:
+    return None if known is None else known[row]
+
+
+def reduce_group(
+    scores: torch.Tensor, reduction: Reduction, known: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Scaled scores `[H, G, u]` -> `[H, u]`: log of the max or mean softmax over the group.
+
+    `known` `[H, G]` joins the softmax.
+    """
     if reduction is Reduction.MAX:
         return scores.amax(1)
-    log_share = scores - scores.logsumexp(-1, keepdim=True)
+    lse = scores.logsumexp(-1)
+    if known is not None:
+        lse = torch.logaddexp(lse, known)
+    log_share = scores - lse[..., None]
     if reduction is Reduction.MAX_SOFTMAX:
         return log_share.amax(1)
     return log_share.logsumexp(1) - torch.tensor(float(scores.shape[1])).log()

@@ -7,8 +7,8 @@ estimated by default: with the weights that codes give, and the values of cluste
 """
 
 from ..segments.residual import residuals
-from ..types import ResidualSummary
-from .base import IndexOptions
+from ..summaries import ResidualSummary
+from .base import IndexOptions, ShareModel
 from .coded import CodedMethod
 
 
@@ -18,6 +18,7 @@ class ResidualPQ(CodedMethod):
     name = "residual_pq"
     citation = "Product quantization for nearest neighbor search, TPAMI 2011"
     estimates = True
+    share_model = ShareModel(flat=0.85)
 
     def segments(self, options: IndexOptions) -> ResidualSummary:
         """See `SelectionMethod.segments`."""
