@@ -87,8 +87,11 @@ def findings(
     tried, found = list(candidates()), list[Finding]()
     journal.expect(len(tried) * len(contexts))
     for tokens in contexts:
-        context = Context(subject, tokens, load_ops(device))
+        context, before = Context(subject, tokens, load_ops(device)), ""
         for one in tried:
+            if one.variant.name != before:
+                context.forget()
+            before = one.variant.name
             kept = f"{one.variant.sink}+{one.variant.window}"
             name = f"{subject.name} {tokens}, {one.method} {one.shape}, {kept}, {one.dense_layers}"
 

@@ -122,6 +122,11 @@ class Bench:
         )
         return quality, bytes_read(variant, plan, self.lengths, self.layer.keys.shape[-1])
 
+    def forget(self) -> None:
+        """Drop pools and indexes; those of many variants are more than the dump itself."""
+        self._runners.clear()
+        self._best.clear()
+
     def _runner(self, variant: Variant) -> Runner:
         key = (variant.method, variant.index, variant.inherited, variant.unit, variant.eight_bit)
         if key not in self._runners:
