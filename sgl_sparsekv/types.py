@@ -11,7 +11,7 @@ ShadowKV's chunks, 1 where tokens are chosen one by one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -69,6 +69,14 @@ class SegmentIndex:
         """Codes of a sub-vector, K."""
         return int(self.codebooks.shape[3])
 
+    def decoded(self, record: int) -> torch.Tensor:
+        """Keys that the codes of a record stand for: float32 `[H, S, D]`."""
+        return looked_up(self.codes[record], self.codebooks[record].float())
+
+    def groups(self, record: int) -> torch.Tensor:
+        """Tokens whose sub-vectors stray alike: uint8 `[H, m, S]`, those with the same code."""
+        return self.codes[record]
+
 
 @dataclass(frozen=True)
 class ResidualIndex:
@@ -101,6 +109,32 @@ class ResidualIndex:
     def entries(self) -> int:
         """Codes of a part, 16."""
         return int(self.centroids.shape[-1])
+
+    def decoded(self, record: int) -> torch.Tensor:
+        """Keys that the codes of a record stand for: float32 `[H, S, D]`."""
+        codes, parts = unpacked(self.codes[record]), self.codebooks.shape[2]
+        of_centroids, _, of_books = self.scales[record].split(
+            (self.entries, self.entries, parts), -1
+        )
+        centroids = self.centroids[record].mT.float() * of_centroids[..., None]
+        books = self.codebooks[record].mT.float() * of_books[..., None, None]
+        own = looked_up(codes[:, :1], centroids[:, None])
+        return own + looked_up(codes[:, 1 : parts + 1], books)
+
+    def groups(self, record: int) -> torch.Tensor:
+        """Tokens whose sub-vectors stray alike: uint8 `[H, m, S]`, those of a cluster."""
+        return unpacked(self.codes[record])[:, :1].expand(-1, self.codebooks.shape[2], -1)
+
+
+def unpacked(codes: torch.Tensor) -> torch.Tensor:
+    """Two codes in a byte: uint8 `[H, n, S]` -> `[H, 2 n, S]`."""
+    return torch.stack((codes & 15, codes >> 4), 2).flatten(1, 2)
+
+
+def looked_up(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Rows that codes stand for: `[H, m, S]`, `[H, m, K, W]` -> `[H, S, m W]`."""
+    picked = codes.long()[..., None].expand(*codes.shape, codebook.shape[-1])
+    return codebook.gather(2, picked).movedim(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -182,6 +216,19 @@ class ScoreInputs:
     unit_size: int
     known: torch.Tensor | None = None
 
+    def take(self, rows: torch.Tensor) -> "ScoreInputs":
+        """The same of some rows, int64 `[n]`."""
+        spans, index = self.candidates, self.index
+        return replace(
+            self,
+            q=self.q[rows],
+            index=None if index is None else replace(index, table=index.table[rows]),
+            candidates=Candidates(spans.unit_table[rows], spans.begin[rows], spans.end[rows]),
+            num_units=self.num_units[rows],
+            counts=self.counts[rows],
+            known=None if self.known is None else self.known[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -215,6 +262,10 @@ class Selection:
     logical: torch.Tensor
     physical: torch.Tensor
     counts: torch.Tensor
+
+    def take(self, rows: torch.Tensor) -> "Selection":
+        """That of some rows, int64 `[n]`."""
+        return Selection(self.logical[rows], self.physical[rows], self.counts[rows])
 
 
 def per_head(counts: torch.Tensor, heads: int) -> torch.Tensor:

@@ -10,7 +10,9 @@ from sgl_sparsekv.types import (
     ResidualIndex,
     SegmentIndex,
     Selection,
+    looked_up,
     per_head,
+    unpacked,
 )
 
 from .allot import LARGEST, covering, pooled
@@ -108,7 +110,7 @@ class ReferenceOps:
             for segment, record in enumerate(index.table[row].tolist()):
                 first = segment * index.segment_size
                 if record >= 0 and first < end:
-                    coded = decoded(index, record)
+                    coded = index.decoded(record)
                     k[:, first : first + index.segment_size] = coded[:, : end - first]
             logits = q[row].float() @ k[:, begin:].mT * scale
             scores[row, :, begin:end] = reduce_group(logits, reduction, _of(known, row))
@@ -219,7 +221,7 @@ class ReferenceOps:
                     continue
                 first = segment * index.segment_size
                 there = unread[:, None, first : first + index.segment_size] > 0
-                own = q[row].float() @ decoded(index, record).mT * scale
+                own = q[row].float() @ index.decoded(record).mT * scale
                 logits.append(own.masked_fill(~there, -torch.inf))
                 values.append(cluster_values(index, record))
             if logits:
@@ -261,36 +263,12 @@ def unit_rows(keys: torch.Tensor, units: torch.Tensor, unit_size: int) -> torch.
     return keys.unflatten(0, (-1, unit_size))[units]
 
 
-def decoded(index: SegmentIndex | ResidualIndex, record: int) -> torch.Tensor:
-    """Keys that the codes of a record stand for: float32 `[H, S, D]`."""
-    if isinstance(index, SegmentIndex):
-        return looked_up(index.codes[record], index.codebooks[record].float())
-    codes = unpacked(index.codes[record])
-    parts, many = index.codebooks.shape[2], index.entries
-    of_centroids, _, of_books = index.scales[record].split((many, many, parts), -1)
-    centroids = index.centroids[record].mT.float() * of_centroids[..., None]
-    books = index.codebooks[record].mT.float() * of_books[..., None, None]
-    own = looked_up(codes[:, :1], centroids[:, None])
-    return own + looked_up(codes[:, 1 : parts + 1], books)
-
-
 def cluster_values(index: ResidualIndex, record: int) -> torch.Tensor:
     """Value of each token's cluster: float32 `[H, S, Dv]`."""
     many = index.values.shape[2]
     scales = index.scales[record][:, many : 2 * many]
     values = index.values[record].float() * scales[..., None]
     return looked_up(unpacked(index.codes[record])[:, :1], values[:, None])
-
-
-def unpacked(codes: torch.Tensor) -> torch.Tensor:
-    """Two codes in a byte: uint8 `[H, n, S]` -> `[H, 2 n, S]`."""
-    return torch.stack((codes & 15, codes >> 4), 2).flatten(1, 2)
-
-
-def looked_up(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Rows that codes stand for: `[H, m, S]`, `[H, m, K, W]` -> `[H, S, m W]`."""
-    picked = codes.long()[..., None].expand(*codes.shape, codebook.shape[-1])
-    return codebook.gather(2, picked).movedim(1, 2).flatten(2)
 
 
 def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:

@@ -18,7 +18,7 @@ class ResidualPQ(CodedMethod):
     name = "residual_pq"
     citation = "Product quantization for nearest neighbor search, TPAMI 2011"
     estimates = True
-    share_model = ShareModel(flat=0.85)
+    share_model = ShareModel(flat=0.8, offset=0.2)
 
     def segments(self, options: IndexOptions) -> ResidualSummary:
         """See `SelectionMethod.segments`."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from sgl_sparsekv.kernels.reference.ops import cluster_values, decoded
+from sgl_sparsekv.kernels.reference.ops import cluster_values
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
@@ -233,9 +233,8 @@ class ColdRun:
         out, lse = self._states(layer, length, units, unit)
         size = summary.segment_size
         there = [nth for nth, has in enumerate(indexed[: length // size]) if has]
-        keys, values = (
-            [of(index, nth).double() for nth in there] for of in (decoded, cluster_values)
-        )
+        keys = [index.decoded(nth).double() for nth in there]
+        values = [cluster_values(index, nth).double() for nth in there]
         for head, chosen in enumerate(units):
             read = {p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))}
             every, answers = [lse[head][:, None]], [out[head][:, None]]
