@@ -64,6 +64,7 @@ class Row:
         at_floor: share of rows and KV heads whose sinks and window cover what was asked by
             themselves, so that nothing can bring them nearer; None where nothing was.
         got_above: as `got`, of the others.
+        heads: as `got`, of each layer's KV heads, where a share was asked.
     """
 
     context: int
@@ -80,6 +81,7 @@ class Row:
     error_p90: float
     at_floor: float | None = None
     got_above: float | None = None
+    heads: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass
@@ -142,6 +144,9 @@ def read(
         *(bytes_read(variant, plan, lengths, dim).metadata, tokens * 2 * dim * 2),
         *(error.mean().item(), error.quantile(0.9).item()),
         *((floor.float().mean().item(), mass[~floor].mean().item()) if asked else ()),
+        heads=tuple(tuple(round(m, 4) for m in one) for one in mass.mean(1).tolist())
+        if asked
+        else (),
     )
 
 
