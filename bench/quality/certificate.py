@@ -7,23 +7,17 @@ is one query head of one decode position and layer. A file per model goes to
 `bench/results/certificate-MODEL-<when>.json`.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from pathlib import Path
 
 import torch
 
-from bench.quality.__main__ import _subject, _tokens
 from bench.quality.dump import Dump
 from bench.quality.methods import Runner, Variant, clustered, quantised, residual
-from bench.quality.results import FOLDER
-from sgl_sparsekv.ops import Ops, load_ops
+from bench.quality.study import Study
+from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.selection.policy import IntArray
-from sgl_sparsekv.tooling.environment import environment
 from sgl_sparsekv.types import Selection
 
 BUDGETS = (512, 2048)
@@ -113,44 +107,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def save(model: str, about: str, rows: Sequence[Row], folder: Path) -> Path:
-    """Write one model's rows and return the path; what is there is never overwritten."""
-    where = environment()
-    stamp = datetime.fromisoformat(where["when"]).strftime("%Y%m%d-%H%M%S")
-    path = folder / f"certificate-{model}-{stamp}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = {"schema": 1, "model": model, "about": about, "environment": where}
-    with path.open("x") as file:
-        json.dump({**head, "rows": [asdict(row) for row in rows]}, file, indent=1)
-        file.write("\n")
-    return path
+STUDY = Study("certificate", measure, table, lambda row, _: asdict(row))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the named models; 1 if a bound was not met, 2 and one sentence for bad arguments."""
-    parser = argparse.ArgumentParser(prog="bench.quality.certificate", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="trained, text, or a folder")
-    parser.add_argument("--text", type=Path, help="what a folder's model reads")
-    parser.add_argument("--contexts", default="8k", help="tokens; 8k is 8192")
-    parser.add_argument("--layers", type=int, default=4, help="measure every so many-th layer")
-    parser.add_argument("--device", default="cpu", help="ops to choose with")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
-    args = parser.parse_args(argv)
-    broken = 0
-    try:
-        contexts, ops = _tokens("contexts", args.contexts), load_ops(args.device)
-        for name in args.models:
-            subject, rows = _subject(name, args.text), list[Row]()
-            for context in contexts:
-                with torch.no_grad():
-                    rows += measure(subject.dump(context), context, args.layers, ops)
-            print(table(rows))
-            print(f"wrote {save(subject.name, subject.about, rows, args.out)}")
-            broken += sum(row.violations for row in rows)
-    except (ValueError, OSError) as error:
-        print(f"bench.quality.certificate: {error}", file=sys.stderr)
-        return 2
-    return int(broken > 0)
+    rows = STUDY.run(argv)
+    return 2 if rows is None else int(any(row.violations for row in rows))
 
 
 if __name__ == "__main__":

@@ -8,27 +8,22 @@ budgets, each KV head its own and out of a pool of a layer. Every `--layers`th l
 A file per model goes to `bench/results/coverage-MODEL-<when>.json`.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from bench.quality.__main__ import _subject, _tokens
 from bench.quality.cost import bytes_read
 from bench.quality.dump import Dump
 from bench.quality.estimate import with_estimate
 from bench.quality.measure import Truth, error_of, mass_of
 from bench.quality.methods import Runner, Variant, clustered, quantised, residual
-from bench.quality.results import FOLDER
-from sgl_sparsekv.ops import Ops, load_ops
+from bench.quality.study import Study
+from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
-from sgl_sparsekv.tooling.environment import environment
 from sgl_sparsekv.types import Selection
 
 ASKED = (0.8, 0.9, 0.95, 0.99)
@@ -64,6 +59,7 @@ class Row:
         at_floor: share of rows and KV heads whose sinks and window cover what was asked by
             themselves, so that nothing can bring them nearer; None where nothing was.
         got_above: as `got`, of the others.
+        heads: as `got`, of each layer's KV heads, where a share was asked.
     """
 
     context: int
@@ -80,6 +76,7 @@ class Row:
     error_p90: float
     at_floor: float | None = None
     got_above: float | None = None
+    heads: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass
@@ -142,6 +139,9 @@ def read(
         *(bytes_read(variant, plan, lengths, dim).metadata, tokens * 2 * dim * 2),
         *(error.mean().item(), error.quantile(0.9).item()),
         *((floor.float().mean().item(), mass[~floor].mean().item()) if asked else ()),
+        heads=tuple(tuple(round(m, 4) for m in one) for one in mass.mean(1).tolist())
+        if asked
+        else (),
     )
 
 
@@ -204,50 +204,15 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def save(model: str, about: str, rows: Sequence[Row], folder: Path) -> Path:
-    """Write one model's rows and return the path; what is there is never overwritten."""
-    where = environment()
-    stamp = datetime.fromisoformat(where["when"]).strftime("%Y%m%d-%H%M%S")
-    path = folder / f"coverage-{model}-{stamp}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = [
-        {
-            **{k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(row).items()},
-            "bytes_at_equal_p90": None if is_fixed(row) else equal_error(rows, row),
-        }
-        for row in rows
-    ]
-    head = {"schema": 1, "model": model, "about": about, "environment": where}
-    lines = ",\n  ".join(json.dumps(row) for row in found)
-    with path.open("x") as file:
-        file.write(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n')
-    return path
+def _as_json(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        **asdict(row),
+        "bytes_at_equal_p90": None if is_fixed(row) else equal_error(rows, row),
+    }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the named models; 2 and one sentence if an argument is wrong."""
-    parser = argparse.ArgumentParser(prog="bench.quality.coverage", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="trained, text, or a folder")
-    parser.add_argument("--text", type=Path, help="what a folder's model reads")
-    parser.add_argument("--contexts", default="8k", help="tokens; 8k is 8192")
-    parser.add_argument("--layers", type=int, default=4, help="measure every so many-th layer")
-    parser.add_argument("--device", default="cpu", help="ops to choose with")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
-    args = parser.parse_args(argv)
-    try:
-        contexts, ops = _tokens("contexts", args.contexts), load_ops(args.device)
-        for name in args.models:
-            subject, rows = _subject(name, args.text), list[Row]()
-            for context in contexts:
-                with torch.no_grad():
-                    rows += measure(subject.dump(context), context, args.layers, ops)
-            print(table(rows))
-            print(f"wrote {save(subject.name, subject.about, rows, args.out)}")
-    except (ValueError, OSError) as error:
-        print(f"bench.quality.coverage: {error}", file=sys.stderr)
-        return 2
-    return 0
+STUDY = Study("coverage", measure, table, _as_json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(2 if STUDY.run(None) is None else 0)

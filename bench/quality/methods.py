@@ -113,6 +113,7 @@ VARIANTS = (
     Variant("quest, 8 bits", "quest", eight_bit=True),
     Variant("mean_std, 8 bits", "mean_std", eight_bit=True),
     Variant("shadowkv", "shadowkv", rescored=True),
+    *(clustered(512, t) for t in (16, 32)),
     *(clustered(s, t) for s in (1024, 4096) for t in (16, 32, 64, 80)),
     *(clustered(s, t, estimate=True) for s in (1024, 4096) for t in (16, 32)),
     *(

@@ -26,7 +26,7 @@ class IndexOptions:
         residual_subspaces: sub-vectors of what is left of a key there.
     """
 
-    cluster_segment: int = 1024
+    cluster_segment: int = 512
     tokens_per_centroid: int = 16
     pq_segment: int = 512
     pq_subspaces: int = 4
