@@ -2,7 +2,7 @@
 
 import torch
 from segments.data import bunches
-from sgl_sparsekv.kernels.reference.ops import cluster_values, decoded
+from sgl_sparsekv.kernels.reference.ops import cluster_values
 
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.segments.residual import packed, quantised, residuals, widened
@@ -29,9 +29,9 @@ def test_codes_of_the_rest_come_nearer_than_clusters_and_more_codes_nearer_still
     keys, values = segments(1)
     true, errors = keys[0].movedim(0, 1), []
     for parts in (1, 4, 8):
-        errors.append(float((decoded(built(keys, values, [0], parts), 0) - true).norm()))
+        errors.append(float((built(keys, values, [0], parts).decoded(0) - true).norm()))
     alone = SegmentIndex(*clusters_of(keys), torch.zeros(1, 1, dtype=torch.int32))
-    errors.insert(0, float((decoded(alone, 0) - true).norm()))
+    errors.insert(0, float((alone.decoded(0) - true).norm()))
     assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 2
 
 
