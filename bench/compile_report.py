@@ -14,6 +14,8 @@ import triton
 from sgl_sparsekv.kernels.triton.catalogue import ARCHITECTURES, COMMON, VARIANTS
 from sgl_sparsekv.kernels.triton.compile import LIMITS, Build, compile_all
 
+from bench.instructions.table import table
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "kernels.md"
 SOURCES = ROOT / "kernels" / "triton"
@@ -67,8 +69,8 @@ def page(builds: list[Build]) -> str:
         spilling=sum(build.local_bytes > 0 for build in builds),
     )  # fmt: skip
     names = " | ".join(f"sm_{major}{minor}" for major, minor in ARCHITECTURES)
-    table = [f"| kernel | variant | {names} |", "|---" * (2 + len(ARCHITECTURES)) + "|"]
-    return head + "\n".join([*table, *rows(builds)]) + "\n"
+    lines = [f"| kernel | variant | {names} |", "|---" * (2 + len(ARCHITECTURES)) + "|"]
+    return head + "\n".join([*lines, *rows(builds)]) + "\n"
 
 
 def main() -> None:
@@ -85,6 +87,7 @@ def main() -> None:
         "triton": triton.__version__,
         "hash": source_hash(),
         "rows": rows(builds),
+        "instructions": table(),
         "builds": [
             {
                 "name": f"{build.case} sm_{build.arch[0]}{build.arch[1]}",

@@ -76,7 +76,7 @@ def check_plan(step: Step, plan: RowPlan) -> None:
         ("begin", "end", "units", "count", "tail"), found[1:6], wanted, strict=True
     ):
         check((got == want).all(), f"plan: {name} is {got.tolist()}, the host's {want.tolist()}")
-    table = step.fused.buffers.table[:rows, : int(plan.num_units.max())]
+    table = step.fused.buffers.units[:rows, : int(plan.num_units.max())]
     check(torch.equal(table.long(), step.scene.units(step.unit)), "the table of units differs")
 
 

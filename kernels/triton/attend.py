@@ -2,16 +2,21 @@
 
 Grid `[splits, H, rows]`. Every split works through its run of units with the whole query group in
 one matrix product; the split that finishes last joins the partial results, so no second launch is
-needed. How a row is split depends on its own count alone.
+needed. How a row is split depends on its own count alone: into SPLITS parts at most, of
+LEAST_TOKENS at least.
 """
 
 import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import LN2, LOG2E, load_group, padded
+from .primitives import LN2, LOG2E, UNIT_BITS, load_group, padded
 
 NOTHING = tl.constexpr(spec.NOTHING)
+JOINED = tl.constexpr(8)
+"""Splits whose results are loaded before the first of them is added."""
+LEAST_TOKENS = tl.constexpr(128)
+"""Of a split: reading fewer takes no less time, and every split more is one more to be joined."""
 
 
 @triton.jit
@@ -32,8 +37,8 @@ def attend_units(
     for start in tl.range(first, last, TOKENS, num_stages=STAGES):
         token = start + tl.arange(0, TOKENS)
         inside = token < last
-        unit = tl.load(units + token // UNIT, mask=inside, other=0).to(tl.int64)
-        slot = unit * UNIT + token % UNIT
+        unit = tl.load(units + token // UNIT, mask=inside, other=0) & UNIT_BITS
+        slot = unit.to(tl.int64) * UNIT + token % UNIT
         k = tl.load(
             keys + slot[None, :] * stride_key_slot + d[:, None],
             mask=inside[None, :] & (d < DIM)[:, None],
@@ -59,26 +64,36 @@ def attend_units(
 
 @triton.jit
 def join_splits(
-    parts, part_lse, active,
+    parts, part_lse, active, out, lse,
     VALUE_DIM: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Join the partial results of one row and KV head, in the order of the splits."""
-    g, dv = tl.arange(0, padded(GROUP, 16)), tl.arange(0, padded(VALUE_DIM))
+    """Join the partial results of one row and KV head, JOINED splits at a time, in their order."""
+    g, dv = tl.arange(0, padded(GROUP)), tl.arange(0, padded(VALUE_DIM))
     real = g < GROUP
+    split = tl.arange(0, padded(SPLITS))
+    there = (split < active)[:, None] & real[None, :]
+    known = tl.load(
+        part_lse + split[:, None] * GROUP + g[None, :], mask=there, other=float("-inf"),
+        cache_modifier=".cg",
+    )  # fmt: skip
+    best = tl.where(real, tl.max(known, 0), 0.0)
+    total = tl.where(real, tl.sum(tl.exp2(known - best[None, :]), 0), 1.0)
+    joined = best + tl.log2(total)
     mask = real[:, None] & (dv < VALUE_DIM)[None, :]
-    out = tl.zeros([padded(GROUP, 16), padded(VALUE_DIM)], tl.float32)
-    best = tl.full([padded(GROUP, 16)], float("-inf"), tl.float32)
-    total = tl.zeros([padded(GROUP, 16)], tl.float32)
-    for split in range(0, active):
-        lse = tl.load(part_lse + split * GROUP + g, mask=real, other=0.0, cache_modifier=".cg")
-        where = parts + (split * GROUP + g[:, None]) * VALUE_DIM + dv[None, :]
-        part = tl.load(where, mask=mask, other=0.0, cache_modifier=".cg")
-        higher = tl.maximum(best, lse)
-        decay, weight = tl.exp2(best - higher), tl.exp2(lse - higher)
-        out = out * decay[:, None] + part * weight[:, None]
-        total = total * decay + weight
-        best = higher
-    return out / total[:, None], best + tl.log2(total)
+    result = tl.zeros([padded(GROUP), padded(VALUE_DIM)], tl.float32)
+    for first in range(0, active, JOINED):
+        i = first + tl.arange(0, JOINED)
+        here = (i < active)[:, None] & real[None, :]
+        which = i[:, None] * GROUP + g[None, :]
+        part = tl.load(
+            parts + which[:, :, None] * VALUE_DIM + dv[None, None, :],
+            mask=here[:, :, None] & (dv < VALUE_DIM)[None, None, :], other=0.0,
+            cache_modifier=".cg",
+        )  # fmt: skip
+        share = tl.load(part_lse + which, mask=here, other=float("-inf"), cache_modifier=".cg")
+        result += tl.sum(part * tl.exp2(share - joined[None, :])[:, :, None], 0)
+    tl.store(out + g[:, None] * VALUE_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
+    tl.store(lse + g, joined * LN2, mask=real)
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -138,7 +153,7 @@ def attend_kernel(
     if (tl.load(formulas + row) == NOTHING) | (layer < tl.load(dense_layers + row)):
         count = tl.load(num_units + row)
         units = table + row.to(tl.int64) * stride_table
-    share = tl.maximum(tl.cdiv(count, SPLITS), 1)
+    share = tl.maximum(tl.cdiv(count, SPLITS), LEAST_TOKENS // UNIT)
     active = tl.cdiv(count, share)
     if split >= active:
         return
@@ -156,19 +171,22 @@ def attend_kernel(
     g, dv = tl.arange(0, padded(GROUP, 16)), tl.arange(0, padded(VALUE_DIM))
     real = g < GROUP
     mask = real[:, None] & (dv < VALUE_DIM)[None, :]
+    out += pair * GROUP * VALUE_DIM
+    lse += pair * GROUP
+    if active == 1:
+        where = out + g[:, None] * VALUE_DIM + dv[None, :]
+        tl.store(where, part.to(out.dtype.element_ty), mask=mask)
+        tl.store(lse + g, part_base2 * LN2, mask=real)
+        return
     parts += pair * SPLITS * GROUP * VALUE_DIM
     part_lse += pair * SPLITS * GROUP
-    if active > 1:
-        tl.store(parts + (split * GROUP + g[:, None]) * VALUE_DIM + dv[None, :], part, mask=mask)
-        tl.store(part_lse + split * GROUP + g, part_base2, mask=real)
-        tl.debug_barrier()
-        if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != active - 1:
-            return
-        tl.store(tickets + pair, 0)
-        part, part_base2 = join_splits(parts, part_lse, active, VALUE_DIM, GROUP, SPLITS)
-    where = out + (pair * GROUP + g[:, None]) * VALUE_DIM + dv[None, :]
-    tl.store(where, part.to(out.dtype.element_ty), mask=mask)
-    tl.store(lse + pair * GROUP + g, part_base2 * LN2, mask=real)
+    tl.store(parts + (split * GROUP + g[:, None]) * VALUE_DIM + dv[None, :], part, mask=mask)
+    tl.store(part_lse + split * GROUP + g, part_base2, mask=real)
+    tl.debug_barrier()
+    if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != active - 1:
+        return
+    tl.store(tickets + pair, 0)
+    join_splits(parts, part_lse, active, out, lse, VALUE_DIM, GROUP, SPLITS)
 
 
 @triton.jit

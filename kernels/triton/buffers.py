@@ -7,6 +7,7 @@ import torch
 import triton
 from sgl_sparsekv.types import StepShape
 
+from .primitives import UNIT_BITS
 from .tuning import num_splits
 
 PENDING_CAPACITY = 1 << 16
@@ -15,6 +16,8 @@ OPTION_FIELDS = 6
 """formula, budget, least budget, sink, window, dense layers"""
 PLAN_FIELDS = 7
 """formula, begin, end, units, count, tail, dense layers"""
+ALIGNED_UNITS, ALIGNED_ROWS = 128, 16
+"""Rows of tables and scores begin at multiples of 16 bytes, whatever the model's context."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,11 @@ class StepBuffers:
         options: int32 `[requests, 6]`, by row of `req_to_token`.
         ratios: float64 `[requests]`, share of the context, 0 where the budget is in tokens.
         plan: int32 `[7, max_rows]`, see `begin_kernel`.
-        table: int32 `[max_rows, max_units]`, physical unit of each logical unit.
+        table: int32 `[max_rows, width]`, see `begin_kernel` and `units`.
+        order: int32 `[max_rows]`, the row at each place of a step: rows that begin alike in turn.
+        shared: int32 `[max_rows]`, see `begin_kernel`.
         pending: int32 `[capacity]`, units to summarise; pending_count: int32 `[1]`.
-        logits: float32 `[max_rows, H, G, max_units]`, scaled estimates.
+        logits: float32 `[max_rows, H, G, width]`, scaled estimates.
         parts: float32 `[max_rows, H, blocks, 2, G]`, maximum and sum of each block of units.
         selected: int32 `[max_rows, H, max_selected]`, chosen physical units.
         logical: int32 `[max_rows, H, max_selected]`, the same by place in the sequence; empty
@@ -43,6 +48,8 @@ class StepBuffers:
     ratios: torch.Tensor
     plan: torch.Tensor
     table: torch.Tensor
+    order: torch.Tensor
+    shared: torch.Tensor
     pending: torch.Tensor
     pending_count: torch.Tensor
     logits: torch.Tensor
@@ -61,13 +68,24 @@ class StepBuffers:
         """Bytes held."""
         return sum(tensor.nbytes for tensor in vars(self).values())
 
+    @property
+    def units(self) -> torch.Tensor:
+        """int32 `[max_rows, width]`: the table without the bit of units that have no stamp."""
+        return self.table & UNIT_BITS.value
+
+
+def round_up(count: int, multiple: int) -> int:
+    """The next multiple."""
+    return triton.cdiv(count, multiple) * multiple
+
 
 def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
     """Buffers for the largest step of `shape`."""
     rows, heads, group = shape.max_rows, shape.heads, shape.group
-    splits, blocks = num_splits(heads), triton.cdiv(shape.max_units, score_units)
+    splits, width = num_splits(heads), round_up(shape.max_units, ALIGNED_UNITS)
     scored = bool(shape.formulas - {"nothing", "position"})
-    ranked = shape.max_units if scored else 0
+    ranked = width if scored else 0
+    blocks = triton.cdiv(shape.max_units, score_units) if scored else 0
 
     def zeros(*extents: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.zeros(extents, dtype=dtype, device=shape.device)
@@ -76,12 +94,14 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
     return StepBuffers(
         options=zeros(shape.requests, OPTION_FIELDS),
         ratios=zeros(shape.requests, dtype=torch.float64),
-        plan=zeros(PLAN_FIELDS, rows),
-        table=zeros(rows, shape.max_units),
+        plan=zeros(PLAN_FIELDS, round_up(rows, ALIGNED_ROWS))[:, :rows],
+        table=zeros(rows, width),
+        order=torch.arange(rows, dtype=torch.int32, device=shape.device),
+        shared=zeros(rows),
         pending=zeros(min(PENDING_CAPACITY, shape.pool_units)),
         pending_count=zeros(1),
         logits=zeros(rows, heads, group, ranked, dtype=floats),
-        parts=zeros(rows, heads, blocks if scored else 0, 2, group, dtype=floats),
+        parts=zeros(rows, heads, blocks, 2, group, dtype=floats),
         selected=zeros(rows, heads, shape.max_selected),
         logical=zeros(rows, heads, shape.max_selected if watched else 0),
         offsets=torch.arange(rows * heads, device=shape.device).view(rows, heads)

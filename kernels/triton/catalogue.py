@@ -9,20 +9,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import triton
-
 from .attend import attend_kernel, merge_kernel
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
-from .score import score_kernel, summarise_kernel
+from .score import score_kernel
 from .select import select_kernel
 from .share import share_kernel
 from .step import begin_kernel, forget_kernel, seal_kernel
-from .tuning import SELECT_CHUNK, SELECT_WARPS, TUNING, Tuning, num_splits, tuning_for
+from .summarise import summarise_kernel
+from .tuning import (
+    SELECT_CHUNK,
+    SELECT_PARTS,
+    SELECT_REGISTERS,
+    SELECT_WARPS,
+    TUNING,
+    Tuning,
+    num_splits,
+    rows_together,
+    tuning_for,
+)
 
 ARCHITECTURES = tuple(sorted(TUNING))
 """Compute capabilities that are compiled for."""
-WIDTH = 8192
-"""Units of the longest context in the catalogue: 128k tokens in units of 16."""
 HEADS = 8
 
 
@@ -72,6 +79,7 @@ class Case:
         variant: kind of server.
         warps: warps per program.
         float_out: `out` is float32 whatever the cache.
+        registers: most that a thread may have; None: as the compiler likes.
     """
 
     name: str
@@ -80,6 +88,7 @@ class Case:
     variant: Variant
     warps: int = 4
     float_out: bool = False
+    registers: int | None = None
 
 
 def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
@@ -92,27 +101,29 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
 
 
 def _ranks(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
-    block = variant.tuning(arch).score_units
-    return {"BLOCKS": triton.cdiv(WIDTH, block), "BLOCK": block, "GROUP": variant.group}
-
-
-def _table(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
-    ranks = _ranks(arch, variant)
-    padded = triton.next_power_of_2(ranks["BLOCKS"])
-    return {**ranks, "BLOCKS_PADDED": padded, "MEAN": variant.mean}
+    return {
+        "BLOCK": variant.tuning(arch).score_units, "CHUNK": SELECT_CHUNK, "PARTS": SELECT_PARTS,
+        "GROUP": variant.group, "MEAN": variant.mean,
+    }  # fmt: skip
 
 
 def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     uses = {"quest": (True, False, False), "mean_std": (False, True, False),
             "quest + oracle": (True, False, True)}  # fmt: skip
+    tuned = variant.tuning(arch)
     for name, (low, std, exact) in uses.items():
         constants = {
-            **_ranks(arch, variant), "UNIT": variant.unit, "DIM": variant.head_dim,
-            "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact, "IN_STEP": True,
-            "UPCAST": False,
+            "BLOCK": tuned.score_units, "GROUP": variant.group, "UNIT": variant.unit,
+            "DIM": variant.head_dim, "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact,
+            "STAGES": tuned.score_stages, "UPCAST": False,
         }  # fmt: skip
-        warps = variant.tuning(arch).score_warps
-        yield Case(f"score, {name}", score_kernel, constants, variant, warps)
+        most = rows_together(256, variant.group, tuned.most_lanes)
+        for rows in sorted({1, most} if variant == COMMON else {most}):
+            label = f"score, {name}" + (f", {rows} rows" if rows > 1 else "")
+            yield Case(
+                label, score_kernel, {**constants, "ROWS": rows}, variant, tuned.score_warps,
+                registers=tuned.score_registers,
+            )  # fmt: skip
 
 
 def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
@@ -122,10 +133,15 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         uses = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
     for name, (dense, logical) in uses.items():
         constants = {
-            **_table(arch, variant), "CHUNK": SELECT_CHUNK, "REDUCED": False,
-            "COPY_DENSE": dense, "LOGICAL": logical,
-        }  # fmt: skip
-        yield Case(f"select{name}", select_kernel, constants, variant, SELECT_WARPS)
+            **_ranks(arch, variant),
+            "REDUCED": False,
+            "COPY_DENSE": dense,
+            "LOGICAL": logical,
+        }
+        yield Case(
+            f"select{name}", select_kernel, constants, variant, SELECT_WARPS,
+            registers=SELECT_REGISTERS,
+        )  # fmt: skip
 
 
 def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
@@ -149,10 +165,11 @@ def _summarise(variant: Variant) -> Iterator[Case]:
 
 def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:
     page = {"UNITS_PER_PAGE": 64 // variant.unit}
-    begin = {"UNIT": variant.unit, "BLOCK": BEGIN_UNITS, **page}
+    together = rows_together(256, variant.group, variant.tuning(arch).most_lanes)
+    begin = {"UNIT": variant.unit, "BLOCK": BEGIN_UNITS, "ROWS": together, **page}
     return [
         Case("merge", merge_kernel, {"VALUE_DIM": variant.head_dim, "BLOCK": 16}, variant),
-        Case("share", share_kernel, _table(arch, variant), variant, float_out=True),
+        Case("share", share_kernel, _ranks(arch, variant), variant, SELECT_WARPS, True),
         Case("begin", begin_kernel, begin, variant),
         Case("forget", forget_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS, **page}, variant),
         Case("seal", seal_kernel, {"BLOCK": SEAL_UNITS}, variant),

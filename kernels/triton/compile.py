@@ -7,7 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import triton
@@ -25,6 +25,7 @@ DOUBLE_POINTERS = {"ratios"}
 FLOATS = {"scale", "spread"}
 SCALARS = {
     "layer", "width", "widest", "capacity", "entry_scale", "plan_stride", "count", "rows",
+    "chunks", "blocks",
 }  # fmt: skip
 REGISTERS, REGISTER_GRAIN, WARP = 65_536, 8, 32
 
@@ -66,6 +67,7 @@ class Build:
         shared_bytes: per program, static and dynamic.
         local_bytes: stack and spills per thread; 0 is wanted.
         warps: per program.
+        binary: the cubin.
     """
 
     case: str
@@ -75,6 +77,7 @@ class Build:
     shared_bytes: int
     local_bytes: int
     warps: int
+    binary: bytes = field(repr=False)
 
     @property
     def resident(self) -> int:
@@ -102,10 +105,14 @@ def compile_case(case: Case, arch: tuple[int, int]) -> Build:
     constants = {(names.index(name),): value for name, value in case.constants.items()}
     source = ASTSource(case.kernel, signature, constants, attributes)
     target = GPUTarget("cuda", arch[0] * 10 + arch[1], 32)
-    built = triton.compile(source, target=target, options={"num_warps": case.warps})
-    registers, stack, local = _resources(built.asm["cubin"])
-    shared = built.metadata.shared
-    return Build(case.name, case.variant, arch, registers, shared, stack + local, case.warps)
+    options = {"num_warps": case.warps, "maxnreg": case.registers}
+    built = triton.compile(source, target=target, options=options)
+    binary = built.asm["cubin"]
+    registers, stack, local = _resources(binary)
+    return Build(
+        case.name, case.variant, arch, registers, built.metadata.shared, stack + local, case.warps,
+        binary,
+    )  # fmt: skip
 
 
 def compile_all(variants: Iterable[Variant] = VARIANTS) -> Iterator[Build]:

@@ -21,12 +21,21 @@ if TYPE_CHECKING:
 
 from .attend import attend_kernel
 from .buffers import StepBuffers, allocate
-from .launch import check_shape, interpreted, tuning
-from .score import score_kernel, summarise_kernel
+from .launch import check_shape, interpreted, processors, tuning
+from .score import score_kernel
 from .select import select_kernel
 from .spec import FORMULAS, SPREAD
 from .step import begin_kernel, forget_kernel, seal_kernel
-from .tuning import SELECT_CHUNK, SELECT_WARPS, num_splits
+from .summarise import summarise_kernel
+from .tuning import (
+    SELECT_CHUNK,
+    SELECT_PARTS,
+    SELECT_REGISTERS,
+    SELECT_WARPS,
+    num_splits,
+    rows_together,
+    score_chunks,
+)
 
 BEGIN_UNITS = 512
 """Units that one program of `begin_kernel` lists."""
@@ -65,10 +74,14 @@ class FusedDecode:
         """See `FusedDecode.forget`."""
         if slots.numel():
             forget_kernel[(triton.cdiv(slots.numel(), FORGET_SLOTS),)](
-                slots, sealed.view(torch.uint8), self.buffers.pending_count, slots.numel(),
-                PAGE=self.shape.page_size,
+                slots, sealed.view(torch.uint8), self.buffers.pending_count, self.buffers.shared,
+                slots.numel(), self.buffers.shared.numel(), PAGE=self.shape.page_size,
                 UNITS_PER_PAGE=self._units_per_page, BLOCK=FORGET_SLOTS,
             )  # fmt: skip
+
+    def arrange(self, order: torch.Tensor) -> None:
+        """See `FusedDecode.arrange`."""
+        self.buffers.order[: order.numel()].copy_(order, non_blocking=True)
 
     def begin(
         self,
@@ -78,13 +91,14 @@ class FusedDecode:
         req_to_token: torch.Tensor,
     ) -> None:
         """See `FusedDecode.begin`."""
-        held, width = self.buffers, self.shape.max_units
-        begin_kernel[(request_rows.numel(), triton.cdiv(width, BEGIN_UNITS))](
+        held, rows = self.buffers, request_rows.numel()
+        begin_kernel[(rows, triton.cdiv(self.shape.max_units, BEGIN_UNITS))](
             request_rows, lengths, req_to_token, held.options, held.ratios, held.plan, held.table,
-            sealed.view(torch.uint8), held.pending, held.pending_count, width,
-            held.pending.numel(), held.plan.stride(0), req_to_token.stride(0),
-            held.options.stride(0), UNIT=self.shape.unit_size,
+            sealed.view(torch.uint8), held.pending, held.pending_count, held.order, held.shared,
+            held.table.stride(0), held.pending.numel(), held.plan.stride(0),
+            req_to_token.stride(0), held.options.stride(0), UNIT=self.shape.unit_size,
             UNITS_PER_PAGE=self._units_per_page, BLOCK=BEGIN_UNITS,
+            ROWS=self._together(rows),
         )  # fmt: skip
 
     def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
@@ -126,6 +140,9 @@ class FusedDecode:
             BLOCK=SEAL_UNITS,
         )  # fmt: skip
 
+    def _together(self, rows: int) -> int:
+        return rows_together(rows, self.shape.group, self.tuning.most_lanes)
+
     @property
     def _ranks(self) -> bool:
         return self.buffers.logits.numel() > 0
@@ -149,17 +166,20 @@ class FusedDecode:
     ) -> None:
         held, (field, low, std) = self.buffers, self._fields(keys, fields)
         rows, heads, group, dim = q.shape
-        workers = triton.cdiv(WORKERS, rows) if fields else 0
-        score_kernel[(rows, heads, self._blocks + workers)](
-            q, keys, low, std, sealed.view(torch.uint8), held.pending, held.pending_count,
-            held.table, held.plan[0], held.plan[1], held.plan[2], held.plan[6], held.logits,
-            held.parts, scale, SPREAD, layer, self.shape.max_units, held.pending.numel(),
-            *q.stride()[:3], *keys.stride()[:2], *field.stride()[:3], held.table.stride(0),
-            BLOCKS=self._blocks, HAS_MIN_MAX="min_max" in fields,
+        together = self._together(rows)
+        groups = triton.cdiv(rows, together)
+        chunks = score_chunks(rows, heads, self._blocks, together, processors())
+        workers = triton.cdiv(WORKERS, groups) if fields else 0
+        score_kernel[(groups, heads, chunks + workers)](
+            q, keys, low, std, held.pending, held.pending_count, held.table, held.order,
+            held.shared, held.plan[0], held.plan[1], held.plan[2], held.plan[6], held.logits,
+            held.parts, scale, SPREAD, layer, rows, chunks, self._blocks, held.logits.shape[3],
+            held.pending.numel(), *q.stride()[:3], *keys.stride()[:2], *field.stride()[:3],
+            held.table.stride(0), HAS_MIN_MAX="min_max" in fields,
             HAS_MEAN_STD="mean_std" in fields, HAS_EXACT="exact" in self.shape.formulas,
-            IN_STEP=True, GROUP=group, DIM=dim, UNIT=self.shape.unit_size,
-            BLOCK=self.tuning.score_units, UPCAST=interpreted(),
-            num_warps=self.tuning.score_warps,
+            ROWS=together, GROUP=group, DIM=dim, UNIT=self.shape.unit_size,
+            BLOCK=self.tuning.score_units, STAGES=self.tuning.score_stages, UPCAST=interpreted(),
+            num_warps=self.tuning.score_warps, maxnreg=self.tuning.score_registers,
         )  # fmt: skip
 
     def _select(self, layer: int, rows: int, paged: "PagedAttend | None") -> None:
@@ -167,16 +187,16 @@ class FusedDecode:
         pages, offsets = held.selected, held.offsets
         if paged is not None:
             pages, offsets = paged.pages, paged.offsets
-        select_kernel[(rows, shape.heads)](
+        chunks = triton.cdiv(shape.max_units, SELECT_CHUNK)
+        select_kernel[(chunks, shape.heads, rows)](
             held.logits, held.parts, held.table, held.plan[0], held.plan[1], held.plan[2],
-            held.plan[3], held.plan[4], held.plan[6], pages, held.logical, offsets, layer,
-            shape.max_units, shape.max_selected, held.table.stride(0),
+            held.plan[3], held.plan[4], held.plan[6], pages, held.logical, offsets, held.tickets,
+            layer, self._blocks, held.logits.shape[3], shape.max_selected, held.table.stride(0),
             1 if paged is None else shape.unit_size * shape.heads,
-            BLOCKS=self._blocks, BLOCKS_PADDED=triton.next_power_of_2(self._blocks),
-            BLOCK=self.tuning.score_units, CHUNK=SELECT_CHUNK,
+            BLOCK=self.tuning.score_units, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS,
             GROUP=shape.group, MEAN=shape.reduction is Reduction.MEAN_SOFTMAX, REDUCED=False,
-            COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            num_warps=SELECT_WARPS,
+            COPY_DENSE=paged is not None, LOGICAL=self.watched, num_warps=SELECT_WARPS,
+            maxnreg=SELECT_REGISTERS,
         )  # fmt: skip
 
     def _attend(

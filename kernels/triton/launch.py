@@ -31,6 +31,14 @@ def capability() -> tuple[int, int]:
     return OLDEST
 
 
+@cache
+def processors() -> int:
+    """Multiprocessors of the current GPU; few under the interpreter, so that programs loop."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(None).multi_processor_count
+    return 2
+
+
 def tuning(head_dim: int, dtype: torch.dtype) -> Tuning:
     """Constants for this machine."""
     return tuning_for(capability(), head_dim, dtype.itemsize)

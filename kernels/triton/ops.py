@@ -1,5 +1,7 @@
 """The ops of `sgl_sparsekv.ops.Ops`, one kernel each; `fused` is how a server runs them."""
 
+from dataclasses import replace
+
 import torch
 
 import triton
@@ -8,14 +10,23 @@ from sgl_sparsekv.summaries import PageSummary
 from sgl_sparsekv.types import Candidates, Goal, Reduction, Selection, StepShape, per_head
 
 from .attend import attend_kernel, merge_kernel
+from .buffers import allocate
 from .fused import FusedDecode
-from .launch import interpreted, tuning
+from .launch import interpreted, processors, tuning
 from .primitives import PENDING_BLOCK
-from .score import score_kernel, summarise_kernel
+from .score import score_kernel
 from .select import select_kernel
 from .share import share_kernel
 from .spec import EXACT, FORMULAS, MIN_MAX, SPREAD
-from .tuning import SELECT_CHUNK, SELECT_WARPS, num_splits
+from .summarise import summarise_kernel
+from .tuning import (
+    SELECT_CHUNK,
+    SELECT_PARTS,
+    SELECT_REGISTERS,
+    SELECT_WARPS,
+    num_splits,
+    score_chunks,
+)
 
 NO_SHARES = "coverage and budget_split have no kernels on device triton"
 
@@ -33,6 +44,11 @@ class TritonOps:
     def fused(self, shape: StepShape, watched: bool = False) -> FusedDecode:
         """See `FusedOps.fused`."""
         return FusedDecode(shape, watched)
+
+    def step_bytes(self, shape: StepShape, watched: bool = False) -> int:
+        """See `FusedOps.step_bytes`."""
+        there = replace(shape, device=torch.device("meta"))
+        return allocate(there, tuning(shape.head_dim, shape.dtype).score_units, watched).nbytes
 
     def summarise(
         self, summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor, units: torch.Tensor
@@ -101,20 +117,20 @@ class TritonOps:
         formulas, zeros = constant(q, rows, formula), constant(q, rows, 0)
         field = keys if fields is None else fields
         strides = (0, 0, 0) if fields is None else fields.stride()[:3]
-        score_kernel[(rows, heads, blocks)](
-            q, keys, field, field, zeros, zeros, zeros, candidates.unit_table,
-            formulas, candidates.begin, candidates.end, zeros, logits, parts,
-            scale, SPREAD, 0, width, 0, *q.stride()[:3], *keys.stride()[:2], *strides,
-            candidates.unit_table.stride(0),
-            BLOCKS=blocks, HAS_MIN_MAX=formula == MIN_MAX,
+        chunks = score_chunks(rows, heads, blocks, 1, processors()) if rows else 0
+        score_kernel[(rows, heads, chunks)](
+            q, keys, field, field, zeros, zeros, candidates.unit_table, zeros, zeros,
+            formulas, candidates.begin, candidates.end, zeros, logits, parts, scale, SPREAD,
+            0, rows, chunks, blocks, width, 0, *q.stride()[:3], *keys.stride()[:2], *strides,
+            candidates.unit_table.stride(0), HAS_MIN_MAX=formula == MIN_MAX,
             HAS_MEAN_STD=formula not in (MIN_MAX, EXACT), HAS_EXACT=formula == EXACT,
-            IN_STEP=False, GROUP=group, DIM=dim, UNIT=unit_size, BLOCK=block,
-            UPCAST=interpreted(), num_warps=tuned.score_warps,
+            ROWS=1, GROUP=group, DIM=dim, UNIT=unit_size, BLOCK=block, STAGES=tuned.score_stages,
+            UPCAST=interpreted(), num_warps=tuned.score_warps, maxnreg=tuned.score_registers,
         )  # fmt: skip
-        share_kernel[(rows, heads, blocks)](
-            logits, parts, candidates.begin, candidates.end, out, width,
-            BLOCKS=blocks, BLOCKS_PADDED=triton.next_power_of_2(blocks), BLOCK=block, GROUP=group,
-            MEAN=reduction is Reduction.MEAN_SOFTMAX,
+        share_kernel[(rows, heads, triton.cdiv(width, SELECT_CHUNK))](
+            logits, parts, candidates.begin, candidates.end, out, blocks, width,
+            BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=group,
+            MEAN=reduction is Reduction.MEAN_SOFTMAX, num_warps=SELECT_WARPS,
         )  # fmt: skip
         return out
 
@@ -141,15 +157,15 @@ class TritonOps:
         widest = int(counts.max()) if rows else 0
         logical = scores.new_full((rows, heads, widest), -1, dtype=torch.int32)
         physical = torch.zeros_like(logical)
-        zeros = constant(scores, rows, 0)
-        select_kernel[(rows, heads)](
-            scores.contiguous(), scores, candidates.unit_table, constant(scores, rows, MIN_MAX),
+        zeros, chunks = constant(scores, rows, 0), triton.cdiv(width, SELECT_CHUNK)
+        kept = scores.clone(memory_format=torch.contiguous_format) if chunks > 1 else scores
+        select_kernel[(chunks, heads, rows)](
+            kept.contiguous(), scores, candidates.unit_table, constant(scores, rows, MIN_MAX),
             candidates.begin, candidates.end, num_units, counts, zeros, physical, logical,
-            run_offsets(rows * heads, widest, scores.device), 0, width, widest,
-            candidates.unit_table.stride(0), 1,
-            BLOCKS=1, BLOCKS_PADDED=1, BLOCK=1, CHUNK=SELECT_CHUNK, GROUP=1,
-            MEAN=False, REDUCED=True, COPY_DENSE=False, LOGICAL=True,
-            num_warps=SELECT_WARPS,
+            run_offsets(rows * heads, widest, scores.device), constant(scores, rows * heads, 0), 0,
+            0, width, widest, candidates.unit_table.stride(0), 1,
+            BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
+            COPY_DENSE=False, LOGICAL=True, num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS,
         )  # fmt: skip
         return Selection(logical, physical, per_head(counts, heads))
 

@@ -9,6 +9,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 PENDING_BLOCK = tl.constexpr(4)
 """Units that one program summarises at a time."""
+UNIT_BITS = tl.constexpr(0x7FFFFFFF)
+"""Bits of a table's entry that are the physical unit; the sign says that it has no stamp."""
 
 
 @triton.constexpr_function
@@ -18,12 +20,6 @@ def padded(n, least=1):
     while power < n:
         power *= 2
     return power
-
-
-@triton.jit
-def high_of(a, b):
-    """Larger of two; not a number if one is not."""
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -52,32 +48,44 @@ def key_rows(keys, units, inside, token, stride_slot, UNIT: tl.constexpr, DIM: t
 
 
 @triton.jit
-def min_max_of(keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr):
-    """Per-channel minimum and maximum of whole units, exact, in the keys' type."""
+def min_max_of(
+    keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr, AHEAD: tl.constexpr
+):
+    """Per-channel minimum and maximum of whole units, exact, in the keys' type.
+
+    AHEAD tokens are loaded before the first is looked at; the result is the same for any.
+    """
     low = key_rows(keys, units, inside, 0, stride_slot, UNIT, DIM)
     high = low
-    for token in range(1, UNIT):
-        row = key_rows(keys, units, inside, token, stride_slot, UNIT, DIM)
-        wide = row.to(tl.float32)
-        # Chosen, not computed: a rounding or a flushed subnormal would not be a key's own bits.
-        low = tl.where((wide < low.to(tl.float32)) | (wide != wide), row, low)
-        high = tl.where((wide > high.to(tl.float32)) | (wide != wide), row, high)
+    for token in tl.range(0, UNIT, AHEAD):
+        for i in tl.static_range(AHEAD):
+            row = key_rows(keys, units, inside, token + i, stride_slot, UNIT, DIM)
+            wide = row.to(tl.float32)
+            # Chosen, not computed: a rounding or a flushed subnormal would not be a key's own bits.
+            low = tl.where((wide < low.to(tl.float32)) | (wide != wide), row, low)
+            high = tl.where((wide > high.to(tl.float32)) | (wide != wide), row, high)
     return low, high
 
 
 @triton.jit
-def mean_std_of(keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr):
+def mean_std_of(
+    keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr, AHEAD: tl.constexpr
+):
     """Per-channel mean and population standard deviation of whole units, in the keys' type."""
-    first = key_rows(keys, units, inside, 0, stride_slot, UNIT, DIM)
-    total = first.to(tl.float32)
-    for token in range(1, UNIT):
-        total += key_rows(keys, units, inside, token, stride_slot, UNIT, DIM).to(tl.float32)
+    total = tl.zeros([units.shape[0], padded(DIM)], tl.float32)
+    for token in tl.range(0, UNIT, AHEAD):
+        for i in tl.static_range(AHEAD):
+            row = key_rows(keys, units, inside, token + i, stride_slot, UNIT, DIM)
+            total += row.to(tl.float32)
     mean = total / UNIT
-    square = (first.to(tl.float32) - mean) * (first.to(tl.float32) - mean)
-    for token in range(1, UNIT):
-        gap = key_rows(keys, units, inside, token, stride_slot, UNIT, DIM).to(tl.float32) - mean
-        square += gap * gap
-    return mean.to(first.dtype), tl.sqrt(square / UNIT).to(first.dtype)
+    square = tl.zeros([units.shape[0], padded(DIM)], tl.float32)
+    for token in tl.range(0, UNIT, AHEAD):
+        for i in tl.static_range(AHEAD):
+            row = key_rows(keys, units, inside, token + i, stride_slot, UNIT, DIM)
+            gap = row.to(tl.float32) - mean
+            square += gap * gap
+    kind = keys.dtype.element_ty
+    return mean.to(kind), tl.sqrt(square / UNIT).to(kind)
 
 
 @triton.jit
@@ -98,24 +106,3 @@ def load_planes(field, units, inside, stride_unit, stride_plane, DIM: tl.constex
     mask = inside[:, None] & (d < DIM)[None, :]
     a = tl.load(where, mask=mask, other=0.0)
     return a, tl.load(where + stride_plane, mask=mask, other=0.0)
-
-
-@triton.jit
-def summarise_units(
-    field,
-    keys,
-    units,
-    inside,
-    stride_unit,
-    stride_plane,
-    stride_slot,
-    MEAN_STD: tl.constexpr,
-    UNIT: tl.constexpr,
-    DIM: tl.constexpr,
-):
-    """Fields of whole units of one KV head from their keys."""
-    if MEAN_STD:
-        a, b = mean_std_of(keys, units, inside, stride_slot, UNIT, DIM)
-    else:
-        a, b = min_max_of(keys, units, inside, stride_slot, UNIT, DIM)
-    store_planes(field, units, inside, a, b, stride_unit, stride_plane, DIM)

@@ -1,30 +1,26 @@
 """Scores of candidate units, and in the same launch the summaries of units that just filled.
 
-Grid `[rows, H, blocks of units + workers]`: rows run fastest, so requests on one prefix read the
-same metadata at the same time and share it through the L2 cache. What a program leaves behind is
-`logits[row, head, g, u]`, the scaled estimate per query head, and per block of units the maximum
-and the sum of exponentials that the softmax over all candidates needs; `select` joins them.
+Grid `[groups of rows, H, chunks + workers]`, sized by the GPU and not by the model's context: a
+program walks every `chunks`-th block of units, so its loads run ahead of its products. ROWS rows
+stand together, their query heads in one matrix product. As far as their tables say the same, a
+block is read once for all of them; behind that, each program goes on with one row of its group.
 
-A unit without a stamp is never scored from its fields: its planes are made from its keys on the
-spot. So a page that was filled unseen is right in its first step, and the workers, which write the
-fields of pending units, need no barrier before the scoring programs.
+What a program leaves behind is `logits[row, head, g, u]`, the scaled estimate per query head, and
+per block of units the maximum and the sum of exponentials that the softmax over all candidates
+needs; `select` joins them. Both lie at places fixed in the sequence, whoever wrote them.
+
+Fields of a unit without a stamp (the sign of its entry in the table) are never taken as they are:
+a program that meets one writes them from its keys and walks again. So a page that was filled unseen
+is right in its first step. Whoever else writes them in this launch, the workers among them, writes
+the same bits, so nobody has to wait.
 """
 
 import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import (
-    PENDING_BLOCK,
-    key_rows,
-    load_group,
-    load_planes,
-    mean_std_of,
-    min_max_of,
-    padded,
-    share_of,
-    summarise_units,
-)
+from .primitives import PENDING_BLOCK, UNIT_BITS, key_rows, load_planes, padded, share_of
+from .summarise import summarise_pending, summarise_units
 
 MIN_MAX = tl.constexpr(spec.MIN_MAX)
 MEAN_STD = tl.constexpr(spec.MEAN_STD)
@@ -82,33 +78,131 @@ def group_dot(q, rows, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def planes_of(
-    field, keys, units, inside, sealed, stride_unit, stride_plane, stride_slot,
-    FORMULA: tl.constexpr, CHECK: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
+def estimate(
+    q, field, keys, units, known, scale, spread, stride_unit, stride_plane, stride_slot,
+    FORMULA: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Two planes of a block of units: from their fields, or from their keys if one has no stamp."""
-    known = 1
-    if CHECK:
-        known = tl.min(tl.load(sealed + units, mask=inside, other=1).to(tl.int32))
-    if known != 0:
-        a, b = load_planes(field, units, inside, stride_unit, stride_plane, DIM)
-    elif FORMULA == MIN_MAX:
-        a, b = min_max_of(keys, units, inside, stride_slot, UNIT, DIM)
+    """Scaled estimates `[G, units]` of a block of units; those that are not known are not read."""
+    if FORMULA == EXACT:
+        share = exact_share(q, keys, units, known, stride_slot, scale, UNIT, DIM, UPCAST)
     else:
-        a, b = mean_std_of(keys, units, inside, stride_slot, UNIT, DIM)
-    return a, b
+        a, b = load_planes(field, units, known, stride_unit, stride_plane, DIM)
+        if FORMULA == MIN_MAX:
+            share = scale * upper_bound(q, a, b, UPCAST)
+        else:
+            share = scale * expected_maximum(q, a, b, spread, UPCAST)
+    return share
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit
+def score_blocks(
+    q, field, keys, table, logits, parts, pair, g, real, begin, end, low, high, first, step, trust,
+    scale, spread, width, blocks, stride_unit, stride_plane, stride_slot,
+    FORMULA: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Score every `step`-th block from block `first` on, of units `[low, high)` of one table.
+
+    Args:
+        q: `[LANES, D]`, query heads of one row or of several, and rows of zeros.
+        pair, g: int64 and int32 `[LANES]`, what a lane's results belong to.
+        real: bool `[LANES]`, lanes with a query head.
+        begin, end: int32 `[LANES]`, candidates of a lane.
+        trust: whether units without a stamp have their fields by now.
+
+    Returns:
+        int32 `[BLOCK]`, 1 at places of a block where a unit without a stamp was met.
+    """
+    met = tl.zeros([BLOCK], tl.int32)
+    for block in tl.range(first, tl.cdiv(high, BLOCK), step, num_stages=STAGES):
+        unit = block * BLOCK + tl.arange(0, BLOCK)
+        listed = (unit >= low) & (unit < high)
+        entry = tl.load(table + unit, mask=listed, other=0)
+        met = tl.where(entry < 0, 1, met)
+        known = listed & ((entry >= 0) | trust) if FORMULA != EXACT else listed
+        logit = estimate(
+            q, field, keys, (entry & UNIT_BITS).to(tl.int64), known, scale, spread,
+            stride_unit, stride_plane, stride_slot, FORMULA, UNIT, DIM, UPCAST,
+        )  # fmt: skip
+        inside = (unit >= begin[:, None]) & (unit < end[:, None]) & listed
+        logit = tl.where(inside, logit, float("-inf"))
+        where = logits + (pair * GROUP + g)[:, None] * width + unit[None, :]
+        tl.store(where, logit, mask=real[:, None] & inside)
+        best = tl.max(logit, 1)
+        total = tl.sum(share_of(logit, best[:, None]), 1)
+        written = real & (block * BLOCK < end) & ((block + 1) * BLOCK > begin)
+        part = parts + (pair * blocks + block) * 2 * GROUP + g
+        tl.store(part, best, mask=written)
+        tl.store(part + GROUP, total, mask=written)
+    return met
+
+
+@triton.jit
+def fill_fields(
+    field, keys, table, low, high, first, step, stride_unit, stride_plane, stride_slot,
+    MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the fields of units without a stamp in the blocks that `score_blocks` walks."""
+    for block in range(first, tl.cdiv(high, BLOCK), step):
+        for start in range(0, BLOCK, PENDING_BLOCK):
+            unit = block * BLOCK + start + tl.arange(0, PENDING_BLOCK)
+            listed = (unit >= low) & (unit < high)
+            entry = tl.load(table + unit, mask=listed, other=0)
+            if tl.min(entry) < 0:
+                summarise_units(
+                    field, keys, (entry & UNIT_BITS).to(tl.int64), entry < 0, stride_unit,
+                    stride_plane, stride_slot, MEAN_STD, UNIT, DIM,
+                )  # fmt: skip
+
+
+@triton.jit
+def walk(
+    q, field, keys, table, logits, parts, pair, g, real, begin, end, low, high, first, step,
+    scale, spread, width, blocks, stride_unit, stride_plane, stride_slot,
+    FORMULA: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """`score_blocks`, and once more when units without a stamp have got their fields."""
+    first += low // BLOCK
+    trust, again = False, True
+    while again:
+        met = score_blocks(
+            q, field, keys, table, logits, parts, pair, g, real, begin, end, low, high, first,
+            step, trust, scale, spread, width, blocks, stride_unit, stride_plane, stride_slot,
+            FORMULA, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
+        )  # fmt: skip
+        again = (tl.max(met) > 0) & (trust == 0) & (FORMULA != EXACT)
+        if again:
+            fill_fields(
+                field, keys, table, low, high, first, step, stride_unit, stride_plane,
+                stride_slot, FORMULA == MEAN_STD, UNIT, DIM, BLOCK,
+            )  # fmt: skip
+            tl.debug_barrier()  # what was stored is read by other threads, and stored again
+            trust = True
+
+
+@triton.jit
+def load_lanes(
+    q, row, g, real, stride_row, stride_group, DIM: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """Queries `[LANES, padded DIM]`; lanes without a query head are 0."""
+    d = tl.arange(0, padded(DIM))
+    where = q + row[:, None] * stride_row + g[:, None] * stride_group + d[None, :]
+    queries = tl.load(where, mask=real[:, None] & (d < DIM)[None, :], other=0.0)
+    return queries.to(tl.float32) if UPCAST else queries
+
+
+@triton.jit(do_not_specialize=["layer", "rows", "chunks", "blocks"])
 def score_kernel(
     q,
     keys,
     min_max,
     mean_std,
-    sealed,
     pending,
     pending_count,
     table,
+    order,
+    shared,
     formulas,
     begins,
     ends,
@@ -118,6 +212,9 @@ def score_kernel(
     scale,
     spread,
     layer,
+    rows,
+    chunks,
+    blocks,
     width,
     capacity,
     stride_q_row,
@@ -129,122 +226,114 @@ def score_kernel(
     stride_field_head,
     stride_plane,
     stride_table,
-    BLOCKS: tl.constexpr,
     HAS_MIN_MAX: tl.constexpr,
     HAS_MEAN_STD: tl.constexpr,
     HAS_EXACT: tl.constexpr,
-    IN_STEP: tl.constexpr,
+    ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Score one block of units of one row and KV head, or summarise pending units.
+    """Score a share of the blocks of a group of rows, for one KV head, or summarise pending units.
 
     Args:
         q: `[rows, H, G, D]`.
         keys: `[slots, H, D]`.
         min_max: `[units, H, 2, D]`, or anything when HAS_MIN_MAX is false; mean_std likewise.
-        sealed: uint8 `[units]`, read when IN_STEP.
         pending: int32 `[capacity]`, units to summarise; pending_count: int32 `[1]`.
-        table: int32 `[rows, width]`, physical units.
-        formulas, begins, ends, dense_layers: int32 `[rows]`.
+        table: int32 `[rows, stride_table]`, physical units; negative without a stamp.
+        order: int32 `[rows]`, the row at each place; rows of ROWS places in turn stand together.
+            Read when ROWS > 1, as `shared`.
+        shared: int32 `[rows]`, by place: leading units that are those of its group's first row.
+        formulas, begins, ends, dense_layers: int32 `[rows]`, by row.
         logits: float32 `[rows, H, G, width]`, written for candidates alone.
-        parts: float32 `[rows, H, BLOCKS, 2, G]`, written for blocks with candidates.
+        parts: float32 `[rows, H, blocks, 2, G]`, written for blocks with candidates.
+        chunks: programs of a group of rows, a multiple of ROWS.
     """
-    row, block = tl.program_id(0), tl.program_id(2)
+    group, chunk = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1)
     keys += head * stride_key_head
     min_max += head * stride_field_head
     mean_std += head * stride_field_head
-    if block >= BLOCKS:
-        worker = (block - BLOCKS) * tl.num_programs(0) + row
-        workers = (tl.num_programs(2) - BLOCKS) * tl.num_programs(0)
+    if chunk >= chunks:
+        groups = tl.num_programs(0)
         summarise_pending(
-            keys, min_max, mean_std, pending, pending_count, capacity, worker, workers,
+            keys, min_max, mean_std, pending, pending_count, capacity,
+            (chunk - chunks) * groups + group, (tl.num_programs(2) - chunks) * groups,
             stride_slot, stride_unit, stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, UNIT, DIM,
         )  # fmt: skip
         return
-    formula = tl.load(formulas + row)
-    begin, end = tl.load(begins + row), tl.load(ends + row)
-    first = block * BLOCK
-    if (formula < MIN_MAX) | (first >= end) | (first + BLOCK <= begin):
-        return
-    if layer < tl.load(dense_layers + row):
-        return
-    unit = first + tl.arange(0, BLOCK)
-    inside = (unit >= begin) & (unit < end)
-    units = tl.load(table + row * stride_table + unit, mask=inside, other=0).to(tl.int64)
-    q += row.to(tl.int64) * stride_q_row + head * stride_q_head
-    group = load_group(q, stride_q_group, GROUP, DIM, UPCAST)
-    logit = tl.zeros([padded(GROUP, 16), BLOCK], tl.float32)
-    if HAS_MIN_MAX:  # noqa: SIM102 - decided when compiled, the inner one when run
-        if formula == MIN_MAX:
-            low, high = planes_of(
-                min_max, keys, units, inside, sealed, stride_unit, stride_plane, stride_slot,
-                MIN_MAX, IN_STEP, UNIT, DIM,
-            )  # fmt: skip
-            logit = scale * upper_bound(group, low, high, UPCAST)
-    if HAS_MEAN_STD:  # noqa: SIM102
-        if formula == MEAN_STD:
-            mean, std = planes_of(
-                mean_std, keys, units, inside, sealed, stride_unit, stride_plane, stride_slot,
-                MEAN_STD, IN_STEP, UNIT, DIM,
-            )  # fmt: skip
-            logit = scale * expected_maximum(group, mean, std, spread, UPCAST)
-    if HAS_EXACT:  # noqa: SIM102
-        if formula == EXACT:
-            logit = exact_share(group, keys, units, inside, stride_slot, scale, UNIT, DIM, UPCAST)
-    logit = tl.where(inside[None, :], logit, float("-inf"))
-    g = tl.arange(0, padded(GROUP, 16))
-    pair = row.to(tl.int64) * heads + head
-    where = logits + (pair * GROUP + g[:, None]) * width + unit[None, :]
-    tl.store(where, logit, mask=(g < GROUP)[:, None] & inside[None, :])
-    best = tl.max(logit, 1)
-    total = tl.sum(share_of(logit, best[:, None]), 1)
-    part = parts + (pair * BLOCKS + block) * 2 * GROUP + g
-    tl.store(part, best, mask=g < GROUP)
-    tl.store(part + GROUP, total, mask=g < GROUP)
-
-
-@triton.jit
-def summarise_pending(
-    keys, min_max, mean_std, pending, pending_count, capacity, worker, workers,
-    stride_slot, stride_unit, stride_plane,
-    HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    """Write the fields of this worker's share of the pending units, for one KV head."""
-    count = tl.minimum(tl.load(pending_count), capacity)
-    for first in range(worker * PENDING_BLOCK, count, workers * PENDING_BLOCK):
-        i = first + tl.arange(0, PENDING_BLOCK)
-        inside = i < count
-        units = tl.load(pending + i, mask=inside, other=0).to(tl.int64)
-        if HAS_MIN_MAX:
-            summarise_units(
-                min_max, keys, units, inside, stride_unit, stride_plane, stride_slot,
-                False, UNIT, DIM,
-            )  # fmt: skip
-        if HAS_MEAN_STD:
-            summarise_units(
-                mean_std, keys, units, inside, stride_unit, stride_plane, stride_slot,
-                True, UNIT, DIM,
-            )  # fmt: skip
-
-
-@triton.jit
-def summarise_kernel(
-    keys, min_max, mean_std, pending, pending_count, capacity,
-    stride_slot, stride_key_head, stride_unit, stride_field_head, stride_plane,
-    HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    """Write the fields of all pending units; grid `[workers, H]`."""
-    worker, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    summarise_pending(
-        keys + head * stride_key_head,
-        min_max + head * stride_field_head,
-        mean_std + head * stride_field_head,
-        pending, pending_count, capacity, worker, tl.num_programs(0),
-        stride_slot, stride_unit, stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, UNIT, DIM,
-    )  # fmt: skip
+    lane = tl.arange(0, padded(ROWS * padded(GROUP), 16))
+    at, g = lane // padded(GROUP), lane % padded(GROUP)
+    place = group * ROWS + at
+    exists = (at < ROWS) & (place < rows)
+    row = tl.where(exists, group, 0).to(tl.int64)
+    if ROWS > 1:
+        row = tl.load(order + place, mask=exists, other=0).to(tl.int64)
+    begin = tl.load(begins + row, mask=exists, other=0)
+    end = tl.load(ends + row, mask=exists, other=0)
+    real = exists & (g < GROUP)
+    pair = row * heads + head
+    own = chunk % ROWS
+    mine = group.to(tl.int64)
+    if ROWS > 1:
+        mine = tl.load(order + tl.minimum(group * ROWS + own, rows - 1)).to(tl.int64)
+    formula, lowest = tl.load(formulas + mine), tl.load(begins + mine)
+    ranked = (formula >= MIN_MAX) & (layer >= tl.load(dense_layers + mine))
+    ranked = ranked & (group * ROWS + own < rows)
+    reach = 0  # units that the rows which stand together have in common, in whole blocks
+    together = exists
+    if ROWS > 1:
+        how = tl.load(formulas + row, mask=exists, other=0)
+        ranking = exists & (layer >= tl.load(dense_layers + row, mask=exists, other=0))
+        leading = tl.max(tl.where(ranking & (how != EXACT), how, 0))
+        together = ranking & (how == leading)
+        alike = tl.load(shared + place, mask=together, other=2147483647)
+        if (leading >= MIN_MAX) & (tl.sum((together & (g == 0)).to(tl.int32)) > 1):
+            reach = tl.min(tl.minimum(alike, tl.max(tl.where(together, end, 0)))) // BLOCK * BLOCK
+        joined = tl.max((together & (at == own)).to(tl.int32)) > 0
+        lowest = tl.maximum(lowest, tl.where(joined, reach, 0))
+    for part in tl.range(0 if ROWS > 1 else 1, 2):
+        lanes, first, step = real & (at == own), chunk // ROWS, chunks // ROWS
+        low, high = lowest, tl.load(ends + mine)
+        high = tl.where(ranked, high, 0)
+        lists = table + mine * stride_table
+        kind = formula
+        if ROWS > 1:  # noqa: SIM102
+            if part == 0:
+                lanes, first, step = real & together, chunk, chunks
+                low = tl.min(tl.where(together, begin, 2147483647))
+                high, kind = reach, leading
+                lists = table + tl.load(order + group * ROWS).to(tl.int64) * stride_table
+        if low < high:
+            queries = load_lanes(
+                q + head * stride_q_head, row, g, lanes, stride_q_row, stride_q_group, DIM, UPCAST
+            )
+            if HAS_MIN_MAX:  # noqa: SIM102
+                if kind == MIN_MAX:
+                    walk(
+                        queries, min_max, keys, lists, logits, parts, pair, g, lanes, begin, end,
+                        low, high, first, step, scale, spread, width, blocks,
+                        stride_unit, stride_plane, stride_slot,
+                        MIN_MAX, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
+                    )  # fmt: skip
+            if HAS_MEAN_STD:  # noqa: SIM102
+                if kind == MEAN_STD:
+                    walk(
+                        queries, mean_std, keys, lists, logits, parts, pair, g, lanes, begin, end,
+                        low, high, first, step, scale, spread, width, blocks,
+                        stride_unit, stride_plane, stride_slot,
+                        MEAN_STD, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
+                    )  # fmt: skip
+            if HAS_EXACT:  # noqa: SIM102
+                if kind == EXACT:
+                    walk(
+                        queries, keys, keys, lists, logits, parts, pair, g, lanes, begin, end,
+                        low, high, first, step, scale, spread, width, blocks,
+                        stride_unit, stride_plane, stride_slot,
+                        EXACT, GROUP, UNIT, DIM, BLOCK, 1, UPCAST,
+                    )  # fmt: skip

@@ -1,16 +1,17 @@
-"""Exact top-k of one row and KV head in one program, and its page table in the same launch.
+"""Exact top-k of one row and KV head, and its page table, in one launch.
 
 Scores become integers that sort like them; a radix descent of four 8-bit digits finds the k-th
 largest; of those equal to it the lowest units are taken. So ties are deterministic and the table
-comes out in ascending logical order. Scores are walked in chunks, so a context may have any length
-and a short one costs little.
+comes out in ascending logical order. A row of up to CHUNK units is one program's, which keeps its
+keys in registers. Of a longer one each program makes a chunk of keys; the one that comes last does
+the rest, so a context may have any length.
 """
 
 import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import LARGEST, high_of, share_of
+from .primitives import LARGEST, UNIT_BITS, padded, share_of
 
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
@@ -28,84 +29,122 @@ def sortable(score):
 
 
 @triton.jit
-def key_of(scores, unit, begin, end, total):
-    """Sort key of units: sinks and window above all, what does not exist below all."""
-    inside = (unit >= begin) & (unit < end)
-    score = tl.load(scores + unit, mask=inside, other=0.0)
-    key = tl.where(inside, sortable(score), ALWAYS)
-    return tl.where(unit < total, key, 0).to(tl.uint32)
+def narrowed(key, active, prefix, count, STEP: tl.constexpr, histogram):
+    """Add the keys of this digit to the histogram, those that begin with the digits chosen."""
+    SHIFT: tl.constexpr = 24 - 8 * STEP
+    if STEP > 0:
+        active = active & ((key >> (SHIFT + 8)) == prefix)
+    digit = ((key >> SHIFT) & 0xFF).to(tl.int32)
+    return histogram + tl.histogram(digit, DIGITS, mask=active)
 
 
 @triton.jit
-def threshold_of(scores, begin, end, total, count, CHUNK: tl.constexpr):
-    """The `count`-th largest key (count at least 1), and how many equal to it are to be taken."""
-    digit_values = tl.arange(0, DIGITS)
+def next_digit(histogram, prefix, count):
+    """The digit in which the `count`-th largest key lies: (prefix, what is left to count)."""
+    from_above = tl.cumsum(histogram, reverse=True)
+    chosen = tl.sum((from_above >= count).to(tl.int32)) - 1
+    count -= tl.sum(tl.where(tl.arange(0, DIGITS) > chosen, histogram, 0))
+    return (prefix << 8) | chosen.to(tl.uint32), count
+
+
+@triton.jit
+def threshold_of(key, exists, count):
+    """The `count`-th largest of keys in registers (count at least 1), and how many equal to it."""
     prefix = tl.zeros([], tl.uint32)
     for step in tl.static_range(4):
-        shift = 24 - 8 * step
+        histogram = tl.zeros([DIGITS], tl.int32)
+        histogram = narrowed(key, exists, prefix, count, step, histogram)
+        prefix, count = next_digit(histogram, prefix, count)
+    return prefix, count
+
+
+@triton.jit
+def threshold_in_memory(keys, total, count, CHUNK: tl.constexpr):
+    """As `threshold_of`, of keys that other programs wrote: uint32 as int32, `[total]`."""
+    prefix = tl.zeros([], tl.uint32)
+    for step in tl.static_range(4):
         histogram = tl.zeros([DIGITS], tl.int32)
         for first in range(0, total, CHUNK):
             unit = first + tl.arange(0, CHUNK)
-            key = key_of(scores, unit, begin, end, total)
-            active = unit < total
-            if step > 0:
-                active = active & ((key >> (shift + 8)) == prefix)
-            digit = ((key >> shift) & 0xFF).to(tl.int32)
-            histogram += tl.histogram(digit, DIGITS, mask=active)
-        from_above = tl.cumsum(histogram, reverse=True)
-        chosen = tl.sum((from_above >= count).to(tl.int32)) - 1
-        count -= tl.sum(tl.where(digit_values > chosen, histogram, 0))
-        prefix = (prefix << 8) | chosen.to(tl.uint32)
+            key = load_keys(keys, unit, total)
+            histogram = narrowed(key, unit < total, prefix, count, step, histogram)
+        prefix, count = next_digit(histogram, prefix, count)
     return prefix, count
+
+
+@triton.jit
+def load_keys(keys, unit, total):
+    """Keys from the second-level cache, where every program sees them; 0 beyond the last."""
+    bits = tl.load(keys + unit, mask=unit < total, other=0, cache_modifier=".cg")
+    return bits.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def normalisers(
+    parts, begin, end, g, BLOCK: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr
+):
+    """Log-sum-exp of each query head over all candidates, from the parts of its blocks."""
+    highest = tl.full(g.shape, float("-inf"), tl.float32)
+    total = tl.zeros(g.shape, tl.float32)
+    for first in range(begin // BLOCK, tl.cdiv(end, BLOCK), PARTS):
+        block = first + tl.arange(0, PARTS)
+        written = (block * BLOCK < end)[:, None] & (g < GROUP)[None, :]
+        part = parts + block[:, None] * 2 * GROUP + g[None, :]
+        best = tl.load(part, mask=written, other=float("-inf"))
+        share = tl.load(part + GROUP, mask=written, other=0.0)
+        higher = tl.maximum(highest, tl.max(best, 0))
+        share = tl.where(written, share * share_of(best, higher[None, :]), 0.0)
+        total = total * share_of(highest, higher) + tl.sum(share, 0)
+        highest = higher
+    return tl.where(g < GROUP, highest + tl.log(total), 0.0)
 
 
 @triton.jit
 def group_rank(
     logits, parts, unit, begin, end, width,
-    BLOCKS: tl.constexpr, BLOCKS_PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    GROUP: tl.constexpr, MEAN: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, MEAN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Log of the reduced softmax over the candidates, from logits `[G, width]`; else -inf."""
     inside = (unit >= begin) & (unit < end)
-    block = tl.arange(0, BLOCKS_PADDED)
-    written = (block < BLOCKS) & (block * BLOCK < end) & ((block + 1) * BLOCK > begin)
-    rank = tl.full(unit.shape, float("-inf"), tl.float32)
-    for g in tl.static_range(GROUP):
-        part = parts + block * 2 * GROUP + g
-        best = tl.load(part, mask=written, other=float("-inf"))
-        highest = tl.max(best)
-        total = tl.load(part + GROUP, mask=written, other=0.0)
-        total = tl.sum(tl.where(written, total * share_of(best, highest), 0.0))
-        share = tl.load(logits + g * width + unit, mask=inside, other=float("-inf"))
-        share = share - (highest + tl.log(total))
-        if MEAN:
-            top = high_of(rank, share)
-            rank = top + tl.log(share_of(rank, top) + share_of(share, top))
-        else:
-            rank = high_of(rank, share)
+    g = tl.arange(0, padded(GROUP))
+    there = (g < GROUP)[:, None] & inside[None, :]
+    where = logits + g[:, None] * width + unit[None, :]
+    share = tl.load(where, mask=there, other=float("-inf"))
+    share -= normalisers(parts, begin, end, g, BLOCK, GROUP, PARTS)[:, None]
+    rank = tl.max(share, 0)
+    broken = tl.max((share != share).to(tl.int32), 0) > 0
     if MEAN:
-        rank -= tl.log(tl.full([], GROUP, tl.float32))
+        rank += tl.log(tl.sum(tl.where(there, share_of(share, rank[None, :]), 0.0), 0) / GROUP)
+    rank = tl.where(broken, float("nan"), rank)
     return tl.where(inside, rank, float("-inf"))
 
 
 @triton.jit
+def kept(key, least, of_equals):
+    """Which keys are kept, the lowest of equals first; and how many equals may follow."""
+    equal = (key == least).to(tl.int32)
+    keep = (key > least) | ((equal != 0) & (tl.cumsum(equal) <= of_equals))
+    return keep, of_equals - tl.sum(equal)
+
+
+@triton.jit
 def store_table(
-    unit, keep, placed, table, physical, logical, scale, offset, LOGICAL: tl.constexpr
+    unit, keep, placed, table, physical, logical, scale, offset, ranked, LOGICAL: tl.constexpr
 ):  # fmt: skip
     """Write kept units in ascending order behind `placed` others; gives the new number of them.
 
-    An entry is `physical unit * scale + offset`.
+    An entry is `physical unit * scale + offset`. Logical units are written if `ranked`.
     """
     kept = keep.to(tl.int32)
     place = placed + tl.cumsum(kept) - 1
-    entry = tl.load(table + unit, mask=keep, other=0) * scale + offset
+    entry = (tl.load(table + unit, mask=keep, other=0) & UNIT_BITS) * scale + offset
     tl.store(physical + place, entry, mask=keep)
     if LOGICAL:
-        tl.store(logical + place, unit, mask=keep)
+        tl.store(logical + place, unit, mask=keep & ranked)
     return placed + tl.sum(kept)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=["layer", "blocks"])
 def select_kernel(
     logits,
     parts,
@@ -119,80 +158,93 @@ def select_kernel(
     physical,
     logical,
     offsets,
+    tickets,
     layer,
+    blocks,
     width,
     widest,
     stride_table,
     entry_scale,
-    BLOCKS: tl.constexpr,
-    BLOCKS_PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    PARTS: tl.constexpr,
     GROUP: tl.constexpr,
     MEAN: tl.constexpr,
     REDUCED: tl.constexpr,
     COPY_DENSE: tl.constexpr,
     LOGICAL: tl.constexpr,
 ):
-    """Keep sinks, window and the best candidates of one row and KV head. Grid `[rows, H]`.
+    """Keep sinks, window and the best candidates of one row and KV head. Grid `[chunks, H, rows]`.
 
     Args:
         logits: float32 `[rows, H, G, width]` with parts as `score_kernel` leaves them; the first
-            query head's place is overwritten. When REDUCED, float32 `[rows, H, width]`, final
-            scores, and parts is not read.
-        table: int32 `[rows, width]`.
+            query head's place is overwritten in rows of more than one chunk. When REDUCED, float32
+            `[rows, H, width]`, final scores, and parts is not read.
+        table: int32 `[rows, stride_table]`, see `begin_kernel`.
         formulas, begins, ends, num_units, counts, dense_layers: int32 `[rows]`.
         physical: int32, entries `physical unit * entry_scale + head` (or the unit itself when
             entry_scale is 1), each pair's run beginning at `offsets[row, head]`.
         logical: int32 `[rows, H, widest]`, written when LOGICAL, but not for rows that are dense.
-        CHUNK: scores walked at a time.
+        tickets: int32 `[rows, H]`, zero before and after.
+        CHUNK: scores of one program.
+        PARTS: blocks of scores whose sums are added at a time.
     """
-    row, head = tl.program_id(0), tl.program_id(1)
+    chunk, row = tl.program_id(0), tl.program_id(2)
+    head = tl.program_id(1)
     pair = row.to(tl.int64) * tl.num_programs(1) + head
     formula = tl.load(formulas + row)
     total, count = tl.load(num_units + row), tl.load(counts + row)
     begin, end = tl.load(begins + row), tl.load(ends + row)
+    dense = (formula == NOTHING) | (layer < tl.load(dense_layers + row))
+    chunks = tl.cdiv(total, CHUNK)
+    if (chunk >= chunks) | ((chunk > 0) & (dense | (formula == POSITION))):
+        return
     table += row.to(tl.int64) * stride_table
     physical += tl.load(offsets + pair)
     logical += pair * widest
     offset = tl.where(entry_scale == 1, 0, head)
-    placed = 0
-    if (formula == NOTHING) | (layer < tl.load(dense_layers + row)):
-        if COPY_DENSE:
+    if dense | (formula == POSITION):
+        newest = tl.where(dense, begin, total - (count - begin))
+        if COPY_DENSE | (formula == POSITION) & (dense == 0):
+            placed = 0
             for first in range(0, total, CHUNK):
                 unit = first + tl.arange(0, CHUNK)
                 placed = store_table(
-                    unit, unit < total, placed, table, physical, logical, entry_scale, offset,
-                    False,
+                    unit, (unit < total) & ((unit < begin) | (unit >= newest)), placed, table,
+                    physical, logical, entry_scale, offset, dense == 0, LOGICAL,
                 )  # fmt: skip
         return
-    if formula == POSITION:
-        newest = total - (count - begin)
-        for first in range(0, total, CHUNK):
-            unit = first + tl.arange(0, CHUNK)
-            keep = (unit < total) & ((unit < begin) | (unit >= newest))
-            placed = store_table(
-                unit, keep, placed, table, physical, logical, entry_scale, offset, LOGICAL
-            )
-        return
     logits += pair * GROUP * width
-    if not REDUCED:
-        parts += pair * BLOCKS * 2 * GROUP
-        for first in range(begin, end, CHUNK):
-            unit = first + tl.arange(0, CHUNK)
-            rank = group_rank(
-                logits, parts, unit, begin, end, width,
-                BLOCKS, BLOCKS_PADDED, BLOCK, GROUP, MEAN,
-            )  # fmt: skip
-            tl.store(logits + unit, rank, mask=unit < end)
-        tl.debug_barrier()
-    least, of_equals = threshold_of(logits, begin, end, total, count, CHUNK)
+    unit = chunk * CHUNK + tl.arange(0, CHUNK)
+    if REDUCED:
+        inside = (unit >= begin) & (unit < end)
+        rank = tl.load(logits + unit, mask=inside, other=float("-inf"))
+    else:
+        rank = group_rank(
+            logits, parts + pair * blocks * 2 * GROUP, unit, begin, end, width,
+            BLOCK, GROUP, MEAN, PARTS,
+        )  # fmt: skip
+    key = tl.where((unit >= begin) & (unit < end), sortable(rank), ALWAYS)
+    key = tl.where(unit < total, key, 0).to(tl.uint32)
+    if chunks == 1:
+        least, of_equals = threshold_of(key, unit < total, count)
+        keep, of_equals = kept(key, least, of_equals)
+        store_table(
+            unit, keep, 0, table, physical, logical, entry_scale, offset, True, LOGICAL
+        )  # fmt: skip
+        return
+    keys = logits.to(tl.pointer_type(tl.int32))
+    tl.debug_barrier()  # every thread has read what is overwritten now
+    tl.store(keys + unit, key.to(tl.int32, bitcast=True), mask=unit < total)
+    tl.debug_barrier()
+    if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != chunks - 1:
+        return
+    tl.store(tickets + pair, 0)
+    least, of_equals = threshold_in_memory(keys, total, count, CHUNK)
+    placed = 0
     for first in range(0, total, CHUNK):
         unit = first + tl.arange(0, CHUNK)
-        key = key_of(logits, unit, begin, end, total)
-        equal = (key == least).to(tl.int32)
-        keep = (key > least) | ((equal != 0) & (tl.cumsum(equal) <= of_equals))
-        of_equals -= tl.sum(equal)
+        keep, of_equals = kept(load_keys(keys, unit, total), least, of_equals)
         placed = store_table(
-            unit, keep, placed, table, physical, logical, entry_scale, offset, LOGICAL
+            unit, keep, placed, table, physical, logical, entry_scale, offset, True, LOGICAL
         )

@@ -10,6 +10,9 @@ import triton.language as tl
 from . import spec
 
 NOTHING = tl.constexpr(spec.NOTHING)
+NO_STAMP = tl.constexpr(-(2**31))
+"""Bit of a table's entry whose unit is full and has no stamp."""
+EVERY = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -43,6 +46,8 @@ def begin_kernel(
     sealed,
     pending,
     pending_count,
+    order,
+    shared,
     width,
     capacity,
     plan_stride,
@@ -51,20 +56,28 @@ def begin_kernel(
     UNIT: tl.constexpr,
     UNITS_PER_PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """Plan one row and list a block of its units. Grid `[rows, blocks of units]`.
+    """Plan the row at one place and list a block of its units. Grid `[rows, blocks of units]`.
 
     Args:
         request_rows: int64 `[rows]`, rows of `req_to_token`; lengths: int64 or int32 `[rows]`.
         req_to_token: int32 `[requests, context]`.
         options: int32 `[requests, 6]`; ratios: float64 `[requests]`, 0 for budgets in tokens.
         plan: int32 `[7, plan_stride]`: formula, begin, end, units, count, tail, dense layers.
-        table: int32 `[rows, width]`, physical units, written up to the row's last.
+        table: int32 `[rows, width]`, physical units, written up to the row's last; negative where
+            a full unit has no stamp.
         sealed: uint8 `[units]`.
         pending: int32 `[capacity]`, gets full units without a stamp; what does not fit stays
             without one and is met again in a later step. pending_count: int32 `[1]`.
+        order: int32 `[rows]`, the row at each place; read when ROWS > 1.
+        shared: int32 `[rows]`, by place: lowered to the leading full units that are those of the
+            first of its ROWS rows.
     """
-    row, block = tl.program_id(0), tl.program_id(1)
+    place, block = tl.program_id(0), tl.program_id(1)
+    row = place
+    if ROWS > 1:
+        row = tl.load(order + place)
     request = tl.load(request_rows + row).to(tl.int64)
     length = tl.load(lengths + row).to(tl.int32)
     formula, begin, end, units, count, tail, dense = plan_row(
@@ -84,29 +97,43 @@ def begin_kernel(
         return
     slot = tl.load(req_to_token + request * stride_request + unit * UNIT, mask=exists, other=0)
     physical = slot // UNIT
-    tl.store(table + row.to(tl.int64) * width + unit, physical, mask=exists)
     full = (unit < length // UNIT) & (physical >= UNITS_PER_PAGE)
     stamp = tl.load(sealed + physical, mask=full, other=1)
     fresh = (full & (stamp == 0)).to(tl.int32)
+    entry = tl.where(fresh != 0, physical | NO_STAMP, physical)
+    tl.store(table + row.to(tl.int64) * width + unit, entry, mask=exists)
+    if ROWS > 1:  # noqa: SIM102 - decided when compiled, the inner one when run
+        if place % ROWS != 0:
+            first = tl.load(order + place // ROWS * ROWS)
+            other = tl.load(request_rows + first).to(tl.int64)
+            both = tl.minimum(length, tl.load(lengths + first).to(tl.int32)) // UNIT
+            twin = tl.load(
+                req_to_token + other * stride_request + unit * UNIT, mask=unit < both, other=-1
+            )
+            alike = tl.min(tl.where(twin == slot, EVERY, unit))
+            tl.atomic_min(shared + place, alike)
     found = tl.sum(fresh)
     if found > 0:
-        place = tl.atomic_add(pending_count, found) + tl.cumsum(fresh) - 1
-        tl.store(pending + place, physical, mask=(fresh != 0) & (place < capacity))
+        free = tl.atomic_add(pending_count, found) + tl.cumsum(fresh) - 1
+        tl.store(pending + free, physical, mask=(fresh != 0) & (free < capacity))
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "rows"])
 def forget_kernel(
-    slots, sealed, pending_count, count,
+    slots, sealed, pending_count, shared, count, rows,
     PAGE: tl.constexpr, UNITS_PER_PAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Clear the stamps of units that `slots` lie in, and of pages that start with one of them.
 
     Page 0 has no stamps. A page may be written in its middle, behind slots that stay: by a session
     that goes on, or after a step that was taken back. The list of pending units is emptied: a step
-    that broke off may have left some in it.
+    that broke off may have left some in it. `shared` int32 `[rows]` begins anew.
     """
     if tl.program_id(0) == 0:
         tl.store(pending_count, 0)
+        for first in range(0, rows, BLOCK):
+            place = first + tl.arange(0, BLOCK)
+            tl.store(shared + place, tl.full([BLOCK], EVERY, tl.int32), mask=place < rows)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots + i, mask=i < count, other=0).to(tl.int64)
     starts = (slot % PAGE == 0) & (slot >= PAGE)

@@ -11,10 +11,19 @@ from sgl_sparsekv.geometry import ceil_div
 
 NUM_SPLITS = 16
 """Programs that share one row and KV head in `attend` on a GPU with 8 KV heads or more."""
-SELECT_CHUNK = 1024
-"""Scores that `select` walks at a time, two per thread: with four, registers spilled."""
+PROGRAMS_PER_PROCESSOR = 4
+"""Programs of `score` that one multiprocessor is to hold at once."""
+LEAST_CHUNKS, MOST_CHUNKS = 4, 64
+"""Programs of `score` per row and KV head: enough for one long row among many, and no more than
+blocks that a long row has."""
+SELECT_CHUNK = 2048
+"""Scores of one program of `select`, four per thread, in registers from the first digit on."""
 SELECT_WARPS = 16
-"""Warps of `select`, one program per row and KV head."""
+"""Warps of `select`."""
+SELECT_REGISTERS = 128
+"""Most registers of its threads: left alone, the compiler spills to fit a second program."""
+SELECT_PARTS = 128
+"""Blocks of scores whose sums `select` adds at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,31 +33,44 @@ class Tuning:
     Attributes:
         score_units: units per program of `score`.
         score_warps: its warps.
+        score_stages: depth of its load pipeline. Entries of the table lead to planes, so two blocks
+            of planes are in shared memory from 5 on, and one below.
+        score_registers: most registers of its threads. Left alone, the compiler spills to make room
+            for more programs than shared memory has room for.
+        most_lanes: query heads of one matrix product of it: of one row and KV head, or of several
+            rows together.
         attend_tokens: keys per inner step of `attend`.
         attend_warps: its warps.
-        attend_stages: depth of its load pipeline.
+        attend_stages: depth of its load pipeline, counted as that of `score`.
     """
 
     score_units: int = 32
     score_warps: int = 4
+    score_stages: int = 5
+    score_registers: int = 168
+    most_lanes: int = 16
     attend_tokens: int = 64
     attend_warps: int = 4
-    attend_stages: int = 2
+    attend_stages: int = 5
 
 
 TUNING = {
-    (8, 0): Tuning(attend_stages=3),
-    (8, 9): Tuning(score_units=64, score_warps=8),
-    (9, 0): Tuning(attend_stages=3),
-    (10, 0): Tuning(attend_stages=3),
-    (12, 0): Tuning(),
+    (8, 0): Tuning(),
+    (8, 9): Tuning(attend_tokens=32),
+    (9, 0): Tuning(),
+    (10, 0): Tuning(),
+    (12, 0): Tuning(attend_tokens=32),
 }
-"""By compute capability. 8.9 and 12.0 have 100 KiB of shared memory, the others more. On 8.9 the
-compiler spills a register of `score` in smaller programs, to fit one more of them."""
+"""By compute capability. 8.9 and 12.0 have 100 KiB of shared memory, the others more."""
+MOST_REGISTERS = 255
+"""That a thread can have at all."""
 NARROW_HEAD, WIDE_HEAD = 64, 256
-"""Up to the first, `attend` takes twice the keys: the same bytes. From the second on, blocks are
-halved and loads are not pipelined deeper than 2."""
-FLOAT = Tuning(score_units=16, score_warps=8, attend_tokens=16, attend_warps=4, attend_stages=2)
+"""Up to the first, `attend` takes twice the keys: the same bytes. From the second on, it takes half
+of them, and all programs twice the warps."""
+FLOAT = Tuning(
+    score_units=16, score_warps=8, score_stages=1, score_registers=128, most_lanes=1,
+    attend_tokens=16, attend_stages=2,
+)  # fmt: skip
 """For float32 caches, whose products run without matrix units and hold more registers."""
 
 
@@ -63,8 +85,11 @@ def tuning_for(capability: tuple[int, int], head_dim: int, itemsize: int = 2) ->
     known = max((key for key in TUNING if key <= capability), default=min(TUNING))
     tuned = TUNING[known] if itemsize == 2 else FLOAT
     if head_dim >= WIDE_HEAD:
-        warps, units = 2 * tuned.attend_warps, max(16, tuned.score_units // 2)
-        return replace(tuned, score_units=units, attend_warps=warps, attend_stages=2)
+        return replace(
+            tuned, score_warps=2 * tuned.score_warps, score_registers=MOST_REGISTERS,
+            attend_warps=2 * tuned.attend_warps,
+            attend_tokens=max(16, tuned.attend_tokens // 2),
+        )  # fmt: skip
     if head_dim <= NARROW_HEAD:
         return replace(tuned, attend_tokens=2 * tuned.attend_tokens)
     return tuned
@@ -73,3 +98,34 @@ def tuning_for(capability: tuple[int, int], head_dim: int, itemsize: int = 2) ->
 def num_splits(heads: int) -> int:
     """Splits of one row and KV head: enough programs to fill a GPU with one request."""
     return NUM_SPLITS * ceil_div(8, max(1, min(heads, 8)))
+
+
+def rows_together(rows: int, group: int, most_lanes: int) -> int:
+    """Rows of a batch that `score` multiplies at once: a power of two, at least 1.
+
+    Args:
+        rows: of the batch.
+        group: query heads per KV head.
+        most_lanes: see `Tuning`.
+    """
+    return min(max(1, most_lanes // next_power(group)), next_power(rows))
+
+
+def score_chunks(rows: int, heads: int, blocks: int, together: int, processors: int) -> int:
+    """Programs of `score` per KV head and group of rows; what a row gets depends on none of it.
+
+    Args:
+        rows: of the batch.
+        heads: KV heads.
+        blocks: of units, in the longest context.
+        together: rows of a group.
+        processors: multiprocessors of the GPU.
+    """
+    pairs = ceil_div(rows, together) * heads
+    wanted = ceil_div(PROGRAMS_PER_PROCESSOR * processors, pairs * together)
+    return together * max(1, min(max(wanted, LEAST_CHUNKS), MOST_CHUNKS, blocks))
+
+
+def next_power(count: int) -> int:
+    """Smallest power of two that is not below `count`."""
+    return 1 << max(0, count - 1).bit_length()

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "kernels.md"
+COUNTED = ROOT / "docs" / "triton_kernels.md"
 REMEDY = "run `python -m bench.compile_report`"
 
 
@@ -49,6 +50,10 @@ def test_the_page_was_made_from_these_sources(report: dict[str, Any]) -> None:
     lines = page.splitlines()
     for row in report["rows"]:
         assert row in lines, f"{REMEDY}; the page lacks {row}"
+
+
+def test_the_table_of_instructions_is_that_of_these_kernels(report: dict[str, Any]) -> None:
+    assert report["instructions"] in COUNTED.read_text(), "run `python -m bench.instructions`"
 
 
 def test_no_variant_of_the_page_spills() -> None:

@@ -132,8 +132,15 @@ def test_the_table_and_the_list_of_new_units() -> None:
     step = Step.of(scene)
     step.fused.buffers.table.fill_(POISON)
     step.begin()
-    table = step.fused.buffers.table.cpu()
-    assert torch.equal(table[:3], scene.batch.table[:3]) and table[3, :4].tolist() == [0, 1, 2, 3]
+    held, width = step.fused.buffers, scene.batch.table.shape[1]
+    table, marked = held.units[:, :width].cpu(), held.table[:, :width].cpu() < 0
+    assert table[3, :4].tolist() == [0, 1, 2, 3] and not marked[3, :4].any()
+    for row, length in enumerate((8700, 15, 16)):
+        units = table[row, : -(-length // 16)]
+        assert torch.equal(units, scene.batch.table[row, : len(units)])
+        stamped = scene.sealed[units.long()]
+        assert torch.equal(marked[row, : length // 16], ~stamped[: length // 16])
+        assert not marked[row, length // 16 : len(units)].any(), "the newest unit is not full"
     listed = step.fused.buffers.pending[: int(step.fused.buffers.pending_count)].tolist()
     new = full[:-4][~scene.sealed[full[:-4]]].tolist()
     assert sorted(listed) == sorted(new) and len(set(listed)) == len(listed) > 300

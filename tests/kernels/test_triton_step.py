@@ -193,6 +193,51 @@ def test_rows_that_share_pages_list_them_twice_and_summarise_them_once() -> None
     check_summaries(scene, step)
 
 
+def share_prefix(scene: Scene, rows: list[int], tokens: int) -> None:
+    """Make the first tokens of some rows those of the first of them."""
+    first, unit = rows[0], scene.shape.unit_size
+    for row in rows[1:]:
+        place, other = scene.places[row], scene.places[first]
+        scene.req_to_token[place, :tokens] = scene.req_to_token[other, :tokens]
+        scene.batch.table[row, : tokens // unit] = scene.batch.table[first, : tokens // unit]
+
+
+def test_rows_on_one_prefix_are_scored_from_one_table() -> None:
+    """Of rows that stand together the first one's table is read, as far as they are alike; where
+    their options, lengths or formulas differ, each still gets what it gets alone."""
+    requests = [
+        Request(1300, budget=256), Request(300, "mean_std"), Request(1250, sink=70),
+        Request(1200, budget=160, window=9), Request(300, "exact"), Request(300, budget=128),
+        Request(1100, budget=200, dense_layers=1),
+    ]  # fmt: skip
+    scene = make_scene(requests, heads=1, unit=16)
+    share_prefix(scene, [0, 2, 3, 6], 1040)
+    full = scene.full_units().unique()
+    scene.seal(full[torch.rand(len(full)) < 0.9])
+    step = Step.of(scene)
+    held = step.fused.buffers
+    held.order.copy_(torch.tensor([2, 0, 6, 3, 5, 1, 4]))
+    step.fused.forget(step.sealed, torch.zeros(1, dtype=torch.int64, device=DEVICE))
+    step.begin()
+    alike = held.shared.tolist()
+    assert alike[1:4] == [65, 65, 65] and alike[5:] == [0, 0]
+    for layer in range(2):
+        out = step.decode(layer)
+        check_layer(step, layer, out)
+        logits, kept = held.logits[:, :, :, 32:64].clone(), held.table.clone()
+        held.table[[0, 3, 6], 32:64] = 0  # a whole block of nobody's units: their fields are NaN
+        step.score(layer)
+        assert torch.equal(held.logits[:, :, :, 32:64], logits)
+        held.table[2, 32:64] = 0
+        step.score(layer)
+        assert held.logits[[0, 3], :, :, 32:64].isnan().all(), "another table was read"
+        held.table.copy_(kept)
+        alone = Step.of(scene)
+        for row in (0, 2, 3, 6):
+            alone.begin([row])
+            assert torch.equal(alone.decode(layer, [row])[0], out[row])
+
+
 def test_a_stock_kernel_is_told_head_encoded_pages() -> None:
     """Selected or all units, at the plan's offsets; lists of dense rows are not written beside."""
     scene = make_scene(MORE, heads=2)

@@ -127,6 +127,12 @@ class Step:
         out = self.fused.decode(self.sealed, layer, *parts, self.fields, scale, paged)
         return out.cpu().clone()
 
+    def score(self, layer: int = 0) -> None:
+        """The first launch of a layer, for all rows."""
+        batch = self.scene.batch
+        q, keys, scale = batch.q.to(DEVICE), batch.keys.to(DEVICE), batch.q.shape[-1] ** -0.5
+        self.fused._score(self.sealed, layer, q, keys, self.fields, scale)
+
     def end(self) -> None:
         """Stamp what was summarised."""
         self.fused.end(self.sealed)

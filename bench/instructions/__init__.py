@@ -1,0 +1,1 @@
+"""What the compiled kernels do, counted in their machine code: no GPU is needed."""

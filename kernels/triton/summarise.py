@@ -1,0 +1,63 @@
+"""Summaries of units that have just filled: their fields, from their keys."""
+
+import triton
+import triton.language as tl
+
+from .primitives import PENDING_BLOCK, mean_std_of, min_max_of, store_planes
+
+AHEAD = tl.constexpr(8)
+"""Tokens of each unit that are loaded before the first is looked at."""
+
+
+@triton.jit
+def summarise_units(
+    field, keys, units, inside, stride_unit, stride_plane, stride_slot,
+    MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Fields of whole units of one KV head from their keys."""
+    if MEAN_STD:
+        a, b = mean_std_of(keys, units, inside, stride_slot, UNIT, DIM, AHEAD)
+    else:
+        a, b = min_max_of(keys, units, inside, stride_slot, UNIT, DIM, AHEAD)
+    store_planes(field, units, inside, a, b, stride_unit, stride_plane, DIM)
+
+
+@triton.jit
+def summarise_pending(
+    keys, min_max, mean_std, pending, pending_count, capacity, worker, workers,
+    stride_slot, stride_unit, stride_plane,
+    HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Write the fields of this worker's share of the pending units, for one KV head."""
+    count = tl.minimum(tl.load(pending_count), capacity)
+    for first in range(worker * PENDING_BLOCK, count, workers * PENDING_BLOCK):
+        i = first + tl.arange(0, PENDING_BLOCK)
+        inside = i < count
+        units = tl.load(pending + i, mask=inside, other=0).to(tl.int64)
+        if HAS_MIN_MAX:
+            summarise_units(
+                min_max, keys, units, inside, stride_unit, stride_plane, stride_slot,
+                False, UNIT, DIM,
+            )  # fmt: skip
+        if HAS_MEAN_STD:
+            summarise_units(
+                mean_std, keys, units, inside, stride_unit, stride_plane, stride_slot,
+                True, UNIT, DIM,
+            )  # fmt: skip
+
+
+@triton.jit
+def summarise_kernel(
+    keys, min_max, mean_std, pending, pending_count, capacity,
+    stride_slot, stride_key_head, stride_unit, stride_field_head, stride_plane,
+    HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Write the fields of all pending units; grid `[workers, H]`."""
+    worker, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    summarise_pending(
+        keys + head * stride_key_head,
+        min_max + head * stride_field_head,
+        mean_std + head * stride_field_head,
+        pending, pending_count, capacity, worker, tl.num_programs(0),
+        stride_slot, stride_unit, stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, UNIT, DIM,
+    )  # fmt: skip
