@@ -294,6 +294,16 @@ class FusedDecode(Protocol):
         """
         ...
 
+    def arrange(self, order: torch.Tensor) -> None:
+        """Say which rows stand together in the steps that follow, for reading what they share once.
+
+        No result depends on it. A step of n rows must find a permutation of 0 .. n - 1.
+
+        Args:
+            order: int32 `[n]`, the row at each place; places behind keep theirs.
+        """
+        ...
+
     def begin(
         self,
         sealed: torch.Tensor,
@@ -357,6 +367,10 @@ class FusedOps(Ops, Protocol):
         Raises:
             UnsupportedSetup: a head size, element type or context has no kernel.
         """
+        ...
+
+    def step_bytes(self, shape: StepShape, watched: bool = False) -> int:
+        """Bytes of the buffers that `fused` would allocate; its device does not matter."""
         ...
 
 

@@ -84,6 +84,11 @@ HOOKS = (
         "backend.kv_pool:cell_size_with_metadata",
     ),
     Hook(
+        "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator.__init__",
+        "after",
+        "backend.step_room:reserve_step_buffers",
+    ),
+    Hook(
         "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._build_mha_kv_pool",
         "around",
         "backend.kv_pool:build_pool_with_metadata",

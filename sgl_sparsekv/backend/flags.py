@@ -21,6 +21,7 @@ from ..config_file import read_config_file, read_env_config
 from ..errors import ConfigError, SparseKVError
 from ..host import BACKEND_NAME
 from .cpu_defaults import with_cpu_method
+from .gpu_defaults import with_gpu_unit
 
 ATTRIBUTE = "_sparsekv"
 YES_OR_NO = ("estimate", "telemetry", "share_generated", "validate_requests")
@@ -102,8 +103,13 @@ def options_of(server_args: Any) -> ServerOptions | None:
 
     carried = getattr(server_args, ATTRIBUTE, None)
     named = carried if carried is not None else read_env_config()
-    on_cpu = getattr(resolved_view(server_args), "device", None) == "cpu"
-    return with_cpu_method(named) if on_cpu else parse_server_options(named)
+    config = resolved_view(server_args)
+    device = getattr(config, "device", None)
+    if device == "cpu":
+        return with_cpu_method(named)
+    if device == "cuda":
+        return with_gpu_unit(named, getattr(config, "page_size", None))
+    return parse_server_options(named)
 
 
 def carry(server_args: Any, options: ServerOptions) -> None:

@@ -19,18 +19,16 @@ from ..ops import FusedOps
 from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
-from .gate import DENSE, BreakEven, activate_gate, needed_tokens
+from .gate import DENSE, BreakEven, ChoosingCost, activate_gate, choosing_cost
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
 from .paged import PagedRoute
 from .planner import HostPlan
+from .prefix_order import order_of
+from .step_room import captured_rows, step_rows
 from .support import attention_layers
 
 logger = logging.getLogger(__name__)
-MOST_ROWS = 256
-"""Rows of a step that can be sparse, at most."""
-MOST_BUFFER_BYTES = 2 << 30
-"""Of buffers that grow with the rows of a step."""
 
 
 class FusedBackend(SparseKVBackend):
@@ -41,17 +39,18 @@ class FusedBackend(SparseKVBackend):
         modules = attention_layers(runner.model)
         served = [module for module in modules if self.layers.is_ours(module.layer_id)]
         self._needs_dense = len(served) < len(modules)
-        shape = step_shape(self, served[0])
+        shape = step_shape(self, served[0], captured_rows())
         self.step = ops.fused(shape, watched=bool(options.trace))
         self.max_rows = shape.max_rows
         self.option_table = OptionTable(self.step, options.request)
         self.paged = self._route(shape)
-        per_token = 2 * shape.heads * shape.head_dim * shape.dtype.itemsize
-        needed = options.dense_below
-        if isinstance(needed, str):
-            needed = needed_tokens(per_token, torch.device(shape.device))
+        per_token = shape.heads * (shape.head_dim + shape.v_head_dim) * shape.dtype.itemsize
+        cost = choosing_cost(shape.heads, per_token, torch.device(shape.device))
+        needed = cost if isinstance(options.dense_below, str) else options.dense_below
         self.gate = BreakEven(self._host_plan, needed, self.max_rows)
         activate_gate(self.gate)
+        self.table.orders = True
+        self._order = np.arange(self.max_rows)
         self._handed_out: list[torch.Tensor] = []
         listen_to_allocator(self._handed_out.append)
         self._sparse = True
@@ -61,11 +60,26 @@ class FusedBackend(SparseKVBackend):
             for layer in range(self.metadata.layout.num_layers)
         ]
         self._planned: tuple[Any, HostPlan | None] = (None, None)
-        logger.info(
-            "sparsekv: %.1f MiB of step buffers; batches of up to %d requests are sparse, and "
-            "dense where they would save fewer than %d tokens a layer; attend: %s",
-            self.step.nbytes / 2**20, self.max_rows, needed, options.attend,
-        )  # fmt: skip
+        logger.info("sparsekv: %s", self._told(shape, needed))
+
+    def _told(self, shape: StepShape, needed: int | ChoosingCost) -> str:
+        """What a server says of its steps when it starts."""
+        said = (
+            f"{self.step.nbytes / 2**20:.1f} MiB of step buffers; units of {shape.unit_size} "
+            f"tokens; attend: {self.options.attend}; batches of up to {self.max_rows} requests are "
+            "sparse"
+        )
+        if isinstance(needed, int):
+            return f"{said} where that saves {needed} tokens a layer or more"
+        context = shape.max_units * shape.unit_size
+        budget = self.options.request.budget_tokens(context)
+        lengths = (
+            needed.break_even(rows, budget, shape.unit_size, context) or f"more than {context}"
+            for rows in (1, 8)
+        )
+        return said + ", by prediction, from {} tokens on alone and {} in batches of 8".format(
+            *lengths
+        )
 
     def _route(self, shape: StepShape) -> PagedRoute | None:
         if self.options.attend == "triton":
@@ -82,10 +96,11 @@ class FusedBackend(SparseKVBackend):
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """State of the dense graphs; ours exists since the constructor."""
         self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
+        self.gate.max_rows = min(self.max_rows, max_bs)
         if max_bs < self.max_rows:
             logger.warning(
-                "sparsekv: batches of more than %d requests run without CUDA graphs; raise "
-                "--cuda-graph-max-bs-decode to have them captured",
+                "sparsekv: batches of more than %d requests run dense and without CUDA graphs; "
+                "raise --cuda-graph-max-bs-decode to have them captured",
                 max_bs,
             )
 
@@ -98,7 +113,7 @@ class FusedBackend(SparseKVBackend):
             self.dense.init_forward_metadata_out_graph(forward_batch, in_capture)
         if self._sparse and self.paged is not None:
             self.paged.plan(forward_batch.batch_size, plan, graph=True)
-        self._before_step(plan)
+        self._begin_decode(plan)
         self.table.launched = None
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
@@ -124,7 +139,7 @@ class FusedBackend(SparseKVBackend):
                 self.dense.init_forward_metadata(forward_batch)
             if self._sparse and self.paged is not None:
                 self.paged.plan(forward_batch.batch_size, plan, graph=False)
-            self._before_step(plan)
+            self._begin_decode(plan)
             self.step.forget(self.metadata.sealed, forward_batch.out_cache_loc)
             if self._sparse:
                 self._begin(forward_batch.req_pool_indices, forward_batch.seq_lens)
@@ -166,6 +181,25 @@ class FusedBackend(SparseKVBackend):
         if self.observer.check_is_due:
             self._check(plan)
 
+    def _begin_decode(self, plan: HostPlan | None) -> None:
+        """Host work of a decode step, once it is known whether it is sparse."""
+        self._before_step(plan)
+        self._arrange(plan)
+        if plan is not None:
+            self.observer.batch_step(dense=not self._sparse)
+
+    def _arrange(self, plan: HostPlan | None) -> None:
+        """Put rows of a sparse step that begin alike side by side; None: all in their places."""
+        order = np.arange(self.max_rows)
+        if plan is not None and self._sparse:
+            rows = plan.rows.tolist()
+            order[: len(rows)] = order_of([self.table.entry(row).prefix for row in rows])
+        if (order != self._order).any():
+            self._order = order
+            found = torch.from_numpy(order.astype(np.int32))
+            on_gpu = self.req_to_token_pool.req_to_token.is_cuda
+            self.step.arrange(found.pin_memory() if on_gpu else found)
+
     def _check(self, plan: HostPlan) -> None:
         """Compare stamped units of the batch with their keys; waits for the device."""
         table = self.req_to_token_pool.req_to_token
@@ -196,6 +230,7 @@ class FusedBackend(SparseKVBackend):
         if launched is not None and host is not None:
             plan = self._host_plan_of(launched[decode], host[decode])
         self._before_step(plan, filled)
+        self._arrange(None)
         self.step.forget(self.metadata.sealed, forward_batch.out_cache_loc)
         rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         for first in range(0, rows.numel(), self.max_rows):
@@ -314,18 +349,16 @@ class FusedBackend(SparseKVBackend):
         return out.reshape(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
 
 
-def step_shape(backend: SparseKVBackend, layer: Any) -> StepShape:
-    """Extents of a server's steps, rows bounded by what their buffers take."""
+def step_shape(backend: SparseKVBackend, layer: Any, captured: int | None) -> StepShape:
+    """Extents of a server's steps; `captured` as of `step_rows`."""
     from ..selection import load_method
 
     table, geometry = backend.req_to_token_pool.req_to_token, backend.geometry
     layout = backend.metadata.layout
     group = layer.tp_q_head_num // layer.tp_k_head_num
     units = ceil_div(table.shape[1], geometry.unit_size)
-    per_row = layout.num_kv_heads * units * 4 * (group + 2)
-    rows = min(MOST_ROWS, max(1, MOST_BUFFER_BYTES // per_row), table.shape[0])
     return StepShape(
-        max_rows=rows,
+        max_rows=step_rows(layout.num_kv_heads, group, units, table.shape[0], captured),
         requests=table.shape[0],
         max_units=units,
         max_selected=units,

@@ -6,16 +6,57 @@ graphs.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..geometry import ceil_div
 from .planner import HostPlan
 
 DENSE, SPARSE = "sparsekv_dense", "sparsekv_sparse"
-SELECTION_SECONDS = 14e-6
-"""What choosing costs per layer beyond reading metadata: two launches and their tails. Stated, not
-measured on a GPU yet."""
+FIXED_SECONDS = 9e-6
+"""What choosing costs per layer whatever is chosen from: two launches more, and round trips to
+memory before the first byte counts. Predicted from instruction counts, not measured on a GPU yet,
+as all constants here."""
+CHUNK_UNITS, CHUNK_SECONDS = 2048, 3.5e-6
+"""Units that a program of `select` looks at in one go, and how long that takes it."""
+PROGRAMS_PER_PROCESSOR = 2
+"""Programs of `select` that one multiprocessor holds at once."""
+USUAL_PROCESSORS = 132
+"""Multiprocessors where the driver does not say."""
 USUAL_BANDWIDTH = 3.35e12
 """Bytes per second where the driver does not say."""
+
+
+@dataclass(frozen=True)
+class ChoosingCost:
+    """What choosing costs in one layer, in tokens that could be read in that time.
+
+    Attributes:
+        heads: KV heads of this rank.
+        kv_bytes: of K and V per token in one layer of this rank.
+        bandwidth: bytes per second of the GPU's memory.
+        processors: its multiprocessors.
+    """
+
+    heads: int
+    kv_bytes: int
+    bandwidth: float
+    processors: int = USUAL_PROCESSORS
+
+    def tokens(self, rows: int, units: int) -> int:
+        """Of a step of so many rows whose longest has so many units; at least 1."""
+        at_once = PROGRAMS_PER_PROCESSOR * self.processors
+        waves = ceil_div(rows * self.heads, at_once)
+        seconds = FIXED_SECONDS + waves * ceil_div(units, CHUNK_UNITS) * CHUNK_SECONDS
+        return max(1, round(seconds * self.bandwidth / self.kv_bytes))
+
+    def break_even(self, rows: int, budget: int, unit_size: int, context: int) -> int | None:
+        """Shortest context from which on equally long rows are worth choosing; None: beyond it."""
+        for length in range(1024, context + 1, 1024):
+            units = ceil_div(length, unit_size)
+            if rows * (length - budget - units) >= self.tokens(rows, units):
+                return length
+        return None
 
 
 class BreakEven:
@@ -23,14 +64,14 @@ class BreakEven:
 
     Args:
         plan_of: host plan of a batch about to run, or None when no request is known to own it.
-        needed: tokens that a step must save, summed over its rows, to be sparse.
+        needed: tokens that a step must save, summed over its rows, to be sparse; or what says so.
         max_rows: larger batches are dense.
     """
 
     capture_labels: ClassVar[tuple[str, ...]] = (DENSE, SPARSE)
 
     def __init__(
-        self, plan_of: Callable[[Any], HostPlan | None], needed: int, max_rows: int
+        self, plan_of: Callable[[Any], HostPlan | None], needed: int | ChoosingCost, max_rows: int
     ) -> None:
         self.plan_of = plan_of
         self.needed = needed
@@ -40,15 +81,31 @@ class BreakEven:
     def select(self, forward_batch: Any) -> str:
         """The variant of a batch; remembered until the next one."""
         plan = self.plan_of(forward_batch)
-        worth = plan is not None and plan.saved_tokens() >= self.needed
+        worth = plan is not None and plan.saved_tokens() >= self._needed(plan)
         fits = forward_batch.batch_size <= self.max_rows
         self.chosen = SPARSE if worth and fits else DENSE
         return self.chosen
 
+    def _needed(self, plan: HostPlan) -> int:
+        if isinstance(self.needed, int):
+            return self.needed
+        return self.needed.tokens(len(plan.rows), int(plan.plan.num_units.max()))
 
-def needed_tokens(kv_bytes_per_token: int, device: Any) -> int:
-    """Tokens whose reading takes as long as choosing does, in one layer of this rank."""
-    return max(1, round(SELECTION_SECONDS * bandwidth(device) / kv_bytes_per_token))
+
+def choosing_cost(heads: int, kv_bytes: int, device: Any) -> ChoosingCost:
+    """What choosing costs on a device.
+
+    Args:
+        heads: KV heads of this rank.
+        kv_bytes: of K and V per token in one layer of this rank.
+        device: where the cache lies.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return ChoosingCost(heads, kv_bytes, USUAL_BANDWIDTH)
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    return ChoosingCost(heads, kv_bytes, bandwidth(device), count)
 
 
 def bandwidth(device: Any) -> float:

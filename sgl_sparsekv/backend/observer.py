@@ -119,6 +119,10 @@ class StepObserver:
         if self.check_is_due and isinstance(plan, StepPlan):
             self._checked = self._sample(plan.unit_table)
 
+    def batch_step(self, dense: bool) -> None:
+        """A batch decodes on a GPU, by the dense or by the sparse graph."""
+        self.metrics.batch_step(dense)
+
     def indexed(self, method: str, records: SegmentRecords) -> None:
         """A step has found its segment records; count what that changed."""
         now = (records.built, records.evicted, records.refused)

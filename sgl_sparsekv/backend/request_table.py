@@ -15,6 +15,7 @@ import numpy as np
 from ..config import REQUEST_KEY, RequestOptions, ServerOptions, parse_request_options
 from ..errors import RequestOptionError
 from ..selection.policy import IntArray
+from .prefix_order import Prefix, prefix_of
 from .telemetry import RARELY, RequestTelemetry
 
 
@@ -37,6 +38,7 @@ class RequestEntry:
         tokens_from_sparser: tokens of its prefix hit that a request which reads less had generated;
             None: not known.
         extended: its first extend step was seen, so a longer prefix is its own work.
+        prefix: what its prompt begins with; known where the table orders rows.
         telemetry: what its decode steps covered and cost; filled only if it is watched.
     """
 
@@ -53,6 +55,7 @@ class RequestEntry:
     exact: int = 0
     tokens_from_sparser: int | None = None
     extended: bool = False
+    prefix: Prefix = ()
     telemetry: RequestTelemetry = field(default_factory=RequestTelemetry)
 
     def start_over(self) -> None:
@@ -102,6 +105,8 @@ class RequestTable:
         """Rows of the batch being launched that decode inside an extend batch; None: no such."""
         self.launched: IntArray | None = None
         """Rows of the batch being launched, in its order; None for batches SGLang makes up."""
+        self.orders = False
+        """Whether the backend asks what prompts begin with."""
         self.rejected_count = 0
         self._entries: WeakKeyDictionary[object, RequestEntry] = WeakKeyDictionary()
         self._by_row: dict[int, RequestEntry] = {}
@@ -137,6 +142,8 @@ class RequestTable:
             except RequestOptionError as error:
                 entry.rejected = str(error)
                 self.rejected_count += 1
+        if self.orders:
+            entry.prefix = prefix_of(request.origin_input_ids)
         if entry.watched and not entry.options.telemetry:
             entry.telemetry = RequestTelemetry(RARELY)
         self._entries[request] = entry

@@ -34,6 +34,12 @@ class Metric:
 
 
 STEPS = Metric("sparsekv:steps_total", "counter", "method", "Decode steps of requests, by method.")
+BATCH_STEPS = Metric(
+    "sparsekv:batch_steps_total",
+    "counter",
+    "graph",
+    "Decode steps of whole batches on a GPU, by what ran: dense or sparse.",
+)
 ATTENDED = Metric(
     "sparsekv:tokens_attended_total", "counter", "", "Tokens read in decode, over layers."
 )
@@ -92,6 +98,7 @@ TRACE_DROPPED = Metric(
 )
 METRICS = (
     STEPS,
+    BATCH_STEPS,
     ATTENDED,
     IN_CONTEXT,
     METADATA_BYTES,
@@ -128,6 +135,10 @@ class ServingMetrics:
     def steps(self, method: str, rows: int) -> None:
         """Count one decode step of `rows` requests that use `method`."""
         self._add(STEPS, rows, method)
+
+    def batch_step(self, dense: bool) -> None:
+        """A decode step of a batch runs dense or sparse."""
+        self._add(BATCH_STEPS, 1, "dense" if dense else "sparse")
 
     def read(self, attended: float, in_context: int) -> None:
         """Count tokens read, and tokens there were to read."""

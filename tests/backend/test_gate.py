@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sgl_sparsekv.backend import gate
-from sgl_sparsekv.backend.gate import DENSE, SPARSE, BreakEven
+from sgl_sparsekv.backend.gate import DENSE, SPARSE, BreakEven, ChoosingCost, choosing_cost
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +75,32 @@ def test_bandwidth_is_the_drivers_or_the_usual_one(
 
 
 def test_what_choosing_costs_in_tokens() -> None:
-    """14 us at 3.35 TB/s are 46,900,000 bytes; never less than a token."""
-    cpu = torch.device("cpu")
-    assert gate.needed_tokens(4096, cpu) == 11_450
-    assert gate.needed_tokens(46_900_000, cpu) == 1
-    assert gate.needed_tokens(30_000_000, cpu) == 2
-    assert gate.needed_tokens(10**9, cpu) == 1
+    """9 us and 3.5 for each 2048 units, of 3.35 TB/s; never less than a token."""
+    cost = choosing_cost(8, 4096, torch.device("cpu"))
+    assert cost.tokens(1, 2048) == round(12.5e-6 * 3.35e12 / 4096) == 10_223
+    assert cost.tokens(1, 2049) == round(16e-6 * 3.35e12 / 4096)
+    assert cost.tokens(33, 2048) == cost.tokens(1, 2048), "264 programs run at once"
+    assert cost.tokens(34, 2048) == cost.tokens(1, 2049), "two waves are as two chunks"
+    assert choosing_cost(1, 10**9, torch.device("cpu")).tokens(1, 1) == 1
+
+
+def test_one_head_of_a_large_model_is_chosen_from_later() -> None:
+    """With an eighth of the bytes per token, the same launches are worth eight times the tokens."""
+    whole, rank = (choosing_cost(n, 512 * n, torch.device("cpu")) for n in (8, 1))
+    assert whole.break_even(1, 2048, 16, 131_072) == 13_312
+    assert rank.break_even(1, 2048, 16, 131_072) is None
+    assert rank.break_even(8, 2048, 16, 131_072) == 13_312
+
+
+def test_a_step_is_asked_for_what_its_own_rows_cost() -> None:
+    cost = ChoosingCost(8, 4096, 3.35e12)
+    for units, variant in ((2048, SPARSE), (2049, DENSE)):
+        plan: Any = SimpleNamespace(
+            rows=[3], plan=SimpleNamespace(num_units=torch.tensor([units])),
+            saved_tokens=lambda: 10_223,
+        )  # fmt: skip
+        asked = BreakEven(lambda batch, plan=plan: plan, cost, 4)
+        assert asked.select(SimpleNamespace(batch_size=1)) == variant
 
 
 def test_sglang_gets_our_variants_only_where_our_backend_asks() -> None:

@@ -117,7 +117,8 @@ def test_batches_beyond_the_captured_ones_are_announced(
         backend.init_cuda_graph_state(backend.max_rows, 64)
         assert not caplog.records
         backend.init_cuda_graph_state(backend.max_rows - 1, 64)
-    assert "run without CUDA graphs; raise --cuda-graph-max-bs-decode" in caplog.messages[0]
+    assert "CUDA graphs; raise --cuda-graph-max-bs-decode" in caplog.messages[0]
+    assert backend.gate.max_rows == backend.max_rows - 1, "never sparse and launched one by one"
 
 
 def test_dense_work_goes_to_what_sglang_would_choose(

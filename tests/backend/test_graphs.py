@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.fake_graph import FakeGraph, Forbidden, Quiet
 
+from sgl_sparsekv.backend.prefix_order import BLOCK
 from sgl_sparsekv.config import RequestOptions, ServerOptions
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="bench.gpu uses real graphs")
@@ -121,6 +122,7 @@ class Server:
         monkeypatch.setattr(attention, "dense_backend", lambda runner: DenseStub())
         monkeypatch.setattr(attention, "layers_of_all_stages", ModelLayers.of)
         monkeypatch.setattr(attention, "StepObserver", lambda *args: Observer())
+        monkeypatch.setattr(fused, "captured_rows", lambda: None)
         for module in (attention, fused):
             monkeypatch.setattr(
                 module, "attention_layers", lambda model: [layer_of(n) for n in range(layers)]
@@ -168,6 +170,7 @@ class Request:
     def __init__(self, rid: str) -> None:
         self.rid = rid
         self.sampling_params = SimpleNamespace(custom_params=None)
+        self.origin_input_ids = [int(rid[0]) % 3] * BLOCK  # so rows do not stand in their order
 
 
 class Observer:

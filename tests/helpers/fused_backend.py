@@ -39,6 +39,7 @@ def fused_backend(memory: Any) -> Any:
     backend.max_rows = backend.step.shape.max_rows
     backend.option_table = OptionTable(backend.step, memory.options.request)
     backend.gate = BreakEven(backend._host_plan, 0, backend.max_rows)
+    backend.table.orders, backend._order = True, np.arange(backend.max_rows)
     backend._handed_out = []
     backend._sparse, backend._extending = True, False
     backend._fields = [

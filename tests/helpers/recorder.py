@@ -51,6 +51,9 @@ class Recorder:
         self.judged = [Judged(live, i - first, live.row, live.length) for i, live in decode]
         self.groups, self.outputs, self.done = {}, {}, False
 
+    def batch_step(self, dense: bool) -> None:
+        """See `StepObserver.batch_step`."""
+
     def begin_step(self, plan: Any, summarised: int, dense: bool = False) -> None:
         """See `StepObserver.begin_step`."""
         self.plan, self.pending = plan, summarised

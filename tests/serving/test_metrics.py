@@ -15,6 +15,9 @@ DOC = Path(__file__).parents[2] / "docs" / "metrics.md"
 def use(metrics: ServingMetrics) -> None:
     metrics.steps("quest", 3)
     metrics.steps("full", 1)
+    metrics.batch_step(dense=False)
+    metrics.batch_step(dense=True)
+    metrics.batch_step(dense=False)
     metrics.read(100, 400)
     metrics.summarised(7)
     metrics.shared(5)
@@ -31,6 +34,7 @@ def use(metrics: ServingMetrics) -> None:
 
 EXPECTED = {
     "steps_total": {"quest": 3, "full": 1},
+    "batch_steps_total": {"sparse": 2, "dense": 1},
     "tokens_attended_total": 100,
     "tokens_in_context_total": 400,
     "metadata_bytes": 4096,

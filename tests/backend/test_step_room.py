@@ -1,0 +1,129 @@
+"""Buffers of sparse steps: sized by what can run at once, and inside SGLang's memory budget."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sgl_sparsekv.config import ServerOptions
+from sgl_sparsekv.selection import load_method
+from sgl_sparsekv.types import Reduction, StepShape
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, and what SGLang 0.5.23 does with it (`arg_groups/memory_hook.py`).
+
+    Attributes:
+        gib: memory.
+        max_bs: largest decode batch that it captures by default, below 4 ranks.
+        reserved: MiB that it leaves for activations and graphs: 1.5 per token of a prefill chunk
+            and 2 per captured row.
+    """
+
+    gib: int
+    max_bs: int
+    reserved: float
+
+
+CARDS = [
+    Card(24, 48, 1.5 * 4096 + 2 * 48), Card(48, 32, 1.5 * 4096 + 2 * 32),
+    Card(80, 256, 1.5 * 8192 + 2 * 256), Card(141, 256, 1.5 * 8192 + 2 * 256),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in 16 bits: GB of weights, layers, KV heads and query heads of one, channels."""
+
+    weights: float
+    layers: int
+    heads: int
+    group: int
+    dim: int
+    context: int
+
+
+MODELS = {
+    "Llama-3.1-8B": Model(16.1, 32, 8, 4, 128, 131_072),
+    "Llama-3.2-1B": Model(2.5, 16, 8, 4, 64, 131_072),
+    "Qwen3-4B-2507": Model(8.1, 36, 8, 4, 128, 262_144),
+    "Qwen2.5-7B-1M": Model(15.2, 28, 4, 7, 128, 1_010_000),
+    "Qwen2.5-Coder-0.5B": Model(1.0, 24, 2, 7, 64, 32_768),
+}
+
+
+def shape_of(model: Model, rows: int, unit: int = 16) -> StepShape:
+    """A server's steps with default options."""
+    units = -(-(model.context + 4) // unit)
+    formulas = frozenset(load_method(name).formula for name in ServerOptions().methods)
+    return StepShape(
+        rows, rows, units, units, 1 << 30, model.heads, model.group, model.dim, model.dim, unit,
+        unit, torch.bfloat16, torch.device("meta"), formulas, Reduction.MAX_SOFTMAX,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card.gib} GB")
+@pytest.mark.parametrize("name", MODELS)
+def test_default_flags_leave_room_for_a_pool(name: str, card: Card) -> None:
+    """Weights, step buffers and what SGLang reserves fit, with 4,000 tokens of KV and metadata."""
+    from sgl_sparsekv.kernels.triton import load
+
+    from sgl_sparsekv.backend.step_room import MOST_BUFFER_BYTES, step_rows
+
+    model, unit = MODELS[name], 16
+    rows = step_rows(model.heads, model.group, -(-model.context // unit), 4096, card.max_bs)
+    assert rows <= card.max_bs
+    size = load().step_bytes(shape_of(model, rows))
+    pool = card.gib * 2**30 - card.reserved * 2**20 - model.weights * 1e9 - size
+    per_token = model.layers * model.heads * 2 * model.dim * 2 * (1 + 1 / unit)
+    assert pool >= 4000 * per_token
+    assert size <= 1.3 * MOST_BUFFER_BYTES
+    if card.gib == 24:
+        assert size <= 0.35 * (pool + size), "of what the pool would have had"
+
+
+def test_rows_are_those_that_are_captured_and_can_run() -> None:
+    from sgl_sparsekv.backend.step_room import step_rows
+
+    assert step_rows(8, 4, 8192, 4096, None) == 256
+    assert step_rows(8, 4, 8192, 4096, 48) == 48
+    assert step_rows(8, 4, 8192, 7, 48) == 7
+    assert step_rows(8, 4, 65_536, 4096, 512) == 170, "2 GiB of scores"
+    assert step_rows(8, 16, 1 << 24, 1, 1) == 1, "one row, however long"
+
+
+def test_bytes_are_those_that_are_allocated() -> None:
+    from sgl_sparsekv.kernels.triton import load
+
+    there = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = StepShape(
+        3, 5, 300, 300, 4000, 2, 4, 64, 64, 16, 64, torch.bfloat16, there,
+        frozenset({"min_max"}), Reduction.MAX_SOFTMAX,
+    )  # fmt: skip
+    for watched in (False, True):
+        assert load().step_bytes(shape, watched) == load().fused(shape, watched).nbytes
+
+
+def test_the_pool_is_sized_without_them(sglang: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where this backend serves on a GPU."""
+    from sgl_sparsekv.kernels.triton import load
+
+    from sgl_sparsekv.backend import step_room
+
+    shape = shape_of(MODELS["Llama-3.2-1B"], 4)
+    monkeypatch.setattr(step_room, "expected_shape", lambda *_: shape)
+    configurator = SimpleNamespace(_fixed_overhead_bytes=1000)
+    found = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(step_room, "options_of", lambda _: ServerOptions())
+        kvc = SimpleNamespace(
+            server_args=SimpleNamespace(device=device), is_draft_worker=False, use_mla_backend=False
+        )
+        step_room.reserve_step_buffers(None, configurator, kvc)
+        found[device] = configurator._fixed_overhead_bytes
+    assert found["cpu"] == 1000 and found["cuda"] == 1000 + load().step_bytes(shape)
+    monkeypatch.setattr(step_room, "options_of", lambda _: None)
+    step_room.reserve_step_buffers(None, configurator, kvc)
+    assert configurator._fixed_overhead_bytes == found["cuda"]
