@@ -8,7 +8,7 @@ import torch
 
 from .routes import PagedAttend
 from .summaries import CodeSummary, PageSummary
-from .types import Candidates, Goal, Reduction, ResidualIndex, SegmentIndex, Selection, StepShape
+from .types import Candidates, Reduction, ResidualIndex, SegmentIndex, Selection, StepShape
 
 DEVICES = {
     "reference": "sgl_sparsekv.kernels.reference",
@@ -138,7 +138,8 @@ class Ops(Protocol):
         candidates: Candidates,
         num_units: torch.Tensor,
         counts: torch.Tensor,
-        goal: Goal,
+        lowest: torch.Tensor,
+        pooled: torch.Tensor,
     ) -> torch.Tensor:
         """How many units each KV head reads; what `select` then keeps.
 
@@ -146,12 +147,13 @@ class Ops(Protocol):
             scores: float32 `[rows, H, U]`, logs of shares of all attention.
             candidates, num_units: as of `select`.
             counts: int32 `[rows]`, ceilings.
-            goal: what of it is read.
+            lowest: float32 `[rows, H]`, score below which nothing is read.
+            pooled: see `Goal`.
 
         Returns:
-            int32 `[rows, H]`: sinks, window and the fewest best candidates that cover the goal, at
+            int32 `[rows, H]`: sinks, window and the candidates with at least the lowest score, at
             most the ceiling. Of pooled rows the ceilings of all KV heads add up to H times the
-            row's: each has `goal.least` of it, the rest goes to the largest shares, among equal
+            row's: each has `POOL_FLOOR` of it, the rest goes to the largest shares, among equal
             ones to the lower head.
         """
         ...

@@ -73,11 +73,11 @@ struct SelectArgs {
 struct AllotArgs {
   const float* scores;  // [rows, H, U] contiguous, logs of shares of attention
   const int32_t *begin, *end, *num_units, *counts, *pooled;
-  const float* coverage;
-  int32_t* out;      // [rows, H] contiguous
-  int32_t* scratch;  // [rows, H, 2, U]
+  const float* lowest;  // [rows, H] contiguous
+  int32_t* out;         // [rows, H] contiguous
+  int32_t* scratch;     // [rows, H, U]
   int64_t rows, heads, width, threads;
-  double flat, least;
+  double least;
 };
 
 struct SummariseArgs {

@@ -75,9 +75,9 @@ class AllotArgs(ctypes.Structure):
 
     _fields_ = [
         *_fields("scores begin end num_units counts pooled", ctypes.c_void_p),
-        *_fields("coverage out scratch", ctypes.c_void_p),
+        *_fields("lowest out scratch", ctypes.c_void_p),
         *_fields("rows heads width threads"),
-        *_fields("flat least", ctypes.c_double),
+        *_fields("least", ctypes.c_double),
     ]
 
 

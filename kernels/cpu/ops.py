@@ -11,8 +11,8 @@ from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
 from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
+    POOL_FLOOR,
     Candidates,
-    Goal,
     Reduction,
     ResidualIndex,
     SegmentIndex,
@@ -215,17 +215,18 @@ class CpuOps:
         candidates: Candidates,
         num_units: torch.Tensor,
         counts: torch.Tensor,
-        goal: Goal,
+        lowest: torch.Tensor,
+        pooled: torch.Tensor,
     ) -> torch.Tensor:
         """See `Ops.allot`."""
         rows, heads, width = scores.shape
         out = torch.empty(rows, heads, dtype=torch.int32)
-        whole = (candidates.begin, candidates.end, num_units, counts, goal.pooled, goal.coverage)
+        whole = (candidates.begin, candidates.end, num_units, counts, pooled, lowest)
         held = [scores.contiguous(), *(one.contiguous() for one in whole)]
         args = AllotArgs(
             *(one.data_ptr() for one in held),
-            *(out.data_ptr(), self._scratch.pointer(2 * scores.numel())),
-            *(rows, heads, width, torch.get_num_threads(), goal.flat, goal.least),
+            *(out.data_ptr(), self._scratch.pointer(scores.numel())),
+            *(rows, heads, width, torch.get_num_threads(), POOL_FLOOR),
         )
         self._library.allot(ctypes.byref(args))
         return out

@@ -5,7 +5,6 @@ import torch
 from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
-    Goal,
     Reduction,
     ResidualIndex,
     SegmentIndex,
@@ -15,7 +14,7 @@ from sgl_sparsekv.types import (
     unpacked,
 )
 
-from .allot import LARGEST, covering, pooled
+from .allot import LARGEST, shared
 
 
 class ReferenceOps:
@@ -122,7 +121,8 @@ class ReferenceOps:
         candidates: Candidates,
         num_units: torch.Tensor,
         counts: torch.Tensor,
-        goal: Goal,
+        lowest: torch.Tensor,
+        pooled: torch.Tensor,
     ) -> torch.Tensor:
         """See `Ops.allot`."""
         out = counts.new_empty(scores.shape[:2])
@@ -132,11 +132,9 @@ class ReferenceOps:
             always = int(num_units[row]) - ranked.shape[-1]
             room = max(0, min(int(counts[row]) - always, ranked.shape[-1]))
             rooms = torch.full((scores.shape[1],), room)
-            if goal.pooled[row]:
-                rooms = pooled(ranked, room, goal.least)
-            if goal.coverage[row] < 1:
-                rooms = rooms.minimum(covering(ranked, float(goal.coverage[row]), goal.flat))
-            out[row] = always + rooms
+            if pooled[row]:
+                rooms = shared(ranked, room)
+            out[row] = always + rooms.minimum((ranked >= lowest[row, :, None]).sum(-1))
         return out
 
     def select(

@@ -5,7 +5,7 @@ import torch
 import triton
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.summaries import PageSummary
-from sgl_sparsekv.types import Candidates, Goal, Reduction, Selection, StepShape, per_head
+from sgl_sparsekv.types import Candidates, Reduction, Selection, StepShape, per_head
 
 from .attend import attend_kernel, merge_kernel
 from .fused import FusedDecode
@@ -124,7 +124,8 @@ class TritonOps:
         candidates: Candidates,
         num_units: torch.Tensor,
         counts: torch.Tensor,
-        goal: Goal,
+        lowest: torch.Tensor,
+        pooled: torch.Tensor,
     ) -> torch.Tensor:
         """See `Ops.allot`: `coverage` and `budget_split` are refused on this device."""
         raise UnsupportedSetup(NO_SHARES)
