@@ -8,7 +8,16 @@ import torch
 
 from .routes import PagedAttend
 from .summaries import CodeSummary, PageSummary
-from .types import Candidates, Reduction, ResidualIndex, SegmentIndex, Selection, StepShape
+from .types import (
+    Candidates,
+    Reduction,
+    ResidualIndex,
+    ScoreInputs,
+    SegmentIndex,
+    Selection,
+    Shares,
+    StepShape,
+)
 
 DEVICES = {
     "reference": "sgl_sparsekv.kernels.reference",
@@ -129,6 +138,25 @@ class Ops(Protocol):
 
         Returns:
             As `score`; tokens of one code and m = 1 have equal scores.
+        """
+        ...
+
+    def sample(
+        self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
+    ) -> Shares:
+        """How far down scores are to be read, from the keys of a sample of units.
+
+        Args:
+            scores: float32 `[rows, H, U]`, logs of estimated shares of attention; -inf for no
+                candidates. May be written to.
+            inputs: what they were made from, with `known`.
+            coverage: float32 `[rows]`, share to cover with what is read in any case; 1: all.
+            size: units of a row and KV head to look at, drawn by the cube roots of their shares.
+
+        Returns:
+            The scores, each row and KV head moved by a constant so that their shares have the sum
+            that the sample says, and the score below which as much attention lies as may be left
+            unread: -inf where everything must be read, +inf where nothing need be.
         """
         ...
 

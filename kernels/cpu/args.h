@@ -80,6 +80,18 @@ struct AllotArgs {
   double least;
 };
 
+struct SampleArgs {
+  const void *q, *keys;  // [rows, H, G, D], [slots, H, D]
+  float* scores;         // [rows, H, U] contiguous, logs of shares of attention; moved
+  const int32_t *table, *begin, *end;
+  const float *known, *coverage;  // [rows, H, G] contiguous; [rows]
+  float* lowest;                  // [rows, H] contiguous
+  float* scratch;                 // sample_scratch() floats
+  int64_t rows, heads, group, dim, width, unit, size, dtype, threads;
+  int64_t q_row, q_head, q_group, k_slot, k_head, t_row;
+  double scale;
+};
+
 struct SummariseArgs {
   const void* keys;      // [slots, H, D]
   void* fields;          // [units, H, planes, D]; kMisfit: [units, H, 1, 1]

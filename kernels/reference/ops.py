@@ -7,14 +7,17 @@ from sgl_sparsekv.types import (
     Candidates,
     Reduction,
     ResidualIndex,
+    ScoreInputs,
     SegmentIndex,
     Selection,
+    Shares,
     looked_up,
     per_head,
     unpacked,
 )
 
 from .allot import LARGEST, shared
+from .sample import sample
 
 
 class ReferenceOps:
@@ -114,6 +117,12 @@ class ReferenceOps:
             logits = q[row].float() @ k[:, begin:].mT * scale
             scores[row, :, begin:end] = reduce_group(logits, reduction, _of(known, row))
         return scores
+
+    def sample(
+        self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
+    ) -> Shares:
+        """See `Ops.sample`."""
+        return sample(self, scores, inputs, coverage, size)
 
     def allot(
         self,

@@ -5,7 +5,15 @@ import torch
 import triton
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.summaries import PageSummary
-from sgl_sparsekv.types import Candidates, Reduction, Selection, StepShape, per_head
+from sgl_sparsekv.types import (
+    Candidates,
+    Reduction,
+    ScoreInputs,
+    Selection,
+    Shares,
+    StepShape,
+    per_head,
+)
 
 from .attend import attend_kernel, merge_kernel
 from .fused import FusedDecode
@@ -117,6 +125,12 @@ class TritonOps:
             MEAN=reduction is Reduction.MEAN_SOFTMAX,
         )  # fmt: skip
         return out
+
+    def sample(
+        self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
+    ) -> Shares:
+        """See `Ops.sample`: refused on this device."""
+        raise UnsupportedSetup(NO_SHARES)
 
     def allot(
         self,

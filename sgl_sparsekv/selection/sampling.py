@@ -2,14 +2,12 @@
 
 Scores say which units have more attention than others, but not how much: codes and bounds mislead
 by amounts that differ from head to head and from text to text. So a sample of the candidates is
-looked at. They are drawn at equal steps of a third power of the estimated shares, summed up in
+looked at. They are drawn at equal steps of the cube roots of their estimated shares, summed up in
 order of position (systematic sampling with probability proportional to size), and each stands for
 as many as its probability says (Horvitz, Thompson, 1952): what any set of units has of the
 attention is, without bias, the sum over those of the sample that are in it. Nothing is left to
 chance, so a step is the same whoever runs it again.
 """
-
-import math
 
 import torch
 
@@ -18,10 +16,6 @@ from ..types import ScoreInputs, Shares
 
 LEAST_UNITS, LEAST_TOKENS = 16, 128
 """Of a sample."""
-POWER = 1 / 3
-"""Of shares: between looking where attention should be and looking everywhere alike."""
-BLOCK = 64
-"""Shares are summed up block by block, which is faster and more exact."""
 
 
 def sample_size(unit_size: int) -> int:
@@ -32,104 +26,5 @@ def sample_size(unit_size: int) -> int:
 def sampled_shares(
     ops: Ops, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor
 ) -> Shares:
-    """Hold estimated shares against a sample.
-
-    Args:
-        scores: float32 `[rows, H, U]`, logs of estimated shares of attention; -inf for no
-            candidates.
-        inputs: what they were made from, with `known`.
-        coverage: float32 `[rows]`, share to cover with what is read in any case.
-
-    Returns:
-        The scores, moved so that their shares have the sum that the sample says, and how far down
-        they are to be read.
-    """
-    assert inputs.known is not None
-    finite = scores.nan_to_num(-torch.inf, posinf=-torch.inf)
-    highest = finite.amax(-1, keepdim=True)
-    odds = (POWER * (finite - highest)).exp().nan_to_num(0)  # without candidates -inf less -inf
-    size = sample_size(inputs.unit_size)
-    units, whole = systematic(odds, size)
-    log_chance = (odds.gather(-1, units) / whole).log() + math.log(size)
-    stands_for = unit_weights(ops, units, inputs) - log_chance[:, :, None]  # [rows, H, G, n]
-    known = inputs.known[..., None]
-    every = torch.logaddexp(stands_for.logsumexp(-1, keepdim=True), known)
-    weights = (stands_for - every).exp().mean(2).nan_to_num(0)
-    mass = weights.sum(-1, keepdim=True)
-    estimated = (finite - highest).exp().sum(-1, keepdim=True).log() + highest
-    moved = (mass.log() - estimated).nan_to_num(0, 0, 0)
-    ends = torch.cat((highest, _lowest(finite)), -1)
-    drawn = finite.gather(-1, units)
-    lowest = threshold(drawn, weights, ends, 1 - coverage.to(scores)[:, None])
-    return Shares(scores + moved, lowest + moved[..., 0])
-
-
-def threshold(
-    drawn: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor, unread: torch.Tensor
-) -> torch.Tensor:
-    """The score below which as much attention lies as may be left unread.
-
-    Between two units of the sample, and from the outer ones to the ends, a line.
-
-    Args:
-        drawn: `[rows, H, n]`, scores of a sample.
-        weights: shares of attention that each stands for.
-        ends: `[rows, H, 2]`, highest and lowest score of all candidates.
-        unread: `[rows, 1]`, share of attention.
-
-    Returns:
-        `[rows, H]`; +inf where nothing need be read, -inf where everything must.
-    """
-    scores, order = drawn.sort(dim=-1, descending=True, stable=True)
-    weights = weights.gather(-1, order)
-    mass = weights.sum(-1, keepdim=True)
-    below = weights.flip(-1).cumsum(-1).flip(-1) - weights / 2  # half of a unit's own
-    scores = torch.cat((ends[..., :1], scores, ends[..., 1:]), -1)
-    below = torch.cat((mass, below, torch.zeros_like(mass)), -1)
-    last = scores.shape[-1] - 1
-    right = (below > unread[..., None]).sum(-1, keepdim=True).clamp(1, last)
-    high, low = below.gather(-1, right - 1), below.gather(-1, right)
-    start, stop = scores.gather(-1, right - 1), scores.gather(-1, right)
-    part = ((high - unread[..., None]) / (high - low)).nan_to_num(0).clamp(0, 1)
-    found = (start + part * (stop - start))[..., 0].nan_to_num(-torch.inf, neginf=-torch.inf)
-    found = found.masked_fill(unread <= 0, -torch.inf)
-    return found.masked_fill(mass[..., 0] <= unread, torch.inf)
-
-
-def systematic(odds: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Units int64 `[rows, H, size]` in the middle of equal steps of the sum of `[rows, H, U]`, in
-    ascending order, and that sum, float32 `[rows, H, 1]`."""
-    width = odds.shape[-1]
-    blocks = torch.nn.functional.pad(odds, (0, -width % BLOCK)).unflatten(-1, (-1, BLOCK))
-    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    whole = ends[..., -1:]
-    steps = torch.arange(size, dtype=torch.float64, device=odds.device)
-    points = whole * (steps + 0.5) / size
-    block = torch.searchsorted(ends, points).clamp(max=ends.shape[-1] - 1)
-    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    inside = blocks.gather(2, block[..., None].expand(-1, -1, -1, BLOCK))
-    passed = inside.cumsum(-1, dtype=torch.float64) <= (points - before)[..., None]
-    place = torch.arange(BLOCK, device=odds.device)
-    last = torch.where(inside > 0, place, 0).amax(-1)  # rounding must not lead behind it
-    units = block * BLOCK + passed.sum(-1).minimum(last)
-    return units.clamp(max=width - 1), whole.float()
-
-
-def unit_weights(ops: Ops, units: torch.Tensor, inputs: ScoreInputs) -> torch.Tensor:
-    """Log-sum-exp `[rows, H, G, n]` of scaled q·k over each of some whole units `[rows, H, n]`.
-
-    Each is attended by a row of its own, with keys for values: they are at hand.
-    """
-    rows, heads, size = units.shape
-    table = inputs.candidates.unit_table[:, None].expand(-1, heads, -1)
-    physical = table.gather(-1, units).movedim(-1, 1).reshape(rows * size, heads, 1)
-    q = inputs.q.repeat_interleave(size, 0)
-    ones = torch.ones(rows * size, dtype=torch.int32, device=q.device)
-    where = (physical.int().contiguous(), ones, ones * inputs.unit_size)
-    _, lse = ops.attend(q, inputs.keys, inputs.keys, *where, inputs.scale, inputs.unit_size)
-    return lse.unflatten(0, (rows, size)).movedim(1, -1)
-
-
-def _lowest(scores: torch.Tensor) -> torch.Tensor:
-    """Lowest score `[rows, H, 1]` of a candidate."""
-    return scores.masked_fill(scores == -torch.inf, torch.inf).amin(-1, keepdim=True)
+    """Hold estimated shares `[rows, H, U]` against a sample of them: see `Ops.sample`."""
+    return ops.sample(scores, inputs, coverage, sample_size(inputs.unit_size))

@@ -16,7 +16,6 @@ from sgl_sparsekv.backend import observer
 from sgl_sparsekv.backend.layers import ModelLayers
 from sgl_sparsekv.backend.ranks import Rank
 from sgl_sparsekv.errors import UnsupportedSetup
-from sgl_sparsekv.selection import sampling
 from sgl_sparsekv.serving.metrics import ServingMetrics
 from sgl_sparsekv.types import per_head
 
@@ -61,7 +60,7 @@ def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
 
     def unseen(looked_at: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """To choose by: sinks and window, which the attend that follows reads, and a sample."""
+        """To choose by: sinks and window, which the attend that follows reads as well."""
 
         def weighed(*args: Any) -> torch.Tensor:
             before = len(seen)
@@ -72,7 +71,6 @@ def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return weighed
 
     monkeypatch.setattr(host.backend, "_known", unseen(host.backend._known))
-    monkeypatch.setattr(sampling, "unit_weights", unseen(sampling.unit_weights))
     ours, theirs = host.backend.ops.attend, torch_native_backend.scaled_dot_product_attention
 
     def attend(*args: Any) -> Any:
