@@ -59,10 +59,10 @@ def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     seen: list[float] = []
 
-    def unseen(looked_at: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """To choose by: sinks and window, which the attend that follows reads as well."""
+    def unseen(looked_at: Callable[..., Any]) -> Callable[..., Any]:
+        """To choose by: sinks and window, which the attend that follows reads, and a sample."""
 
-        def weighed(*args: Any) -> torch.Tensor:
+        def weighed(*args: Any) -> Any:
             before = len(seen)
             result = looked_at(*args)
             del seen[before:]
@@ -71,6 +71,7 @@ def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return weighed
 
     monkeypatch.setattr(host.backend, "_known", unseen(host.backend._known))
+    monkeypatch.setattr(host.backend.ops, "sample", unseen(host.backend.ops.sample))
     ours, theirs = host.backend.ops.attend, torch_native_backend.scaled_dot_product_attention
 
     def attend(*args: Any) -> Any:
