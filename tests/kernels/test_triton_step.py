@@ -6,7 +6,7 @@ scores: nothing chosen lies below its threshold by more than the scores may err.
 
 import pytest
 import torch
-from sgl_sparsekv.kernels.triton import buffers
+from sgl_sparsekv.kernels.triton import buffers, fused
 from triton_kit import DEVICE, REFERENCE, SUMMARIES, compare_attention, score_band, scores_in
 from triton_scene import Request, Scene, Step, make_scene
 
@@ -236,6 +236,24 @@ def test_rows_on_one_prefix_are_scored_from_one_table() -> None:
         for row in (0, 2, 3, 6):
             alone.begin([row])
             assert torch.equal(alone.decode(layer, [row])[0], out[row])
+
+
+def test_a_row_of_many_chunks_is_chosen_as_one_of_a_single_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In layer after layer: whoever came last in one leaves its tickets for the next."""
+    scene = make_scene([Request(700), Request(900, budget=112), Request(333, "position")], heads=1)
+    scene.seal(scene.full_units())
+    found = []
+    for chunk in (2048, 16):
+        monkeypatch.setattr(fused, "SELECT_CHUNK", chunk)
+        step = Step.of(scene)
+        step.begin()
+        out = [step.decode(layer) for layer in range(2)]
+        assert not step.fused.buffers.tickets.any()
+        counts = scene.plan().counts.tolist()
+        found.append((*out, *(step.lists(row, count) for row, count in enumerate(counts))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_stock_kernel_is_told_head_encoded_pages() -> None:
