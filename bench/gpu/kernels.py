@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 import torch
+from sgl_sparsekv.kernels.triton import load
+from sgl_sparsekv.kernels.triton.ops import TritonOps
 
 from bench.gpu.gate import gate
 from bench.gpu.log import OK, Fact, Log, Measured, Skip, last_line
@@ -35,6 +37,8 @@ class Run:
         device: where tensors lie.
         quick: fewer shapes and repeats.
         rehearse: toy shapes on a CPU.
+        ungated: times are taken without a green gate too, and not judged.
+        kernels: what is checked and timed; None: the package's own.
         green: shapes and units, and whether their gate was passed in this run.
     """
 
@@ -42,7 +46,14 @@ class Run:
     device: torch.device
     quick: bool = False
     rehearse: bool = False
+    ungated: bool = False
+    kernels: TritonOps | None = None
     green: dict[tuple[Shape, int], bool] = field(default_factory=dict)
+
+    @property
+    def ops(self) -> TritonOps:
+        """The kernels, op by op."""
+        return self.kernels or load()
 
     @property
     def extents(self) -> Extents:
@@ -70,7 +81,7 @@ class Run:
                 reason = fits(self.extents, shape, 1, self.device)
                 if reason:
                     raise Skip(reason)
-                return gate(self.extents, shape, unit, self.device)
+                return gate(self.extents, shape, unit, self.device, self.kernels)
 
             self.green[key] = self.log.attempt(name, judge) is not None
         return self.green[key]
