@@ -46,7 +46,7 @@ def header(
         commit = ask()
     return Header(
         *(gpu, model, bandwidth or machine.tb_per_s, bandwidth is not None, commit),
-        *(datetime.now(UTC).isoformat(timespec="seconds"), _device(), _versions()),
+        *(datetime.now(UTC).isoformat(timespec="seconds"), device_facts(), package_versions()),
     )
 
 
@@ -88,18 +88,18 @@ def row(
     return Row(name, *shape, measured_us, median_us, floor, ratio, who, peer_us, gain, found, note)
 
 
-def _device() -> dict[str, str]:
+def device_facts() -> dict[str, str]:
     """The first GPU as its driver describes it, clocks as of now; empty where none answers."""
     command = ("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return {}
     answers = done.stdout.splitlines()[0].split(", ")
     return dict(zip(QUERY, answers, strict=True))
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         try:

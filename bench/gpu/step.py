@@ -1,6 +1,6 @@
 """Our decode of a scene: static buffers, page metadata, and the launches of a layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from sgl_sparsekv.kernels.triton import load
@@ -47,6 +47,12 @@ class Step:
     def chosen(self) -> int:
         """Layers of KV that take turns."""
         return len(self.scene.kv)
+
+    def by(self, kernels: TritonOps) -> "Step":
+        """The same step, launched by other kernels with buffers of their own."""
+        fused = kernels.fused(self.fused.shape, self.fused.watched)
+        fused.buffers.options.copy_(self.fused.buffers.options)
+        return replace(self, fused=fused)
 
     def begin(self) -> None:
         """Plan the step."""

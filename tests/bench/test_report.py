@@ -21,7 +21,7 @@ K = 1024
 
 @pytest.fixture
 def run(monkeypatch):
-    monkeypatch.setattr(record, "_device", lambda: {"name": "NVIDIA H200", "clocks.sm": "1980 MHz"})
+    monkeypatch.setattr(record, "device_facts", lambda: {"name": "NVIDIA H200", "clocks.sm": "1980 MHz"})
     return header("h200", bandwidth=4.25, commit="0123abc")
 
 
@@ -135,7 +135,7 @@ def test_targets_are_judged_by_the_worst_row_of_the_newest_run(run, tmp_path):
 
 
 def test_a_run_elsewhere_meets_no_target(monkeypatch, tmp_path):
-    monkeypatch.setattr(record, "_device", dict)
+    monkeypatch.setattr(record, "device_facts", dict)
     other = header("h100", commit="0123abc")
     save(other, [row("selection", Workload(32 * K), 1.0, other)], tmp_path)
     page = report.render(tmp_path)
