@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from bench.model import GPUS, MODELS, Workload, find
 from bench.results_schema import Header, Row, save
-from bench.targets import NAMES, TARGETS
+from bench.targets import JUDGED, NAMES, TARGETS
 
 __all__ = ["Header", "Row", "header", "row", "save"]
 
@@ -81,7 +81,8 @@ def row(
         if us is not None and us <= 0:
             raise ValueError(f"{what} must be above 0, got {us}")
     floor = find(NAMES, "name", name).floor(run.machine, MODELS[run.model], work)
-    found = tuple(key for key, one in TARGETS.items() if one.applies(name, work, page))
+    judged = run.gpu in JUDGED
+    found = tuple(key for key, one in TARGETS.items() if judged and one.applies(name, work, page))
     shape = (work.context, work.batch, page, work.page, work.budget, work.method)
     gain = None if peer_us is None else peer_us / measured_us
     ratio = measured_us / floor if floor else None

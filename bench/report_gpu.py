@@ -5,16 +5,16 @@ from pathlib import Path
 from bench.model import GPUS, LLAMA_3_1_8B, Workload
 from bench.results_schema import Header, Row, load
 from bench.tables import number, table, tokens
-from bench.targets import BUDGET, NAMES, PAGE, TARGETS, Target
+from bench.targets import BUDGET, JUDGED, NAMES, PAGE, TARGETS, Target
 
-GPU = "h200"
 UNITS = (PAGE, 16)
 """Tokens per unit that is scored: a page, and what `geometry.UNIT_SIZE` is."""
 INTRO = f"""\
-Targets are for {GPUS[GPU].name} and {LLAMA_3_1_8B.name} (bfloat16), page {PAGE}, budget {BUDGET:,}.
-A floor is what must be read over {GPUS[GPU].tb_per_s} TB/s, by `python -m bench.model`: all
+Targets are for {LLAMA_3_1_8B.name} (bfloat16), page {PAGE}, budget {BUDGET:,}. Bounds in
+microseconds are put for an {GPUS[JUDGED[0]].name}; another card's are as much longer as its memory
+is slower. A floor is what must be read over the card's bandwidth, by `python -m bench.model`: all
 metadata and the selected KV for us, all KV for dense. It says what no kernel can beat, not what one
-attains. The bandwidth: {GPUS[GPU].source}.
+attains.
 
 A unit is what is scored and selected; smaller units have more metadata. Requests share nothing, but
 in `shared_prefix`, whose floor reads metadata once for all. A target beyond its floor is marked as
@@ -24,17 +24,23 @@ out of reach. Each is judged by the newest run that has its rows."""
 def gpu_part(folder: Path) -> str:
     """Targets, then one section per run, newest first."""
     runs = [load(path) for path in sorted(folder.glob("*/*.json"), reverse=True)]
-    measured = [rows for run, rows in runs if run.gpu == GPU]
-    parts = ["## GPU", INTRO, _targets(measured), "Rows:", _names()]
+    parts = ["## GPU", INTRO]
+    for gpu in JUDGED:
+        card = GPUS[gpu]
+        parts.append(f"### Targets on {card.name}")
+        parts.append(f"Floors at {card.tb_per_s:g} TB/s: {card.source}.")
+        parts.append(_targets(gpu, [rows for run, rows in runs if run.gpu == gpu]))
+    parts += ["Rows:", _names()]
     if not runs:
         parts.append("No run on a GPU is in `bench/results/`: not measured yet.")
     return "\n\n".join([*parts, *(_run(*one) for one in runs)])
 
 
-def _targets(measured: list[list[Row]]) -> str:
+def _targets(gpu: str, measured: list[list[Row]]) -> str:
     """Every target at every listed shape.
 
     Args:
+        gpu: key of `bench.model.GPUS`.
         measured: rows of each run, newest first.
     """
     head = ["row", "context", "batch", "target"]
@@ -43,12 +49,13 @@ def _targets(measured: list[list[Row]]) -> str:
     for key, target in TARGETS.items():
         for context, batch in target.shapes:
             shape = _newest(measured, key, (context, batch))
-            floors = [_floor(target, Workload(context, batch, unit, BUDGET)) for unit in UNITS]
-            at = (target.name, tokens(context), batch, target.bound)
-            rows.append([*at, *floors, _judge(target, shape)])
+            works = [Workload(context, batch, unit, BUDGET) for unit in UNITS]
+            floors = [_floor(gpu, target, work) for work in works]
+            at = (target.name, tokens(context), batch, target.bound(gpu))
+            rows.append([*at, *floors, _judge(gpu, target, shape)])
         if target.everywhere:
-            at = (target.name, "any", "any", target.bound)
-            judged = _judge(target, _newest(measured, key))
+            at = (target.name, "any", "any", target.bound(gpu))
+            judged = _judge(gpu, target, _newest(measured, key))
             rows.append([*at, *("" for _ in UNITS), judged])
     return table([*head, "measured"], rows)
 
@@ -63,18 +70,18 @@ def _newest(runs: list[list[Row]], key: str, shape: tuple[int, int] | None = Non
     return []
 
 
-def _floor(target: Target, work: Workload) -> str:
+def _floor(gpu: str, target: Target, work: Workload) -> str:
     """Floor of a shape as the target is put, and whether the target lies below it."""
     if not target.applies(target.name, work, PAGE):
         return "not judged"
-    name, at = NAMES[target.name], (GPUS[GPU], LLAMA_3_1_8B, work)
+    name, at = NAMES[target.name], (GPUS[gpu], LLAMA_3_1_8B, work)
     us = name.floor(*at)
     gain = None if name.peer is None else name.peer(*at) / us
     text = f"{number(us)} us" if gain is None else f"{number(gain)}x at {number(us)} us"
-    return text if target.met(us, gain) else f"{text}: **out of reach**"
+    return text if target.met(us, gain, gpu) else f"{text}: **out of reach**"
 
 
-def _judge(target: Target, rows: list[Row]) -> str:
+def _judge(gpu: str, target: Target, rows: list[Row]) -> str:
     """The worst of the rows."""
     if not rows:
         return "not measured yet"
@@ -84,7 +91,7 @@ def _judge(target: Target, rows: list[Row]) -> str:
     else:
         worst = min(rows, key=lambda row: row.gain or 0.0)
         text = f"{number(worst.gain)}x at {number(worst.measured_us)} us"
-    verdict = "met" if target.met(worst.measured_us, worst.gain) else "missed"
+    verdict = "met" if target.met(worst.measured_us, worst.gain, gpu) else "missed"
     return f"{text} (units of {worst.unit}): {verdict}"
 
 

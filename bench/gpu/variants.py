@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sgl_sparsekv.kernels import triton as kernels
 from sgl_sparsekv.kernels.triton.ops import TritonOps
+
+from sgl_sparsekv.kernels import triton as kernels
 
 SOURCES = Path(kernels.__file__).parent
 

@@ -1,4 +1,4 @@
-"""The first minutes on a GPU, rehearsed: everything runs, a broken kernel has one name, time is kept."""
+"""The first minutes on a GPU, rehearsed: all of it runs, a broken kernel is named, time is kept."""
 
 import inspect
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from sgl_sparsekv.kernels.triton.catalogue import COMMON, cases
+from sgl_sparsekv.kernels.triton.ops import TritonOps
 
 from bench.gpu.harvest import __main__ as command
 from bench.gpu.harvest import finish, points
@@ -21,8 +22,8 @@ from bench.gpu.harvest.archive import write_archive
 from bench.gpu.harvest.differ import near, same
 from bench.gpu.harvest.drive import Drive, child
 from bench.gpu.harvest.jobs import JOBS, STAGES, Job, Stage
-from bench.gpu.log import FAILED, OK, SKIPPED, Check, Entry, Fact, Measured, read
-from bench.gpu.shapes import UNITS
+from bench.gpu.log import FAILED, OK, SKIPPED, Check, Entry, Fact, Log, Measured, read
+from bench.gpu.shapes import REHEARSED_ALONE, UNITS
 from bench.gpu.variants import Variant, made
 
 ROOT = Path(__file__).parents[2]
@@ -66,17 +67,19 @@ def test_a_rehearsal_runs_every_stage_and_packs_what_it_found(
     report = json.loads((logs / "report.json").read_text())
     kinds = [entry["kind"] for entry in report["entries"]]
     assert kinds.count("Measured") >= 3 and kinds.count("Fact") >= 30
-    assert {name for name in ran} <= set(checks(entries_of(logs), OK))
+    assert ran <= set(checks(entries_of(logs), OK))
     assert sorted((ROOT / "bench" / "results").rglob("*")) == before
 
 
+def broken_kernels(*names: str) -> TritonOps:
+    """Kernels with some of the mutants."""
+    return made(Variant(" and ".join(names), edits=tuple(MUTANTS[name] for name in names)))
+
+
 @pytest.mark.parametrize("broken", [("score", "plan"), ("select", "attend")], ids=" and ".join)
-def test_a_broken_kernel_is_named_and_the_rest_is_measured(
-    broken: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_broken_kernel_is_named(broken: tuple[str, ...], tmp_path: Path) -> None:
     """Two at once: neither hides the other, nor is another launch blamed for what it was given."""
-    kernels = made(Variant(" and ".join(broken), edits=tuple(MUTANTS[name] for name in broken)))
-    assert finish.rehearse([CHECKS, ROWS], tmp_path, None, kernels) == 1
+    assert finish.rehearse([CHECKS], tmp_path, None, broken_kernels(*broken)) == 1
     wrong = {
         job.name: [e for e in read(tmp_path / f"{job.name}.jsonl") if is_failed(e)]
         for job in CHECKS.jobs
@@ -84,12 +87,19 @@ def test_a_broken_kernel_is_named_and_the_rest_is_measured(
     assert {name for name, found in wrong.items() if found} == {*broken, "gate"}
     for name in broken:
         assert "first wrong at " in wrong[name][0].detail and "are wrong" in wrong[name][0].detail
+
+
+def test_kernels_that_are_wrong_are_timed_and_not_judged(tmp_path: Path) -> None:
+    """All of them broken: every row is there."""
+    gate = Check(f"gate {REHEARSED_ALONE}, units of {UNITS[-1]}", FAILED)
+    Log(tmp_path / "gate.jsonl").add(gate)
+    assert finish.rehearse([ROWS], tmp_path, None, broken_kernels(*MUTANTS)) == 0
     found = read(tmp_path / "rows.jsonl")
     rows = [entry for entry in found if isinstance(entry, Measured)]
     assert {row.name for row in rows} == {"selection", "attend", "attention", "shared_prefix"}
     assert not any(row.judged for row in rows)
-    assert all("gate failed: not judged" in row.note for row in rows if row.unit == UNITS[-1])
-    assert not checks(found, FAILED)
+    notes = {(row.batch, row.note.rpartition("gate ")[2]) for row in rows}
+    assert notes == {(1, "failed: not judged"), (2, "not run: not judged")}
 
 
 def is_failed(entry: Entry) -> bool:
@@ -153,7 +163,7 @@ def test_a_job_that_dies_or_hangs_leaves_the_others(tmp_path: Path) -> None:
     assert status["dies"].detail == "ended with 3: last words"
     assert status["hangs"].detail.startswith("ended after 6 s")
     assert checks(found, OK).count("inside") == 4, "what they had found is kept"
-    assert wrote == [8, 10] and (tmp_path / "writes.log").read_text() == "said\n"
+    assert wrote == [7, 9] and (tmp_path / "writes.log").read_text() == "said\n"
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:

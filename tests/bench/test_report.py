@@ -13,7 +13,7 @@ from bench.model import GPUS, LLAMA_3_1_8B, Workload, floors
 from bench.record import header, row, save
 from bench.results_schema import FOLDER, load
 from bench.tables import number, tokens
-from bench.targets import TARGETS
+from bench.targets import JUDGED, TARGETS
 
 ROOT = Path(__file__).parents[2]
 K = 1024
@@ -21,7 +21,9 @@ K = 1024
 
 @pytest.fixture
 def run(monkeypatch):
-    monkeypatch.setattr(record, "device_facts", lambda: {"name": "NVIDIA H200", "clocks.sm": "1980 MHz"})
+    monkeypatch.setattr(
+        record, "device_facts", lambda: {"name": "NVIDIA H200", "clocks.sm": "1980 MHz"}
+    )
     return header("h200", bandwidth=4.25, commit="0123abc")
 
 
@@ -42,7 +44,7 @@ def test_without_files_nothing_is_measured(tmp_path):
         line for line in page.splitlines() if line.startswith("|") and "not measured" in line
     ]
     listed = sum(len(one.shapes) + one.everywhere for one in TARGETS.values())
-    assert len(targets) == listed
+    assert len(targets) == listed * len(JUDGED)
     assert "No run on a CPU" in page and "No run on a GPU" in page
     assert ": met" not in page and ": missed" not in page
 
@@ -136,10 +138,22 @@ def test_targets_are_judged_by_the_worst_row_of_the_newest_run(run, tmp_path):
 
 def test_a_run_elsewhere_meets_no_target(monkeypatch, tmp_path):
     monkeypatch.setattr(record, "device_facts", dict)
-    other = header("h100", commit="0123abc")
+    other = header("a100", commit="0123abc")
     save(other, [row("selection", Workload(32 * K), 1.0, other)], tmp_path)
     page = report.render(tmp_path)
-    assert ": met" not in page and "NVIDIA H100" in page
+    assert ": met" not in page and "NVIDIA A100" in page
+
+
+def test_an_h100_is_judged_by_its_own_bandwidth(monkeypatch, tmp_path):
+    """12 us are too long on an H200 and not on an H100; an H200's table shows none of its rows."""
+    monkeypatch.setattr(record, "device_facts", dict)
+    other = header("h100", commit="0123abc")
+    save(other, [row("selection", Workload(32 * K), 12.0, other)], tmp_path)
+    page = report.render(tmp_path)
+    fast, _, slow = page.partition("### Targets on NVIDIA H100")
+    assert "| selection | 32k | 1 | <= 12.8 us |" in slow and "12.0 us (units of 64): met" in slow
+    assert "| selection | 32k | 1 | <= 10 us |" in fast and ": met" not in fast
+    assert not TARGETS["selection"].met(12.0, None, "h200")
 
 
 def test_the_header_says_what_the_driver_says(monkeypatch):

@@ -91,7 +91,9 @@ def _interrupt(*_: object) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench.gpu.harvest", description=__doc__)
     logs = Path(__file__).resolve().parents[3] / "build" / "harvest"
-    parser.add_argument("--archive", type=Path, help="pack everything into this .tgz, 48 MiB at most")
+    parser.add_argument(
+        "--archive", type=Path, help="pack everything into this .tgz, 48 MiB at most"
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="bound (default 410)")
     parser.add_argument("--logs", type=Path, default=logs, help="folder of logs and report.json")
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="stages to run")

@@ -40,7 +40,7 @@ def rows_of(entries: Sequence[Entry], gpu: str, commit: str) -> list[Row]:
 
 
 def write_rows(logs: Path, entries: Sequence[Entry], commit: str) -> Path | None:
-    """The result file below `logs/results`; None where there are no rows, or the GPU is not known."""
+    """The result file below `logs/results`; None without rows, or if the GPU is not known."""
     gpu = gpu_key(device_of(entries))
     rows = [] if gpu is None else rows_of(entries, gpu, commit)
     if gpu is None or not rows:

@@ -165,7 +165,7 @@ def replayed(run: Run, rows: int) -> None:
         scene = step.scene
         fused.forget(step.sealed, step.newest)
         fused.begin(step.sealed, scene.places, scene.lengths, scene.req_to_token)
-        fields = {name: step.fields[0] for name in SUMMARIES}
+        fields = dict.fromkeys(SUMMARIES, step.fields[0])
         fused.decode(step.sealed, 0, scene.q, *scene.kv[0], fields, scene.extents.scale)
 
 

@@ -1,6 +1,5 @@
 """A whole run: stages one after the other, and everything written as it goes."""
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from bench.gpu.harvest.archive import device_of, rows_of, write_archive, write_r
 from bench.gpu.harvest.drive import Drive, child
 from bench.gpu.harvest.jobs import Stage
 from bench.gpu.kernels import Run
-from bench.gpu.log import FAILED, SKIPPED, Check, Entry, Fact, Log, Measured, line
+from bench.gpu.log import FAILED, Check, Entry, Fact, Log
 from bench.gpu.run import checkout_commit, gpu_key, summary
 
 
@@ -46,7 +45,8 @@ def conclude(entries: list[Entry], logs: Path, archive: Path | None, commit: str
     rows = write_rows(logs, entries, commit)
     saved += [] if rows is None else [str(rows)]
     gpu = gpu_key(device_of(entries))
-    print("\n" + summary(entries, [] if gpu is None else rows_of(entries, gpu, commit)))
+    judged = [] if gpu is None else rows_of(entries, gpu, commit)
+    print("\n" + summary(entries, judged, gpu))
     if archive is not None:
         left_out = write_archive(archive, logs)
         saved.append(str(archive) + (f" without {', '.join(left_out)}" if left_out else ""))

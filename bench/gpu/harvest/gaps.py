@@ -1,4 +1,4 @@
-"""What a launch costs before it reads anything: gaps in a graph, and programs with nothing to do."""
+"""What a launch costs before it reads anything: gaps in a graph, programs with nothing to do."""
 
 import torch
 import triton

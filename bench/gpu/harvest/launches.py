@@ -52,7 +52,7 @@ class Launch:
 
 
 def kind_of(value: Any) -> object:
-    """What Triton compiles for: an element type and alignment, a number that is 1, aligned, or not."""
+    """What Triton compiles for: element type and alignment; a number that is 1, aligned, or not."""
     if isinstance(value, torch.Tensor):
         return str(value.dtype), value.data_ptr() % GRAIN == 0
     if isinstance(value, int):

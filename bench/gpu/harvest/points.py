@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from bench.gpu.shapes import K, Extents, Shape
+from bench.gpu.shapes import Extents, K, Shape
 from bench.gpu.variants import Variant
 
 SHAPES = (
