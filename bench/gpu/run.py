@@ -194,7 +194,8 @@ def summary(entries: Sequence[Entry], rows: Sequence[Row], gpu: str | None = Non
 
 def verdict(key: str, one: Row, gpu: str) -> str:
     """Whether a row meets a target."""
-    return "met" if TARGETS[key].met(one.measured_us, one.gain, gpu) else "missed"
+    bound = TARGETS[key].bound(gpu, one.work)
+    return f"{'met' if bound.met(one.measured_us, one.gain) else 'missed'} ({bound})"
 
 
 def gpu_key(name: str) -> str | None:
