@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sgl_sparsekv.kernels.triton import launch
 from sgl_sparsekv.kernels.triton.ops import TritonOps
 
 from sgl_sparsekv.kernels import triton as kernels
@@ -57,6 +58,7 @@ def made(variant: Variant) -> TritonOps:
             table[key] = replace(tuned, **dict(variant.tuning))
         except TypeError as error:
             raise ValueError(f"{variant.name}: {error}") from error
+    import_module(f"{package.__name__}.launch").capability = launch.capability
     ops: TritonOps = import_module(f"{package.__name__}.ops").TritonOps()
     return ops
 

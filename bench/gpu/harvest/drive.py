@@ -1,4 +1,8 @@
-"""Run stages of jobs in processes of their own within a bound that is kept."""
+"""Run stages of jobs in processes of their own within a bound that is kept.
+
+The processes of a stage are started while the one before it runs: they import what they need and
+wait for a line that says how many seconds they have.
+"""
 
 import os
 import signal
@@ -19,7 +23,7 @@ LEAST_SECONDS = 5.0
 MARGIN = 3.0
 """A job starts nothing new so long before it is ended."""
 POLL = 0.05
-Command = Callable[[Job, float], list[str]]
+Command = Callable[[Job], list[str]]
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Drive:
     Attributes:
         logs: folder of logs and entries.
         end: `time.monotonic()` after which nothing runs.
-        command: of a job, and the seconds after which it starts nothing new.
+        command: of a job, which waits on its standard input for its seconds.
         wrote: is called with all entries whenever a stage has ended.
         entries: what was found.
     """
@@ -54,25 +58,33 @@ class Drive:
     command: Command
     wrote: Callable[[list[Entry]], None] = lambda entries: None
     entries: list[Entry] = field(default_factory=list)
+    waiting: list[Running] = field(default_factory=list)
 
     def run(self, stages: Sequence[Stage]) -> list[Entry]:
         """All stages; each has its share of the time that is left."""
-        for number, stage in enumerate(stages):
-            left = self.end - time.monotonic()
-            weight = stage.seconds / sum(later.seconds for later in stages[number:])
-            self._stage(stage, left * weight)
-            self.wrote(self.entries)
+        try:
+            for number, stage in enumerate(stages):
+                left = self.end - time.monotonic()
+                weight = stage.seconds / sum(later.seconds for later in stages[number:])
+                self._stage(stage, left * weight, stages[number + 1 : number + 2])
+                self.wrote(self.entries)
+        finally:
+            stop([one.process for one in self.waiting])
         return self.entries
 
-    def _stage(self, stage: Stage, limit: float) -> None:
+    def _stage(self, stage: Stage, limit: float, following: Sequence[Stage]) -> None:
         if limit < LEAST_SECONDS:
             for job in stage.jobs:
                 self._add(Check(job.name, SKIPPED, "cut: out of time"))
             return
         print(f"-- {stage.name}, {limit:.0f} s at most: {stage.answers}", flush=True)
         start = time.monotonic()
-        running = [self._start(job, limit) for job in stage.jobs]
+        running, self.waiting = self.waiting or [self._start(job) for job in stage.jobs], []
         try:
+            for one in running:
+                go(one.process, limit - MARGIN)
+            for later in following:
+                self.waiting = [self._start(job) for job in later.jobs]
             while running and time.monotonic() < start + limit:
                 for one in [one for one in running if one.process.poll() is not None]:
                     self._finish(one, start)
@@ -85,12 +97,11 @@ class Drive:
         for one in running:
             self._finish(one, start, f"ended after {limit:.0f} s")
 
-    def _start(self, job: Job, limit: float) -> Running:
-        command = self.command(job, limit - MARGIN)
+    def _start(self, job: Job) -> Running:
         with (self.logs / f"{job.name}.log").open("wb") as file:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                self.command(job), cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=file,
+                stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         return Running(job, process)
 
@@ -121,10 +132,20 @@ class Drive:
         print(line(entry), flush=True)
 
 
-def child(job: Job, seconds: float, logs: Path, *flags: str) -> list[str]:
+def child(job: Job, logs: Path, *flags: str) -> list[str]:
     """The command of a job."""
     module = [sys.executable, "-m", "bench.gpu.harvest", "--child", job.name]
-    return [*module, "--logs", str(logs), "--seconds", f"{seconds:.1f}", *flags]
+    return [*module, "--logs", str(logs), *flags]
+
+
+def go(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """Let a job that waits begin; it starts nothing new after so many seconds."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(f"{seconds:.1f}\n".encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        return  # it has died: `_finish` says so
 
 
 def last_words(log: Path) -> str:

@@ -31,7 +31,7 @@ def harvest(
         if archive is not None:
             write_archive(archive, logs)
 
-    drive = Drive(logs, end, lambda job, seconds: child(job, seconds, logs), wrote)
+    drive = Drive(logs, end, lambda job: child(job, logs), wrote)
     try:
         drive.run(stages)
     finally:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from triton.errors import TritonError
+
 from bench.gpu.harvest.points import SWEPT, Point, ablations, sweeps
 from bench.gpu.kernels import Run
 from bench.gpu.log import Fact, Skip
@@ -11,6 +13,8 @@ from bench.gpu.timing import Recording, interleave, record
 from bench.gpu.variants import Variant, made
 
 TODAY = Variant("today's")
+LAUNCHES = ("score", "select", "attend")
+"""Each needs what those before it leave."""
 
 
 def swept(run: Run) -> None:
@@ -83,13 +87,16 @@ def recording(run: Run, step: Step, variant: Variant, points: list[Point]) -> Re
     """One launch, captured; what is before it has run.
 
     Raises:
-        Skip: today's sources lack what the variant changes.
+        Skip: today's sources lack what the variant changes, or it does not fit this GPU.
     """
     try:
         mine = step if variant == TODAY else step.by(made(variant))
-    except ValueError as error:
+        launch, wide = points[0].launch, max(len(mine.fields), mine.chosen)
+        mine.begin()
+        for before in LAUNCHES[: LAUNCHES.index(launch)]:
+            getattr(mine, before)(0)
+        return record(
+            getattr(mine, launch), mine.chosen if launch == "attend" else wide, run.device
+        )
+    except (ValueError, TritonError) as error:
         raise Skip(str(error)) from error
-    mine.begin()
-    mine.selection(0)
-    call, wide = getattr(mine, points[0].launch), max(len(mine.fields), mine.chosen)
-    return record(call, mine.chosen if points[0].launch == "attend" else wide, run.device)
