@@ -9,11 +9,13 @@ from pathlib import Path
 
 from bench.gpu.log import Check, Entry, Measured
 from bench.gpu.run import as_row, gpu_key, run_header
-from bench.record import Row, save
+from bench.record import Row, device_facts, save
 
 MOST_BYTES = 48 << 20
 FIRST = ("report.json", "results")
 """Before the logs, so that they fit."""
+LEFT = ("*.jsonl", "*.log", "*.xml", "*.ncu-rep", "report.*", "results/*/*.json")
+"""What a run leaves in its folder of logs."""
 
 
 def write_report(logs: Path, entries: Sequence[Entry], commit: str) -> Path:
@@ -33,6 +35,18 @@ def device_of(entries: Sequence[Entry]) -> str:
     return found[0].detail if found else ""
 
 
+def card_of(entries: Sequence[Entry]) -> str | None:
+    """Key of `bench.model.GPUS`; by the driver's name where `machine` was not run."""
+    return gpu_key(device_of(entries) or device_facts().get("name", ""))
+
+
+def clear(logs: Path) -> None:
+    """Remove what a run before has left."""
+    for pattern in LEFT:
+        for old in logs.glob(pattern):
+            old.unlink()
+
+
 def rows_of(entries: Sequence[Entry], gpu: str, commit: str) -> list[Row]:
     """Rows of the results; those that may not be judged have no target."""
     run = run_header(gpu, entries, commit)
@@ -41,7 +55,7 @@ def rows_of(entries: Sequence[Entry], gpu: str, commit: str) -> list[Row]:
 
 def write_rows(logs: Path, entries: Sequence[Entry], commit: str) -> Path | None:
     """The result file below `logs/results`; None without rows, or if the GPU is not known."""
-    gpu = gpu_key(device_of(entries))
+    gpu = card_of(entries)
     rows = [] if gpu is None else rows_of(entries, gpu, commit)
     if gpu is None or not rows:
         return None

@@ -7,12 +7,19 @@ from pathlib import Path
 import torch
 from sgl_sparsekv.kernels.triton.ops import TritonOps
 
-from bench.gpu.harvest.archive import device_of, rows_of, write_archive, write_report, write_rows
+from bench.gpu.harvest.archive import (
+    card_of,
+    clear,
+    rows_of,
+    write_archive,
+    write_report,
+    write_rows,
+)
 from bench.gpu.harvest.drive import Drive, child
 from bench.gpu.harvest.jobs import Stage
 from bench.gpu.kernels import Run
 from bench.gpu.log import FAILED, Check, Entry, Fact, Log
-from bench.gpu.run import checkout_commit, gpu_key, summary
+from bench.gpu.run import checkout_commit, summary
 
 
 def harvest(
@@ -22,8 +29,7 @@ def harvest(
 
     A run that is stopped has written what it found.
     """
-    for old in [*logs.glob("*.jsonl"), *logs.glob("*.log")]:
-        old.unlink()
+    clear(logs)
     commit = commit or checkout_commit()
 
     def wrote(entries: list[Entry]) -> None:
@@ -44,7 +50,7 @@ def conclude(entries: list[Entry], logs: Path, archive: Path | None, commit: str
     saved = [str(write_report(logs, entries, commit))]
     rows = write_rows(logs, entries, commit)
     saved += [] if rows is None else [str(rows)]
-    gpu = gpu_key(device_of(entries))
+    gpu = card_of(entries)
     judged = [] if gpu is None else rows_of(entries, gpu, commit)
     print("\n" + summary(entries, judged, gpu))
     if archive is not None:
