@@ -7,7 +7,8 @@ from pathlib import Path
 
 from helpers.fresh import ROOT
 
-PACKAGES = ("torch==2.11.*", "triton==3.6.0", "numpy", "pytest")
+PACKAGES = ("torch==2.11.*", "triton==3.6.0", "numpy<2.4", "pytest")
+"""Triton 3.6's interpreter makes numbers of arrays as numpy does up to 2.3."""
 FOLDER = ROOT / "build" / "oldest-gpu-software"
 """Kept: torch with its CUDA libraries is some gigabytes."""
 
