@@ -11,7 +11,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from bench.gpu.harvest.jobs import Stage
 
 SECONDS = 410.0
 WRITING = 5.0
@@ -46,14 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _layer()
     if args.child:
         return _child(JOBS[args.child].run, args)
+    return _whole(chosen, args, start + args.seconds - WRITING)
+
+
+def _whole(chosen: "Sequence[Stage]", args: argparse.Namespace, end: float) -> int:
+    """Stages until `end`, or their rehearsal."""
     from bench.gpu.harvest.finish import harvest, rehearse
 
-    args.logs.mkdir(parents=True, exist_ok=True)
+    logs, archive = args.logs.resolve(), args.archive and args.archive.resolve()
+    logs.mkdir(parents=True, exist_ok=True)
     if args.rehearse:
-        return rehearse(chosen, args.logs, args.archive)
+        return rehearse(chosen, logs, archive)
     signal.signal(signal.SIGTERM, _interrupt)
-    end = start + args.seconds - WRITING
-    return harvest(chosen, args.logs, args.archive, end, args.commit)
+    try:
+        return harvest(chosen, logs, archive, end, args.commit)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _child(run: object, args: argparse.Namespace) -> int:

@@ -63,7 +63,7 @@ STAGES = (
         tuple(Job(f"compile-{i}", partial(compile_share, number=i)) for i in range(PROCESSES)),
     ),
     Stage(
-        "checks", 60, "each launch alone against the reference: the first wrong row, head, unit",
+        "checks", 75, "each launch alone against the reference: the first wrong row, head, unit",
         (
             Job("plan", plan.check), Job("summaries", summaries.check), Job("score", score.check),
             Job("select", select.check), Job("attend", attend.check), Job("gate", whole.check),
@@ -76,7 +76,7 @@ STAGES = (
     alone("ablations", 15, "what a part of a kernel costs: the time without it", ablated),
     alone("replays", 40, "2,000 replays against one checksum; replay equals eager", replays),
     alone("profile", 40, "Nsight Compute's report of a layer", profile),
-    alone("parity", 60, "the tests of the Triton kernels", parity),
+    alone("parity", 45, "the tests of the Triton kernels", parity),
 )  # fmt: skip
 JOBS = {job.name: job for stage in STAGES for job in stage.jobs}
 """Name -> job."""
