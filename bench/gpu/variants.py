@@ -65,13 +65,16 @@ def made(variant: Variant) -> TritonOps:
 
 def _imported(name: str, variant: Variant) -> ModuleType:
     """A copy of the kernels' package with the edits made."""
-    folder = _folder() / name
-    shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    edited: dict[str, str] = {}
     for file, old, new in variant.edits:
-        text = (folder / file).read_text()
+        text = edited.get(file) or (SOURCES / file).read_text()
         if text.count(old) != 1:
             raise ValueError(f"{variant.name}: {file} must have {old!r} once")
-        (folder / file).write_text(text.replace(old, new))
+        edited[file] = text.replace(old, new)
+    folder = _folder() / name
+    shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, text in edited.items():
+        (folder / file).write_text(text)
     return import_module(name)
 
 
