@@ -1,12 +1,26 @@
-"""Dense decode by all who can: our own kernel over every unit, torch's, and those that judge."""
+"""Dense decode by all who can: our own kernel over every unit, torch's, and those that judge.
+
+Beside them stands a plain read of the same bytes.
+"""
 
 from dataclasses import replace
+
+import torch
 
 from bench.gpu.harvest.points import NARROW_SHAPE
 from bench.gpu.kernels import Run, add_peer
 from bench.gpu.log import Fact, Skip
 from bench.gpu.peers import DENSE, usable
-from bench.gpu.shapes import REHEARSED_ALONE, UNITS, K, Shape, fits, make_scene
+from bench.gpu.shapes import (
+    REHEARSED_ALONE,
+    SPARE_PAGES,
+    UNITS,
+    K,
+    Scene,
+    Shape,
+    fits,
+    make_scene,
+)
 from bench.gpu.step import make_step
 from bench.gpu.timing import Recording, interleave, layers_beyond_cache, record
 
@@ -38,6 +52,7 @@ def time_dense(run: Run, shape: Shape) -> str:
         step.fused.buffers.options[:, 0] = step.fused.formula("nothing")
         step.begin()
         recorded[f"own attend, units of {unit}"] = record(step.attend, layers, run.device)
+    recorded["plain read"] = record(lambda i: plain_read(scene, i), layers, run.device)
     everyone = tuple(replace(peer, judges=False) for peer in DENSE)
     for peer, call in usable(run.log, scene, scene.pages, everyone):
         add_peer(run, recorded, peer.name, call, layers)
@@ -46,3 +61,10 @@ def time_dense(run: Run, shape: Shape) -> str:
         run.log.add(Fact(f"dense {shape}, {name}", found.least, "us"))
         run.log.add(Fact(f"dense {shape}, {name}, reads", size / found.least / 1e6, "TB/s"))
     return f"{layers} layers take turns"
+
+
+def plain_read(scene: Scene, i: int) -> None:
+    """Sum the same bytes as numbers of 32 bits: what reading alone takes."""
+    for pool in scene.kv[i % len(scene.kv)]:
+        own = pool[scene.extents.page : -SPARE_PAGES * scene.extents.page]
+        own.reshape(-1).view(torch.int32).sum()
