@@ -22,6 +22,8 @@ from sgl_sparsekv.kernels.triton.ops import TritonOps
 from sgl_sparsekv.kernels import triton as kernels
 
 SOURCES = Path(kernels.__file__).parent
+VARIANT = "sparsekv_variant_"
+"""How names of copies begin."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def made(variant: Variant) -> TritonOps:
         ValueError: a text or a name is not in the sources of today.
     """
     digest = hashlib.sha256(repr(variant).encode()).hexdigest()[:12]
-    package = _imported(f"sparsekv_variant_{digest}", variant)
+    package = _imported(f"{VARIANT}{digest}", variant)
     for name, value in variant.constants:
         _set(package, name, value)
     table: dict[Any, Any] = import_module(f"{package.__name__}.tuning").TUNING

@@ -9,6 +9,8 @@ import torch
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
+from bench.gpu.variants import VARIANT
+
 GRAIN = 16
 """Pointers and numbers that are multiples of it have kernels of their own."""
 
@@ -29,9 +31,10 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The kernel's, and the constants that it was given."""
+        """The kernel's, whether it is a variant, and the constants that it was given."""
         given = ", ".join(f"{key} {value}" for key, value in self.constants.items())
-        return f"{self.kernel.fn.__name__.removesuffix('_kernel')}: {given}"
+        kind = " (variant)" if self.kernel.fn.__module__.startswith(VARIANT) else ""
+        return f"{self.kernel.fn.__name__.removesuffix('_kernel')}{kind}: {given}"
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -15,6 +15,8 @@ SHAPES = (
 SWEPT = (Shape(32 * K, 1), Shape(32 * K, 8))
 NARROW = (("8 ranks", 1, 8), ("Qwen2.5-7B", 4, 7))
 """Name, KV heads and query heads per KV head of layers with fewer heads: fewer programs."""
+WARP, MOST_SCORES = 32, 16
+"""Threads of a warp; scores of a chunk that one thread may hold: with more, registers spill."""
 NARROW_SHAPE = Shape(32 * K, 8)
 
 
@@ -43,6 +45,8 @@ def sweeps() -> Iterator[Point]:
         tuned = {"score_units": units, "score_warps": warps}
         yield Point("score", Variant(f"{units} units, {warps} warps", tuning=tuple(tuned.items())))
     for chunk, warps in product((512, 1024, 2048, 4096), (4, 8, 16, 32)):
+        if not 1 <= chunk / (WARP * warps) <= MOST_SCORES:
+            continue
         constants = (("SELECT_CHUNK", chunk), ("SELECT_WARPS", warps))
         yield Point("select", Variant(f"chunk {chunk}, {warps} warps", constants=constants))
 
