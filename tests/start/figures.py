@@ -10,7 +10,8 @@ from tests.helpers.launcher import Launcher
 from tests.helpers.soak import FOLDER, record
 
 from .asking import SAYS_NOTHING
-from .families import Family, families, write_family
+from .drafts import draft_flags, drafts, write_target
+from .families import Family, families, no_families, write_family
 from .flags import Case, cases
 from .page import NOT_TRIED, name_of, told, verdict_of, write_page
 from .resolving import resolve_line, write_config
@@ -62,7 +63,7 @@ class Figures:
             self.found[section] = {name: kept[name] for name in names if name in kept}
         record(NAME, self.found)
         flags, models = (self.verdicts(section, names) for section, names in order.items())
-        write_page(version("sglang"), flags, models)
+        write_page(version("sglang"), flags, models, no_families())
         return [*flags, *models]
 
 
@@ -99,6 +100,9 @@ def judge_flags(
 def family_verdict(launcher: Launcher, family: Family) -> Verdict:
     """One family, or why it was not tried."""
     name = family.architecture
+    if drafts(name):
+        target = write_target(launcher.folder / "target")
+        return Sweep(launcher, target).judge(name, draft_flags(name, launcher.folder / name))
     if family.untried:
         return Verdict(name, NOT_TRIED, family.untried, 0.0)
     try:

@@ -23,6 +23,7 @@ KINDS = {
     "Exaone4ForCausalLM": "EXAONE 4 with sliding windows",
     "GraniteSWAForCausalLM": "attention sinks",
     "HrmTextForCausalLM": "HRM-Text cannot be served",
+    "MiniMaxM3SparseForConditionalGeneration": "MiniMax M3 cannot be served",
 }
 
 

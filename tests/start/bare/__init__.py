@@ -1,128 +1,81 @@
 """A tiny model of families that transformers has no class of: a configuration alone.
 
 Their configuration classes are code that comes with a checkpoint, or SGLang's own. SGLang makes up
-the weights (`--load-format dummy`), the same for every server.
+the weights (`--load-format dummy`), the same for every server. What sees or hears is built; with
+`language_model_only` in a configuration SGLang serves the family's text and asks for no processor.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from .sizes import SMALL
-from .tiny import write_tokenizer
+from ..tiny import write_tokenizer
+from .general import GENERAL
+from .language import LANGUAGE
+from .media import MEDIA
 
 FLAGS = ("--load-format", "dummy", "--trust-remote-code")
-GENERAL: dict[str, Any] = {
-    **SMALL,
-    "head_dim": 16,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "layer_norm_eps": 1e-5,
-    "layer_norm_epsilon": 1e-5,
-    "layernorm_epsilon": 1e-5,
-    "rope_theta": 10_000.0,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "bias": False,
-    "use_cache": True,
-    "sliding_window": None,
-    "norm_topk_prob": True,
-}
-"""What some family or other asks a configuration for; each reads what it knows."""
-_EXPERTS = {"moe_top_k": 2, "moe_layer_freq": 1}
-_BAILING = {
-    "embedding_dropout": 0.0,
-    "norm_head": False,
-    "use_bias": False,
-    "use_qkv_bias": False,
-    "partial_rotary_factor": 1.0,
-    "rotary_dim": 16,
-    "num_nextn_predict_layers": 0,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-}
+BFLOAT16 = ("K2HorizonForCausalLM", "XllmForCausalLM")
+"""Families that SGLang serves in no other type: their tokens may differ where two logits tie."""
 BARE: dict[str, dict[str, Any]] = {
-    "BailingMoeV2_5ForCausalLM": {"model_type": "bailing_hybrid"},
-    "BailingMoeV3ForCausalLM": {"model_type": "bailing_hybrid"},
-    "ChatGLMModel": {
-        "model_type": "chatglm",
-        "kv_channels": 16,
-        "multi_query_attention": True,
-        "add_bias_linear": False,
-        "add_qkv_bias": True,
-        "apply_residual_connection_post_layernorm": False,
-        "fp32_residual_connection": False,
-        "hidden_dropout": 0.0,
-        "post_layer_norm": True,
-        "rmsnorm": True,
-    },
-    "DeepseekForCausalLM": {"model_type": "deepseek", **_EXPERTS},
-    "ExaoneForCausalLM": {"model_type": "exaone", "activation_function": "silu"},
-    "GigaChat35ForCausalLM": {"model_type": "gigachat35"},
-    "Grok1ForCausalLM": {"model_type": "grok-1"},
-    "IQuestLoopCoderForCausalLM": {
-        "model_type": "iquestloopcoder",
-        "loop_num": 2,
-        "loop_window_size": 64,
-    },
-    "InternLM2ForCausalLM": {"model_type": "internlm2"},
-    "JetNemotronForCausalLM": {"model_type": "jet_nemotron"},
-    "KimiK3LinearForCausalLM": {"model_type": "kimi_linear"},
-    "LLaDA2MoeModelLM": {"model_type": "llada2_moe", **_BAILING},
-    "MiniCPMForCausalLM": {
-        "model_type": "minicpm",
-        "dim_model_base": 32,
-        "scale_emb": 2,
-        "scale_depth": 1.4,
-    },
-    "MistralLarge3ForCausalLM": {"model_type": "deepseek_v3"},
-    "NanbeigeForCausalLM": {"model_type": "nanbeige"},
-    "QWenLMHeadModel": {
-        "model_type": "qwen",
-        "num_key_value_heads": 4,
-        "kv_channels": 16,
-        "intermediate_size": 192,
-    },
-    "SDARForCausalLM": {"model_type": "sdar"},
-    "SDARMoeForCausalLM": {"model_type": "sdar_moe"},
-    "SarvamMLAForCausalLM": {"model_type": "sarvam_mla"},
-    "SolarForCausalLM": {
-        "model_type": "solar",
-        "bskcn_1": [0],
-        "bskcn_2": [],
-        "bskcn_3": [2],
-        "bskcn_4": [],
-        "bskcn_tv": [0.9, 0.8],
-    },
-    "Spark2_5ForCausalLM": {"model_type": "spark2_5", "sliding_window": 64},
-    "TeleFLMForCausalLM": {
-        "model_type": "teleflm",
-        "input_mult": 1.0,
-        "mup_scale_factor": 1.0,
-        "output_mult": 1.0,
-    },
-    "XverseMoeForCausalLM": {"model_type": "xverse", **_EXPERTS},
+    **{name: {**GENERAL, **more} for name, more in LANGUAGE.items()},
+    **{name: {"language_model_only": True, **more} for name, more in MEDIA.items()},
 }
-"""By architecture: its model type, and what it has beyond `GENERAL` or otherwise."""
-CODE = '''"""A configuration that keeps whatever it is given."""
+"""By architecture: its configuration, model type included."""
+CODE = '''"""A configuration that keeps whatever it is given, its parts as configurations."""
 
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 
-class Configuration(PretrainedConfig):
+class Block(dict):
+    def __getattr__(self, name):
+        if name not in self:
+            raise AttributeError(name)
+        return part(name, self[name])
+
+
+def part(name, value):
+    if isinstance(value, list):
+        return [part(name.removesuffix("s"), one) for one in value]
+    if not isinstance(value, dict) or not name.endswith(("_config", "attention", "ffn")):
+        return value
+    model_type = value.get("model_type")
+    if model_type in CONFIG_MAPPING:
+        return CONFIG_MAPPING[model_type](**value)
+    return Part(**value) if "hidden_size" in value else Block(value)
+
+
+class Part(PretrainedConfig):
+    def __init__(self, **said):
+        super().__init__(**{name: part(name, value) for name, value in said.items()})
+
+
+class Configuration(Part):
     model_type = "{model_type}"
+
+    def __init__(self, **said):  # without one transformers would make its own
+        super().__init__(**said)
 '''
 
 
+def flags_of(architecture: str) -> tuple[str, ...]:
+    """Of every server of a family."""
+    return (*FLAGS, *(("--dtype", "bfloat16") if architecture in BFLOAT16 else ()))
+
+
 def write_bare(architecture: str, folder: Path) -> Path:
-    """A folder with a configuration of it, the code of that and a tokenizer."""
+    """A folder with the configuration of a family, the code of that and a tokenizer."""
+    return write_as({**BARE[architecture], "architectures": [architecture]}, folder)
+
+
+def write_as(said: dict[str, Any], folder: Path) -> Path:
+    """A folder with this configuration, the code of it and a tokenizer."""
     from transformers import CONFIG_MAPPING
 
     folder.mkdir(exist_ok=True)
-    said = {**GENERAL, **BARE[architecture], "architectures": [architecture]}
     if said["model_type"] not in CONFIG_MAPPING:
         said["auto_map"] = {"AutoConfig": "configuration.Configuration"}
-        code = CODE.format(model_type=said["model_type"])
+        code = CODE.replace("{model_type}", said["model_type"])
         (folder / "configuration.py").write_text(code)
     (folder / "config.json").write_text(json.dumps(said))
     write_tokenizer(folder)
