@@ -24,6 +24,7 @@ LIKE = {
     "LlamaEmbeddingModel": "LlamaForCausalLM",
     "LlamaForSequenceClassificationWithNormal_Weights": "LlamaForSequenceClassification",
     "MiMoForCausalLM": "Qwen2ForCausalLM",
+    "OrionForCausalLM": "LlamaForCausalLM",  # beside a Llama it has biases, which begin as zeros
     "PhiMoEForCausalLM": "PhimoeForCausalLM",
     "QuantMixtralForCausalLM": "MixtralForCausalLM",
     "Qwen2ForRewardModel": "Qwen2ForCausalLM",
@@ -47,7 +48,6 @@ MADE_UP: dict[str, dict[str, Any]] = {
     "HunYuanMoEV1ForCausalLM": {"use_mixed_mlp_moe": False},
     "LlavaForConditionalGeneration": {},
     "Mistral3ForConditionalGeneration": {},
-    "PhiForCausalLM": {"num_hidden_layers": 1},
     "Qwen2AudioForConditionalGeneration": {
         "text_config": {"num_hidden_layers": 2, "intermediate_size": 160}
     },

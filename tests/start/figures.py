@@ -10,12 +10,13 @@ from tests.helpers.launcher import Launcher
 from tests.helpers.soak import FOLDER, record
 
 from .asking import SAYS_NOTHING
+from .bare import BFLOAT16
 from .drafts import draft_flags, drafts, write_target
 from .families import Family, families, no_families, write_family
 from .flags import Case, cases
 from .page import NOT_TRIED, name_of, told, verdict_of, write_page
 from .resolving import resolve_line, write_config
-from .sweep import Sweep, Verdict, refusal_in
+from .sweep import SERVED, Sweep, Verdict, refusal_in
 from .tiny import write_llama
 
 NAME = "start"
@@ -113,4 +114,6 @@ def family_verdict(launcher: Launcher, family: Family) -> Verdict:
     found = Sweep(launcher, model, family.flags).judge_family(name)
     if found.words.startswith(SAYS_NOTHING):
         return replace(found, how=NOT_TRIED)
+    if found.how == SERVED and name in BFLOAT16:
+        return replace(found, words="in bfloat16, the only type that SGLang serves it in")
     return found

@@ -16,7 +16,7 @@ from .media import MEDIA
 
 FLAGS = ("--load-format", "dummy", "--trust-remote-code")
 BFLOAT16 = ("K2HorizonForCausalLM", "XllmForCausalLM")
-"""Families that SGLang serves in no other type: their tokens may differ where two logits tie."""
+"""Families that SGLang serves in no other type."""
 BARE: dict[str, dict[str, Any]] = {
     **{name: {**GENERAL, **more} for name, more in LANGUAGE.items()},
     **{name: {"language_model_only": True, **more} for name, more in MEDIA.items()},

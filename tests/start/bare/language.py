@@ -4,7 +4,6 @@ from typing import Any
 
 from .general import ROPE
 
-WIDE = {"num_hidden_layers": 1, "intermediate_size": 32}
 EXPERTS = {"moe_top_k": 2, "moe_layer_freq": 1}
 BAILING = {
     "embedding_dropout": 0.0,
@@ -161,13 +160,8 @@ LANGUAGE: dict[str, dict[str, Any]] = {
             {"block_type": "moe", "n_routed_experts": 4},
         ],
     },
-    "OrionForCausalLM": {
-        "model_type": "orion",
-        **WIDE,
-    },
     "Phi3SmallForCausalLM": {
         "model_type": "phi3small",
-        **WIDE,
         "hidden_act": "gegelu",
         "gegelu_limit": 20.0,
         "blocksparse_block_size": 64,
