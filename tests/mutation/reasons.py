@@ -98,6 +98,13 @@ REASONS = (
     Reason(
         "*records.py:SegmentRecords.*", r"self\._step (= 1|\+= 2)", "only the order of steps counts"
     ),
+    Reason("*config.py:check_chunks", r"tokens >= 0", "nothing ends a page"),
+    Reason("*cpu_defaults.py:cpu_defaults", r"or 1\)", "less than what it is compared with"),
+    Reason(
+        "*requests.py:check_fields",
+        r"-> if value is None and",
+        "None and what is left out keep every rule",
+    ),
     Reason("*records.py:SegmentRecords.reserve", r"missing >= 0", "none of them give way"),
     Reason("*records.py:SegmentRecords.reserve", r'"STABLE"', "numpy takes either case"),
     Reason("*check.py:_excess", r"- torch\.where\(gap\.isnan", "what is no number stays none"),
