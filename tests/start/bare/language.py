@@ -15,6 +15,19 @@ BAILING = {
     "num_nextn_predict_layers": 0,
     "rope_parameters": ROPE,
 }
+MIMO_V2 = {
+    "hybrid_layer_pattern": [0, 1, 0, 1],
+    "moe_layer_freq": [0, 1, 1, 1],
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "sliding_window": 64,
+    "sliding_window_size": 64,
+    "swa_head_dim": 16,
+    "swa_v_head_dim": 16,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_rope_theta": 10_000.0,
+}
 LANGUAGE: dict[str, dict[str, Any]] = {
     "BaichuanForCausalLM": {
         "model_type": "baichuan",
@@ -67,6 +80,11 @@ LANGUAGE: dict[str, dict[str, Any]] = {
         ],
     },
     "DeepseekForCausalLM": {"model_type": "deepseek", **EXPERTS},
+    "DeepseekV4ForCausalLM": {
+        "model_type": "deepseek_v4",
+        "num_key_value_heads": 4,
+        "compress_ratios": [0, 4, 0, 4],
+    },
     "Dots3NoteForCausalLM": {
         "model_type": "dots3_note",
         "layer_types": ["full_attention", "sliding_attention"] * 2,
@@ -101,19 +119,8 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "KimiK3LinearForCausalLM": {"model_type": "kimi_linear"},
     "LLaDA2MoeModelLM": {"model_type": "llada2_moe", **BAILING},
     "LlamaForClassification": {"model_type": "llama", "classification_out_size": 2},
-    "MiMoV2ForCausalLM": {
-        "model_type": "mimo_v2",
-        "hybrid_layer_pattern": [0, 1, 0, 1],
-        "moe_layer_freq": [0, 1, 1, 1],
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "sliding_window_size": 64,
-        "swa_head_dim": 16,
-        "swa_v_head_dim": 16,
-        "swa_num_attention_heads": 4,
-        "swa_num_key_value_heads": 2,
-        "swa_rope_theta": 10_000.0,
-    },
+    "MiMoV2FlashForCausalLM": {"model_type": "mimo_v2_flash", **MIMO_V2},
+    "MiMoV2ForCausalLM": {"model_type": "mimo_v2", **MIMO_V2},
     "MiniCPMForCausalLM": {
         "model_type": "minicpm",
         "dim_model_base": 32,
