@@ -84,6 +84,7 @@ LANGUAGE: dict[str, dict[str, Any]] = {
         "model_type": "deepseek_v4",
         "num_key_value_heads": 4,
         "compress_ratios": [0, 4, 0, 4],
+        "sliding_window": 64,
     },
     "Dots3NoteForCausalLM": {
         "model_type": "dots3_note",
