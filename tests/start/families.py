@@ -35,6 +35,12 @@ LIKE = {
 }
 """Architectures that transformers knows by another name, which wrote their checkpoints."""
 
+SHALLOW = {
+    "num_hidden_layers": 2,
+    "layer_types": ["full_attention"] * 2,
+    "intermediate_size": 160,
+}
+"""A language model of these sizes says more than one thing with weights that SGLang makes up."""
 MADE_UP: dict[str, dict[str, Any]] = {
     "Cohere2VisionForConditionalGeneration": {},
     "DiffusionGemmaForBlockDiffusion": {"language_model_only": True},
@@ -48,12 +54,10 @@ MADE_UP: dict[str, dict[str, Any]] = {
     "HunYuanMoEV1ForCausalLM": {"use_mixed_mlp_moe": False},
     "LlavaForConditionalGeneration": {},
     "Mistral3ForConditionalGeneration": {},
-    "Qwen2AudioForConditionalGeneration": {
-        "text_config": {"num_hidden_layers": 2, "intermediate_size": 160}
-    },
+    "Qwen2AudioForConditionalGeneration": {"text_config": SHALLOW},
     "Qwen2VLForConditionalGeneration": {
         "vision_config": {"in_chans": 3},
-        "text_config": {"num_hidden_layers": 2, "intermediate_size": 160},
+        "text_config": SHALLOW,
     },
     "Qwen3OmniMoeForConditionalGeneration": {
         "thinker_config": {"vision_start_token_id": 5, "vision_end_token_id": 6}
@@ -128,7 +132,8 @@ def write_family(family: Family, folder: Path) -> Path:
     if kind is None:
         return write_bare(family.architecture, folder)
     model_type = kind.config_class.model_type
-    config = small_config(kind.config_class, model_type)
+    own = SPECIAL.get(family.architecture, {})
+    config = small_config(kind.config_class, model_type, **own)
     if family.architecture in MADE_UP:
         said = merged(config.to_dict(), MADE_UP[family.architecture])
         write_as({**said, "architectures": [family.architecture]}, folder)
@@ -162,10 +167,10 @@ def _rename(file: Path, old: str, new: str) -> None:
     save_file({name.replace(old, new): value for name, value in load_file(file).items()}, file)
 
 
-def small_config(kind: Any, model_type: str) -> Any:
-    """A configuration of this class with our sizes, those of its parts included."""
+def small_config(kind: Any, model_type: str, **own: Any) -> Any:
+    """A configuration of this class with our sizes, or its own, those of its parts included."""
     defaults = kind()
-    sizes = dict(_sizes(defaults, kind)) | SPECIAL.get(model_type, {})
+    sizes = dict(_sizes(defaults, kind)) | SPECIAL.get(model_type, {}) | own
     parts = {
         name: small_config(type(part), part.model_type).to_dict()
         for name in getattr(kind, "sub_configs", {})

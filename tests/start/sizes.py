@@ -111,6 +111,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "minimax_m2": {"scoring_func": "sigmoid", "use_routing_bias": True},
     "olmo": {"num_key_value_heads": 4},
     "olmoe": {"num_key_value_heads": 4},
+    "OrionForCausalLM": {"head_dim": 16},
     "phi": {"num_key_value_heads": 4, "intermediate_size": 256},
     "radio": {"video_temporal_patch_size": 2},
     "zaya": {"num_experts_per_tok": 1},

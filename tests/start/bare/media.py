@@ -87,7 +87,7 @@ MEDIA: dict[str, dict[str, Any]] = {
             num_key_value_heads=4,
             qk_rope_head_dim=0,
         ),
-        "vision_config": sight("glm5_next_vision"),
+        "vision_config": sight("glm5_next_vision", swiglu_limit=7.0),
     },
     "InternS1ForConditionalGeneration": {
         "model_type": "interns1",
