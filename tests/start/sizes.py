@@ -125,6 +125,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_key_value_heads": 4},
     "deepseek_v2": {"num_key_value_heads": 4},
 }
+"""By model type, or by an architecture whose model is written as another one's."""
 
 RENAMED: dict[str, tuple[str, str]] = {
     "gemma3": ("vision_tower.", "vision_tower.vision_model."),
