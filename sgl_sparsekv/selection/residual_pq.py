@@ -8,7 +8,7 @@ estimated by default: with the weights that codes give, and the values of cluste
 
 from ..segments.residual import residuals
 from ..summaries import ResidualSummary
-from .base import IndexOptions, ShareModel
+from .base import IndexOptions
 from .coded import CodedMethod
 
 
@@ -18,7 +18,7 @@ class ResidualPQ(CodedMethod):
     name = "residual_pq"
     citation = "Product quantization for nearest neighbor search, TPAMI 2011"
     estimates = True
-    share_model = ShareModel(flat=0.8, offset=0.2)
+    tells_shares = True
 
     def segments(self, options: IndexOptions) -> ResidualSummary:
         """See `SelectionMethod.segments`."""
