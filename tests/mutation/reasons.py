@@ -119,7 +119,6 @@ REASONS = (
     Reason("*:HeldScores.load", r"shape\[-1\].*shape\[\+1\]", LAST_OF_TWO),
     Reason("*summary.py:ranking", r"-> sign = (-2|-1 if .* else 2)", "a sign, no size"),
     Reason("*summary.py:ranking", r"key=str\) -> ", "the order of what is equal in every figure"),
-    Reason("*planner.py:StepPlan._with_goal", r"^assert", "says what `RequestOptions` refuses"),
     Reason("*certificate.py:_whole", r"\.to\(None\)", "true is 1 beside numbers"),
     Reason("*certificate.py:mass_floor", r"nan_to_num\(None", ZERO),
     Reason("*certificate.py:lse_of_read", r"(logsumexp|amax)\(\+1\)", LAST_OF_TWO),
