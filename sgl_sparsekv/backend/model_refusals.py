@@ -139,6 +139,11 @@ MODEL_REFUSALS = (
         "SGLang takes its triton backend for it, whatever is named",
     ),
     ModelRefusal(
+        "DeepSeek V4",
+        _named("DeepseekV4ForCausalLM"),
+        "SGLang takes a backend of its own for it, whatever is named",
+    ),
+    ModelRefusal(
         "MiniMax M3",
         _named("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration"),
         "an index of its own chooses what its layers read",

@@ -178,7 +178,7 @@ def small_config(kind: Any, model_type: str, **own: Any) -> Any:
     }
     config = kind(**sizes, **parts)
     windowed = set(getattr(config, "layer_types", None) or ()) == {"sliding_attention"}
-    if windowed and not hasattr(kind, "layer_types"):
+    if windowed and not isinstance(getattr(kind, "layer_types", None), property):
         # Too few layers for the pattern: without one that sees all, nothing could be sparse.
         config.layer_types = ["sliding_attention", "full_attention"] * (LAYERS // 2)
     return config
