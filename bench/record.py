@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from bench.model import GPUS, MODELS, Workload, find
 from bench.results_schema import Header, Row, save
-from bench.targets import NAMES, TARGETS
+from bench.targets import JUDGED, NAMES, TARGETS
 
 __all__ = ["Header", "Row", "header", "row", "save"]
 
@@ -46,7 +46,7 @@ def header(
         commit = ask()
     return Header(
         *(gpu, model, bandwidth or machine.tb_per_s, bandwidth is not None, commit),
-        *(datetime.now(UTC).isoformat(timespec="seconds"), _device(), _versions()),
+        *(datetime.now(UTC).isoformat(timespec="seconds"), device_facts(), package_versions()),
     )
 
 
@@ -81,25 +81,26 @@ def row(
         if us is not None and us <= 0:
             raise ValueError(f"{what} must be above 0, got {us}")
     floor = find(NAMES, "name", name).floor(run.machine, MODELS[run.model], work)
-    found = tuple(key for key, one in TARGETS.items() if one.applies(name, work, page))
+    judged = run.gpu in JUDGED
+    found = tuple(key for key, one in TARGETS.items() if judged and one.applies(name, work, page))
     shape = (work.context, work.batch, page, work.page, work.budget, work.method)
     gain = None if peer_us is None else peer_us / measured_us
     ratio = measured_us / floor if floor else None
     return Row(name, *shape, measured_us, median_us, floor, ratio, who, peer_us, gain, found, note)
 
 
-def _device() -> dict[str, str]:
+def device_facts() -> dict[str, str]:
     """The first GPU as its driver describes it, clocks as of now; empty where none answers."""
     command = ("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return {}
     answers = done.stdout.splitlines()[0].split(", ")
     return dict(zip(QUERY, answers, strict=True))
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         try:

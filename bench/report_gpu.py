@@ -3,38 +3,45 @@
 from pathlib import Path
 
 from bench.model import GPUS, LLAMA_3_1_8B, Workload
+from bench.report_expected import expected_part
 from bench.results_schema import Header, Row, load
 from bench.tables import number, table, tokens
-from bench.targets import BUDGET, NAMES, PAGE, TARGETS, Target
+from bench.targets import BUDGET, JUDGED, NAMES, PAGE, TARGETS, TIMES_THE_FLOOR, Target
 
-GPU = "h200"
 UNITS = (PAGE, 16)
 """Tokens per unit that is scored: a page, and what `geometry.UNIT_SIZE` is."""
 INTRO = f"""\
-Targets are for {GPUS[GPU].name} and {LLAMA_3_1_8B.name} (bfloat16), page {PAGE}, budget {BUDGET:,}.
-A floor is what must be read over {GPUS[GPU].tb_per_s} TB/s, by `python -m bench.model`: all
+Targets are for {LLAMA_3_1_8B.name} (bfloat16), page {PAGE}, budget {BUDGET:,}. Bounds in
+microseconds are put for an {GPUS[JUDGED[0]].name}; another card's are as much longer as its memory
+is slower. A floor is what must be read over the card's bandwidth, by `python -m bench.model`: all
 metadata and the selected KV for us, all KV for dense. It says what no kernel can beat, not what one
-attains. The bandwidth: {GPUS[GPU].source}.
+attains. A target that bytes forbid is put in bytes: {TIMES_THE_FLOOR:g} times the floor's time.
 
 A unit is what is scored and selected; smaller units have more metadata. Requests share nothing, but
-in `shared_prefix`, whose floor reads metadata once for all. A target beyond its floor is marked as
-out of reach. Each is judged by the newest run that has its rows."""
+in `shared_prefix`, whose floor reads metadata once for all. Each is judged by the newest run that
+has its rows."""
 
 
 def gpu_part(folder: Path) -> str:
     """Targets, then one section per run, newest first."""
     runs = [load(path) for path in sorted(folder.glob("*/*.json"), reverse=True)]
-    measured = [rows for run, rows in runs if run.gpu == GPU]
-    parts = ["## GPU", INTRO, _targets(measured), "Rows:", _names()]
+    parts = ["## GPU", INTRO]
+    for gpu in JUDGED:
+        card = GPUS[gpu]
+        parts.append(f"### Targets on {card.name}")
+        parts.append(f"Floors at {card.tb_per_s:g} TB/s: {card.source}.")
+        parts.append(_targets(gpu, [rows for run, rows in runs if run.gpu == gpu]))
+    parts += ["Rows:", _names(), expected_part(UNITS)]
     if not runs:
-        parts.append("No run on a GPU is in `bench/results/`: not measured yet.")
+        parts.append("No run on a GPU is in `bench/results/`: nothing is measured yet.")
     return "\n\n".join([*parts, *(_run(*one) for one in runs)])
 
 
-def _targets(measured: list[list[Row]]) -> str:
+def _targets(gpu: str, measured: list[list[Row]]) -> str:
     """Every target at every listed shape.
 
     Args:
+        gpu: key of `bench.model.GPUS`.
         measured: rows of each run, newest first.
     """
     head = ["row", "context", "batch", "target"]
@@ -43,12 +50,13 @@ def _targets(measured: list[list[Row]]) -> str:
     for key, target in TARGETS.items():
         for context, batch in target.shapes:
             shape = _newest(measured, key, (context, batch))
-            floors = [_floor(target, Workload(context, batch, unit, BUDGET)) for unit in UNITS]
-            at = (target.name, tokens(context), batch, target.bound)
-            rows.append([*at, *floors, _judge(target, shape)])
+            works = [Workload(context, batch, unit, BUDGET) for unit in UNITS]
+            floors = [_floor(gpu, target, work) for work in works]
+            at = (target.name, tokens(context), batch, target.put(gpu))
+            rows.append([*at, *floors, _judge(gpu, target, shape)])
         if target.everywhere:
-            at = (target.name, "any", "any", target.bound)
-            judged = _judge(target, _newest(measured, key))
+            at = (target.name, "any", "any", target.put(gpu))
+            judged = _judge(gpu, target, _newest(measured, key))
             rows.append([*at, *("" for _ in UNITS), judged])
     return table([*head, "measured"], rows)
 
@@ -63,29 +71,28 @@ def _newest(runs: list[list[Row]], key: str, shape: tuple[int, int] | None = Non
     return []
 
 
-def _floor(target: Target, work: Workload) -> str:
-    """Floor of a shape as the target is put, and whether the target lies below it."""
+def _floor(gpu: str, target: Target, work: Workload) -> str:
+    """Floor of a shape as the target is put, and what is asked for where that forbids it."""
     if not target.applies(target.name, work, PAGE):
         return "not judged"
-    name, at = NAMES[target.name], (GPUS[GPU], LLAMA_3_1_8B, work)
-    us = name.floor(*at)
-    gain = None if name.peer is None else name.peer(*at) / us
+    us, gain = target.floor(gpu, work)
     text = f"{number(us)} us" if gain is None else f"{number(gain)}x at {number(us)} us"
-    return text if target.met(us, gain) else f"{text}: **out of reach**"
+    bound = target.bound(gpu, work)
+    return f"{text} forbids it: **{bound}**" if bound.forbidden else text
 
 
-def _judge(target: Target, rows: list[Row]) -> str:
-    """The worst of the rows."""
+def _judge(gpu: str, target: Target, rows: list[Row]) -> str:
+    """The worst of the rows: one that misses its bound, if there is one."""
     if not rows:
         return "not measured yet"
+    judged = [(target.bound(gpu, row.work).met(row.measured_us, row.gain), row) for row in rows]
     if target.max_us is not None:
-        worst = max(rows, key=lambda row: row.measured_us)
+        met, worst = max(judged, key=lambda one: (not one[0], one[1].measured_us))
         text = f"{number(worst.measured_us)} us"
     else:
-        worst = min(rows, key=lambda row: row.gain or 0.0)
+        met, worst = min(judged, key=lambda one: (one[0], one[1].gain or 0.0))
         text = f"{number(worst.gain)}x at {number(worst.measured_us)} us"
-    verdict = "met" if target.met(worst.measured_us, worst.gain) else "missed"
-    return f"{text} (units of {worst.unit}): {verdict}"
+    return f"{text} (units of {worst.unit}): {'met' if met else 'missed'}"
 
 
 def _names() -> str:

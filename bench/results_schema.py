@@ -65,7 +65,7 @@ class Row:
         peer: what it is compared with, measured in the same run; None: nothing.
         peer_us: the peer's least.
         gain: peer over measured.
-        targets: keys of the targets that this row is judged by, on an H200.
+        targets: keys of the targets that this row is judged by.
         note: what a reader must know.
     """
 

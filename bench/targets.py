@@ -1,11 +1,19 @@
-"""What a GPU run must reach: NVIDIA H200, Llama-3.1-8B's shapes, page 64, budget 2048."""
+"""What a GPU run must reach: Llama-3.1-8B's shapes, page 64, budget 2048.
+
+Bounds in microseconds are an H200's; another card's are as much longer as its memory is slower.
+Gains are the same on both: what is compared reads from the same memory.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.model import Gpu, Model, Workload, floors, shared_floors
+from bench.model import GPUS, LLAMA_3_1_8B, Gpu, Model, Workload, floors, shared_floors
 
 PAGE, BUDGET = 64, 2048
+JUDGED = ("h200", "h100")
+"""GPUs whose rows targets judge; bounds are put for the first."""
+TIMES_THE_FLOOR = 1.5
+"""A target that bytes forbid is put in bytes: two thirds of what reading them takes at best."""
 K = 1024
 
 
@@ -53,6 +61,37 @@ NAMES = {
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What one shape must reach on one GPU.
+
+    Attributes:
+        max_us: measured time at most.
+        min_gain: peer's time over ours at least.
+        beats: the gain must be above `min_gain`.
+        forbidden: bytes forbid the target's own bound; this one is `TIMES_THE_FLOOR`.
+    """
+
+    max_us: float | None = None
+    min_gain: float | None = None
+    beats: bool = False
+    forbidden: bool = False
+
+    def __str__(self) -> str:
+        if self.max_us is not None:
+            return f"<= {self.max_us:.3g} us"
+        return f"{'>' if self.beats else '>='} {self.min_gain:.3g}x"
+
+    def met(self, measured_us: float, gain: float | None) -> bool:
+        """Whether a row reaches it; without a peer it reaches no gain."""
+        if self.max_us is not None:
+            return measured_us <= self.max_us
+        assert self.min_gain is not None
+        if gain is None or (self.beats and gain == self.min_gain):
+            return False
+        return gain >= self.min_gain
+
+
+@dataclass(frozen=True)
 class Target:
     """One bound.
 
@@ -76,12 +115,27 @@ class Target:
     max_units: int | None = None
     max_batch: int | None = None
 
-    @property
-    def bound(self) -> str:
-        """The bound in words."""
-        if self.max_us is not None:
-            return f"<= {self.max_us:g} us"
-        return f"{'>' if self.beats else '>='} {self.min_gain:g}x"
+    def put(self, gpu: str) -> Bound:
+        """As it is put, on a GPU, by the bandwidth of `bench.model`."""
+        slower = GPUS[JUDGED[0]].tb_per_s / GPUS[gpu].tb_per_s
+        most = None if self.max_us is None else self.max_us * slower
+        return Bound(most, self.min_gain, self.beats)
+
+    def floor(self, gpu: str, work: Workload) -> tuple[float, float | None]:
+        """Microseconds of the row at best, and its gain then."""
+        name, at = NAMES[self.name], (GPUS[gpu], LLAMA_3_1_8B, work)
+        us = name.floor(*at)
+        return us, None if name.peer is None else name.peer(*at) / us
+
+    def bound(self, gpu: str, work: Workload) -> Bound:
+        """What a shape must reach; in bytes where these forbid what is put."""
+        put, (us, gain) = self.put(gpu), self.floor(gpu, work)
+        if put.met(us, gain):
+            return put
+        if put.max_us is not None:
+            return Bound(max_us=us * TIMES_THE_FLOOR, forbidden=True)
+        assert gain is not None
+        return Bound(min_gain=gain / TIMES_THE_FLOOR, forbidden=True)
 
     def applies(self, name: str, work: Workload, page: int) -> bool:
         """Whether a row is judged."""
@@ -90,15 +144,6 @@ class Target:
         if self.max_units is not None and self.max_batch is not None:
             return work.context <= self.max_units * work.page and work.batch <= self.max_batch
         return self.everywhere or (work.context, work.batch) in self.shapes
-
-    def met(self, measured_us: float, gain: float | None) -> bool:
-        """Whether a row that is judged reaches the bound; without a peer it reaches no gain."""
-        if self.max_us is not None:
-            return measured_us <= self.max_us
-        assert self.min_gain is not None
-        if gain is None or (self.beats and gain == self.min_gain):
-            return False
-        return gain >= self.min_gain
 
 
 TARGETS = {

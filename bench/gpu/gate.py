@@ -6,6 +6,7 @@ unit, and in a second run every key and value that was not selected.
 
 import numpy as np
 import torch
+from sgl_sparsekv.kernels.triton.ops import TritonOps
 
 from bench.gpu.shapes import Extents, Scene, Shape, make_scene
 from bench.gpu.step import Step, make_step
@@ -33,14 +34,17 @@ def check(holds: object, what: str) -> None:
         raise AssertionError(what)
 
 
-def gate(extents: Extents, shape: Shape, unit: int, device: torch.device) -> str:
-    """Judge one layer of a shape; gives what was compared.
+def gate(
+    extents: Extents, shape: Shape, unit: int, device: torch.device,
+    kernels: TritonOps | None = None,
+) -> str:  # fmt: skip
+    """Judge one layer of a shape by some kernels, None: our own; gives what was compared.
 
     Raises:
         AssertionError: it differs.
     """
     scene = make_scene(extents, shape, device, layers=1)
-    step = make_step(scene, unit, copies=1, watched=True)
+    step = make_step(scene, unit, copies=1, watched=True, kernels=kernels)
     plan = host_plan(scene, unit)
     for edge in (slice(0, int(plan.begin[0])), slice(int(plan.end[0]), None)):
         step.fields[0][scene.units(unit)[:, edge].flatten()] = torch.nan
@@ -123,14 +127,21 @@ def check_attention(
 ) -> None:
     """One row and head against float64 attention over runs of slots that begin at `first`."""
     slots = (first[:, None] + torch.arange(unit, device=scene.device)).flatten()
+    exact, band = exact_attention(scene, row, head, slots)
+    error = (out.double() - exact).abs()
+    check((error <= band).all(), f"attention errs by {float(error.max()):.3g}")
+
+
+def exact_attention(
+    scene: Scene, row: int, head: int, slots: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of one row and head over slots of the first layer, float64, and what it may err."""
     keys, values = (pool[slots, head].double() for pool in scene.kv[0])
     weights = (scene.q[row, head].double() @ keys.T * scene.extents.scale).softmax(-1)
     exact, eps = weights @ values, EPS[scene.extents.dtype]
     # Weights are rounded to the cache's type once, and so is the result (by Triton's interpreter
     # downwards, twice the error).
-    band = 2 * eps * (weights @ values.abs()) + 2.02 * eps * exact.abs() + 1e-5
-    error = (out.double() - exact).abs()
-    check((error <= band).all(), f"attention errs by {float(error.max()):.3g}")
+    return exact, 2 * eps * (weights @ values.abs()) + 2.02 * eps * exact.abs() + 1e-5
 
 
 def poison_unselected(step: Step, plan: RowPlan) -> None:

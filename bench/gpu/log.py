@@ -88,6 +88,7 @@ class Log:
         self.path, self.deadline = path, deadline
         self.entries: list[Entry] = []
         self.known = {} if path is None else gates_of(path.with_name("gate.jsonl"))
+        self.bandwidth = None if path is None else copied(path.with_name("bandwidth.jsonl"))
 
     def add(self, entry: Entry) -> None:
         """Keep, write and print an entry."""
@@ -135,11 +136,19 @@ def gates_of(path: Path) -> dict[str, str]:
     return {name: status for name, status in found.items() if name.startswith("gate ")}
 
 
+def copied(path: Path) -> float | None:
+    """Copy bandwidth, in 1e12 bytes per second, that another part of this run has measured."""
+    facts = [entry for entry in read(path) if isinstance(entry, Fact)]
+    return next((fact.value for fact in facts if fact.name == "copy bandwidth"), None)
+
+
 def last_line(error: BaseException) -> str:
     """Last line of an error's traceback, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     text = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    if isinstance(error, SyntaxError):
+        text = [f"SyntaxError: {error.msg}"]
     return (text[0] if text else type(error).__name__)[:400] + place
 
 

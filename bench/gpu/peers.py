@@ -1,11 +1,14 @@
 """Dense decode by others, over the same pools: what a target is judged against.
 
 A peer is made for a table of pages and gives a call per layer. Host work (`plan`) happens when it
-is made. Torch's SDPA stands in where no peer of a target can be had; it judges nothing.
+is made. Torch's attention stands in where no peer of a target can be had; it judges only where it
+reads about as fast as memory gives.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -140,8 +143,10 @@ def fa3_arguments(scene: Scene, table: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def sdpa(scene: Scene, table: torch.Tensor) -> Attend:
+def sdpa(scene: Scene, table: torch.Tensor, backend: str | None = None) -> Attend:
     """Torch's attention over contiguous tokens of the same number, a group's queries together."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     rows, count = table.shape
     tokens, size = count * scene.extents.page, scene.extents.page
 
@@ -150,9 +155,10 @@ def sdpa(scene: Scene, table: torch.Tensor) -> Attend:
             pool[size : size + rows * tokens].unflatten(0, (rows, tokens)).transpose(1, 2)
             for pool in scene.kv[i % len(scene.kv)]
         )
-        out = torch.nn.functional.scaled_dot_product_attention(
-            scene.q, keys, values, scale=scene.extents.scale
-        )
+        with nullcontext() if backend is None else sdpa_kernel(getattr(SDPBackend, backend)):
+            out = torch.nn.functional.scaled_dot_product_attention(
+                scene.q, keys, values, scale=scene.extents.scale
+            )
         return out.flatten(1, 2)
 
     return call
@@ -162,6 +168,8 @@ DENSE = (
     Peer("flashinfer fa2", flashinfer_decode("fa2")),
     Peer("flashinfer fa3", flashinfer_decode("fa3")),
     Peer("sgl_kernel fa3", sgl_fa3),
+    Peer("torch flash", partial(sdpa, backend="FLASH_ATTENTION"), judges=False),
+    Peer("torch cudnn", partial(sdpa, backend="CUDNN_ATTENTION"), judges=False),
     Peer("torch sdpa", sdpa, judges=False),
 )
 
@@ -171,7 +179,7 @@ def usable(
 ) -> Iterator[tuple[Peer, Attend]]:
     """Peers that run here and give the right numbers; the others are recorded with their reason.
 
-    The last resort is left out where a peer that judges was found.
+    Stand-ins are left out where a peer that judges was found.
     """
     judged = False
     for peer in peers:

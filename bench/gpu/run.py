@@ -147,7 +147,7 @@ def conclude(plan: Plan, entries: list[Entry]) -> None:
         rows = [as_row(one, run) for one in entries if isinstance(one, Measured)]
         if rows:
             saved += f"; {save(run, rows, plan.out)}"
-    print(f"\n{summary(entries, rows)}\n\n{saved}", flush=True)
+    print(f"\n{summary(entries, rows, gpu)}\n\n{saved}", flush=True)
 
 
 def write_report(plan: Plan, entries: list[Entry]) -> str:
@@ -174,8 +174,8 @@ def as_row(one: Measured, run: Header) -> Row:
     return made if one.judged else replace(made, targets=())
 
 
-def summary(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
-    """What failed and was skipped, the facts, and every row beside its floor and targets."""
+def summary(entries: Sequence[Entry], rows: Sequence[Row], gpu: str | None = None) -> str:
+    """What failed and was skipped, the facts, and a GPU's rows beside their floors and targets."""
     checks = [entry for entry in entries if isinstance(entry, Check)]
     counts = ", ".join(
         f"{sum(check.status == status for check in checks)} {status}"
@@ -187,14 +187,15 @@ def summary(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
         text = f"{one.name:14}{one.context:7} x {one.batch:<3} unit {one.unit:<3}"
         text += f"{one.measured_us:10.2f} us  floor {one.floor_us:8.2f}"
         text += "" if one.gain is None else f"  {one.gain:6.2f}x of {one.peer}"
-        met = [f"{key}: {verdict(key, one)}" for key in one.targets]
+        met = [f"{key}: {verdict(key, one, gpu)}" for key in one.targets if gpu is not None]
         lines.append("  ".join([text, *met]))
     return "\n".join([*lines, counts])
 
 
-def verdict(key: str, one: Row) -> str:
+def verdict(key: str, one: Row, gpu: str) -> str:
     """Whether a row meets a target."""
-    return "met" if TARGETS[key].met(one.measured_us, one.gain) else "missed"
+    bound = TARGETS[key].bound(gpu, one.work)
+    return f"{'met' if bound.met(one.measured_us, one.gain) else 'missed'} ({bound})"
 
 
 def gpu_key(name: str) -> str | None:

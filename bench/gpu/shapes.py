@@ -78,10 +78,11 @@ class Shape:
         return f"{self.context} x {self.batch}{' shared' if self.shared else ''}"
 
 
-FULL = [Shape(n * K, b) for b in (1, 8, 32) for n in (32, 128, 8)]
-QUICK = [Shape(32 * K, 1), Shape(32 * K, 8), Shape(128 * K, 8)]
+FULL = [Shape(n * K, b) for b in (1, 8, 32) for n in (32, 128, 64, 8)]
+QUICK = [Shape(32 * K, 1), Shape(32 * K, 8), Shape(128 * K, 8), Shape(128 * K, 1), Shape(64 * K, 8)]
 SHARED = Shape(128 * K, 32, shared=True)
 REHEARSED = [Shape(320, 2)]
+REHEARSED_ALONE = Shape(320, 1)
 SHARED_REHEARSED = Shape(320, 2, shared=True)
 
 

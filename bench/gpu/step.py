@@ -1,16 +1,19 @@
 """Our decode of a scene: static buffers, page metadata, and the launches of a layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from sgl_sparsekv.kernels.triton import load
 from sgl_sparsekv.kernels.triton.fused import FusedDecode
+from sgl_sparsekv.kernels.triton.ops import TritonOps
 
-from bench.gpu.shapes import Scene
+from bench.gpu.shapes import Extents, Scene
 from bench.gpu.timing import layers_beyond_cache
 from sgl_sparsekv.config import ServerOptions
+from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.mean_std import MeanStd
+from sgl_sparsekv.selection.policy import RowPlan
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.types import Reduction, StepShape
 
@@ -45,6 +48,12 @@ class Step:
         """Layers of KV that take turns."""
         return len(self.scene.kv)
 
+    def by(self, kernels: TritonOps) -> "Step":
+        """The same step, launched by other kernels with buffers of their own."""
+        fused = kernels.fused(self.fused.shape, self.fused.watched)
+        fused.buffers.options.copy_(self.fused.buffers.options)
+        return replace(self, fused=fused)
+
     def begin(self) -> None:
         """Plan the step."""
         scene = self.scene
@@ -55,6 +64,25 @@ class Step:
         self.fused.forget(self.sealed, self.newest)
         self.begin()
         self.fused.end(self.sealed)
+
+    def put(self, plan: RowPlan, pending: torch.Tensor, dense_layers: int = 0) -> None:
+        """Write a plan, the units of every row and a list of pending ones: `begin` without it."""
+        held, rows = self.fused.buffers, self.scene.shape.batch
+        kinds = (self.fused.formula("nothing"), self.fused.formula("min_max"))
+        formulas = [kinds[not dense] for dense in plan.dense]
+        fields = (formulas, plan.begin, plan.end, plan.num_units, plan.counts, plan.tail)
+        for field, values in enumerate((*fields, [dense_layers] * rows)):
+            made = torch.tensor([int(x) for x in values], dtype=torch.int32)
+            held.plan[field, :rows].copy_(made)
+        table = self.scene.units(self.unit).int()
+        held.table[:rows, : table.shape[1]].copy_(table)
+        held.pending[: len(pending)].copy_(pending)
+        held.pending_count.fill_(len(pending))
+
+    def normaliser(self) -> torch.Tensor:
+        """Log of the sum over the candidates that `score` left behind, float64 `[rows, H, G]`."""
+        parts = self.fused.buffers.parts[: self.scene.shape.batch].double()
+        return (parts[:, :, :, 0] + parts[:, :, :, 1].log()).logsumexp(2)
 
     def decode(self, i: int, paged: object = None) -> torch.Tensor:
         """One layer: `[rows, H, G, Dv]`."""
@@ -87,7 +115,20 @@ class Step:
         self.select(i)
 
 
-def make_step(scene: Scene, unit: int, copies: int | None = None, watched: bool = False) -> Step:
+def static_shape(
+    extents: Extents, rows: int, unit: int, units: int, pool_units: int, device: torch.device
+) -> StepShape:
+    """Extents of a step's buffers: `rows` rows of `units` units each."""
+    return StepShape(
+        rows, rows + 1, units, units, pool_units, extents.heads, extents.group, extents.dim,
+        extents.dim, unit, extents.page, extents.dtype, device, FORMULAS, Reduction.MAX_SOFTMAX,
+    )  # fmt: skip
+
+
+def make_step(
+    scene: Scene, unit: int, copies: int | None = None, watched: bool = False,
+    kernels: TritonOps | None = None, units: int | None = None,
+) -> Step:  # fmt: skip
     """Buffers, options and metadata of a scene.
 
     Args:
@@ -95,15 +136,13 @@ def make_step(scene: Scene, unit: int, copies: int | None = None, watched: bool 
         unit: tokens per unit.
         copies: layers of metadata; None: more than the cache holds.
         watched: keep logical units too.
+        kernels: what launches; None: the package's own.
+        units: width of the buffers; None: that of the context.
     """
     extents, shape, device = scene.extents, scene.shape, scene.device
-    pool_units = scene.slots // unit
-    static = StepShape(
-        shape.batch, shape.batch + 1, shape.context // unit, shape.context // unit, pool_units,
-        extents.heads, extents.group, extents.dim, extents.dim, unit, extents.page, extents.dtype,
-        device, FORMULAS, Reduction.MAX_SOFTMAX,
-    )  # fmt: skip
-    fused = load().fused(static, watched=watched)
+    pool_units, units = scene.slots // unit, units or shape.context // unit
+    static = static_shape(extents, shape.batch, unit, units, pool_units, device)
+    fused = (kernels or load()).fused(static, watched=watched)
     row = [fused.formula("min_max"), extents.budget, 0, extents.sink, extents.window, 0]
     fused.buffers.options[:] = torch.tensor(row, dtype=torch.int32, device=device)
     table = scene.units(unit)
@@ -118,8 +157,11 @@ def make_step(scene: Scene, unit: int, copies: int | None = None, watched: bool 
 
 
 def make_fields(scene: Scene, unit: int, copies: int) -> list[torch.Tensor]:
-    """Quest's fields of full units but each row's newest, NaN elsewhere; one tensor per layer."""
-    ops, table = load(), scene.units(unit)
+    """Quest's fields of full units but each row's newest, NaN elsewhere; one tensor per layer.
+
+    By the reference: a kernel that is wrong is not named by what another one was given.
+    """
+    ops, table = load_ops("reference"), scene.units(unit)
     full = table[:, :-1].flatten().unique()
     made: list[torch.Tensor] = []
     for i in range(copies):

@@ -1,5 +1,6 @@
 """Tests that exist already, run where the GPU is."""
 
+import os
 import re
 import subprocess
 import sys
@@ -36,8 +37,13 @@ def parity(run: Run) -> None:
         return
     files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(PARITY))
     files = [path for path in files if AHEAD_OF_TIME not in path]
-    arguments = ["--collect-only"] if run.rehearse else ["--maxfail", "20", *workers()]
-    run.log.attempt("parity tests", lambda: pytest(files, arguments))
+    arguments = ["--maxfail", "50", *workers()]
+    if find_spec("pytest_timeout") is not None:
+        arguments += ["--timeout", "60"]
+    if run.log.path is not None:
+        arguments += ["--junitxml", str(run.log.path.with_name("parity.xml"))]
+    chosen = ["--collect-only"] if run.rehearse else arguments
+    run.log.attempt("parity tests", lambda: pytest(files, chosen))
 
 
 def kit(run: Run) -> None:
@@ -47,7 +53,7 @@ def kit(run: Run) -> None:
 
 def workers() -> list[str]:
     """Several processes, where pytest can: most of the time goes into compiling."""
-    return ["-n", "8"] if find_spec("xdist") else []
+    return ["-n", str(min(12, os.cpu_count() or 1))] if find_spec("xdist") else []
 
 
 def pytest(files: list[str], arguments: list[str]) -> str:

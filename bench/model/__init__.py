@@ -2,6 +2,7 @@
 
 from bench.model.anchors import fa3_us
 from bench.model.hardware import GPUS, LLAMA_3_1_8B, MODELS, Gpu, Model, capacity, find
+from bench.model.kernels import KERNELS, READINGS, predict
 from bench.model.limits import (
     break_even,
     break_even_by_bytes,
@@ -15,9 +16,11 @@ from bench.model.workload import METADATA, MetadataFormat, Workload, metadata_by
 
 __all__ = [
     "GPUS",
+    "KERNELS",
     "LLAMA_3_1_8B",
     "METADATA",
     "MODELS",
+    "READINGS",
     "Costs",
     "Floors",
     "Gpu",
@@ -34,6 +37,7 @@ __all__ = [
     "max_selection_for_step",
     "max_selection_us",
     "metadata_bytes",
+    "predict",
     "shared_floors",
     "spare_us",
 ]

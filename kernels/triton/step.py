@@ -36,7 +36,7 @@ def begin_kernel(
     request_rows,
     lengths,
     req_to_token,
-    options,
+    option_table,
     ratios,
     plan,
     table,
@@ -57,7 +57,8 @@ def begin_kernel(
     Args:
         request_rows: int64 `[rows]`, rows of `req_to_token`; lengths: int64 or int32 `[rows]`.
         req_to_token: int32 `[requests, context]`.
-        options: int32 `[requests, 6]`; ratios: float64 `[requests]`, 0 for budgets in tokens.
+        option_table: int32 `[requests, 6]`, named so because a launch keeps the name `options` for
+            the compiler's; ratios: float64 `[requests]`, 0 for budgets in tokens.
         plan: int32 `[7, plan_stride]`: formula, begin, end, units, count, tail, dense layers.
         table: int32 `[rows, width]`, physical units, written up to the row's last.
         sealed: uint8 `[units]`.
@@ -68,7 +69,7 @@ def begin_kernel(
     request = tl.load(request_rows + row).to(tl.int64)
     length = tl.load(lengths + row).to(tl.int32)
     formula, begin, end, units, count, tail, dense = plan_row(
-        length, options, ratios, request, stride_options, UNIT
+        length, option_table, ratios, request, stride_options, UNIT
     )
     if block == 0:
         tl.store(plan + row, formula)

@@ -46,13 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="findings as JSON")
     parser.add_argument("--model", metavar="DIR", help="say what page metadata costs for a model")
     parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="compile the kernels, compare a layer with the reference and time it, in about 20 s; "
+        "of the model's shape with --model",
+    )
+    parser.add_argument(
         "--timeout", type=float, default=180.0, help="seconds for each probe (default 180)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 when one of them stops serving."""
-    findings = diagnose(args.timeout, args.model)
+    findings = diagnose(args.timeout, args.model, args.gpu)
     healthy = all(finding.status != FAILURE for finding in findings)
     if args.json:
         print(json.dumps({"healthy": healthy, "findings": [asdict(f) for f in findings]}, indent=2))
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def diagnose(timeout: float, model: str | None = None) -> list[Finding]:
+def diagnose(timeout: float, model: str | None = None, gpu: bool = False) -> list[Finding]:
     """Every finding."""
     with ThreadPoolExecutor(2) as pool:
         hooks = pool.submit(_probe, "sgl_sparsekv.serving.hook_probe", timeout)
@@ -75,6 +81,8 @@ def diagnose(timeout: float, model: str | None = None) -> list[Finding]:
         findings += hook_findings(*hooks.result())
     if model is not None:
         findings.append(model_finding(Path(model), ops.result()[0]))
+    if gpu:
+        findings.append(gpu_finding(None if model is None else Path(model), timeout))
     return findings
 
 
@@ -175,28 +183,82 @@ def hook_findings(report: dict[str, Any] | None, problem: str) -> list[Finding]:
 def model_finding(folder: Path, selftest: dict[str, Any] | None) -> Finding:
     """What page metadata costs per token for the model in `folder`."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        one = attention_of(folder)
     except (OSError, ValueError) as error:
         return Finding("model", FAILURE, f"{folder}/config.json: {error}", "name a model folder")
-    config = config.get("text_config", config)
-    try:
-        layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-        kv_heads = config.get("num_key_value_heads") or heads
-        head_dim = config.get("head_dim") or config["hidden_size"] // heads
     except KeyError as error:
         return Finding("model", WARNING, f"{folder}/config.json does not name {error}")
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-    element = ELEMENT_BYTES.get(dtype, 2)
-    kv = 2 * layers * kv_heads * head_dim * element
+    element = ELEMENT_BYTES.get(one.dtype, 2)
+    width = one.layers * one.kv_heads * one.head_dim * element
+    kv = 2 * width
     planes = selftest["default_planes"] if selftest else 2
     unit = selftest["unit_size"] if selftest else 16
-    metadata = planes * layers * kv_heads * head_dim * element / unit
+    metadata = planes * width / unit
     detail = (
-        f"{layers} layers, {kv_heads} KV heads of {head_dim}, {dtype}: {kv} bytes of KV and "
+        f"{one.layers} layers, {one.kv_heads} KV heads of {one.head_dim}, {one.dtype}: "
+        f"{kv} bytes of KV and "
         f"{metadata:g} bytes of page metadata per token ({100 * metadata / kv:.2f}%), "
         f"{metadata * 131072 / 2**20:.0f} MiB for 128k tokens"
     )
     return Finding("model", OK, detail)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a model's `config.json` says of its attention."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+
+def attention_of(folder: Path) -> Attention:
+    """Read a model's folder.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is not JSON.
+        KeyError: it does not name what is needed.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    config = config.get("text_config", config)
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    return Attention(layers, heads, kv_heads, head_dim, dtype)
+
+
+def gpu_finding(folder: Path | None, timeout: float) -> Finding:
+    """Whether the kernels compile, agree with the reference, and how long a layer takes."""
+    shape = []
+    if folder is not None:
+        try:
+            one = attention_of(folder)
+        except (OSError, ValueError, KeyError) as error:
+            text = f"{folder}/config.json: {error}"
+            return Finding("gpu kernels", FAILURE, text, "name a model folder")
+        shape = [
+            *("--heads", str(one.kv_heads), "--group", str(one.heads // one.kv_heads)),
+            *("--head-dim", str(one.head_dim), "--dtype", one.dtype),
+        ]
+    found, problem = _probe("sgl_sparsekv.serving.gpu_check", timeout, *shape)
+    if found is None:
+        remedy = "run `python -m sgl_sparsekv.serving.gpu_check` to see all that it says"
+        return Finding("gpu kernels", FAILURE, problem, remedy)
+    if not found["gpu"]:
+        text = "no NVIDIA GPU was found here, so no kernel was compiled"
+        return Finding("gpu kernels", FAILURE, text, "run it where the GPU is")
+    if found["problem"]:
+        remedy = "do not serve with these kernels, and report what this says"
+        return Finding("gpu kernels", FAILURE, f"{found['gpu']}: {found['problem']}", remedy)
+    detail = (
+        f"{found['gpu']}: a layer compiled in {found['compile_seconds']:g} s, agrees with the "
+        f"reference and takes {found['layer_us']:g} us"
+    )
+    return Finding("gpu kernels", OK, detail)
 
 
 def usable_cores() -> int:
@@ -209,9 +271,9 @@ def usable_cores() -> int:
     return cores
 
 
-def _probe(module: str, timeout: float) -> tuple[dict[str, Any] | None, str]:
+def _probe(module: str, timeout: float, *arguments: str) -> tuple[dict[str, Any] | None, str]:
     """The JSON that a module prints last, or None and why there is none."""
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-m", module, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench import record, report
-from bench.model import GPUS, LLAMA_3_1_8B, Workload, floors
+from bench.model import GPUS, KERNELS, LLAMA_3_1_8B, Workload, floors
 from bench.record import header, row, save
 from bench.results_schema import FOLDER, load
 from bench.tables import number, tokens
-from bench.targets import TARGETS
+from bench.targets import JUDGED, TARGETS
 
 ROOT = Path(__file__).parents[2]
 K = 1024
@@ -21,7 +21,9 @@ K = 1024
 
 @pytest.fixture
 def run(monkeypatch):
-    monkeypatch.setattr(record, "_device", lambda: {"name": "NVIDIA H200", "clocks.sm": "1980 MHz"})
+    monkeypatch.setattr(
+        record, "device_facts", lambda: {"name": "NVIDIA H200", "clocks.sm": "1980 MHz"}
+    )
     return header("h200", bandwidth=4.25, commit="0123abc")
 
 
@@ -41,8 +43,9 @@ def test_without_files_nothing_is_measured(tmp_path):
     targets = [
         line for line in page.splitlines() if line.startswith("|") and "not measured" in line
     ]
+    assert all(f"{kernels.name}, units of 64" in page for kernels in KERNELS)
     listed = sum(len(one.shapes) + one.everywhere for one in TARGETS.values())
-    assert len(targets) == listed
+    assert len(targets) == listed * len(JUDGED)
     assert "No run on a CPU" in page and "No run on a GPU" in page
     assert ": met" not in page and ": missed" not in page
 
@@ -135,11 +138,39 @@ def test_targets_are_judged_by_the_worst_row_of_the_newest_run(run, tmp_path):
 
 
 def test_a_run_elsewhere_meets_no_target(monkeypatch, tmp_path):
-    monkeypatch.setattr(record, "_device", dict)
-    other = header("h100", commit="0123abc")
+    monkeypatch.setattr(record, "device_facts", dict)
+    other = header("a100", commit="0123abc")
     save(other, [row("selection", Workload(32 * K), 1.0, other)], tmp_path)
     page = report.render(tmp_path)
-    assert ": met" not in page and "NVIDIA H100" in page
+    assert ": met" not in page and "NVIDIA A100" in page
+
+
+def test_an_h100_is_judged_by_its_own_bandwidth(monkeypatch, tmp_path):
+    """12 us are too long on an H200 and not on an H100; an H200's table shows none of its rows."""
+    monkeypatch.setattr(record, "device_facts", dict)
+    other = header("h100", commit="0123abc")
+    save(other, [row("selection", Workload(32 * K), 12.0, other)], tmp_path)
+    page = report.render(tmp_path)
+    fast, _, slow = page.partition("### Targets on NVIDIA H100")
+    assert "| selection | 32k | 1 | <= 12.8 us |" in slow and "12.0 us (units of 64): met" in slow
+    assert "| selection | 32k | 1 | <= 10 us |" in fast and ": met" not in fast
+    assert not TARGETS["selection"].put("h200").met(12.0, None)
+
+
+def test_a_target_that_bytes_forbid_is_put_in_bytes(run, tmp_path):
+    """Two thirds of the bandwidth are asked for, and the worst row is one that misses its bound."""
+    target, work = TARGETS["selection"], Workload(128 * K, 8)
+    floor, _ = target.floor("h200", work)
+    assert target.bound("h200", work).forbidden and floor > 10
+    assert target.bound("h200", work).max_us == 1.5 * floor
+    assert not target.bound("h200", Workload(32 * K, 8)).forbidden
+    slow = TARGETS["attention 128k x 8"]
+    gain = slow.bound("h200", Workload(128 * K, 8, 16)).min_gain
+    assert gain == pytest.approx(slow.floor("h200", Workload(128 * K, 8, 16))[1] / 1.5)
+    save(run, [row("selection", work, 1.4 * floor, run)], tmp_path)
+    page = report.render(tmp_path)
+    line = next(x for x in page.splitlines() if x.startswith("| selection | 128k | 8"))
+    assert "forbids it: **<= 23.4 us**" in line and "21.8 us (units of 64): met" in line
 
 
 def test_the_header_says_what_the_driver_says(monkeypatch):

@@ -1,0 +1,78 @@
+"""The points at which kernels are measured: what is compiled first is what is used later."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from bench.gpu.shapes import Extents, K, Shape
+from bench.gpu.variants import Variant
+
+SHAPES = (
+    Shape(32 * K, 1), Shape(32 * K, 8), Shape(128 * K, 1), Shape(128 * K, 8), Shape(64 * K, 8),
+    Shape(64 * K, 1),
+)  # fmt: skip
+"""The most telling first."""
+SWEPT = (Shape(32 * K, 1), Shape(32 * K, 8))
+NARROW = (("8 ranks", 1, 8), ("Qwen2.5-7B", 4, 7))
+"""Name, KV heads and query heads per KV head of layers with fewer heads: fewer programs."""
+WARP, MOST_SCORES = 32, 16
+"""Threads of a warp; scores of a chunk that one thread may hold: with more, registers spill."""
+NARROW_SHAPE = Shape(32 * K, 8)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One launch by one variant.
+
+    Attributes:
+        launch: score, select or attend.
+        variant: who launches it.
+    """
+
+    launch: str
+    variant: Variant
+
+
+def sweeps() -> Iterator[Point]:
+    """Constants of each launch around today's."""
+    for splits in (4, 8, 16, 32, 64, 128):
+        yield Point("attend", Variant(f"{splits} splits", constants=(("NUM_SPLITS", splits),)))
+    for tokens, warps, stages in product((32, 64, 128), (4, 8), (2, 3, 4)):
+        tuned = {"attend_tokens": tokens, "attend_warps": warps, "attend_stages": stages}
+        name = f"{tokens} tokens, {warps} warps, {stages} stages"
+        yield Point("attend", Variant(name, tuning=tuple(tuned.items())))
+    for units, warps in product((16, 32, 64), (2, 4, 8)):
+        tuned = {"score_units": units, "score_warps": warps}
+        yield Point("score", Variant(f"{units} units, {warps} warps", tuning=tuple(tuned.items())))
+    for chunk, warps in product((512, 1024, 2048, 4096), (4, 8, 16, 32)):
+        if not 1 <= chunk / (WARP * warps) <= MOST_SCORES:
+            continue
+        constants = (("SELECT_CHUNK", chunk), ("SELECT_WARPS", warps))
+        yield Point("select", Variant(f"chunk {chunk}, {warps} warps", constants=constants))
+
+
+PASSES = "for step in tl.static_range(4):"
+STORED = ("select.py", "entry, mask=keep)", "entry, mask=keep & (placed < 0))")
+"""With fewer passes more units are kept than there is room for: nothing of them is stored."""
+CHOSEN = "    least, of_equals = threshold_of(logits, begin, end, total, count, CHUNK)\n"
+
+
+def ablations() -> Iterator[Point]:
+    """Kernels without one of their parts: what it costs. Their results are wrong."""
+    for count in (4, 2, 1, 0):
+        edit = ("select.py", PASSES, PASSES.replace("4", str(count)))
+        yield Point("select", Variant(f"{count} passes, stores nothing", edits=(STORED, edit)))
+    written = CHOSEN + "    tl.store(physical, of_equals + least.to(tl.int32))\n    return\n"
+    yield Point("select", Variant("writes no table", edits=(("select.py", CHOSEN, written),)))
+    ranked = ("select.py", "    if not REDUCED:\n", "    if GROUP < 0:\n")
+    yield Point("select", Variant("normalises nothing", edits=(ranked,)))
+    joined = ("attend.py", "    if active > 1:\n", "    if active > 1000000:\n")
+    yield Point("attend", Variant("does not join splits", edits=(joined,)))
+    stamps = ("score.py", "    if CHECK:\n", "    if UNIT < 0:\n")
+    yield Point("score", Variant("reads no stamps", edits=(stamps,)))
+
+
+def narrow(extents: Extents) -> Iterator[tuple[str, Extents]]:
+    """The measured layer with other heads."""
+    for name, heads, group in NARROW:
+        yield name, replace(extents, heads=heads, group=group)

@@ -1,0 +1,44 @@
+"""What each target's row is expected to take before a GPU has been asked."""
+
+from bench.model import GPUS, KERNELS, READINGS, Workload, predict
+from bench.model.kernels import COPY_TB_PER_S, Kernels
+from bench.tables import number, table, tokens
+from bench.targets import BUDGET, JUDGED, PAGE, TARGETS, Target
+
+INTRO = """\
+### Expected
+
+From the bytes, the compiler's figures and the price of a launch, by `bench/model/kernels.py`: 35 %
+either way. The launches as first written, and as they are meant to become; a run of
+`bench.gpu.harvest` says what they are. In bold what misses its bound."""
+
+
+def expected_part(units: tuple[int, ...]) -> str:
+    """A table for each GPU that is judged."""
+    return "\n\n".join([INTRO, *(_of(gpu, units) for gpu in JUDGED)])
+
+
+def _of(gpu: str, units: tuple[int, ...]) -> str:
+    """Every listed shape of every target, by each way of building the kernels and unit size."""
+    head = ["row", "context", "batch"]
+    head += [f"{kernels.name}, units of {unit}" for kernels in KERNELS for unit in units]
+    rows = [
+        [target.name, tokens(context), batch, *_cells(gpu, target, context, batch, units)]
+        for target in TARGETS.values()
+        for context, batch in target.shapes
+    ]
+    return f"{GPUS[gpu].name}, copying at {COPY_TB_PER_S[gpu]:g} TB/s:\n\n{table(head, rows)}"
+
+
+def _cells(gpu: str, target: Target, context: int, batch: int, units: tuple[int, ...]) -> list[str]:
+    works = [Workload(context, batch, unit, BUDGET) for unit in units]
+    return [_cell(gpu, target, kernels, work) for kernels in KERNELS for work in works]
+
+
+def _cell(gpu: str, target: Target, kernels: Kernels, work: Workload) -> str:
+    found = predict(gpu, kernels, work, shared=target.name == "shared_prefix")
+    us, gain = READINGS[target.name](found)
+    text = f"{number(us)} us" if gain is None else f"{number(gain)}x at {number(us)} us"
+    judged = target.applies(target.name, work, PAGE)
+    missed = judged and not target.bound(gpu, work).met(us, gain)
+    return f"**{text}**" if missed else text
