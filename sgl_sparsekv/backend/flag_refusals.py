@@ -242,6 +242,6 @@ REFUSALS = (
         "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
         _env("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
         "metadata is allocated with the pool",
-        "unset it",
+        "set it to 0",  # some models set it where nobody did
     ),
 )

@@ -138,6 +138,16 @@ MODEL_REFUSALS = (
         _named("HrmTextForCausalLM"),
         "SGLang takes its triton backend for it, whatever is named",
     ),
+    ModelRefusal(
+        "DeepSeek V4",
+        _named("DeepseekV4ForCausalLM"),
+        "SGLang takes a backend of its own for it, whatever is named",
+    ),
+    ModelRefusal(
+        "MiniMax M3",
+        _named("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration"),
+        "an index of its own chooses what its layers read",
+    ),
     ModelRefusal("EXAONE 4 with sliding windows", _is_windowed_exaone, CLOSED),
     ModelRefusal("models with attention sinks", _has_sinks, "no CPU kernel adds them", "use a GPU"),
     ModelRefusal(

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from sgl_sparsekv.backend.layers import UNBOUNDED, ModelLayers
 from sgl_sparsekv.backend.planner import HostPlan, StepPlan
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.geometry import Geometry
+from sgl_sparsekv.types import KeptUnits
 
 UNIT = 16
 SPARSE = RequestOptions(method="quest", budget=64, sink=16, window=16, dense_layers=1)
@@ -128,3 +130,48 @@ def test_full_units_that_may_be_scored_are_needed_and_no_others() -> None:
     assert plan.reads("streaming").tolist() == [False, False, True]
     assert plan.reads("full").tolist() == [False] * 3, "it chooses nothing"
     assert plan.reads("quest").dtype == bool
+
+
+ADAPTIVE = replace(SPARSE, coverage=0.5)
+
+
+def test_what_keys_decide_is_left_out_of_what_a_plan_counts() -> None:
+    """A row that asks for coverage reads it all where it is dense, and counts by data elsewhere."""
+    layers = ModelLayers(range(3), [UNBOUNDED] * 3, [True] * 3)
+    options = [SPARSE, ADAPTIVE, ADAPTIVE, replace(DENSE, coverage=0.5)]
+    plan = host_plan(options, 328, 328, 64, 328)
+    attended, there = plan.attended(layers)
+    assert there.tolist() == [3 * 328, 3 * 328, 3 * 64, 3 * 328]
+    assert attended.tolist() == [328 + 2 * 56, 328, 3 * 64, 3 * 328]
+
+
+def test_rows_with_a_goal_are_a_group_of_their_own() -> None:
+    """What they ask for, and what they read in any case; other rows have neither."""
+    pooled = replace(SPARSE, budget_split="heads")
+    plan = step_plan([SPARSE, ADAPTIVE, pooled], 328, 328, 200)
+    (dense,) = plan.groups(0)
+    assert dense.method is None and dense.goal is None
+    even, aimed = plan.groups(1)
+    assert even.goal is None and even.kept is None and even.index.tolist() == [0]
+    assert aimed.goal is not None and aimed.kept is not None
+    assert aimed.goal.coverage.tolist() == [0.5, 1.0] and aimed.goal.pooled.tolist() == [0, 1]
+    assert aimed.goal.coverage.dtype == torch.float32 and aimed.goal.pooled.dtype == torch.int32
+    of = KeptUnits.of(aimed.candidates, aimed.num_units)
+    assert torch.equal(aimed.kept.table, of.table) and torch.equal(aimed.kept.counts, of.counts)
+
+
+def test_rows_that_estimate_get_records_of_what_they_leave_out() -> None:
+    """Where there are any; a dense layer leaves nothing out."""
+    estimating = replace(SPARSE, estimate=True)
+    rest = torch.tensor([[1], [2], [3]], dtype=torch.int32)
+    plan = step_plan([SPARSE, estimating, DENSE], 328, 328, 328)
+    assert all(group.rest is None for group in plan.groups(1))
+    plan = step_plan([SPARSE, estimating, DENSE], 328, 328, 328)
+    plan.rest = rest
+    assert [group.rest for group in plan.groups(0)] == [None]
+    exact, estimated, dense = (group.rest for group in plan.groups(1))
+    assert exact is None and dense is None
+    assert estimated is not None and estimated.tolist() == [[2]]
+    alone = step_plan([estimating] * 3, 328, 328, 328)
+    alone.rest = rest
+    assert [group.rest for group in alone.groups(1)] == [rest]

@@ -18,6 +18,7 @@ from sgl_sparsekv.backend.request_table import (
     active_table,
     note_batch,
 )
+from sgl_sparsekv.backend.telemetry import RARELY, SAMPLE_EVERY
 from sgl_sparsekv.config import RequestOptions, ServerOptions
 
 
@@ -129,6 +130,25 @@ def test_a_report_tells_options_steps_and_tokens() -> None:
     assert entry.report()["tokens_from_sparser"] == 7
     table.note(1, Request("two"))
     assert report_of(table, "two")["telemetry"] is None, "it did not ask"
+
+
+@pytest.mark.parametrize(
+    ("asked", "every"),
+    [
+        ({}, SAMPLE_EVERY),
+        ({"telemetry": True}, SAMPLE_EVERY),
+        ({"coverage": 0.9, "method": "quest"}, RARELY),
+        ({"coverage": 0.9, "method": "quest", "telemetry": True}, SAMPLE_EVERY),
+    ],
+)
+def test_who_asks_for_coverage_alone_is_sampled_rarely(asked: dict[str, Any], every: int) -> None:
+    """Behind its output was thrown away as well."""
+    table = RequestTable(ServerOptions())
+    table.note(0, Request("one", asked))
+    entry = table.entry(0)
+    assert entry.telemetry.every == every
+    entry.start_over()
+    assert entry.telemetry.every == every
 
 
 def test_a_request_that_is_gone_is_not_reported() -> None:

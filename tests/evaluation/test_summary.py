@@ -7,7 +7,7 @@ import pytest
 
 from sgl_sparsekv.evaluation.metrics import METRICS, SHARE, metric_of
 from sgl_sparsekv.evaluation.results import Cell
-from sgl_sparsekv.evaluation.summary import ranking, short, squares, table
+from sgl_sparsekv.evaluation.summary import ranking, short, squares, table, tables_along
 
 CELL = Cell(
     task="needle", length=1024, sample=0, nth=0, method="quest", budget=256, metric="words right",
@@ -50,6 +50,16 @@ def test_a_square_of_the_map_is_the_mean_of_its_questions():
     cells = [replace(CELL, sample=i, value=v) for i, v in enumerate((1.0, 0.5, 0.75))]
     cells += [replace(CELL, nth=1, value=0.0), replace(CELL, length=2048, value=0.25)]
     assert squares(cells) == {(1024, 0): (0.75, 3), (1024, 1): (0.0, 1), (2048, 0): (0.25, 1)}
+
+
+def test_what_was_noted_by_part_is_a_table_of_means() -> None:
+    """Of one cell as well; a cell without a note, or no note at all, makes no row."""
+    noted = [replace(CELL, detail={"along": {"kl": part}}) for part in ([0.25, 2.0], [0.75, 1.0])]
+    for cells, means in (([CELL, noted[0]], ("0.25", "2")), (noted, ("0.5", "1.5"))):
+        ((title, (heads, row)),) = tables_along(cells)
+        assert title == "kl, from start to end" and heads == ("", "1 of 2", "2 of 2")
+        assert row[1:] == means
+    assert tables_along([CELL]) == tables_along([]) == []
 
 
 def test_lengths_are_written_short():

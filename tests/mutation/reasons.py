@@ -35,6 +35,10 @@ AS_FALSE = "only asked whether it is true, and None is not"
 REPLACED = "every step puts its own in its place before it is read"
 NONE_BUILT = "of a step that builds nothing, where nothing reads it"
 NEGATIVE = "any negative number says that there is none"
+LAST_OF_TWO = "the last of two dimensions"
+THIRD_OF_FOUR = "the third of four dimensions either way"
+ZERO = "None is 0 to `nan_to_num`"
+AMPLE = "what it gives back is many times what rounding takes"
 
 REASONS = (
     Reason("*", r"strict=False\).* -> ", "what `zip` does by itself"),
@@ -42,11 +46,17 @@ REASONS = (
     # Devices: tests of the CPU cannot tell, where no `meta` tensor can stand in for a GPU's.
     Reason("*page_metadata/check.py:find_mismatches", r"device=units\.device", ON_A_GPU),
     Reason("*planner.py:StepPlan.__init__", r"\.to\(None\)", ON_A_GPU),
+    Reason(
+        "*planner.py:StepPlan._with_goal",
+        r"-> torch\.tensor\(\w+, (dtype=torch\.int32, )?(device=None)?\)",
+        ON_A_GPU,
+    ),
+    Reason("*certificate.py:lse_of_read", r"device=q\.device", ON_A_GPU),
     Reason("*indexing.py:StepIndex.*", r"\.to\(None\)", ON_A_GPU),
     Reason("*residual.py:*", r"device=\w+\.device|skips\.to\(", ON_A_GPU),
     # Types of numbers.
     Reason("*planner.py:HostPlan.__init__", r"self\._dense_layers = .*np\.int64", WHOLE),
-    Reason("*planner.py:StepPlan.reads", r"dtype=bool\).* -> ", "numpy makes bools of bools"),
+    Reason("*planner.py:*", r"dtype=bool\).* -> .*\(\[", "numpy makes bools of bools"),
     Reason(
         "*planner.py:StepPlan.needed_units", r"/ whole$", "cut to a whole number where it is read"
     ),
@@ -74,7 +84,7 @@ REASONS = (
         "*guard.py:RequestGuard.__call__", r"or True", "no body is no JSON, which is not refused"
     ),
     Reason("*guard.py:*", r'-> .*b?"XXXX"', "begins no path, no refusal and no name of ours"),
-    Reason("*residual.py:build", r"nan_to_num\(None", "None is 0 to `nan_to_num`"),
+    Reason("*residual.py:build", r"nan_to_num\(None", ZERO),
     Reason(
         "*residual.py:build",
         r"\.to\(None\)",
@@ -88,23 +98,42 @@ REASONS = (
     Reason(
         "*records.py:SegmentRecords.*", r"self\._step (= 1|\+= 2)", "only the order of steps counts"
     ),
+    Reason("*config.py:check_chunks", r"tokens >= 0", "nothing ends a page"),
+    Reason("*cpu_defaults.py:cpu_defaults", r"or 1\)", "less than what it is compared with"),
+    Reason(
+        "*requests.py:check_fields",
+        r"-> if value is None and",
+        "None and what is left out keep every rule",
+    ),
     Reason("*records.py:SegmentRecords.reserve", r"missing >= 0", "none of them give way"),
     Reason("*records.py:SegmentRecords.reserve", r'"STABLE"', "numpy takes either case"),
     Reason("*check.py:_excess", r"- torch\.where\(gap\.isnan", "what is no number stays none"),
-    Reason("selection/*.py:m*", r"dim=-2\).*dim=\+2\)", "the third of four dimensions either way"),
-    Reason("*shadowkv.py:_finite", r"nan_to_num\(None", "None is 0 to `nan_to_num`"),
+    Reason("selection/*.py:m*", r"dim=-2\).*dim=\+2\)", THIRD_OF_FOUR),
+    Reason("*shadowkv.py:_finite", r"nan_to_num\(None", ZERO),
     Reason("*shadowkv.py:*", r"clamp\(min=1\)", "a row without candidates keeps everything"),
     Reason("*shadowkv.py:*", r"places <=? [01]", "unit 0 comes first where it is chosen"),
     Reason(
         "*shadowkv.py:*", r"scatter_.* -> .*(or True|\[\+1\]|\[-2\])", "no places, no scattering"
     ),
     Reason("*shadowkv.py:*", r"landmarks\(.*, \)", "a chunk is what `landmarks` takes by itself"),
-    Reason("*:HeldScores.load", r"shape\[-1\].*shape\[\+1\]", "the last of two dimensions"),
+    Reason("*:HeldScores.load", r"shape\[-1\].*shape\[\+1\]", LAST_OF_TWO),
     Reason("*summary.py:ranking", r"-> sign = (-2|-1 if .* else 2)", "a sign, no size"),
     Reason("*summary.py:ranking", r"key=str\) -> ", "the order of what is equal in every figure"),
+    Reason("*certificate.py:_whole", r"\.to\(None\)", "true is 1 beside numbers"),
+    Reason("*certificate.py:mass_floor", r"nan_to_num\(None", ZERO),
+    Reason("*certificate.py:lse_of_read", r"(logsumexp|amax)\(\+1\)", LAST_OF_TWO),
+    Reason("*certificate.py:coded_ceilings", r"start <= span", "an empty span holds no token"),
+    Reason("*certificate.py:read_units", r"width \+ 2", "columns beyond the units are cut off"),
+    Reason("selection/*.py:*", r"(unbind|amax)\(\+2\)", THIRD_OF_FOUR),
+    Reason("*mean_std.py:furthest", r"^(lost|terms|mean_lost)", AMPLE),
+    Reason(
+        "*two_level.py:_scores",
+        r"begin\.clamp\(max=units ",
+        "a batch whose candidates begin there looks at no page",
+    ),
     Reason(
         "*two_level.py:TwoLevelExact.score",
-        r"clamp\(0, (None)?\)",
+        r"clamp\(0, (None|.* \+ 1)?\)",
         "no more are ranked than there are",
     ),
     Reason(
@@ -112,7 +141,7 @@ REASONS = (
     ),
     Reason("*two_level.py:_scores", r"units \+ 2", "columns beyond the units are cut off"),
     Reason("*two_level.py:_best_segments", r"value=-2", NEGATIVE),
-    Reason("*two_level.py:_best_segments", r"sum\(\+1\)", "the last of two dimensions"),
+    Reason("*two_level.py:_best_segments", r"sum\(\+1\)", LAST_OF_TWO),
     Reason("*two_level.py:_best_segments", r"not chosen\.shape", "no places, no scattering"),
     Reason(
         "*two_level.py:_best_segments",

@@ -9,9 +9,10 @@ from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.page_metadata import SINKS, SegmentRecords, StepIndex
 from sgl_sparsekv.page_metadata.indexing import RowSegments
 from sgl_sparsekv.page_metadata.layout import KeyLayout
+from sgl_sparsekv.segments.residual import residuals
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary
-from sgl_sparsekv.types import SegmentBounds, SegmentIndex
+from sgl_sparsekv.types import ResidualIndex, SegmentBounds, SegmentIndex
 
 PAGE, SEGMENT, HEADS, DIM, SLOTS = 16, 32, 2, 4, 20 * 16
 LAYOUT, GEOMETRY = KeyLayout(2, HEADS, DIM, torch.float32), Geometry(PAGE, PAGE)
@@ -147,6 +148,10 @@ def test_records_are_read_through_the_table_of_a_group() -> None:
     assert isinstance(read, SegmentIndex) and read.table is table
     assert read.codes is codes.records.arrays[1]["codes"]
     assert read.codebooks is codes.records.arrays[1]["codebooks"]
+    rests = index_of(residuals(SEGMENT, 2))[0]
+    coded, arrays = rests.view(1, table), rests.records.arrays[1]
+    assert isinstance(coded, ResidualIndex) and coded.table is table
+    assert all(getattr(coded, name) is array for name, array in arrays.items())
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,17 @@ def test_a_batch_without_a_candidate_looks_at_nothing(device: str, method: str) 
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", ("quest_two_level", "quest_two_level_exact"))
+def test_only_candidates_have_scores(device: str, method: str) -> None:
+    """Sinks and window lie in segments that are looked at."""
+    inputs = scene(2, (1500, 700, 40), 1.0)
+    scored = load_method(method).score(load_ops(device), inputs).isfinite().any(1)
+    place, spans = torch.arange(scored.shape[1]), inputs.candidates
+    inside = (place >= spans.begin[:, None]) & (place < spans.end[:, None])
+    assert not bool((scored & ~inside).any()) and bool(scored[1, 1:39].all())
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_most_pages_are_not_looked_at(device: str) -> None:
     """Approximate: by the budget, whatever the length. Exact: where segments differ."""
     ops, long = load_ops(device), scene(1, (20_000,), 4.0)

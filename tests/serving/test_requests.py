@@ -272,6 +272,8 @@ def test_what_a_kind_of_request_has_no_field_for_is_not_asked_for(manager: Any) 
     check_request(manager, EmbeddingReqInput(text=["a", "b"], rid=["x", "y"]))
     with pytest.raises(ValueError, match="rid must be a list, one for each prompt, got 'x'"):
         check_request(manager, EmbeddingReqInput(text=["a", "b"], rid="x"))
+    with pytest.raises(ValueError, match=f"prompt, got '{'x' * 60}'$"):
+        check_request(manager, EmbeddingReqInput(text=["a", "b"], rid="x" * 90))
     check_request(manager, request(stream=None, return_logprob=None))
     seeing = manager_of(FrontEnd(ServerOptions(), LIMITS, ServingMetrics(), multimodal=True))
     for server in (manager, seeing):

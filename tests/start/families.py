@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .bare import BARE, FLAGS, write_bare
+from .bare import BARE, flags_of, write_as, write_bare
 from .processors import write_processor
 from .sizes import LAYERS, RENAMED, SMALL, SPECIAL
 from .tiny import SEED, change_config
@@ -24,6 +24,7 @@ LIKE = {
     "LlamaEmbeddingModel": "LlamaForCausalLM",
     "LlamaForSequenceClassificationWithNormal_Weights": "LlamaForSequenceClassification",
     "MiMoForCausalLM": "Qwen2ForCausalLM",
+    "OrionForCausalLM": "LlamaForCausalLM",  # beside a Llama it has biases, which begin as zeros
     "PhiMoEForCausalLM": "PhimoeForCausalLM",
     "QuantMixtralForCausalLM": "MixtralForCausalLM",
     "Qwen2ForRewardModel": "Qwen2ForCausalLM",
@@ -33,17 +34,40 @@ LIKE = {
     "XverseForCausalLM": "LlamaForCausalLM",
 }
 """Architectures that transformers knows by another name, which wrote their checkpoints."""
-DRAFTS = (
-    "NextN",
-    "MTP",
-    "Eagle",
-    "Eagle3",
-    "DSpark",
-    "DraftModel",
-    "DSparkModel",
-    "AssistantModel",
-)
-"""Ends of names of models that draft for another one, which is refused as a flag."""
+
+SHALLOW = {
+    "num_hidden_layers": 2,
+    "layer_types": ["full_attention"] * 2,
+    "intermediate_size": 160,
+}
+"""A language model of these sizes says more than one thing with weights that SGLang makes up."""
+MADE_UP: dict[str, dict[str, Any]] = {
+    "Cohere2VisionForConditionalGeneration": {},
+    "DiffusionGemmaForBlockDiffusion": {"language_model_only": True},
+    "Ernie4_5_VLMoeForConditionalGeneration": {"im_patch_id": 5},
+    "Gemma3ForConditionalGeneration": {},
+    "Gemma3nForCausalLM": {},
+    "Gemma3nForConditionalGeneration": {},
+    "GlmAsrForConditionalGeneration": {},
+    "GlmImageForConditionalGeneration": {},
+    "HunYuanDenseV1ForCausalLM": {},
+    "HunYuanMoEV1ForCausalLM": {"use_mixed_mlp_moe": False},
+    "LlavaForConditionalGeneration": {},
+    "Mistral3ForConditionalGeneration": {},
+    "Qwen2AudioForConditionalGeneration": {"text_config": SHALLOW},
+    "Qwen2VLForConditionalGeneration": {
+        "vision_config": {"in_chans": 3},
+        "text_config": SHALLOW,
+    },
+    "Qwen3OmniMoeForConditionalGeneration": {
+        "thinker_config": {"vision_start_token_id": 5, "vision_end_token_id": 6}
+    },
+    "Qwen3VLMoeForConditionalGeneration": {},
+    "VoxtralForConditionalGeneration": {},
+    "WhisperForConditionalGeneration": {},
+}
+"""Families whose weights transformers writes otherwise than SGLang reads them: a configuration with
+these keys beside, and weights that SGLang makes up."""
 
 
 @dataclass(frozen=True)
@@ -61,29 +85,41 @@ class Family:
         """What writes a model of it: a class of transformers, or None."""
         import transformers
 
+        if self.architecture in BARE:
+            return None
         return getattr(transformers, LIKE.get(self.architecture, self.architecture), None)
 
     @property
     def untried(self) -> str | None:
         """Why no model of it is started; None: one is."""
-        if self.architecture.endswith(DRAFTS) or self.architecture.startswith("Eagle3"):
-            return "it drafts for another model; --speculative-algorithm is refused"
-        if self.architecture.startswith("Transformers"):
-            return "no config.json names it; see --model-impl transformers"
         known = self.model_class or self.architecture in BARE
         return None if known else "transformers has no such class"
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Of every server of its model."""
-        return () if self.model_class else FLAGS
+        made_up = self.model_class is None or self.architecture in MADE_UP
+        return flags_of(self.architecture) if made_up else ()
 
 
 def families() -> list[Family]:
     """Every architecture that SGLang serves, in order."""
+    return [Family(name) for name in _names(native=True)]
+
+
+def no_families() -> list[str]:
+    """Names in SGLang's registry that no `config.json` has: `--model-impl` chooses them."""
+    return _names(native=False)
+
+
+def _names(native: bool) -> list[str]:
+    from sglang.srt.configs.model_config import ModelImpl
+    from sglang.srt.model_loader.utils import _model_impl_from_architecture
     from sglang.srt.models.registry import ModelRegistry
 
-    return [Family(name) for name in sorted(ModelRegistry.get_supported_archs())]
+    names = sorted(ModelRegistry.get_supported_archs())
+    own = ModelImpl.SGLANG
+    return [name for name in names if (_model_impl_from_architecture(name) is own) is native]
 
 
 def write_family(family: Family, folder: Path) -> Path:
@@ -96,7 +132,14 @@ def write_family(family: Family, folder: Path) -> Path:
     if kind is None:
         return write_bare(family.architecture, folder)
     model_type = kind.config_class.model_type
-    config = small_config(kind.config_class, model_type)
+    own = SPECIAL.get(family.architecture, {})
+    config = small_config(kind.config_class, model_type, **own)
+    if family.architecture in MADE_UP:
+        said = merged(config.to_dict(), MADE_UP[family.architecture])
+        write_as({**said, "architectures": [family.architecture]}, folder)
+        if not said.get("language_model_only"):
+            write_processor(model_type, folder)
+        return folder
     torch.manual_seed(SEED)
     model = kind(config).to(torch.float32)
     for name, value in model.named_parameters():
@@ -112,23 +155,30 @@ def write_family(family: Family, folder: Path) -> Path:
     return folder
 
 
+def merged(said: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with these keys, those of its parts included."""
+    parts = {k: merged(said.get(k) or {}, v) for k, v in more.items() if isinstance(v, dict)}
+    return {**said, **more, **parts}
+
+
 def _rename(file: Path, old: str, new: str) -> None:
     from safetensors.torch import load_file, save_file
 
     save_file({name.replace(old, new): value for name, value in load_file(file).items()}, file)
 
 
-def small_config(kind: Any, model_type: str) -> Any:
-    """A configuration of this class with our sizes, those of its parts included."""
+def small_config(kind: Any, model_type: str, **own: Any) -> Any:
+    """A configuration of this class with our sizes, or its own, those of its parts included."""
     defaults = kind()
-    sizes = dict(_sizes(defaults, kind)) | SPECIAL.get(model_type, {})
+    sizes = dict(_sizes(defaults, kind)) | SPECIAL.get(model_type, {}) | own
     parts = {
         name: small_config(type(part), part.model_type).to_dict()
         for name in getattr(kind, "sub_configs", {})
         if (part := getattr(defaults, name, None)) is not None
     }
     config = kind(**sizes, **parts)
-    if set(getattr(config, "layer_types", None) or ()) == {"sliding_attention"}:
+    windowed = set(getattr(config, "layer_types", None) or ()) == {"sliding_attention"}
+    if windowed and not isinstance(getattr(kind, "layer_types", None), property):
         # Too few layers for the pattern: without one that sees all, nothing could be sparse.
         config.layer_types = ["sliding_attention", "full_attention"] * (LAYERS // 2)
     return config

@@ -10,11 +10,13 @@ from tests.helpers.launcher import Launcher
 from tests.helpers.soak import FOLDER, record
 
 from .asking import SAYS_NOTHING
-from .families import Family, families, write_family
+from .bare import BFLOAT16
+from .drafts import draft_flags, drafts, write_target
+from .families import Family, families, no_families, write_family
 from .flags import Case, cases
 from .page import NOT_TRIED, name_of, told, verdict_of, write_page
 from .resolving import resolve_line, write_config
-from .sweep import Sweep, Verdict, refusal_in
+from .sweep import SERVED, Sweep, Verdict, refusal_in
 from .tiny import write_llama
 
 NAME = "start"
@@ -62,7 +64,7 @@ class Figures:
             self.found[section] = {name: kept[name] for name in names if name in kept}
         record(NAME, self.found)
         flags, models = (self.verdicts(section, names) for section, names in order.items())
-        write_page(version("sglang"), flags, models)
+        write_page(version("sglang"), flags, models, no_families())
         return [*flags, *models]
 
 
@@ -99,6 +101,9 @@ def judge_flags(
 def family_verdict(launcher: Launcher, family: Family) -> Verdict:
     """One family, or why it was not tried."""
     name = family.architecture
+    if drafts(name):
+        target = write_target(launcher.folder / "target")
+        return Sweep(launcher, target).judge(name, draft_flags(name, launcher.folder / name))
     if family.untried:
         return Verdict(name, NOT_TRIED, family.untried, 0.0)
     try:
@@ -109,4 +114,6 @@ def family_verdict(launcher: Launcher, family: Family) -> Verdict:
     found = Sweep(launcher, model, family.flags).judge_family(name)
     if found.words.startswith(SAYS_NOTHING):
         return replace(found, how=NOT_TRIED)
+    if found.how == SERVED and name in BFLOAT16:
+        return replace(found, words="in bfloat16, the only type that SGLang serves it in")
     return found

@@ -15,8 +15,8 @@ HEAD = """# What is served, and what is refused
 Written by `make soak` (`tests/start`; `python -m tests.start WORD` judges single lines anew) with
 SGLang {version} on a CPU: every flag of SGLang's command line, and a tiny random model in float32
 of every family, each through SGLang's own launcher with `--attention-backend sparsekv`. Where
-transformers has no class of a family, a configuration alone (`tests/start/bare.py`) and weights
-that SGLang makes up stand for its model; most of those that are not tried want more than that.
+transformers has no class of a family, or writes other weights than SGLang reads, a configuration
+alone (`tests/start/bare`) and weights that SGLang makes up stand for its model.
 
 - **Served**: prompts of 6, 90 and 400 tokens gave the tokens of `torch_native` (where a flag
   changes them, of a `torch_native` server with the same flag), with `full` and with a budget
@@ -26,6 +26,8 @@ that SGLang makes up stand for its model; most of those that are not tried want 
   trace. What *sparsekv* refuses, it refuses before the weights load; the rest are SGLang's words.
 - **As with torch_native**: SGLang itself does not answer such a request, or waits for what the
   flag names, and its dense server does the same.
+- **Not served by torch_native either**: SGLang's dense server of that model ends as well, ours with
+  the sentence in the row: SGLang has no path for it on a CPU, or not with these weights.
 
 Flags are judged in groups of eight, and alone where a group is not served: that eight serve
 together stands for each of them. The schedulers are forked from a process that has SGLang
@@ -35,14 +37,29 @@ this small, is served and does nothing.
 | | flags, by value | families |
 |---|---|---|
 """
+FAMILIES = """
+## Families
+
+A model that drafts for another one is started beside a tiny Llama, with the flags that name it. Of
+a family that sees or hears the text alone is read; where no processor of it can be made up, with
+`language_model_only` in its configuration. Its towers are built all the same.
+
+No rows for what SGLang's registry has that is no family, as `--model-impl` chooses it and no
+`config.json` names it: {left_out}.
+
+| architecture | |
+|---|---|
+"""
 
 
-def write_page(version: str, found: Sequence[Verdict], families: Sequence[Verdict]) -> Path:
-    """Write the page over the last one; `found` is of flags."""
+def write_page(
+    version: str, found: Sequence[Verdict], families: Sequence[Verdict], left_out: Sequence[str]
+) -> Path:
+    """Write the page over the last one; `found` is of flags, `left_out` are no families."""
     text = HEAD.format(version=version) + "".join(counts(found, families))
     text += "\n## Flags\n\n| flag | |\n|---|---|\n"
     text += "".join(rows([(name_of(verdict.name), verdict) for verdict in found]))
-    text += "\n## Families\n\n| architecture | |\n|---|---|\n"
+    text += FAMILIES.format(left_out=", ".join(f"`{name}`" for name in left_out))
     text += "".join(rows([(verdict.name, verdict) for verdict in families]))
     PAGE.write_text(text)
     return PAGE

@@ -8,18 +8,13 @@ from .tiny import write_tokenizer
 MARKS = (
     *("image", "video", "audio", "boi", "eoi", "boa", "eoa", "vision_start", "vision_end"),
     *("image_start", "image_end", "slice_start", "slice_end", "image_id_start", "image_id_end"),
-    *(
-        "img_line_break",
-        "boi_image",
-        "begin_of_audio",
-        "img_tile",
-        "img_break",
-        "image_break",
-        "audio_bos",
-        "audio_eos",
-    ),
+    *("img_line_break", "boi_image", "begin_of_audio", "img_tile", "img_break", "image_break"),
+    *("audio_bos", "audio_eos", "video_start", "video_end", "grid_bos", "grid_eos"),
+    *("vision_bos", "vision_eos"),
 )
 """What processors ask a tokenizer for a token of."""
+OPTIONS = {("ernie4_5_vl_moe", "video_processor"): {"draw_on_frames": False}}
+"""By model type and part: what a default would need a file for."""
 
 
 def write_processor(model_type: str, folder: Path) -> None:
@@ -51,7 +46,9 @@ def write_processor(model_type: str, folder: Path) -> None:
         table = known.get(part, {})
         # A family with experts takes the parts of the one without.
         if names := table.get(model_type) or table.get(model_type.removesuffix("_moe")):
-            parts[part] = getattr(transformers, _first(names))()
+            parts[part] = getattr(transformers, _first(names))(
+                **OPTIONS.get((model_type, part), {})
+            )
     kind(**parts).save_pretrained(folder)
 
 

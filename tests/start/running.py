@@ -6,7 +6,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -45,11 +45,12 @@ def run(
     arguments: Iterable[str],
     bodies: Iterable[dict[str, Any]],
     ready_within: float = READY_WITHIN,
+    environment: Mapping[str, str] | None = None,
 ) -> Ended:
     """Start a server, send these bodies to `/generate`, end it with all it started."""
     begin, port = time.monotonic(), free_port()
     log = launcher.folder / f"server-{port}.log"
-    server = launcher.fork((*arguments, "--port", str(port)), log)
+    server = launcher.fork((*arguments, "--port", str(port)), log, environment)
     ready, answers = _ready(server, port, ready_within), list[Any]()
     for body in bodies if ready else ():
         answers.append(_ask(port, body))

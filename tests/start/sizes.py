@@ -93,6 +93,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
             "mrope_section": [6, 6, 4],
         }
     },
+    "glm_image_text": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+        }
+    },
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
@@ -103,7 +111,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "minimax_m2": {"scoring_func": "sigmoid", "use_routing_bias": True},
     "olmo": {"num_key_value_heads": 4},
     "olmoe": {"num_key_value_heads": 4},
-    "phi": {"num_key_value_heads": 4},
+    "OrionForCausalLM": {"head_dim": 16},
+    "phi": {"num_key_value_heads": 4, "intermediate_size": 256},
     "radio": {"video_temporal_patch_size": 2},
     "zaya": {"num_experts_per_tok": 1},
     "hunyuan_v1_dense": {"head_dim": 16, "use_qk_norm": True},
@@ -112,10 +121,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "glm5_next": {"num_key_value_heads": 4},
-    "glm5_next_text": {"num_key_value_heads": 4},
+    "glm5_next_text": {"num_key_value_heads": 4, "qk_rope_head_dim": 0},
     "deepseek_v3": {"num_key_value_heads": 4},
     "deepseek_v2": {"num_key_value_heads": 4},
 }
+"""By model type, or by an architecture whose model is written as another one's."""
 
 RENAMED: dict[str, tuple[str, str]] = {
     "gemma3": ("vision_tower.", "vision_tower.vision_model."),

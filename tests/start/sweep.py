@@ -40,6 +40,8 @@ UNHEARD = re.compile(r"^.*post-warmup freeze_gc failed\n(.*\n)*?requests\.except
 """What `--skip-server-warmup` has SGLang say: it calls itself before it listens."""
 CURE = re.compile(r"; add (--[\w-]+(?: [\w.]+)?)")
 """In a refusal that flags do away with."""
+VARIABLE = re.compile(r"\b(SGLANG_\w+) cannot be used .*; set it to (\w+)$")
+"""In one that a variable does away with."""
 WEIGHTS = "loading shards"
 """In a log behind which a refusal of ours comes too late."""
 
@@ -69,6 +71,7 @@ class Sweep:
         self.launcher, self.model, self.flags = launcher, model, flags
         self.bodies = requests(VOCABULARY)
         self._files = {file: file.read_bytes() for file in model.iterdir() if file.is_file()}
+        self.environment: dict[str, str] = {}
         self._dense: list[Any] | None = None
 
     def judge_all(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Verdict]]:
@@ -126,19 +129,25 @@ class Sweep:
         if found.how == SERVED:
             return found
         if found.how == REFUSED:
-            cure = CURE.search(found.words)
-            return self._cured(found, tuple(cure[1].split())) if cure else found
+            return self._cured(found, ())
         if found.how == UPSTREAM:
             return replace(found, how=FAULT if comparable(self.dense) else NEITHER)
         return self.excused(found, ())
 
     def _cured(self, found: Verdict, flags: tuple[str, ...]) -> Verdict:
-        """A refusal that names flags to add, and whether these serve."""
-        then = self.judge(found.name, flags)
-        if then.how == SERVED:
-            return replace(found, words=f"{found.words} (then served)")
-        told = f"{found.words} (then {then.how}: {then.words})"
-        return replace(found, words=told, how=FAULT if comparable(self.dense) else REFUSED)
+        """A refusal that names a cure, and whether it serves; one without, as it is."""
+        cure, variable = CURE.search(found.words), VARIABLE.search(found.words)
+        more = tuple(cure[1].split()) if cure else ()
+        if variable:
+            self.environment[variable[1]] = variable[2]
+        elif not more or set(more) <= {*flags}:
+            return found
+        then = self.judge(found.name, (*flags, *more))
+        if then.how == REFUSED:
+            then = self._cured(then, (*flags, *more))
+        told = f"{then.how}: {then.words}" if then.words else then.how
+        fault = then.how in (UPSTREAM, FAULT) and comparable(self.dense)
+        return replace(found, words=f"{found.words} (then {told})", how=FAULT if fault else REFUSED)
 
     @property
     def dense(self) -> list[Any]:
@@ -156,7 +165,7 @@ class Sweep:
         common = ("--model-path", str(self.model), *COMMON)
         patience = {"ready_within": PATIENCE} if set(arguments) & set(WAITS) else {}
         words = (*common, *self.flags, *backend, *arguments)
-        return run(self.launcher, words, self.bodies, **patience)
+        return run(self.launcher, words, self.bodies, environment=self.environment, **patience)
 
 
 def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:

@@ -11,7 +11,7 @@ import torch
 from sgl_sparsekv.backend.starting import NET
 from tests.helpers.launcher import Launcher
 
-from .families import families, write_family
+from .families import families, no_families, write_family
 from .figures import Figures, family_verdict, judge
 from .flags import TOGETHER, Case, cases
 from .page import PAGE, name_of, named, rows
@@ -46,8 +46,9 @@ FEW_FAMILIES = {
     "Gemma3ForCausalLM": SERVED,
     "Qwen3NextForCausalLM": REFUSED,
     "GptOssForCausalLM": REFUSED,
+    "LlamaForCausalLMEagle": REFUSED,
 }
-"""Families that every run of the tests starts: plain, with sliding layers, two refusals."""
+"""Families that every run of the tests starts: plain, with sliding layers, refusals, a draft."""
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,7 @@ def test_the_page_has_a_row_for_every_flag_and_family(sglang_plugins: None) -> N
     lines = cases(Path("model"), Path("folder"))
     assert {case.arguments[0] for case in lines} == named(page, "Flags")
     assert {family.architecture for family in families()} == named(page, "Families")
+    assert all(f"`{name}`" in page for name in no_families())
     assert f"with SGLang {version('sglang')} " in " ".join(page.split())
     assert FAULT not in page
 

@@ -15,13 +15,16 @@ from sgl_sparsekv.backend.cpu_defaults import (
     MAX_TOTAL_TOKENS,
     METHOD,
     PATIENCE,
+    cores_of_ranks,
     cpu_defaults,
     memory_share,
+    set_cpu_environment,
     with_cpu_method,
 )
 from sgl_sparsekv.backend.resolution import WORKER_APPLICATION
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
 
+PAGES = "THP_MEM_ALLOC_ENABLE"
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
@@ -46,7 +49,7 @@ def test_what_the_user_names_is_kept(resolve: Any) -> None:
 def unnamed(**more: Any) -> SimpleNamespace:
     """Arguments of one rank that name nothing."""
     named = {
-        **dict.fromkeys(("tp_size", "pp_size", "dp_size"), 1),
+        **dict.fromkeys(("tp_size", "pp_size", "dp_size", "tokenizer_worker_num"), 1),
         **dict.fromkeys(("mem_fraction_static", "max_total_tokens", "max_running_requests")),
         "model_path": "not-a-folder/model",
         "context_length": None,
@@ -178,3 +181,56 @@ def test_extra_tokenizer_processes_load_our_hooks(
     monkeypatch.delenv(PATIENCE[0])
     resolve(attention_backend="sparsekv", tokenizer_worker_num=2)
     assert os.environ[variable] == path and int(os.environ[PATIENCE[0]]) > 60
+
+
+@pytest.mark.parametrize("context", (None, MAX_TOTAL_TOKENS - 1))
+def test_a_cache_is_no_larger_than_it_is_asked_to_be(context: int | None) -> None:
+    found = cpu_defaults(unnamed(context_length=context))
+    assert found["max_total_tokens"] == MAX_TOTAL_TOKENS
+
+
+def test_every_kind_of_rank_takes_its_share(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Twelve ranks of three kinds; a share has three decimals."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=3000))
+    named = unnamed(tp_size=2, pp_size=3, dp_size=2, model_path=str(tmp_path))
+    assert cpu_defaults(named)["mem_fraction_static"] == 0.042
+    (tmp_path / "weights.safetensors").write_bytes(bytes(1000))
+    assert memory_share(str(tmp_path)) == 0.667
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Without what is set; eight cores, of which this process has six."""
+    for variable in (PAGES, CORES_OF_RANKS, PATIENCE[0]):
+        monkeypatch.setenv(variable, "")  # put back what was there, at the end
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0: {7, 1, 2, 3, 4, 5}}[process])
+    return os.environ
+
+
+def test_one_rank_and_one_tokenizer_need_huge_pages_alone(environment: Any) -> None:
+    set_cpu_environment(unnamed())
+    assert environment[PAGES] == "1"
+    assert PATIENCE[0] not in environment and CORES_OF_RANKS not in environment
+
+
+def test_ranks_get_cores_and_tokenizers_patience(environment: Any) -> None:
+    """Nothing that the user set is touched."""
+    several = unnamed(pp_size=3, tokenizer_worker_num=2)
+    set_cpu_environment(several)
+    assert environment[PATIENCE[0]] == PATIENCE[1]
+    assert environment[CORES_OF_RANKS] == "1,2|3,4|5,7"
+    environment.update({PAGES: "0", CORES_OF_RANKS: "0", PATIENCE[0]: "9"})
+    set_cpu_environment(several)
+    assert [environment[name] for name in (PAGES, CORES_OF_RANKS, PATIENCE[0])] == ["0", "0", "9"]
+
+
+def test_all_kinds_of_ranks_count(environment: Any) -> None:
+    set_cpu_environment(unnamed(tp_size=3, dp_size=2))
+    assert environment[CORES_OF_RANKS] == "1|2|3|4|5|7"
+
+
+def test_more_ranks_than_cores_share_them(environment: Any) -> None:
+    assert cores_of_ranks(8) == "1|2|3|4|5|7|1|2"

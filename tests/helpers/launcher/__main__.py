@@ -78,6 +78,8 @@ def _serve(launch_server: Any, arguments: list[str], log: Path) -> None:
         os.dup2(file, descriptor)
     multiprocessing.set_start_method("fork", force=True)
     torch.cuda._is_in_bad_fork = lambda: False  # type: ignore[assignment]
+    if not torch.cuda.is_available():
+        torch._C._cuda_init = no_driver  # which would only say that this is a fork
     multiprocessing.set_start_method = lambda *_args, **_kwargs: None  # type: ignore[assignment]
     os.chdir(log.parent)
     ended = 1
@@ -92,6 +94,11 @@ def _serve(launch_server: Any, arguments: list[str], log: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(ended)
+
+
+def no_driver() -> None:
+    """What torch says in a process that was not forked."""
+    raise RuntimeError("Found no NVIDIA driver on your system.")
 
 
 if __name__ == "__main__":
