@@ -9,6 +9,7 @@ from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.selection.residual_pq import ResidualPQ
 from sgl_sparsekv.types import (
     Candidates,
     CodeSummary,
@@ -70,7 +71,9 @@ class CodedLayers:
         """Scores of the i-th layer, counted round."""
         index, (keys, _) = self.indices[i % len(self.indices)], self.layers.pool(i)
         reduction = Reduction.MAX_SOFTMAX
-        return ops.score_codes(self.layers.q, keys, index, self.candidates, self.scale, reduction)
+        inputs = (self.layers.q, keys, index, self.candidates, self.scale, reduction)
+        reach = self.counts * ResidualPQ.REACH if self.estimates else None
+        return ops.score_codes(*inputs, reach)
 
     def select(self, ops: Ops, scores: torch.Tensor) -> Selection:
         """The budget's best tokens."""

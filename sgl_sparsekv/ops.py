@@ -122,11 +122,15 @@ class Ops(Protocol):
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Score candidate tokens by what their codes stand for, uncoded ones by their keys.
 
         Args:
             candidates: with units of one token, so its table holds slots.
+            reach: int32 `[rows]`. Of records with clusters, these are opened in the order of what
+                a token at their centroid is worth, until they hold so many candidates; what stays
+                shut weighs as its centroids do and scores -inf. None: all are open.
 
         Returns:
             As `score`; tokens of one code and m = 1 have equal scores.
@@ -188,9 +192,9 @@ class Ops(Protocol):
         scale: float,
         unit_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention over the coded candidates that were not read: codes weigh, clusters answer.
+        """Attention over the clustered candidates that were not read, by their clusters.
 
-        A token's weight is that of the key its codes stand for, its value the mean of its cluster.
+        A token has the weight of its cluster's centroid, and the mean of its cluster's values.
         Tokens of segments without a record count for nothing.
 
         Args:

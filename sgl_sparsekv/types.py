@@ -138,9 +138,10 @@ class CodeSummary(SegmentSummary):
 
 @dataclass(frozen=True)
 class ResidualSummary(SegmentSummary):
-    """A cluster for each token, codes of what is left of its key, and values of clusters.
+    """Clusters of tokens, codes of what is left of their keys, and values of clusters.
 
-    Codes are below 16, two in a byte; vectors are in 8 bits with a scale.
+    A record holds its tokens in the order of their clusters, so that one cluster is one run. Codes
+    are below 16, two in a byte; vectors are in 8 bits with a scale.
 
     Attributes:
         subspaces: sub-vectors of what is left of a key, m; divides D.
@@ -162,7 +163,10 @@ class ResidualSummary(SegmentSummary):
         if head_dim > self.WIDEST:
             raise ValueError(f"head size must be at most {self.WIDEST}, got {head_dim}")
         return {
-            "codes": ((parts // 2 + 1, self.segment_size), torch.uint8),
+            "codes": ((-(-parts // 2), self.segment_size), torch.uint8),
+            "labels": ((self.segment_size // 2,), torch.uint8),
+            "places": ((self.segment_size,), torch.int16),
+            "ends": ((codes,), torch.int16),
             "centroids": ((head_dim, codes), torch.int8),
             "codebooks": ((parts, divided(head_dim, parts), codes), torch.int8),
             "values": ((codes, v_head_dim), torch.int8),
@@ -227,8 +231,13 @@ class ResidualIndex:
     """Clusters, codes of what is left of keys, and values of clusters, of one layer.
 
     Attributes:
-        codes: uint8 `[records, H, m // 2 + 1, S]`; of two codes in a byte the first is in the low
-            half. The first code of a token is its cluster, those of its m sub-vectors follow.
+        codes: uint8 `[records, H, (m + 1) // 2, S]` of the m sub-vectors, tokens in the order of
+            their clusters; of two codes in a byte the first is in the low half.
+        labels: uint8 `[records, H, S / 2]`, cluster of each token in the order of the sequence; of
+            two in a byte the first is in the low half.
+        places: int16 `[records, H, S]`, where in the segment each of these tokens is, ascending
+            within a cluster.
+        ends: int16 `[records, H, 16]`, one past the last token of each cluster in that order.
         centroids: int8 `[records, H, D, 16]`, of the clusters; codes lie side by side, so that a
             table of q·centroid is a sum over channels.
         codebooks: int8 `[records, H, m, D / m, 16]`, of keys less their centroids.
@@ -238,6 +247,9 @@ class ResidualIndex:
     """
 
     codes: torch.Tensor
+    labels: torch.Tensor
+    places: torch.Tensor
+    ends: torch.Tensor
     centroids: torch.Tensor
     codebooks: torch.Tensor
     values: torch.Tensor
@@ -251,7 +263,7 @@ class ResidualIndex:
 
     @property
     def entries(self) -> int:
-        """Codes of a part, 16."""
+        """Clusters of a segment and codes of a sub-vector, 16."""
         return int(self.centroids.shape[-1])
 
 

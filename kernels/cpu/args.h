@@ -37,9 +37,14 @@ struct CodeArgs {
   const void *q, *keys, *codebooks;  // [rows, H, G, D]; [slots, H, D]; [records, H, m, K, D / m]
   const uint8_t* codes;              // [records, H, m, S]; as the codebooks contiguous
   // Keys coded as a cluster and what is left of it, or null: centroids int8 [records, H, D, 16],
-  // codebooks int8 [records, H, m, D / m, 16], codes [records, H, (m + 2) / 2, S], two in a byte.
+  // codebooks int8 [records, H, m, D / m, 16], codes [records, H, (m + 1) / 2, S], two in a byte,
+  // in the order of clusters; each ends at one of `ends` [records, H, 16], its tokens are `places`
+  // [records, H, S]. Clusters in the order of tokens: `labels` [records, H, S / 2].
   const int8_t* centroids;
   const float* scales;             // [records, H, 32 + m]: of centroids, values, codebooks
+  const uint8_t* labels;
+  const int16_t *places, *ends;
+  const int32_t* reach;            // [rows], tokens whose codes are looked at, or null: all
   const int32_t *records, *slots;  // [rows, segments]; [rows, U]
   const int32_t *begin, *end;
   float* out;      // [rows, H, U] contiguous

@@ -1,31 +1,26 @@
-// What is not read of coded tokens: their weights by their codes, their values by their clusters.
+// What is not read of clustered tokens: each weighs as much as the centroid of its cluster would, and
+// has the mean value of the cluster.
 //
-//   task   (row, segment, KV head)  weights of the unread candidates, summed by cluster, and the
-//          clusters' mean values under them: a state as of attend
+//   task   (row, segment, KV head)  weights of clusters, and their mean values under them: a state as
+//          of attend
 //   merge  (row, KV head)           the segments joined, in order
 
-#include "code_tables.h"
+#include "cluster_tables.h"
 #include "parallel.h"
 
 namespace {
 
-constexpr int kClusters = kNibble;
-constexpr int kVectors = kNibbleVectors;
-constexpr int64_t kBlock = 4;  // query heads at a time
-constexpr int64_t kRun = 128;  // tokens at a time
-constexpr int32_t kNone = -1;  // in place of a cluster: the token is read
-
-struct Estimate : Scene {
+struct Estimate : Clustered {
   const EstimateArgs& args;
   int64_t state;
 
-  explicit Estimate(const EstimateArgs& e) : Scene(e.codes), args(e) {
+  explicit Estimate(const EstimateArgs& e) : Clustered(e.codes), args(e) {
     state = blocks * kBlock * (padded(e.vdim) + 2);
   }
 
   // Unnormalised out [4 * blocks, padded(Dv)], then maxima and sums [4 * blocks].
   float* state_of(int64_t row, int64_t s, int64_t head) const {
-    return scratch + ((row * spans + s) * heads + head) * state;
+    return scratch + free_at + ((row * spans + s) * heads + head) * state;
   }
   float* max_of(int64_t row, int64_t s, int64_t head) const {
     return state_of(row, s, head) + blocks * kBlock * padded(args.vdim);
@@ -33,134 +28,65 @@ struct Estimate : Scene {
   float* sum_of(int64_t row, int64_t s, int64_t head) const {
     return max_of(row, s, head) + blocks * kBlock;
   }
-  int64_t floats() const { return rows * spans * heads * state; }
+  int64_t floats() const { return free_at + rows * spans * heads * state; }
 };
 
-// Walks the ascending list of what one (row, KV head) reads.
-struct Reading {
-  const int32_t* units;
-  int64_t next, count, unit;
-
-  Reading(const Estimate& a, int64_t row, int64_t head, int64_t first)
-      : units(a.args.logical + (row * a.heads + head) * a.args.n),
-        next(0), count(a.args.counts[row]), unit(a.args.unit) {
-    for (int64_t high = count; next < high;) {  // the first unit that reaches the token `first`
-      int64_t middle = (next + high) / 2;
-      if ((units[middle] + 1) * unit <= first) next = middle + 1;
-      else high = middle;
+// Candidates of each cluster that one (row, KV head) does not read; returns whether there are any.
+bool count_unread(const Estimate& a, int64_t row, int64_t s, int64_t head, const Span& span,
+                  const Record& record, float* sizes) {
+  int32_t left[kClusters];
+  count_candidates(a, s, span, record, left);
+  const int32_t* units = a.args.logical + (row * a.heads + head) * a.args.n;
+  int64_t unit = a.args.unit, first = s * a.segment, low = 0, count = a.args.counts[row];
+  for (int64_t high = count; low < high;) {  // the first unit that reaches the span
+    int64_t middle = (low + high) / 2;
+    if ((units[middle] + 1) * unit <= span.first) low = middle + 1;
+    else high = middle;
+  }
+  for (; low < count && units[low] * unit < span.last; ++low) {
+    for (int64_t t = units[low] * unit, end = t + unit; t < end; ++t) {
+      if (t >= span.first && t < span.last) --left[record.label(t - first)];
     }
   }
-
-  // Sets labels[t] of the tokens first + t that are read to kNone.
-  void mark(int64_t first, int64_t tokens, int32_t* labels) {
-    for (int64_t i = next; i < count && units[i] * unit < first + tokens; ++i) {
-      for (int64_t t = units[i] * unit - first, end = t + unit; t < end; ++t) {
-        if (t >= 0 && t < tokens) labels[t] = kNone;
-      }
-      if ((units[i] + 1) * unit <= first + tokens) next = i + 1;
-    }
+  int32_t any = 0;
+  for (int c = 0; c < kClusters; ++c) {
+    any |= left[c];
+    sizes[c] = static_cast<float>(left[c]);
   }
-};
-
-// Sums of weights by query head of a block and cluster.
-struct Bins {
-  VecF sums[kBlock][kVectors] = {};
-
-  // Adds `tokens` weights [4, kRun] to the clusters that labels name; one label more is kNone.
-  void add(const float* weights, const int32_t* labels, int64_t tokens) {
-    // In registers, as no store to memory comes between; two sets, as each sum waits for its last.
-    VecF own[2][kBlock][kVectors] = {};
-    for (int64_t t = 0; t < tokens; t += 2) {
-      UNROLL for (int i = 0; i < 2; ++i) {
-        UNROLL for (int v = 0; v < kVectors; ++v) {
-          VecI same = lane_numbers() + v * LANES == labels[t + i];
-          UNROLL for (int g = 0; g < kBlock; ++g) {
-            VecF& sum = own[i][g][v];
-            sum = same ? sum + weights[g * kRun + t + i] : sum;
-          }
-        }
-      }
-    }
-    for (int g = 0; g < kBlock; ++g) {
-      for (int v = 0; v < kVectors; ++v) sums[g][v] += own[0][g][v] + own[1][g][v];
-    }
-  }
-
-  float total(int g) const {
-    VecF all = sums[g][0];
-    for (int v = 1; v < kVectors; ++v) all += sums[g][v];
-    return sum_lanes(all);
-  }
-};
-
-// Calls visit(labels, at, tokens) for the runs of a span's tokens, at = 0 where the span begins.
-template <typename Visit>
-INLINE void for_runs(const Estimate& a, int64_t row, int64_t head, const Span& span,
-                     const uint8_t* codes, const Visit& visit) {
-  Reading reading(a, row, head, span.first);
-  for (int64_t at = 0; at < span.count(); at += kRun) {
-    int64_t tokens = span.count() - at < kRun ? span.count() - at : kRun;
-    int32_t labels[kRun + 1];
-    for (int64_t t = 0; t < tokens; ++t) labels[t] = codes[at + t] & (kClusters - 1);
-    labels[tokens] = kNone;  // `Bins::add` takes two at a time
-    reading.mark(span.first + at, tokens, labels);
-    visit(labels, at, tokens);
-  }
+  return any != 0;
 }
 
-// Weights relative to the returned maxima of what is not read, summed by cluster. Products of
-// exponentials: a token costs no exp. Where their maxima lie too far above what is not read, for one
-// head, all heads of the block are weighed again from logits.
-template <typename Tables>
-Vec4 weigh(const Estimate& a, int64_t row, int64_t s, int64_t head, const Span& span,
-           const Tables& lookup, const float* table, float* exps, int64_t heads, Bins* bins) {
-  float weights[kBlock * kRun];
-  int64_t first = span.first - s * a.segment;
-  const uint8_t* codes = lookup.codes + first;
-  Vec4 max = lookup.exponentiate(table, exps);
-  for_runs(a, row, head, span, codes, [&](const int32_t* labels, int64_t at, int64_t tokens) {
-    lookup.put_each(exps, first + at, tokens, kRun,
-                    [](auto x, auto y) __attribute__((always_inline)) { return x * y; }, weights);
-    bins->add(weights, labels, tokens);
-  });
-  bool vanished = false;
-  for (int g = 0; g < heads; ++g) vanished |= !(bins->total(g) > kVanishing);
-  if (!vanished) return max;
-  auto logits = [&](int64_t at, int64_t tokens) {
-    lookup.put_each(table, first + at, tokens, kRun,
-                    [](auto x, auto y) __attribute__((always_inline)) { return x + y; }, weights);
-  };
-  max = Vec4{} - kInf;
-  for_runs(a, row, head, span, codes, [&](const int32_t* labels, int64_t at, int64_t tokens) {
-    logits(at, tokens);
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int g = 0; g < kBlock && labels[t] != kNone; ++g) {
-        max[g] = weights[g * kRun + t] > max[g] ? weights[g * kRun + t] : max[g];
-      }
-    }
-  });
-  *bins = Bins();
-  for_runs(a, row, head, span, codes, [&](const int32_t* labels, int64_t at, int64_t tokens) {
-    logits(at, tokens);
+// Weights of one block of query heads, relative to `max`, summed by cluster.
+struct Weights {
+  float sums[kBlock][kClusters];
+  float max[kBlock], totals[kBlock];
+
+  Weights(const PerCluster& logits, const float* sizes) {
     for (int g = 0; g < kBlock; ++g) {
-      for (int64_t t = 0; t < kRun; t += LANES) {
-        float* w = weights + g * kRun + t;
-        store(w, exp2_vec((load(w) - max[g]) * kLog2E));
+      VecF best = splat(-kInf), total = {};
+      for (int v = 0; v < kVectors; ++v) {
+        best = vmax(load(sizes + v * LANES) > 0.0f ? logits[g][v] : splat(-kInf), best);
       }
+      max[g] = max_lanes(best);
+      for (int v = 0; v < kVectors; ++v) {
+        VecF size = load(sizes + v * LANES), one = exp2_vec((logits[g][v] - max[g]) * kLog2E);
+        VecF sum = size > 0.0f ? size * one : VecF{};
+        store(sums[g] + v * LANES, sum);
+        total += sum;
+      }
+      totals[g] = sum_lanes(total);
     }
-    bins->add(weights, labels, tokens);
-  });
-  return max;
-}
+  }
+};
 
 // out[g * stride] = sum over the clusters c of sums[g][c] * scales[c] * values[c], for four heads.
-INLINE void add_values(const Bins& bins, const float* scales, const int8_t* values, int64_t vdim,
-                       float* out, int64_t stride) {
+INLINE void add_values(const Weights& weights, const float* scales, const int8_t* values,
+                       int64_t vdim, float* out, int64_t stride) {
   typedef int8_t Bytes __attribute__((vector_size(LANES)));
-  float weights[kBlock][kClusters];
+  float scaled[kBlock][kClusters];
   for (int g = 0; g < kBlock; ++g) {
-    for (int v = 0; v < kVectors; ++v) {
-      store(weights[g] + v * LANES, bins.sums[g][v] * load(scales + v * LANES));
+    for (int v = 0; v < kClusters; v += LANES) {
+      store(scaled[g] + v, load(weights.sums[g] + v) * load(scales + v));
     }
   }
   for (int64_t d = 0; d < vdim; d += LANES) {
@@ -172,31 +98,30 @@ INLINE void add_values(const Bins& bins, const float* scales, const int8_t* valu
       else __builtin_memcpy(&raw, values + c * vdim + d, n);
       if (d % 64 == 0) __builtin_prefetch(values + (2 * kClusters + c) * vdim + d, 0, 2);
       VecF value = __builtin_convertvector(raw, VecF);
-      UNROLL for (int g = 0; g < kBlock; ++g) acc[g] += weights[g][c] * value;
+      UNROLL for (int g = 0; g < kBlock; ++g) acc[g] += scaled[g][c] * value;
     }
     for (int g = 0; g < kBlock; ++g) store(out + g * stride + d, acc[g]);
   }
 }
 
-template <typename T, typename Tables>
 void estimate_span(const Estimate& a, int64_t row, int64_t s, int64_t head, const Span& span) {
-  constexpr int64_t kTable = kMostParts * kBlock * kClusters;
-  float table[kTable], exps[kTable];
+  Record record(a, span, head);
+  float sizes[kClusters];
+  float *max = a.max_of(row, s, head), *sum = a.sum_of(row, s, head);
+  bool any = count_unread(a, row, s, head, span, record, sizes);
+  for (int64_t g = 0; g < a.group && !any; ++g) max[g] = -kInf;
+  if (!any) return;
   int64_t width = padded(a.args.vdim), at = span.record * a.heads + head;
   const int8_t* values = a.args.values + at * kClusters * a.args.vdim;
-  const float* scales = a.scales + at * (2 * kClusters + a.subspaces) + kClusters;
-  Tables lookup = tables_at<Tables>(a, span, head);
   for (int64_t block = 0; block < a.blocks; ++block) {
-    Bins bins;
-    int64_t heads = heads_of(a, block);
-    fill_table<T, Tables>(a, row, head, span.record, block, table);
-    Vec4 max = weigh(a, row, s, head, span, lookup, table, exps, heads, &bins);
+    PerCluster logits;
+    dot_centroids(a, a.wide_of(row, head), block, record, logits);
+    Weights weights(logits, sizes);
     float* state = a.state_of(row, s, head) + block * kBlock * width;
-    add_values(bins, scales, values, a.args.vdim, state, width);
-    for (int64_t g = 0; g < heads; ++g) {
-      float total = bins.total(static_cast<int>(g));
-      a.max_of(row, s, head)[block * kBlock + g] = total > 0 ? max[g] : -kInf;
-      a.sum_of(row, s, head)[block * kBlock + g] = total;
+    add_values(weights, record.scales + kClusters, values, a.args.vdim, state, width);
+    for (int64_t g = 0; g < heads_of(a, block); ++g) {
+      max[block * kBlock + g] = weights.max[g];
+      sum[block * kBlock + g] = weights.totals[g];
     }
   }
 }
@@ -237,6 +162,8 @@ void merge(const Estimate& a, int64_t row, int64_t head) {
 
 template <typename T>
 void estimate(const Estimate& a) {
+  parallel_for(a.rows * a.heads, 1,
+               [&](int64_t i, int64_t) { widen_queries<T>(a, i / a.heads, i % a.heads); });
   parallel_for(a.rows * a.spans * a.heads, a.threads, [&](int64_t i, int64_t) {
     int64_t row = i / a.heads / a.spans, s = i / a.heads % a.spans, head = i % a.heads;
     Span span = span_of(a, row, s);
@@ -244,7 +171,7 @@ void estimate(const Estimate& a) {
       for (int64_t g = 0; g < a.group; ++g) a.max_of(row, s, head)[g] = -kInf;
       return;
     }
-    for_packed_parts(a, [&]<typename Tables>() { estimate_span<T, Tables>(a, row, s, head, span); });
+    estimate_span(a, row, s, head, span);
   });
   parallel_for(a.rows * a.heads, a.threads,
                [&](int64_t i, int64_t) { merge<T>(a, i / a.heads, i % a.heads); });

@@ -42,8 +42,8 @@ class CodeArgs(ctypes.Structure):
     """`CodeArgs` of args.h."""
 
     _fields_ = [
-        *_fields("q keys codebooks codes centroids scales records slots", ctypes.c_void_p),
-        *_fields("begin end out scratch", ctypes.c_void_p),
+        *_fields("q keys codebooks codes centroids scales labels places ends", ctypes.c_void_p),
+        *_fields("reach records slots begin end out scratch", ctypes.c_void_p),
         *_fields("rows heads group dim width segments segment subspaces entries dtype threads"),
         *_fields("reduction q_row q_head q_group k_slot k_head r_row s_row"),
         *_fields("scale", ctypes.c_double),
@@ -133,6 +133,7 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         ("attend", AttendArgs),
         ("score", ScoreArgs),
         ("score_codes", CodeArgs),
+        ("score_clusters", CodeArgs),
         ("estimate", EstimateArgs),
         ("select_units", SelectArgs),
         ("summarise", SummariseArgs),
@@ -144,6 +145,7 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         ("attend_scratch", AttendArgs),
         ("score_scratch", ScoreArgs),
         ("score_codes_scratch", CodeArgs),
+        ("score_clusters_scratch", CodeArgs),
         ("estimate_scratch", EstimateArgs),
         ("index_segments_scratch", IndexArgs),
     ):

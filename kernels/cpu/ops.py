@@ -178,6 +178,7 @@ class CpuOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_codes`."""
         _check_rows(keys=keys)
@@ -188,8 +189,15 @@ class CpuOps:
         args.keys, args.out, args.reduction = keys.data_ptr(), out.data_ptr(), REDUCTIONS[reduction]
         args.k_slot, args.k_head = keys.stride()[:2]
         pointer = ctypes.byref(args)
-        args.scratch = self._scratch.pointer(self._library.score_codes_scratch(pointer))
-        self._library.score_codes(pointer)
+        if isinstance(index, SegmentIndex):
+            args.scratch = self._scratch.pointer(self._library.score_codes_scratch(pointer))
+            self._library.score_codes(pointer)
+            return out
+        if reach is not None:
+            reach = reach.contiguous()
+            args.reach = reach.data_ptr()
+        args.scratch = self._scratch.pointer(self._library.score_clusters_scratch(pointer))
+        self._library.score_clusters(pointer)
         return out
 
     def estimate(
@@ -229,7 +237,7 @@ class CpuOps:
         assert codes.is_contiguous() and books.is_contiguous()
         rows, heads, group, dim = q.shape
         args = CodeArgs(
-            *(q.data_ptr(), None, books.data_ptr(), codes.data_ptr(), None, None),
+            *(q.data_ptr(), None, books.data_ptr(), codes.data_ptr(), *[None] * 6),
             *(index.table.data_ptr(), table.data_ptr(), spans.begin.data_ptr()),
             *(spans.end.data_ptr(), None, None, rows, heads, group, dim, table.shape[1]),
             *(index.table.shape[1], index.segment_size, books.shape[2], index.entries),
@@ -237,8 +245,9 @@ class CpuOps:
             *(index.table.stride(0), table.stride(0), scale),
         )
         if isinstance(index, ResidualIndex):
-            assert index.centroids.is_contiguous() and index.scales.is_contiguous()
-            args.centroids, args.scales = index.centroids.data_ptr(), index.scales.data_ptr()
+            for name in ("centroids", "scales", "labels", "places", "ends"):
+                assert getattr(index, name).is_contiguous()
+                setattr(args, name, getattr(index, name).data_ptr())
         else:
             assert books.dtype is q.dtype
         return args

@@ -1,5 +1,7 @@
 """The ops of `sgl_sparsekv.ops.Ops`, one function body per op, float32 throughout."""
 
+from dataclasses import dataclass
+
 import torch
 
 from sgl_sparsekv.types import (
@@ -11,6 +13,8 @@ from sgl_sparsekv.types import (
     SegmentIndex,
     Selection,
 )
+
+from . import records
 
 LARGEST = torch.finfo(torch.float32).max
 """Rank of a score that is not a number: kept if there is room, behind what is always kept."""
@@ -93,6 +97,7 @@ class ReferenceOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_codes`: keys of coded tokens are put together from their codes."""
         rows, heads, _, _ = q.shape
@@ -103,10 +108,15 @@ class ReferenceOps:
             for segment, record in enumerate(index.table[row].tolist()):
                 first = segment * index.segment_size
                 if record >= 0 and first < end:
-                    coded = decoded(index, record)
+                    coded = records.decoded(index, record)
                     k[:, first : first + index.segment_size] = coded[:, : end - first]
             logits = q[row].float() @ k[:, begin:].mT * scale
-            scores[row, :, begin:end] = reduce_group(logits, reduction)
+            whole = logits[..., :0]
+            if reach is not None and isinstance(index, ResidualIndex):
+                clusters = Clusters.of(q[row].float() * scale, index, row, begin, end)
+                logits, whole = clusters.opened(logits, reduction, int(reach[row]))
+            every = reduce_group(torch.cat((logits, whole), -1), reduction)
+            scores[row, :, begin:end] = every[:, : end - begin]
         return scores
 
     def select(
@@ -175,20 +185,21 @@ class ReferenceOps:
         out = q.new_zeros(rows, heads, group, index.values.shape[-1])
         lse = torch.full((rows, heads, group), -torch.inf, device=q.device)
         for row, begin, end in candidate_spans(candidates):
-            unread = torch.zeros(heads, len(index.table[row]) * index.segment_size)
-            unread[:, begin:end] = 1
+            unread = torch.zeros(heads, len(index.table[row]) * index.segment_size).bool()
+            unread[:, begin:end] = True
             for head, units in enumerate(selection.logical[row, :, : int(selection.counts[row])]):
                 tokens = units.long()[:, None] * unit_size + torch.arange(unit_size)
-                unread[head, tokens[tokens < unread.shape[1]]] = 0
+                unread[head, tokens[tokens < unread.shape[1]]] = False
             logits, values = [], []
             for segment, record in enumerate(index.table[row].tolist()):
                 if record < 0:
                     continue
                 first = segment * index.segment_size
-                there = unread[:, None, first : first + index.segment_size] > 0
-                own = q[row].float() @ decoded(index, record).mT * scale
-                logits.append(own.masked_fill(~there, -torch.inf))
-                values.append(cluster_values(index, record))
+                there = unread[:, None, first : first + index.segment_size]
+                keys = records.of_clusters(index, record, records.centroids(index, record))
+                own = (q[row].float() @ keys.mT * scale).masked_fill(~there, -torch.inf)
+                logits.append(own)
+                values.append(records.cluster_values(index, record))
             if logits:
                 every = torch.cat(logits, -1)  # [H, G, tokens]
                 lse[row] = every.logsumexp(-1)
@@ -228,36 +239,53 @@ def unit_rows(keys: torch.Tensor, units: torch.Tensor, unit_size: int) -> torch.
     return keys.unflatten(0, (-1, unit_size))[units]
 
 
-def decoded(index: SegmentIndex | ResidualIndex, record: int) -> torch.Tensor:
-    """Keys that the codes of a record stand for: float32 `[H, S, D]`."""
-    if isinstance(index, SegmentIndex):
-        return looked_up(index.codes[record], index.codebooks[record].float())
-    codes = unpacked(index.codes[record])
-    parts, many = index.codebooks.shape[2], index.entries
-    of_centroids, _, of_books = index.scales[record].split((many, many, parts), -1)
-    centroids = index.centroids[record].mT.float() * of_centroids[..., None]
-    books = index.codebooks[record].mT.float() * of_books[..., None, None]
-    own = looked_up(codes[:, :1], centroids[:, None])
-    return own + looked_up(codes[:, 1 : parts + 1], books)
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of a row's candidates.
 
+    Attributes:
+        logits: scaled q·centroid, float32 `[H, G, C]`.
+        labels: of the candidates, int64 `[H, n]`; C for tokens without a record.
+        sizes: candidates of each cluster, float32 `[H, C]`.
+    """
 
-def cluster_values(index: ResidualIndex, record: int) -> torch.Tensor:
-    """Value of each token's cluster: float32 `[H, S, Dv]`."""
-    many = index.values.shape[2]
-    scales = index.scales[record][:, many : 2 * many]
-    values = index.values[record].float() * scales[..., None]
-    return looked_up(unpacked(index.codes[record])[:, :1], values[:, None])
+    logits: torch.Tensor
+    labels: torch.Tensor
+    sizes: torch.Tensor
 
+    @classmethod
+    def of(
+        cls, q: torch.Tensor, index: ResidualIndex, row: int, begin: int, end: int
+    ) -> "Clusters":
+        """Of scaled queries `[H, G, D]` and the candidates [begin, end) of a row."""
+        size, many = index.segment_size, index.entries
+        known = [r for r in enumerate(index.table[row].tolist()) if r[1] >= 0 and r[0] * size < end]
+        count = many * len(known)
+        labels = torch.full((len(q), end), count)
+        logits = [q.new_empty(*q.shape[:2], 0)]
+        for nth, (segment, record) in enumerate(known):
+            own = records.labels(index, record) + many * nth
+            first = segment * size
+            labels[:, first : first + size] = own[:, : end - first]
+            logits.append(q @ records.centroids(index, record).mT)
+        labels = labels[:, begin:]
+        sizes = torch.zeros(len(q), count + 1).scatter_add(1, labels, torch.ones(labels.shape))
+        return cls(torch.cat(logits, -1), labels, sizes[:, :count])
 
-def unpacked(codes: torch.Tensor) -> torch.Tensor:
-    """Two codes in a byte: uint8 `[H, n, S]` -> `[H, 2 n, S]`."""
-    return torch.stack((codes & 15, codes >> 4), 2).flatten(1, 2)
-
-
-def looked_up(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Rows that codes stand for: `[H, m, S]`, `[H, m, K, W]` -> `[H, S, m W]`."""
-    picked = codes.long()[..., None].expand(*codes.shape, codebook.shape[-1])
-    return codebook.gather(2, picked).movedim(1, 2).flatten(2)
+    def opened(
+        self, logits: torch.Tensor, reduction: Reduction, reach: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of candidates `[H, G, n]` -> the same, -inf in clusters that stay shut, and
+        `[H, G, C]`, logs of what those weigh, -inf for open ones."""
+        count, sizes = self.sizes.shape[1], self.sizes.log()[:, None]
+        coded = (self.labels < count)[:, None]
+        others = logits.masked_fill(coded, -torch.inf)
+        share = reduce_group(torch.cat((self.logits + sizes, others), -1), reduction)
+        ranks = (share[:, :count] - sizes[:, 0]).nan_to_num(nan=-torch.inf)
+        found = records.opened(ranks, self.sizes, reach)
+        whole = (self.logits + sizes).masked_fill(found[:, None], -torch.inf)
+        shut = torch.nn.functional.pad(~found, (0, 1)).gather(1, self.labels)
+        return logits.masked_fill(shut[:, None], -torch.inf), whole
 
 
 def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:

@@ -53,6 +53,7 @@ def build(
     labels, means = _coded(index, products(size, 1, BITS), keys, skips)
     centroids, centroid_scales = quantised(means[:, :, 0].float())
     labels = labels[:, :, 0]
+    places, ends = by_cluster(labels)
     own = widened(centroids, centroid_scales).gather(
         2, labels.long()[..., None].expand(-1, -1, -1, dim)
     )
@@ -62,7 +63,10 @@ def build(
     mean_values = _means(values, labels, skips)
     mean_values, value_scales = quantised(mean_values)
     return {
-        "codes": packed(torch.cat((labels[:, :, None], codes), 2)),
+        "codes": packed(codes.gather(-1, places.long()[:, :, None].expand(codes.shape))),
+        "labels": packed(labels.unflatten(-1, (-1, 2)).mT)[..., 0, :],
+        "places": places,
+        "ends": ends,
         "centroids": centroids.mT,
         "codebooks": books.unflatten(3, (CODES, -1)).mT,
         "values": mean_values,
@@ -85,6 +89,20 @@ def _coded(
     index = SegmentIndex(codes, books, every[None].int())
     run(summary, keys.flatten(0, 1), slots, skips, index, every)
     return codes, books
+
+
+def by_cluster(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens in the order of their clusters, and where each cluster ends.
+
+    Args:
+        labels: clusters of tokens, uint8 `[..., S]`.
+
+    Returns:
+        int16 `[..., S]`, ascending within a cluster, and int16 `[..., 16]`.
+    """
+    member = labels[..., None].long() == torch.arange(CODES, device=labels.device)
+    ends = member.sum(-2).cumsum(-1)
+    return labels.argsort(dim=-1, stable=True).to(torch.int16), ends.to(torch.int16)
 
 
 def _means(values: torch.Tensor, labels: torch.Tensor, skips: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,11 @@ entries that lie in registers. Clusters keep their mean value as well, so what i
 estimated by default: with the weights that codes give, and the values of clusters.
 """
 
+import torch
+
+from ..ops import Ops
 from ..segments.residual import residuals
-from ..types import ResidualSummary
+from ..types import ResidualIndex, ResidualSummary, ScoreInputs
 from .base import IndexOptions
 from .coded import CodedMethod
 
@@ -18,6 +21,22 @@ class ResidualPQ(CodedMethod):
     name = "residual_pq"
     citation = "Product quantization for nearest neighbor search, TPAMI 2011"
     estimates = True
+
+    REACH = 3
+    """Tokens whose codes are looked at, for each that is kept."""
+
+    def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
+        """See `SelectionMethod.score`."""
+        assert isinstance(inputs.index, ResidualIndex), f"{self.name} got no records"
+        return ops.score_codes(
+            inputs.q,
+            inputs.keys,
+            inputs.index,
+            inputs.candidates,
+            inputs.scale,
+            inputs.reduction,
+            inputs.counts * self.REACH,
+        )
 
     def segments(self, options: IndexOptions) -> ResidualSummary:
         """See `SelectionMethod.segments`."""

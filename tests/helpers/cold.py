@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from sgl_sparsekv.kernels.reference.ops import cluster_values, decoded
+from sgl_sparsekv.kernels.reference.records import cluster_values, decoded
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops

@@ -2,7 +2,8 @@
 
 import torch
 from segments.data import bunches
-from sgl_sparsekv.kernels.reference.ops import cluster_values, decoded
+from sgl_sparsekv.kernels.reference.records import cluster_values, decoded
+from sgl_sparsekv.kernels.reference.records import labels as labels_of
 
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.segments.residual import packed, quantised, residuals, widened
@@ -46,7 +47,7 @@ def clusters_of(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_values_of_clusters_are_means_of_their_members() -> None:
     keys, values = segments(1)
     index = built(keys, values, [16], 4)
-    labels, found = index.codes[0, :, 0].long() & 15, cluster_values(index, 0)
+    labels, found = labels_of(index, 0), cluster_values(index, 0)
     for head in range(keys.shape[2]):
         for cluster in labels[head, 16:].unique():
             members = torch.nonzero(labels[head, 16:] == cluster).flatten() + 16

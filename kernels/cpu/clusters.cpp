@@ -1,0 +1,333 @@
+// Scores of single tokens by records of clusters. Clusters are opened in the order of their shares
+// until they hold `reach` tokens; only the tokens of open ones are looked at, by their codes. The
+// others weigh as much as their centroids would, and have no score. Tokens of segments without a
+// record are scored by their keys.
+//
+//   look    (row, segment, KV head)  logits of centroids; without a record: of keys
+//   open    (row, KV head)           which clusters are opened
+//   enter   (row, segment, KV head)  logits of the tokens of open clusters
+//   finish  (row, KV head)           their shares, reduced over the group
+
+#include "cluster_tables.h"
+#include "code_keys.h"
+#include "parallel.h"
+
+namespace {
+
+// What was opened of a segment: a bit for each cluster, and where its tokens lie among the entered.
+struct Opened {
+  int32_t clusters, first, count, unused;
+};
+
+struct Probe : Clustered {
+  int64_t cells, room;
+  int64_t logits_at, sizes_at, ranks_at, opened_at, entered_at, shares_at, tokens_at, floats;
+
+  explicit Probe(const CodeArgs& args) : Clustered(args) {
+    int64_t lists = rows * heads, most = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t n = args.end[row] - begin[row], wanted = reach_of(row) + segment;
+      if (wanted < n) n = wanted;
+      most = n > most ? n : most;
+    }
+    cells = spans * kClusters;
+    room = padded(most + 2 * segment) + 2 * LANES * spans;
+    logits_at = free_at;
+    sizes_at = logits_at + lists * blocks * kBlock * cells;
+    ranks_at = sizes_at + lists * cells;
+    opened_at = ranks_at + lists * cells;
+    entered_at = opened_at + lists * spans * 4;
+    shares_at = entered_at + lists * blocks * kBlock * room;
+    tokens_at = shares_at + lists * room;
+    floats = tokens_at + lists * room;
+  }
+
+  int64_t reach_of(int64_t row) const { return reach ? reach[row] : width; }
+  float* at(int64_t base, int64_t row, int64_t head, int64_t size) const {
+    return scratch + base + (row * heads + head) * size;
+  }
+  // [4 * blocks, cells], then [cells] each.
+  float* logits(int64_t row, int64_t head) const {
+    return at(logits_at, row, head, blocks * kBlock * cells);
+  }
+  float* sizes(int64_t row, int64_t head) const { return at(sizes_at, row, head, cells); }
+  float* ranks(int64_t row, int64_t head) const { return at(ranks_at, row, head, cells); }
+  Opened* opened(int64_t row, int64_t head) const {
+    return reinterpret_cast<Opened*>(at(opened_at, row, head, spans * 4));
+  }
+  // Of the tokens of open clusters: logits [4 * blocks, room], shares and tokens [room].
+  float* entered(int64_t row, int64_t head) const {
+    return at(entered_at, row, head, blocks * kBlock * room);
+  }
+  float* shares(int64_t row, int64_t head) const { return at(shares_at, row, head, room); }
+  int32_t* tokens(int64_t row, int64_t head) const {
+    return reinterpret_cast<int32_t*>(at(tokens_at, row, head, room));
+  }
+  bool whole(const Span& span) const { return span.count() == segment; }
+  bool mean() const { return reduction == kMeanSoftmax; }
+};
+
+void look(const Probe& a, int64_t row, int64_t s, int64_t head, const Span& span) {
+  float* logits = a.logits(row, head) + s * kClusters;
+  float* sizes = a.sizes(row, head) + s * kClusters;
+  if (span.record < 0 || !span.count()) {
+    for (int c = 0; c < kClusters; ++c) sizes[c] = 0;
+    for (int64_t g = 0; g < a.blocks * kBlock; ++g) {
+      for (int c = 0; c < kClusters; ++c) logits[g * a.cells + c] = 0;
+    }
+    return;
+  }
+  Record record(a, span, head);
+  for (int64_t block = 0; block < a.blocks; ++block) {
+    PerCluster sums;
+    dot_centroids(a, a.wide_of(row, head), block, record, sums);
+    for (int g = 0; g < kBlock; ++g) {
+      float* to = logits + (block * kBlock + g) * a.cells;
+      for (int v = 0; v < kVectors; ++v) store(to + v * LANES, sums[g][v]);
+    }
+  }
+  count_candidates(a, s, span, record, sizes);
+}
+
+// As mass_of, each logit counting `sizes` times.
+Mass mass_of_many(const float* logits, const float* sizes, int64_t count) {
+  VecF best = splat(-kInf), total = {};
+  for (int64_t i = 0; i < count; i += LANES) {
+    best = vmax(load(sizes + i) > 0.0f ? load(logits + i) : splat(-kInf), best);
+  }
+  float max = max_lanes(best);
+  if (max == -kInf) return {max, 0};
+  for (int64_t i = 0; i < count; i += LANES) {
+    VecF size = load(sizes + i), weight = exp2_vec((load(logits + i) - max) * kLog2E);
+    total += size > 0.0f ? size * weight : VecF{};
+  }
+  return {max, sum_lanes(total)};
+}
+
+INLINE Mass joined_any(Mass a, Mass b) {
+  return a.max == -kInf ? b : b.max == -kInf ? a : joined(a, b);
+}
+
+// Mass of the tokens without a record, for one query head.
+Mass mass_of_keys(const Probe& a, int64_t row, int64_t head, int64_t g) {
+  Mass found = {-kInf, 0};
+  for (int64_t s = 0; s < a.spans; ++s) {
+    Span span = span_of(a, row, s);
+    if (span.record >= 0 || !span.count()) continue;
+    const float* logits = logits_of(a, row, s, head, span) + g * logit_stride(span.count());
+    found = joined_any(found, mass_of(logits, span.count()));
+  }
+  return found;
+}
+
+INLINE int32_t order_key(float x) {
+  int32_t bits;
+  x = x == x ? x + 0.0f : kInf;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+// The largest key that clusters holding `wanted` candidates reach, the smallest number if none do.
+int32_t key_to_hold(const int32_t* keys, const float* sizes, int64_t count, float wanted) {
+  constexpr uint32_t kSign = 0x80000000u;
+  uint32_t key = 0;
+  for (uint32_t bit = kSign; bit != 0; bit >>= 1) {
+    int32_t least = static_cast<int32_t>((key | bit) ^ kSign);
+    VecF total = {};
+    for (int64_t i = 0; i < count; i += LANES) {
+      VecI own;
+      __builtin_memcpy(&own, keys + i, sizeof own);
+      total += own >= least ? load(sizes + i) : VecF{};
+    }
+    if (sum_lanes(total) >= wanted) key |= bit;
+  }
+  return static_cast<int32_t>(key ^ kSign);
+}
+
+// Ranks clusters and opens them; those that are open no longer have a size.
+void open(const Probe& a, int64_t row, int64_t head) {
+  float *logits = a.logits(row, head), *sizes = a.sizes(row, head), *ranks = a.ranks(row, head);
+  float* lse = lse_of(a, row, head);
+  for (int64_t g = 0; g < a.group; ++g) {
+    lse[g] = 0;
+    if (a.reduction == kMax) continue;
+    Mass mass = joined_any(mass_of_many(logits + g * a.cells, sizes, a.cells),
+                           mass_of_keys(a, row, head, g));
+    lse[g] = mass.max == -kInf ? 0 : log_sum_exp(mass);
+  }
+  for (int64_t i = 0; i < a.cells; i += LANES) {
+    VecF best = splat(-kInf), total = {};
+    for (int64_t g = 0; g < a.group; ++g) {
+      best = vmax(load(logits + g * a.cells + i) - lse[g], best);
+    }
+    for (int64_t g = 0; a.mean() && g < a.group; ++g) {
+      total += exp2_vec((load(logits + g * a.cells + i) - lse[g] - best) * kLog2E);
+    }
+    if (a.mean()) best += log2_vec(total / static_cast<float>(a.group)) * kLn2;
+    store(ranks + i, best);
+  }
+  int32_t* keys = reinterpret_cast<int32_t*>(ranks);
+  for (int64_t i = 0; i < a.cells; ++i) keys[i] = order_key(ranks[i]);
+  float wanted = static_cast<float>(a.reach_of(row)), held = 0;
+  int32_t key = key_to_hold(keys, sizes, a.cells, wanted);
+  for (int64_t i = 0; i < a.cells; ++i) held += keys[i] > key ? sizes[i] : 0;
+  int64_t first = 0;
+  for (int64_t s = 0; s < a.spans; ++s) {
+    Opened found = {0, static_cast<int32_t>(first), 0, 0};
+    Span span = span_of(a, row, s);
+    int64_t count = 0;
+    for (int c = 0; c < kClusters; ++c) {
+      int64_t i = s * kClusters + c;
+      bool equal = keys[i] == key && held < wanted;
+      if (!(sizes[i] > 0) || !(keys[i] > key || equal)) continue;
+      if (keys[i] == key) held += sizes[i];
+      Record record(a, span, head);
+      found.clusters |= 1 << c;
+      count += record.ends[c] - record.begin_of(c);
+      sizes[i] = 0;
+    }
+    if (count) first += padded(count) + LANES;
+    found.count = static_cast<int32_t>(count);
+    a.opened(row, head)[s] = found;
+  }
+}
+
+// Keeps the candidates among `count` entered tokens of a segment; returns their number.
+int64_t keep_candidates(const Probe& a, const Span& span, int64_t count, float* logits,
+                        int32_t* tokens) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (tokens[i] < span.first || tokens[i] >= span.last) continue;
+    for (int64_t g = 0; g < a.blocks * kBlock; ++g) {
+      logits[g * a.room + kept] = logits[g * a.room + i];
+    }
+    tokens[kept++] = tokens[i];
+  }
+  return kept;
+}
+
+// Asks for what entering a segment reads.
+void prefetch_opened(const Probe& a, int64_t row, int64_t s, int64_t head) {
+  if (!a.opened(row, head)[s].clusters) return;
+  Record record(a, span_of(a, row, s), head);
+  prefetch_row(record.books, a.dim * kClusters);
+  prefetch_row(record.codes, (a.subspaces + 1) / 2 * a.segment);
+  prefetch_row(record.places, a.segment);
+}
+
+template <typename Tables>
+void enter(const Probe& a, int64_t row, int64_t s, int64_t head, const Span& span) {
+  Opened& found = a.opened(row, head)[s];
+  if (!found.clusters) return;
+  Record record(a, span, head);
+  Tables lookup = codes_of<Tables>(a, record);
+  float table[kMostParts * kBlock * kClusters];
+  float* logits = a.entered(row, head) + found.first;
+  int32_t* tokens = a.tokens(row, head) + found.first;
+  for (int64_t block = 0; block < a.blocks; ++block) {
+    const float* whole = a.logits(row, head) + block * kBlock * a.cells + s * kClusters;
+    float* to = logits + block * kBlock * a.room;
+    fill_books<Tables>(a, a.wide_of(row, head), block, record, table);
+    for (int32_t left = found.clusters; left; left &= left - 1) {
+      int c = __builtin_ctz(static_cast<uint32_t>(left));
+      int64_t begin = record.begin_of(c), count = record.ends[c] - begin;
+      Vec4 base;
+      for (int g = 0; g < kBlock; ++g) base[g] = whole[g * a.cells + c];
+      lookup.put_each(table, begin, count, a.room,
+                      [](auto x, auto y) __attribute__((always_inline)) { return x + y; }, base, to);
+      to += count;
+    }
+  }
+  for (int32_t left = found.clusters; left; left &= left - 1) {
+    int c = __builtin_ctz(static_cast<uint32_t>(left));
+    for (int64_t i = record.begin_of(c); i < record.ends[c]; ++i) {
+      *tokens++ = static_cast<int32_t>(s * a.segment + record.places[i]);
+    }
+  }
+  int64_t count = found.count, end = padded(count) + LANES;
+  tokens -= count;
+  if (!a.whole(span)) count = keep_candidates(a, span, count, logits, tokens);
+  found.count = static_cast<int32_t>(count);
+  for (int64_t g = 0; g < a.blocks * kBlock; ++g) {
+    for (int64_t i = count; i < end; ++i) logits[g * a.room + i] = -kInf;
+  }
+}
+
+// Log-sum-exp of each query head: of what was entered, of clusters that stay shut, and of keys.
+void settle(const Probe& a, int64_t row, int64_t head, int64_t entered) {
+  float* lse = lse_of(a, row, head);
+  for (int64_t g = 0; g < a.group; ++g) {
+    lse[g] = 0;
+    if (a.reduction == kMax) continue;
+    Mass mass = mass_of_many(a.logits(row, head) + g * a.cells, a.sizes(row, head), a.cells);
+    if (entered) mass = joined_any(mass, mass_of(a.entered(row, head) + g * a.room, entered));
+    mass = joined_any(mass, mass_of_keys(a, row, head, g));
+    lse[g] = mass.max == -kInf ? 0 : log_sum_exp(mass);
+  }
+}
+
+void finish(const Probe& a, int64_t row, int64_t head) {
+  float *out = a.out + (row * a.heads + head) * a.width, *shares = a.shares(row, head);
+  const Opened* opened = a.opened(row, head);
+  const int32_t* tokens = a.tokens(row, head);
+  int64_t entered = 0;
+  for (int64_t u = 0; u < a.width; ++u) out[u] = -kInf;
+  for (int64_t s = 0; s < a.spans; ++s) {
+    if (opened[s].clusters) entered = opened[s].first + padded(opened[s].count) + LANES;
+  }
+  settle(a, row, head, entered);
+  float* lse = lse_of(a, row, head);
+  reduce_logits(a.entered(row, head), a.room, a.group, lse, a.mean(), entered, shares);
+  for (int64_t s = 0; s < a.spans; ++s) {
+    for (int64_t i = opened[s].first, end = i + opened[s].count; i < end; ++i) {
+      out[tokens[i]] = shares[i];
+    }
+    Span span = span_of(a, row, s);
+    if (span.record >= 0 || !span.count()) continue;
+    reduce_logits(logits_of(a, row, s, head, span), logit_stride(span.count()), a.group, lse,
+                  a.mean(), span.count(), out + span.first);
+  }
+}
+
+template <typename T>
+void score_clusters(const Probe& a) {
+  lay_out(a);
+  parallel_for(a.rows * a.heads, 1, [&](int64_t i, int64_t) {
+    prepare_queries<T>(a, i / a.heads, i % a.heads);
+    widen_queries<T>(a, i / a.heads, i % a.heads);
+  });
+  int64_t runs = (a.segment + kRun - 1) / kRun, parts = runs > a.heads ? runs : a.heads;
+  parallel_for(a.rows * a.spans * parts, a.threads, [&](int64_t i, int64_t) {
+    int64_t row = i / parts / a.spans, s = i / parts % a.spans, part = i % parts;
+    Span span = span_of(a, row, s);
+    if (part < a.heads) look(a, row, s, part, span);
+    if (span.record < 0 && part * kRun < span.count()) prepare_keys<T>(a, row, s, part, span);
+  });
+  parallel_for(a.rows * a.heads, a.threads,
+               [&](int64_t i, int64_t) { open(a, i / a.heads, i % a.heads); });
+  int64_t count = a.rows * a.spans * a.heads;
+  parallel_for(count, a.threads, [&](int64_t i, int64_t next) {
+    int64_t row = i / a.heads / a.spans, s = i / a.heads % a.spans;
+    if (next < count) {
+      prefetch_opened(a, next / a.heads / a.spans, next / a.heads % a.spans, next % a.heads);
+    }
+    for_subspaces(a, [&]<typename Tables>() {
+      enter<Tables>(a, row, s, i % a.heads, span_of(a, row, s));
+    });
+  });
+  parallel_for(a.rows * a.heads, a.threads,
+               [&](int64_t i, int64_t) { finish(a, i / a.heads, i % a.heads); });
+}
+
+}  // namespace
+
+extern "C" int64_t score_clusters_scratch(const CodeArgs* a) { return Probe(*a).floats; }
+
+extern "C" void score_clusters(const CodeArgs* a) {
+  Probe scene(*a);
+  switch (a->dtype) {
+    case kBFloat16: return score_clusters<BF16>(scene);
+    case kFloat16: return score_clusters<F16>(scene);
+    default: return score_clusters<float>(scene);
+  }
+}
