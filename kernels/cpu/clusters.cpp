@@ -275,7 +275,7 @@ void finish(const Probe& a, int64_t row, int64_t head) {
   for (int64_t s = 0; s < a.spans; ++s) {
     if (opened[s].clusters) entered = opened[s].first + padded(opened[s].count) + LANES;
   }
-  settle(a, row, head, entered);
+  if (!a.reach) settle(a, row, head, entered);
   float* lse = lse_of(a, row, head);
   reduce_logits(a.entered(row, head), a.room, a.group, lse, a.mean(), entered, shares);
   for (int64_t s = 0; s < a.spans; ++s) {
