@@ -10,15 +10,8 @@ from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.selection import IndexOptions, load_method
 from sgl_sparsekv.selection.residual_pq import ResidualPQ
-from sgl_sparsekv.types import (
-    Candidates,
-    CodeSummary,
-    Reduction,
-    ResidualIndex,
-    ResidualSummary,
-    SegmentIndex,
-    Selection,
-)
+from sgl_sparsekv.summaries import CodeSummary, ResidualSummary
+from sgl_sparsekv.types import Candidates, Reduction, ResidualIndex, SegmentIndex, Selection
 
 Summary = CodeSummary | ResidualSummary
 Index = SegmentIndex | ResidualIndex
@@ -73,7 +66,7 @@ class CodedLayers:
         reduction = Reduction.MAX_SOFTMAX
         inputs = (self.layers.q, keys, index, self.candidates, self.scale, reduction)
         reach = self.counts * ResidualPQ.REACH if self.estimates else None
-        return ops.score_codes(*inputs, reach)
+        return ops.score_codes(*inputs, reach=reach)
 
     def select(self, ops: Ops, scores: torch.Tensor) -> Selection:
         """The budget's best tokens."""
@@ -121,18 +114,21 @@ class CodedLayers:
     def sizes(self) -> dict[str, int]:
         """Bytes that each call must read."""
         index, rows = self.indices[0], self.layers.q.shape[0]
-        records = index.codes.nbytes + index.codebooks.nbytes
-        values = 0
+        tokens = rows * self.layers.context
+        records, rest, clusters = index.codes.nbytes + index.codebooks.nbytes, 0, 0
         if isinstance(index, ResidualIndex):
-            records += index.centroids.nbytes + index.scales.nbytes
-            values = index.values.nbytes
+            opened = min(tokens, int(self.counts.sum()) * ResidualPQ.REACH)
+            clusters = index.centroids.nbytes + index.ends.nbytes + index.scales.nbytes
+            records = (index.codes.nbytes + index.places.nbytes) * opened // tokens
+            records += index.codebooks.nbytes + clusters
+            rest = index.values.nbytes + index.labels.nbytes
         chosen = int(self.counts.sum()) * 2 * HEADS * DIM * 2
         return {
-            "decode_sparse": records + values + chosen,
+            "decode_sparse": records + rest + chosen,
             "score": records,
-            "select": rows * HEADS * self.layers.context * 4,
+            "select": HEADS * tokens * 4,
             "attend": chosen,
-            "estimate": records + values,
+            "estimate": clusters + rest,
         }
 
     def gate(self, ops: Ops) -> None:

@@ -13,12 +13,14 @@ from .geometry import PAGE_SIZES, UNIT_SIZE, ceil_div, ends_a_page
 from .ops import DEVICES
 from .routes import ROUTES
 from .selection import METHODS, IndexOptions, load_method, method_names
-from .types import Reduction, ResidualSummary
+from .summaries import ResidualSummary
+from .types import Reduction
 
 DEFAULT_PAGE_SIZE = 64
 """Page size of a server whose user names none."""
 REQUEST_KEY = "sparsekv"
 """Key of our options inside SGLang's `custom_params`."""
+SPLITS = ("even", "heads")
 CHECK_MODES = ("off", "log", "raise")
 FUSED_DEVICES = ("triton",)
 """Devices that serve whole steps: their selections are made anew in every step."""
@@ -34,6 +36,10 @@ class RequestOptions:
             Sinks and window are counted in it; whole units are kept.
         sink: first tokens, always kept.
         window: newest tokens, always kept.
+        coverage: share of attention that every KV head of every layer reads, by the method's
+            estimate; the budget is a ceiling then. None: as much as the budget allows.
+        budget_split: the budget is each KV head's ("even"), or a mean over the KV heads of a layer
+            that share it by estimated attention ("heads").
         dense_layers: first layers that read everything.
         reselect_every: steps for which a selection is used; 1 selects anew in every step.
         estimate: what is not read enters with the weights that codes give it and the mean values of
@@ -47,6 +53,8 @@ class RequestOptions:
     budget: int | float = 2048
     sink: int = 16
     window: int = 64
+    coverage: float | None = None
+    budget_split: str = "even"
     dense_layers: int = 2
     reselect_every: int = 1
     estimate: bool | None = None
@@ -70,12 +78,21 @@ class RequestOptions:
         _check_int("unit_size", self.unit_size, min(PAGE_SIZES), max(PAGE_SIZES))
         _check_choice("unit_size", self.unit_size, PAGE_SIZES)
         _check_budget(self.budget)
+        _check_coverage(self.coverage)
+        _check_choice("budget_split", self.budget_split, SPLITS)
+        if self.adaptive and not (load_method(self.method).dense or _tells_shares(self.method)):
+            raise ValueError(_no_shares(self))
         if isinstance(self.budget, int) and self.budget < self.minimum_budget:
             raise ValueError(
                 f"budget must be at least {self.minimum_budget} tokens (sink {self.sink} + window "
                 f"{self.window} in whole units of {self.unit_size}, and one for the partial tail), "
                 f"got {self.budget}"
             )
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether what is read depends on the keys, and not on lengths alone."""
+        return self.coverage is not None or self.budget_split != "even"
 
     @property
     def estimates(self) -> bool:
@@ -144,6 +161,8 @@ class ServerOptions:
             _check_int('dense_below must be "auto", or it', self.dense_below, 0)
         if self.device in FUSED_DEVICES and self.request.reselect_every != 1:
             raise ValueError(_reselects(self.device, self.request.reselect_every))
+        if self.device in FUSED_DEVICES and self.request.adaptive:
+            raise ValueError(_counts(self.device, self.request))
         if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
             raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
         if self.device in FUSED_DEVICES and self.request.estimates:
@@ -239,6 +258,8 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
         raise RequestOptionError(f"sparsekv.{error}") from None
     if server.device in FUSED_DEVICES and options.reselect_every != 1:
         raise RequestOptionError(f"sparsekv.{_reselects(server.device, options.reselect_every)}")
+    if server.device in FUSED_DEVICES and options.adaptive:
+        raise RequestOptionError(f"sparsekv.{_counts(server.device, options)}")
     if options.estimates and server.residuals is None:
         remedy = "keeps no clusters: start it with --sparsekv-estimate true"
         if server.device in FUSED_DEVICES:
@@ -337,6 +358,39 @@ def _check_budget(value: object) -> None:
             "budget must be a number of tokens (integer > 0) or a share of the context "
             f"(fraction in (0, 1], written with a point), got {_shown(value)}"
         )
+
+
+def _check_coverage(value: object) -> None:
+    if value is not None and not (isinstance(value, float) and 0.0 < value < 1.0):
+        raise ValueError(
+            "coverage must be a share of attention (fraction in (0, 1), written with a point) or "
+            f"null, got {_shown(value)}"
+        )
+
+
+def _tells_shares(method: str) -> bool:
+    return load_method(method).share_model is not None
+
+
+def _no_shares(options: RequestOptions) -> str:
+    able = filter(_tells_shares, method_names())
+    rule = "null" if options.coverage is not None else '"even"'
+    return (
+        f"{_adaptive_option(options)} must be {rule} with method {options.method}, whose scores "
+        f"say nothing about shares of attention: take {_listed(able)}"
+    )
+
+
+def _counts(device: str, options: RequestOptions) -> str:
+    rule = "null" if options.coverage is not None else '"even"'
+    return (
+        f"{_adaptive_option(options)} must be {rule} on device {device}, where every KV head of a "
+        "row reads as much"
+    )
+
+
+def _adaptive_option(options: RequestOptions) -> str:
+    return "coverage" if options.coverage is not None else "budget_split"
 
 
 def _reselects(device: str, value: int) -> str:

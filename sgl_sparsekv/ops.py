@@ -7,16 +7,8 @@ from typing import Any, Protocol
 import torch
 
 from .routes import PagedAttend
-from .types import (
-    Candidates,
-    CodeSummary,
-    PageSummary,
-    Reduction,
-    ResidualIndex,
-    SegmentIndex,
-    Selection,
-    StepShape,
-)
+from .summaries import CodeSummary, PageSummary
+from .types import Candidates, Goal, Reduction, ResidualIndex, SegmentIndex, Selection, StepShape
 
 DEVICES = {
     "reference": "sgl_sparsekv.kernels.reference",
@@ -65,8 +57,13 @@ class Ops(Protocol):
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Score candidate units from their metadata.
+
+        Args:
+            known: float32 `[rows, H, G]`, log-sum-exp of scaled q·k over what is read in any case:
+                it joins the softmax. Not with `Reduction.MAX`.
 
         Returns:
             float32 `[rows, H, U]`: log of the reduced softmax over each row's candidates (with
@@ -83,6 +80,7 @@ class Ops(Protocol):
         scale: float,
         reduction: Reduction,
         unit_size: int,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Score candidate units by their true share of attention (reads every key).
 
@@ -122,18 +120,45 @@ class Ops(Protocol):
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
         reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Score candidate tokens by what their codes stand for, uncoded ones by their keys.
 
         Args:
             candidates: with units of one token, so its table holds slots.
+            known: see `score`.
             reach: int32 `[rows]`. Of records with clusters, these are opened in the order of what
-                a token at their centroid is worth, until they hold so many candidates; what stays
-                shut weighs as its centroids do and scores -inf. None: all are open.
+                a token at their centroid is worth, until they hold so many candidates. Tokens of
+                the others weigh as their centroids do; they score as these with `known`, else -inf.
+                None: all are open.
 
         Returns:
             As `score`; tokens of one code and m = 1 have equal scores.
+        """
+        ...
+
+    def allot(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+        goal: Goal,
+    ) -> torch.Tensor:
+        """How many units each KV head reads; what `select` then keeps.
+
+        Args:
+            scores: float32 `[rows, H, U]`, logs of shares of all attention.
+            candidates, num_units: as of `select`.
+            counts: int32 `[rows]`, ceilings.
+            goal: what of it is read.
+
+        Returns:
+            int32 `[rows, H]`: sinks, window and the fewest best candidates that cover the goal, at
+            most the ceiling. Of pooled rows the ceilings of all KV heads add up to H times the
+            row's: each has `goal.least` of it, the rest goes to the largest shares, among equal
+            ones to the lower head.
         """
         ...
 
@@ -150,7 +175,8 @@ class Ops(Protocol):
             scores: float32 `[rows, H, U]`.
             candidates: units before `begin` and from `end` on are always kept.
             num_units: int32 `[rows]`, units of the sequence, the partial tail included.
-            counts: int32 `[rows]`, units to keep: sinks + window + ranked, at most `num_units`.
+            counts: int32 `[rows, H]`, units to keep: sinks + window + ranked, at most `num_units`;
+                `[rows]` where every KV head keeps as many.
         """
         ...
 
@@ -173,7 +199,8 @@ class Ops(Protocol):
             values: `[slots, H, Dv]`, the pool's V.
             table: int32 `[rows, H, n]`, physical units; a head stride of 0 (one list for all
                 heads) is allowed.
-            counts: int32 `[rows]`, listed units of each row, at least 1.
+            counts: int32 `[rows, H]`, listed units, at least 1; `[rows]` where every KV head has
+                as many, as it must where they share one list.
             tail_lengths: int32 `[rows]`, tokens of the last listed unit that exist (1..unit_size).
             scale: softmax scale.
             unit_size: tokens per unit.

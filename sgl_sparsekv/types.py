@@ -10,15 +10,11 @@ What a method selects are *units*: `unit_size` consecutive tokens, 16 for page m
 ShadowKV's chunks, 1 where tokens are chosen one by one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
 
 import torch
-
-IndexSegments = Callable[..., None]
-"""`Ops.index_segments` of a device."""
 
 
 class Reduction(StrEnum):
@@ -31,158 +27,6 @@ class Reduction(StrEnum):
     MAX_SOFTMAX = "max_softmax"
     MEAN_SOFTMAX = "mean_softmax"
     MAX = "max"
-
-
-@dataclass(frozen=True)
-class PageSummary:
-    """What a unit's metadata holds, and its meaning in plain torch.
-
-    Attributes:
-        name: names the field in the pool and the fused kernels of a device.
-        planes: one name per vector `[W]` stored for each unit and KV head.
-        summarise: keys `[n, unit, H, D]` -> planes `[n, H, planes, W]` in the keys' dtype.
-        score: float32 q `[..., G, D]`, float32 planes `[..., u, planes, W]` -> `[..., G, u]`,
-            an estimate of (or bound on) max q·k over the unit, without the softmax scale; None
-            for a field that does not rank.
-        ulps: how far two correct implementations may lie apart, in units in the last place of the
-            vector's largest channel; 0 when planes are copies of keys.
-        tokens: tokens of the unit it summarises, a divisor of the server's unit; None: that unit.
-        width: channels W of a plane; None: those of a key, D.
-    """
-
-    name: str
-    planes: tuple[str, ...]
-    summarise: Callable[[torch.Tensor], torch.Tensor]
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
-    ulps: int = 0
-    tokens: int | None = None
-    width: int | None = None
-
-
-@dataclass(frozen=True)
-class SegmentSummary:
-    """What the record of a segment holds.
-
-    Attributes:
-        name: names the records in the pool.
-        segment_size: tokens of a segment, S; segments begin at multiples of it.
-    """
-
-    name: str
-    segment_size: int
-
-    def shapes(
-        self, head_dim: int, v_head_dim: int
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """Per array of a record, its shape for one KV head and its type; None: the keys'.
-
-        Raises:
-            ValueError: keys of that size have no such record.
-        """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class BoundSummary(SegmentSummary):
-    """A page summary of the whole segment, to tell which segments are worth a closer look.
-
-    Attributes:
-        page: what is computed of the segment's keys as if it were one unit.
-    """
-
-    page: PageSummary
-
-    def shapes(
-        self, head_dim: int, v_head_dim: int
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """See `SegmentSummary.shapes`."""
-        return {"planes": ((len(self.page.planes), head_dim), None)}
-
-
-@dataclass(frozen=True)
-class CodeSummary(SegmentSummary):
-    """A code per token, and the vectors that codes stand for.
-
-    A key is cut into m sub-vectors, each replaced by one of K centroids of its place. Clusters are
-    the case m = 1: the code is the cluster, its vector the cluster's centroid.
-
-    Attributes:
-        subspaces: sub-vectors of a key, m; divides D.
-        codes: centroids of a subspace, K, at most 256.
-        cosine: k-means by direction, centroids being the mean raw key; else Euclidean.
-        iterations: updates of the centroids.
-        capacity: most tokens of one code, or None. What k-means makes larger is split in order of
-            position: the first `capacity` tokens keep the code, the next get the first code that
-            is free, and so on, cluster by cluster.
-        build: keys `[S, H, D]` and the first tokens not to learn from -> codes uint8
-            `[H, m, S]`, codebook `[H, m, K, D / m]` in the keys' dtype; in plain torch.
-    """
-
-    subspaces: int
-    codes: int
-    cosine: bool
-    iterations: int
-    capacity: int | None
-    build: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-
-    def shapes(
-        self, head_dim: int, v_head_dim: int
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """See `SegmentSummary.shapes`."""
-        width = divided(head_dim, self.subspaces)
-        return {
-            "codes": ((self.subspaces, self.segment_size), torch.uint8),
-            "codebooks": ((self.subspaces, self.codes, width), None),
-        }
-
-
-@dataclass(frozen=True)
-class ResidualSummary(SegmentSummary):
-    """Clusters of tokens, codes of what is left of their keys, and values of clusters.
-
-    A record holds its tokens in the order of their clusters, so that one cluster is one run. Codes
-    are below 16, two in a byte; vectors are in 8 bits with a scale.
-
-    Attributes:
-        subspaces: sub-vectors of what is left of a key, m; divides D.
-        build: a device's `index_segments`, keys `[n, S, H, D]`, values `[n, S, H, Dv]` and int64
-            `[n]` first tokens not to learn from -> the arrays of `shapes`, each `[n, H, ...]`.
-    """
-
-    subspaces: int
-    build: Callable[..., dict[str, torch.Tensor]]
-
-    CODES: ClassVar[int] = 16
-    WIDEST: ClassVar[int] = 512
-
-    def shapes(
-        self, head_dim: int, v_head_dim: int
-    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-        """See `SegmentSummary.shapes`."""
-        parts, codes = self.subspaces, self.CODES
-        if head_dim > self.WIDEST:
-            raise ValueError(f"head size must be at most {self.WIDEST}, got {head_dim}")
-        return {
-            "codes": ((-(-parts // 2), self.segment_size), torch.uint8),
-            "labels": ((self.segment_size // 2,), torch.uint8),
-            "places": ((self.segment_size,), torch.int16),
-            "ends": ((codes,), torch.int16),
-            "centroids": ((head_dim, codes), torch.int8),
-            "codebooks": ((parts, divided(head_dim, parts), codes), torch.int8),
-            "values": ((codes, v_head_dim), torch.int8),
-            "scales": ((2 * codes + parts,), torch.float32),
-        }
-
-
-def divided(head_dim: int, subspaces: int) -> int:
-    """Channels of a sub-vector.
-
-    Raises:
-        ValueError: keys cannot be cut into so many.
-    """
-    if head_dim % subspaces:
-        raise ValueError(f"head size must be a multiple of {subspaces} sub-vectors, got {head_dim}")
-    return head_dim // subspaces
 
 
 @dataclass(frozen=True)
@@ -293,6 +137,29 @@ class Candidates:
 
 
 @dataclass(frozen=True)
+class KeptUnits:
+    """Sinks, window and tail of some rows.
+
+    Attributes:
+        table: int32 `[rows, n]`, physical units, in ascending logical order.
+        counts: int32 `[rows]`, valid entries.
+    """
+
+    table: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def of(cls, candidates: Candidates, num_units: torch.Tensor) -> "KeptUnits":
+        """What is no candidate."""
+        ranked = (candidates.end - candidates.begin).clamp(min=0)
+        counts = num_units - ranked
+        place = torch.arange(int(counts.max()), device=counts.device).expand(len(counts), -1)
+        behind = torch.where(place >= candidates.begin[:, None], ranked[:, None], 0)
+        logical = (place + behind).minimum(num_units[:, None] - 1).long()
+        return cls(candidates.unit_table.gather(1, logical), counts)
+
+
+@dataclass(frozen=True)
 class ScoreInputs:
     """Everything a method may look at to score candidate units of one layer.
 
@@ -307,6 +174,8 @@ class ScoreInputs:
         scale: softmax scale of the layer.
         reduction: from G query heads to one score.
         unit_size: tokens per unit.
+        known: float32 `[rows, H, G]`, log-sum-exp of scaled q·k over what is read in any case,
+            where scores are to be logs of shares of all attention; None: of the candidates'.
     """
 
     q: torch.Tensor
@@ -319,6 +188,26 @@ class ScoreInputs:
     scale: float
     reduction: Reduction
     unit_size: int
+    known: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What decides how much each KV head of a row reads, below the row's ceiling.
+
+    Attributes:
+        coverage: float32 `[rows]`, share of attention to cover; 1: as much as the ceiling allows.
+        pooled: int32 `[rows]`, 1 where the ceiling is a mean over the KV heads, 0 where it is one
+            of each.
+        flat: exponent of estimated shares, below 1; their sum stays. The best units by an estimate
+            are those that it overrates, and this is the mean over them.
+        least: part of its even share of what can be ranked that a KV head keeps of a pool.
+    """
+
+    coverage: torch.Tensor
+    pooled: torch.Tensor
+    flat: float
+    least: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -328,12 +217,17 @@ class Selection:
     Attributes:
         logical: int32 `[rows, H, n]`, logical units, padded with -1.
         physical: int32 `[rows, H, n]`, the same units in the pool, padded with 0.
-        counts: int32 `[rows]`, valid entries of each row (the same for every KV head).
+        counts: int32 `[rows, H]`, valid entries.
     """
 
     logical: torch.Tensor
     physical: torch.Tensor
     counts: torch.Tensor
+
+
+def per_head(counts: torch.Tensor, heads: int) -> torch.Tensor:
+    """Counts `[rows, H]` of `[rows, H]`, or of `[rows]` where every KV head reads as much."""
+    return counts if counts.dim() == 2 else counts[:, None].expand(-1, heads)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,14 @@ BUDGET = (
     "budget must be a number of tokens (integer > 0) or a share of the context (fraction in "
     "(0, 1], written with a point), got "
 )
+COVERAGE = (
+    "coverage must be a share of attention (fraction in (0, 1), written with a point) or null, got "
+)
+UNABLE = (
+    "with method %s, whose scores say nothing about shares of attention: take clusterkv, "
+    "mean_std, oracle, pqcache, quest, residual_pq"
+)
+ALIKE = "on device triton, where every KV head of a row reads as much"
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"method": "Quest"}, f"method must be one of {METHODS}, got 'Quest'"),
     ({"methods": "quest,best"}, f"methods must be among {METHODS}, got 'best'"),
@@ -46,6 +54,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reselect_every": 0}, f"reselect_every {INT} [1, 1024], got 0"),
     ({"reselect_every": 1025}, f"reselect_every {INT} [1, 1024], got 1025"),
     ({"telemetry": 1}, "telemetry must be true or false, got 1"),
+    *(
+        ({"coverage": value}, f"{COVERAGE}{value!r}")
+        for value in (0.0, 1.0, 1, True, "0.9", float("nan"))
+    ),
+    ({"budget_split": "layers"}, "budget_split must be one of even, heads, got 'layers'"),
+    ({"coverage": 0.9, "method": "shadowkv"}, f"coverage must be null {UNABLE % 'shadowkv'}"),
+    (
+        {"budget_split": "heads", "method": "streaming"},
+        f'budget_split must be "even" {UNABLE % "streaming"}',
+    ),
+    ({"device": "triton", "coverage": 0.9}, f"coverage must be null {ALIKE}"),
+    ({"device": "triton", "budget_split": "heads"}, f'budget_split must be "even" {ALIKE}'),
     ({"share_generated": 1}, "share_generated must be true or false, got 1"),
     ({"unit_size": 2}, f"unit_size {INT} [16, 64], got 2"),
     ({"unit_size": 129}, f"unit_size {INT} [16, 64], got 129"),

@@ -13,19 +13,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "sgl_sparsekv"
-BASE = {"types", "geometry", "errors"}
+BASE = {"types", "summaries", "geometry", "errors"}
 ALLOWED = {
     "errors": set(),
     "geometry": set(),
     "types": set(),
+    "summaries": set(),
     "routes": {"types"},
-    "ops": {"types", "routes"},
+    "ops": {"types", "summaries", "routes"},
     "selection": {*BASE, "ops", "segments"},
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,
     "tooling": {"errors", "geometry"},
     "config_file": {"errors"},
-    "config": {"errors", "geometry", "types", "selection", "ops", "routes"},
+    "config": {*BASE, "selection", "ops", "routes"},
 }
 """Parts below the backend or the tools, and the parts they may import."""
 SGLANG = ("plugin.py", "platform_cpu.py", "backend/")

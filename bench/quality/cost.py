@@ -10,8 +10,9 @@ import torch
 from bench.quality.methods import SINK, WINDOW, Variant
 from sgl_sparsekv.geometry import UNIT_SIZE
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
+from sgl_sparsekv.selection.residual_pq import ResidualPQ
 from sgl_sparsekv.selection.two_level import OVERSAMPLING
-from sgl_sparsekv.types import BoundSummary, CodeSummary, ResidualSummary
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary, ResidualSummary
 
 ELEMENT = 2
 """Bytes of an element of K, V and metadata."""
@@ -72,9 +73,10 @@ def _metadata(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> I
         pages = _planes(variant, np.minimum(recorded, looked_at) + rest, dim)
         return records * len(summary.page.planes) * dim * ELEMENT + pages
     if isinstance(summary, ResidualSummary):
-        return recorded * _size(summary, dim, ("codes",)) // size + (
-            records * _size(summary, dim, ("centroids", "codebooks", "scales"))
-            + records * variant.estimate * _size(summary, dim, ("values",))
+        opened = np.minimum(recorded, ResidualPQ.REACH * plan.counts)
+        return opened * _size(summary, dim, ("codes", "places")) // size + (
+            records * _size(summary, dim, ("centroids", "ends", "codebooks", "scales"))
+            + records * variant.estimate * _size(summary, dim, ("values", "labels"))
             + rest * dim * ELEMENT
         )
     assert isinstance(summary, CodeSummary)

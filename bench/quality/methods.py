@@ -1,6 +1,6 @@
 """The methods that are compared, each set up as a server would have it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,14 +13,13 @@ from sgl_sparsekv.segments.quantise import Codebook, encode
 from sgl_sparsekv.selection import SelectionMethod, load_method
 from sgl_sparsekv.selection.base import IndexOptions
 from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
-    BoundSummary,
     Candidates,
-    CodeSummary,
-    PageSummary,
+    Goal,
+    KeptUnits,
     Reduction,
     ResidualIndex,
-    ResidualSummary,
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
@@ -42,7 +41,7 @@ class Variant:
         index: how segments are indexed.
         inherited: all segments are coded with the first one's codebook.
         estimate: what is not read is answered for by clusters: of `clusterkv` with centroids and
-            sums of values, of `residual_pq` with the weights of codes and mean values.
+            sums of values, of `residual_pq` with centroids and mean values.
         unit: tokens per unit, for methods without a grain of their own.
         free: its choosing is not counted: a bound and no method.
         rescored: its scores depend on the budget.
@@ -91,7 +90,7 @@ def residual(segment: int, subspaces: int, estimate: bool = True) -> Variant:
     """`residual_pq` with segments of so many tokens, and so many codes beside the cluster."""
     name = f"residual_pq {subspaces}x4/{segment}{' + estimate' if estimate else ''}"
     options = IndexOptions(residual_segment=segment, residual_subspaces=subspaces)
-    return Variant(name, "residual_pq", options, estimate=estimate)
+    return Variant(name, "residual_pq", options, estimate=estimate, rescored=True)
 
 
 VARIANTS = (
@@ -128,6 +127,7 @@ class Runner:
         self._fields = {summary.name: self._field(summary) for summary in self.method.summaries}
         self.index = self._index()
         self._held: torch.Tensor | None = None
+        self._shares: torch.Tensor | None = None
 
     @property
     def method(self) -> SelectionMethod:
@@ -139,20 +139,53 @@ class Runner:
         candidates = self.candidates(plan)
         num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
         if self._held is None or self.variant.rescored:
-            inputs = ScoreInputs(
-                q=self.layer.q,
-                keys=self.keys,
-                fields=self._fields,
-                index=self.index,
-                candidates=candidates,
-                num_units=num_units,
-                counts=counts,
-                scale=self.layer.scale,
-                reduction=Reduction.MAX_SOFTMAX,
-                unit_size=self.variant.unit_size,
-            )
+            inputs = self._inputs(candidates, num_units, counts)
             self._held = self.method.score(self.ops, inputs)
         return self.ops.select(self._held, candidates, num_units, counts)
+
+    def adaptive(self, plan: RowPlan, coverage: float, pooled: bool) -> Selection:
+        """What every row reads until it covers a share of attention, below the plan's counts.
+
+        Args:
+            plan: its counts are ceilings.
+            coverage: of attention, by the method's share model; 1 reads up to the ceiling.
+            pooled: the KV heads of a row share their ceilings.
+        """
+        model, candidates = self.method.share_model, self.candidates(plan)
+        assert model is not None, f"{self.variant.name} tells no shares of attention"
+        num_units, counts, tails = (
+            torch.from_numpy(x).int() for x in (plan.num_units, plan.counts, plan.tail)
+        )
+        if self._shares is None:
+            kept = KeptUnits.of(candidates, num_units)
+            table = kept.table[:, None].expand(-1, self.keys.shape[1], -1)
+            size, cache = self.variant.unit_size, (self.keys, self.values)
+            shape = (table, kept.counts, tails, self.layer.scale, size)
+            known = self.ops.attend(self.layer.q, *cache, *shape)[1] - model.offset
+            inputs = self._inputs(candidates, num_units, counts)
+            inputs = replace(inputs, reduction=Reduction.MEAN_SOFTMAX, known=known)
+            self._shares = self.method.score(self.ops, inputs)
+        rows = len(self.lengths)
+        asked = torch.full((rows,), coverage)
+        goal = Goal(asked, torch.full((rows,), int(pooled), dtype=torch.int32), model.flat)
+        allotted = self.ops.allot(self._shares, candidates, num_units, counts, goal)
+        return self.ops.select(self._shares, candidates, num_units, allotted)
+
+    def _inputs(
+        self, candidates: Candidates, num_units: torch.Tensor, counts: torch.Tensor
+    ) -> ScoreInputs:
+        return ScoreInputs(
+            q=self.layer.q,
+            keys=self.keys,
+            fields=self._fields,
+            index=self.index,
+            candidates=candidates,
+            num_units=num_units,
+            counts=counts,
+            scale=self.layer.scale,
+            reduction=Reduction.MAX_SOFTMAX,
+            unit_size=self.variant.unit_size,
+        )
 
     def attend(self, selection: Selection, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """Output float32 `[rows, H, G, Dv]` and lse of what was selected.

@@ -11,15 +11,16 @@ struct AttendArgs {
   float* lse;      // [rows, H, G] contiguous
   float* scratch;  // attend_scratch() floats
   int64_t rows, heads, group, dim, vdim, width, unit, dtype, threads;
-  int64_t q_row, q_head, q_group, k_slot, k_head, v_slot, v_head, t_row, t_head;
+  int64_t q_row, q_head, q_group, k_slot, k_head, v_slot, v_head, t_row, t_head, c_row, c_head;
   double scale;
 };
 
 struct ScoreArgs {
   const void *q, *data;  // [rows, H, G, D]; fields [units, H, planes, D], or keys
   const int32_t *table, *begin, *end;
-  float* out;      // [rows, H, U] contiguous
-  float* scratch;  // score_scratch() floats
+  const float* known;  // [rows, H, G] contiguous, or null
+  float* out;          // [rows, H, U] contiguous
+  float* scratch;      // score_scratch() floats
   int64_t rows, heads, group, dim, width, unit, dtype, threads;
   int64_t formula;    // Formula
   int64_t reduction;  // Reduction
@@ -47,8 +48,9 @@ struct CodeArgs {
   const int32_t* reach;            // [rows], tokens whose codes are looked at, or null: all
   const int32_t *records, *slots;  // [rows, segments]; [rows, U]
   const int32_t *begin, *end;
-  float* out;      // [rows, H, U] contiguous
-  float* scratch;  // score_codes_scratch() floats
+  const float* known;  // [rows, H, G] contiguous, or null
+  float* out;          // [rows, H, U] contiguous
+  float* scratch;      // score_codes_scratch() floats
   int64_t rows, heads, group, dim, width, segments, segment, subspaces, entries, dtype, threads;
   int64_t reduction;  // Reduction
   int64_t q_row, q_head, q_group, k_slot, k_head, r_row, s_row;
@@ -59,10 +61,10 @@ struct EstimateArgs {
   CodeArgs codes;          // without out; scratch of estimate_scratch() floats
   const int8_t* values;    // [records, H, 16, Dv] contiguous
   const int32_t* logical;  // [rows, H, n] contiguous, ascending: units that are read
-  const int32_t* counts;   // [rows]
+  const int32_t* counts;
   void* out;               // [rows, H, G, Dv] contiguous, q's dtype
   float* lse;              // [rows, H, G] contiguous
-  int64_t vdim, n, unit;
+  int64_t vdim, n, unit, c_row, c_head;
 };
 
 struct SelectArgs {
@@ -70,7 +72,17 @@ struct SelectArgs {
   const int32_t *table, *begin, *end, *num_units, *counts;
   int32_t *logical, *physical;  // [rows, H, n] contiguous
   int32_t* scratch;             // [rows, H, 2, U]
-  int64_t rows, heads, width, n, threads, t_row;
+  int64_t rows, heads, width, n, threads, t_row, c_row, c_head;
+};
+
+struct AllotArgs {
+  const float* scores;  // [rows, H, U] contiguous, logs of shares of attention
+  const int32_t *begin, *end, *num_units, *counts, *pooled;
+  const float* coverage;
+  int32_t* out;      // [rows, H] contiguous
+  int32_t* scratch;  // [rows, H, 2, U]
+  int64_t rows, heads, width, threads;
+  double flat, least;
 };
 
 struct SummariseArgs {

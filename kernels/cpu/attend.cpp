@@ -59,14 +59,18 @@ struct Task {
   int64_t row, chunk, head, last;
 };
 
-int64_t tokens_of(const AttendArgs& a, int64_t row) {
-  return (static_cast<int64_t>(a.counts[row]) - 1) * a.unit + a.tails[row];
+int64_t count_of(const AttendArgs& a, int64_t row, int64_t head) {
+  return a.counts[row * a.c_row + head * a.c_head];
+}
+
+int64_t tokens_of(const AttendArgs& a, const Task& task) {
+  return (count_of(a, task.row, task.head) - 1) * a.unit + a.tails[task.row];
 }
 
 // The tile of a task that begins at token `first` of the row, within the task's chunk.
 Tile make_tile(const AttendArgs& a, const Task& task, int64_t first) {
   const int32_t* units = a.table + task.row * a.t_row + task.head * a.t_head;
-  int64_t end = (task.chunk + 1) * units_per_chunk(a) * a.unit, tokens = tokens_of(a, task.row);
+  int64_t end = (task.chunk + 1) * units_per_chunk(a) * a.unit, tokens = tokens_of(a, task);
   int64_t left = (end < tokens ? end : tokens) - first;
   Tile tile;
   tile.count = static_cast<int>(left < kTile ? left : kTile);
@@ -202,7 +206,7 @@ void clear_state(const AttendArgs& a, float* state) {
 template <typename T>
 void attend_chunk(const AttendArgs& a, const Task& task, const Task* next) {
   int64_t span = units_per_chunk(a) * a.unit, first = task.chunk * span;
-  int64_t tokens = tokens_of(a, task.row);
+  int64_t tokens = tokens_of(a, task);
   int64_t end = first + span < tokens ? first + span : tokens;
   for (int64_t h = task.head; h < task.last; ++h) {
     clear_state(a, state_of(a, task.row, task.chunk, h));
@@ -233,7 +237,7 @@ void attend_chunk(const AttendArgs& a, const Task& task, const Task* next) {
 // Joins the chunks of one (row, KV head) and writes out and lse.
 template <typename T>
 void merge_chunks(const AttendArgs& a, int64_t row, int64_t head) {
-  int64_t chunks = chunks_of(a, a.counts[row]), stride = padded(a.vdim);
+  int64_t chunks = chunks_of(a, count_of(a, row, head)), stride = padded(a.vdim);
   for (int64_t g = 0; g < a.group; ++g) {
     float best = -kInf, total = 0;
     for (int64_t c = 0; c < chunks; ++c) {
@@ -274,7 +278,9 @@ void attend(const AttendArgs& a) {
     int64_t list = i / chunks % lists;
     return Task{i / (lists * chunks), i % chunks, list * heads, (list + 1) * heads};
   };
-  auto exists = [&](const Task& task) { return task.chunk < chunks_of(a, a.counts[task.row]); };
+  auto exists = [&](const Task& task) {
+    return task.chunk < chunks_of(a, count_of(a, task.row, task.head));
+  };
   parallel_for(a.rows * a.heads, 1, [&](int64_t i, int64_t) {
     int64_t row = i / a.heads, head = i % a.heads;
     const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;

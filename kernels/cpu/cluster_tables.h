@@ -102,28 +102,27 @@ INLINE void sum_channels(const float* q, int64_t q_stride, const int8_t* rows, i
   }
 }
 
-// Scaled q . centroid of a record, for one block of query heads. The record of the KV head after the
-// next is fetched.
+// Scaled q . centroid of a record, for one block of query heads; those of `next` are fetched.
 INLINE void dot_centroids(const Clustered& a, const float* wide, int64_t block, const Record& record,
-                          PerCluster& sums) {
+                          const int8_t* next, PerCluster& sums) {
   VecF by[kVectors];
   for (int v = 0; v < kVectors; ++v) by[v] = load(record.scales + v * LANES);
   sum_channels(wide + block * kBlock * a.width_of_query, a.width_of_query, record.centroids, a.dim,
-               2 * a.dim * kClusters, by, sums);
+               next - record.centroids, by, sums);
 }
 
-// The tables of what is left of keys.
+// The tables of what is left of keys; the codebooks `next` are fetched.
 template <typename Tables>
 void fill_books(const Clustered& a, const float* wide, int64_t block, const Record& record,
-                float* table) {
+                const int8_t* next, float* table) {
   wide += block * kBlock * a.width_of_query;
   for (int64_t j = 0; j < a.subspaces; ++j) {
     PerCluster sums;
     VecF by[kVectors];
     for (VecF& one : by) one = splat(record.scales[2 * kClusters + j]);
     int64_t first = j * a.sub_dim;
-    sum_channels(wide + first, a.width_of_query, record.books + first * kClusters, a.sub_dim, 0, by,
-                 sums);
+    sum_channels(wide + first, a.width_of_query, record.books + first * kClusters, a.sub_dim,
+                 next - record.books, by, sums);
     Tables::put_part(table, a.subspaces, j, sums);
   }
 }

@@ -10,6 +10,7 @@
 
 #include "cluster_tables.h"
 #include "code_keys.h"
+#include "order.h"
 #include "parallel.h"
 
 namespace {
@@ -21,7 +22,7 @@ struct Opened {
 
 struct Probe : Clustered {
   int64_t cells, room;
-  int64_t logits_at, sizes_at, ranks_at, opened_at, entered_at, shares_at, tokens_at, floats;
+  int64_t logits_at, sizes_at, ranks_at, opened_at, entered_at, shares_at, tokens_at, list_at, floats;
 
   explicit Probe(const CodeArgs& args) : Clustered(args) {
     int64_t lists = rows * heads, most = 0;
@@ -39,7 +40,8 @@ struct Probe : Clustered {
     entered_at = opened_at + lists * spans * 4;
     shares_at = entered_at + lists * blocks * kBlock * room;
     tokens_at = shares_at + lists * room;
-    floats = tokens_at + lists * room;
+    list_at = tokens_at + lists * room;
+    floats = list_at + rows * spans * heads;
   }
 
   int64_t reach_of(int64_t row) const { return reach ? reach[row] : width; }
@@ -63,6 +65,8 @@ struct Probe : Clustered {
   int32_t* tokens(int64_t row, int64_t head) const {
     return reinterpret_cast<int32_t*>(at(tokens_at, row, head, room));
   }
+  // What of rows, segments and KV heads is opened, in this order.
+  int32_t* list() const { return reinterpret_cast<int32_t*>(scratch + list_at); }
   bool whole(const Span& span) const { return span.count() == segment; }
   bool mean() const { return reduction == kMeanSoftmax; }
 };
@@ -80,7 +84,8 @@ void look(const Probe& a, int64_t row, int64_t s, int64_t head, const Span& span
   Record record(a, span, head);
   for (int64_t block = 0; block < a.blocks; ++block) {
     PerCluster sums;
-    dot_centroids(a, a.wide_of(row, head), block, record, sums);
+    dot_centroids(a, a.wide_of(row, head), block, record,
+                  record.centroids + 2 * a.dim * kClusters, sums);
     for (int g = 0; g < kBlock; ++g) {
       float* to = logits + (block * kBlock + g) * a.cells;
       for (int v = 0; v < kVectors; ++v) store(to + v * LANES, sums[g][v]);
@@ -120,13 +125,6 @@ Mass mass_of_keys(const Probe& a, int64_t row, int64_t head, int64_t g) {
   return found;
 }
 
-INLINE int32_t order_key(float x) {
-  int32_t bits;
-  x = x == x ? x + 0.0f : kInf;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
 // The largest key that clusters holding `wanted` candidates reach, the smallest number if none do.
 int32_t key_to_hold(const int32_t* keys, const float* sizes, int64_t count, float wanted) {
   constexpr uint32_t kSign = 0x80000000u;
@@ -135,13 +133,27 @@ int32_t key_to_hold(const int32_t* keys, const float* sizes, int64_t count, floa
     int32_t least = static_cast<int32_t>((key | bit) ^ kSign);
     VecF total = {};
     for (int64_t i = 0; i < count; i += LANES) {
-      VecI own;
-      __builtin_memcpy(&own, keys + i, sizeof own);
-      total += own >= least ? load(sizes + i) : VecF{};
+      total += load_keys(keys + i) >= least ? load(sizes + i) : VecF{};
     }
     if (sum_lanes(total) >= wanted) key |= bit;
   }
   return static_cast<int32_t>(key ^ kSign);
+}
+
+// out[i] = log of the maximum or mean over the group of exp(logits[g][i] - lse[g]); whole vectors.
+void reduce(const Probe& a, const float* logits, int64_t stride, const float* lse, int64_t count,
+            float* out) {
+  for (int64_t i = 0; i < count; i += LANES) {
+    VecF best = splat(-kInf), total = {};
+    for (int64_t g = 0; g < a.group; ++g) {
+      best = vmax(load(logits + g * stride + i) - lse[g], best);
+    }
+    for (int64_t g = 0; a.mean() && g < a.group; ++g) {
+      total += exp2_vec((load(logits + g * stride + i) - lse[g] - best) * kLog2E);
+    }
+    if (a.mean()) best += log2_vec(total / static_cast<float>(a.group)) * kLn2;
+    store(out + i, best);
+  }
 }
 
 // Ranks clusters and opens them; those that are open no longer have a size.
@@ -155,19 +167,9 @@ void open(const Probe& a, int64_t row, int64_t head) {
                            mass_of_keys(a, row, head, g));
     lse[g] = mass.max == -kInf ? 0 : log_sum_exp(mass);
   }
-  for (int64_t i = 0; i < a.cells; i += LANES) {
-    VecF best = splat(-kInf), total = {};
-    for (int64_t g = 0; g < a.group; ++g) {
-      best = vmax(load(logits + g * a.cells + i) - lse[g], best);
-    }
-    for (int64_t g = 0; a.mean() && g < a.group; ++g) {
-      total += exp2_vec((load(logits + g * a.cells + i) - lse[g] - best) * kLog2E);
-    }
-    if (a.mean()) best += log2_vec(total / static_cast<float>(a.group)) * kLn2;
-    store(ranks + i, best);
-  }
+  reduce(a, logits, a.cells, lse, a.cells, ranks);
   int32_t* keys = reinterpret_cast<int32_t*>(ranks);
-  for (int64_t i = 0; i < a.cells; ++i) keys[i] = order_key(ranks[i]);
+  write_keys(ranks, a.cells, keys);
   float wanted = static_cast<float>(a.reach_of(row)), held = 0;
   int32_t key = key_to_hold(keys, sizes, a.cells, wanted);
   for (int64_t i = 0; i < a.cells; ++i) held += keys[i] > key ? sizes[i] : 0;
@@ -206,19 +208,33 @@ int64_t keep_candidates(const Probe& a, const Span& span, int64_t count, float* 
   return kept;
 }
 
-// Asks for what entering a segment reads.
-void prefetch_opened(const Probe& a, int64_t row, int64_t s, int64_t head) {
-  if (!a.opened(row, head)[s].clusters) return;
+template <typename T>
+void prefetch_run(const T* from, int64_t count) {
+  prefetch_row(from, count);
+  if (count) __builtin_prefetch(from + count - 1, 0, 2);
+}
+
+// Asks for codes and places of what is opened of a segment; returns its codebooks.
+const int8_t* prefetch_opened(const Probe& a, int64_t i) {
+  int64_t row = i / a.heads / a.spans, s = i / a.heads % a.spans, head = i % a.heads;
+  Opened found = a.opened(row, head)[s];
   Record record(a, span_of(a, row, s), head);
-  prefetch_row(record.books, a.dim * kClusters);
-  prefetch_row(record.codes, (a.subspaces + 1) / 2 * a.segment);
-  prefetch_row(record.places, a.segment);
+  for (int32_t left = found.clusters; left; left &= left - 1) {
+    int c = __builtin_ctz(static_cast<uint32_t>(left));
+    int64_t begin = record.begin_of(c), count = record.ends[c] - begin;
+    prefetch_run(record.places + begin, count);
+    for (int64_t j = 0; j < a.subspaces; j += 2) {
+      prefetch_run(record.codes + j / 2 * a.segment + begin, count);
+    }
+  }
+  return record.books;
 }
 
 template <typename Tables>
-void enter(const Probe& a, int64_t row, int64_t s, int64_t head, const Span& span) {
+void enter(const Probe& a, int64_t i, const int8_t* next) {
+  int64_t row = i / a.heads / a.spans, s = i / a.heads % a.spans, head = i % a.heads;
   Opened& found = a.opened(row, head)[s];
-  if (!found.clusters) return;
+  Span span = span_of(a, row, s);
   Record record(a, span, head);
   Tables lookup = codes_of<Tables>(a, record);
   float table[kMostParts * kBlock * kClusters];
@@ -227,7 +243,7 @@ void enter(const Probe& a, int64_t row, int64_t s, int64_t head, const Span& spa
   for (int64_t block = 0; block < a.blocks; ++block) {
     const float* whole = a.logits(row, head) + block * kBlock * a.cells + s * kClusters;
     float* to = logits + block * kBlock * a.room;
-    fill_books<Tables>(a, a.wide_of(row, head), block, record, table);
+    fill_books<Tables>(a, a.wide_of(row, head), block, record, next, table);
     for (int32_t left = found.clusters; left; left &= left - 1) {
       int c = __builtin_ctz(static_cast<uint32_t>(left));
       int64_t begin = record.begin_of(c), count = record.ends[c] - begin;
@@ -262,7 +278,22 @@ void settle(const Probe& a, int64_t row, int64_t head, int64_t entered) {
     Mass mass = mass_of_many(a.logits(row, head) + g * a.cells, a.sizes(row, head), a.cells);
     if (entered) mass = joined_any(mass, mass_of(a.entered(row, head) + g * a.room, entered));
     mass = joined_any(mass, mass_of_keys(a, row, head, g));
+    if (a.known) mass = joined_any(mass, {a.known[(row * a.heads + head) * a.group + g], 1});
     lse[g] = mass.max == -kInf ? 0 : log_sum_exp(mass);
+  }
+}
+
+// Scores of all tokens as their centroids'.
+void put_shut(const Probe& a, int64_t row, int64_t head, float* out) {
+  float* ranks = a.ranks(row, head);
+  reduce(a, a.logits(row, head), a.cells, lse_of(a, row, head), a.cells, ranks);
+  for (int64_t s = 0; s < a.spans; ++s) {
+    Span span = span_of(a, row, s);
+    if (span.record < 0 || !span.count()) continue;
+    Record record(a, span, head);
+    for (int64_t t = span.first; t < span.last; ++t) {
+      out[t] = ranks[s * kClusters + record.label(t - s * a.segment)];
+    }
   }
 }
 
@@ -271,13 +302,14 @@ void finish(const Probe& a, int64_t row, int64_t head) {
   const Opened* opened = a.opened(row, head);
   const int32_t* tokens = a.tokens(row, head);
   int64_t entered = 0;
-  for (int64_t u = 0; u < a.width; ++u) out[u] = -kInf;
   for (int64_t s = 0; s < a.spans; ++s) {
     if (opened[s].clusters) entered = opened[s].first + padded(opened[s].count) + LANES;
   }
-  if (!a.reach) settle(a, row, head, entered);
+  settle(a, row, head, entered);
+  for (int64_t u = 0; u < a.width; ++u) out[u] = -kInf;
+  if (a.known) put_shut(a, row, head, out);
   float* lse = lse_of(a, row, head);
-  reduce_logits(a.entered(row, head), a.room, a.group, lse, a.mean(), entered, shares);
+  reduce(a, a.entered(row, head), a.room, lse, entered, shares);
   for (int64_t s = 0; s < a.spans; ++s) {
     for (int64_t i = opened[s].first, end = i + opened[s].count; i < end; ++i) {
       out[tokens[i]] = shares[i];
@@ -287,6 +319,16 @@ void finish(const Probe& a, int64_t row, int64_t head) {
     reduce_logits(logits_of(a, row, s, head, span), logit_stride(span.count()), a.group, lse,
                   a.mean(), span.count(), out + span.first);
   }
+}
+
+int64_t list_opened(const Probe& a) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < a.rows * a.spans * a.heads; ++i) {
+    int64_t row = i / a.heads / a.spans, s = i / a.heads % a.spans;
+    a.list()[count] = static_cast<int32_t>(i);
+    count += a.opened(row, i % a.heads)[s].clusters != 0;
+  }
+  return count;
 }
 
 template <typename T>
@@ -305,15 +347,10 @@ void score_clusters(const Probe& a) {
   });
   parallel_for(a.rows * a.heads, a.threads,
                [&](int64_t i, int64_t) { open(a, i / a.heads, i % a.heads); });
-  int64_t count = a.rows * a.spans * a.heads;
-  parallel_for(count, a.threads, [&](int64_t i, int64_t next) {
-    int64_t row = i / a.heads / a.spans, s = i / a.heads % a.spans;
-    if (next < count) {
-      prefetch_opened(a, next / a.heads / a.spans, next / a.heads % a.spans, next % a.heads);
-    }
-    for_subspaces(a, [&]<typename Tables>() {
-      enter<Tables>(a, row, s, i % a.heads, span_of(a, row, s));
-    });
+  int64_t opened = list_opened(a);
+  parallel_for(opened, a.threads, [&](int64_t i, int64_t next) {
+    const int8_t* books = prefetch_opened(a, a.list()[next < opened ? next : i]);
+    for_subspaces(a, [&]<typename Tables>() { enter<Tables>(a, a.list()[i], books); });
   });
   parallel_for(a.rows * a.heads, a.threads,
                [&](int64_t i, int64_t) { finish(a, i / a.heads, i % a.heads); });

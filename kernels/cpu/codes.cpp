@@ -57,6 +57,7 @@ void merge(const Scene& a, int64_t row, int64_t head) {
       }
       whole = joined(whole, part);
     }
+    if (a.known) whole = joined(whole, {a.known[(row * a.heads + head) * a.group + g], 1});
     lse[g] = log_sum_exp(whole);
   }
 }

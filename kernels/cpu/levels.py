@@ -9,12 +9,12 @@ FOLDER = Path(__file__).parent
 GLIBC = "2.17"
 """The oldest C library that the kernels run on."""
 SOURCES = (
-    *("attend.cpp", "clusters.cpp", "codes.cpp", "estimate.cpp", "index.cpp", "score.cpp"),
-    *("select.cpp", "summarise.cpp"),
+    *("allot.cpp", "attend.cpp", "clusters.cpp", "codes.cpp", "estimate.cpp", "index.cpp"),
+    *("score.cpp", "select.cpp", "summarise.cpp"),
 )
 HEADERS = (
     *("args.h", "cluster_tables.h", "code_keys.h", "code_scene.h", "code_tables.h", "dot.h"),
-    *("kmeans.h", "lookup.h", "parallel.h", "permute.h", "shares.h", "simd.h"),
+    *("kmeans.h", "lookup.h", "order.h", "parallel.h", "permute.h", "shares.h", "simd.h"),
 )
 FLAGS = (
     *("-std=c++20", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra"),

@@ -22,7 +22,7 @@ class AttendArgs(ctypes.Structure):
     _fields_ = [
         *_fields("q keys values table counts tails out lse scratch", ctypes.c_void_p),
         *_fields("rows heads group dim vdim width unit dtype threads"),
-        *_fields("q_row q_head q_group k_slot k_head v_slot v_head t_row t_head"),
+        *_fields("q_row q_head q_group k_slot k_head v_slot v_head t_row t_head c_row c_head"),
         *_fields("scale", ctypes.c_double),
     ]
 
@@ -31,7 +31,7 @@ class ScoreArgs(ctypes.Structure):
     """`ScoreArgs` of args.h."""
 
     _fields_ = [
-        *_fields("q data table begin end out scratch", ctypes.c_void_p),
+        *_fields("q data table begin end known out scratch", ctypes.c_void_p),
         *_fields("rows heads group dim width unit dtype threads formula reduction"),
         *_fields("q_row q_head q_group d_item d_head d_plane t_row"),
         *_fields("scale spread", ctypes.c_double),
@@ -43,7 +43,7 @@ class CodeArgs(ctypes.Structure):
 
     _fields_ = [
         *_fields("q keys codebooks codes centroids scales labels places ends", ctypes.c_void_p),
-        *_fields("reach records slots begin end out scratch", ctypes.c_void_p),
+        *_fields("reach records slots begin end known out scratch", ctypes.c_void_p),
         *_fields("rows heads group dim width segments segment subspaces entries dtype threads"),
         *_fields("reduction q_row q_head q_group k_slot k_head r_row s_row"),
         *_fields("scale", ctypes.c_double),
@@ -56,7 +56,7 @@ class EstimateArgs(ctypes.Structure):
     _fields_ = [
         ("codes", CodeArgs),
         *_fields("values logical counts out lse", ctypes.c_void_p),
-        *_fields("vdim n unit"),
+        *_fields("vdim n unit c_row c_head"),
     ]
 
 
@@ -66,7 +66,18 @@ class SelectArgs(ctypes.Structure):
     _fields_ = [
         *_fields("scores table begin end num_units counts", ctypes.c_void_p),
         *_fields("logical physical scratch", ctypes.c_void_p),
-        *_fields("rows heads width n threads t_row"),
+        *_fields("rows heads width n threads t_row c_row c_head"),
+    ]
+
+
+class AllotArgs(ctypes.Structure):
+    """`AllotArgs` of args.h."""
+
+    _fields_ = [
+        *_fields("scores begin end num_units counts pooled", ctypes.c_void_p),
+        *_fields("coverage out scratch", ctypes.c_void_p),
+        *_fields("rows heads width threads"),
+        *_fields("flat least", ctypes.c_double),
     ]
 
 
@@ -130,6 +141,7 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
     region = ctypes.cast(openmp_library().GOMP_parallel, ctypes.c_void_p)
     library.set_parallel_region(region)
     for name, args in (
+        ("allot", AllotArgs),
         ("attend", AttendArgs),
         ("score", ScoreArgs),
         ("score_codes", CodeArgs),

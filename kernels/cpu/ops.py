@@ -3,23 +3,26 @@
 import ctypes
 import math
 import threading
+from typing import NamedTuple
 
 import torch
 
 from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
+from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
-    CodeSummary,
-    PageSummary,
+    Goal,
     Reduction,
     ResidualIndex,
     SegmentIndex,
     Selection,
+    per_head,
 )
 
 from .library import (
     DTYPES,
+    AllotArgs,
     AttendArgs,
     CodeArgs,
     EstimateArgs,
@@ -39,6 +42,15 @@ PLANES = {"min_max": 0, "mean_std": 1, "landmark": 2, "misfit": 3}
 REDUCTIONS = {Reduction.MAX_SOFTMAX: 0, Reduction.MEAN_SOFTMAX: 1, Reduction.MAX: 2}
 """`Reduction` of args.h."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
+
+
+class _Formula(NamedTuple):
+    """A formula of args.h and how its data lies."""
+
+    number: int
+    strides: tuple[int, ...]
+    unit_size: int
+    spread: float
 
 
 class Scratch(threading.local):
@@ -94,13 +106,15 @@ class CpuOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score`."""
         if summary.name not in FORMULAS:
             raise UnsupportedOnDevice(summary.name, "score", self.name)
-        strides = fields.stride()
-        formula = FORMULAS[summary.name]
-        return self._score(q, fields, candidates, scale, reduction, (*strides[:3],), formula, 0)
+        number = FORMULAS[summary.name]
+        spread = SPREAD if number == EXPECTED_MAXIMUM else summary.reach
+        formula = _Formula(number, fields.stride()[:3], 0, spread)
+        return self._score(q, fields, candidates, scale, reduction, formula, known)
 
     def score_exact(
         self,
@@ -110,10 +124,11 @@ class CpuOps:
         scale: float,
         reduction: Reduction,
         unit_size: int,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_exact`."""
-        strides = (*keys.stride()[:2], 0)
-        return self._score(q, keys, candidates, scale, reduction, strides, EXACT, unit_size)
+        formula = _Formula(EXACT, (*keys.stride()[:2], 0), unit_size, 0)
+        return self._score(q, keys, candidates, scale, reduction, formula, known)
 
     def _score(
         self,
@@ -122,9 +137,8 @@ class CpuOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
-        strides: tuple[int, ...],
-        formula: int,
-        unit_size: int,
+        formula: "_Formula",
+        known: torch.Tensor | None,
     ) -> torch.Tensor:
         table = candidates.unit_table
         _check_rows(q=q, data=data, unit_table=table)
@@ -134,10 +148,11 @@ class CpuOps:
         out = torch.empty(rows, heads, table.shape[1])
         args = ScoreArgs(
             *(q.data_ptr(), data.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
-            *(out.data_ptr(), None, rows, heads, group, dim, table.shape[1], unit_size),
-            *(DTYPES[q.dtype], torch.get_num_threads(), formula),
-            *(REDUCTIONS[reduction], *q.stride()[:3], *strides, table.stride(0)),
-            *(scale, SPREAD),
+            *(_pointer(known, reduction), out.data_ptr(), None),
+            *(rows, heads, group, dim, table.shape[1], formula.unit_size),
+            *(DTYPES[q.dtype], torch.get_num_threads(), formula.number),
+            *(REDUCTIONS[reduction], *q.stride()[:3], *formula.strides, table.stride(0)),
+            *(scale, formula.spread),
         )
         pointer = ctypes.byref(args)
         args.scratch = self._scratch.pointer(self._library.score_scratch(pointer))
@@ -178,6 +193,7 @@ class CpuOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
         reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_codes`."""
@@ -187,6 +203,7 @@ class CpuOps:
         args = self._code_args(q, index, spans, scale)
         out = torch.empty(*q.shape[:2], spans.unit_table.shape[1])
         args.keys, args.out, args.reduction = keys.data_ptr(), out.data_ptr(), REDUCTIONS[reduction]
+        args.known = _pointer(known, reduction)
         args.k_slot, args.k_head = keys.stride()[:2]
         pointer = ctypes.byref(args)
         if isinstance(index, SegmentIndex):
@@ -200,6 +217,27 @@ class CpuOps:
         self._library.score_clusters(pointer)
         return out
 
+    def allot(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+        goal: Goal,
+    ) -> torch.Tensor:
+        """See `Ops.allot`."""
+        rows, heads, width = scores.shape
+        out = torch.empty(rows, heads, dtype=torch.int32)
+        whole = (candidates.begin, candidates.end, num_units, counts, goal.pooled, goal.coverage)
+        held = [scores.contiguous(), *(one.contiguous() for one in whole)]
+        args = AllotArgs(
+            *(one.data_ptr() for one in held),
+            *(out.data_ptr(), self._scratch.pointer(2 * scores.numel())),
+            *(rows, heads, width, torch.get_num_threads(), goal.flat, goal.least),
+        )
+        self._library.allot(ctypes.byref(args))
+        return out
+
     def estimate(
         self,
         q: torch.Tensor,
@@ -210,16 +248,16 @@ class CpuOps:
         unit_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.estimate`."""
-        spans, counts = candidates.contiguous(), selection.counts.contiguous()
-        logical, values = selection.logical, index.values
+        spans, logical, values = candidates.contiguous(), selection.logical, index.values
         assert logical.is_contiguous() and values.is_contiguous()
         rows, heads, group, _ = q.shape
+        counts = per_head(selection.counts, heads)
         out = q.new_empty(rows, heads, group, values.shape[-1])
         lse = torch.empty(rows, heads, group)
         args = EstimateArgs(
             self._code_args(q, index, spans, scale),
             *(values.data_ptr(), logical.data_ptr(), counts.data_ptr(), out.data_ptr()),
-            *(lse.data_ptr(), values.shape[-1], logical.shape[-1], unit_size),
+            *(lse.data_ptr(), values.shape[-1], logical.shape[-1], unit_size, *counts.stride()),
         )
         args.codes.width = index.table.shape[1] * index.segment_size  # in tokens, as is the span
         pointer = ctypes.byref(args)
@@ -239,7 +277,7 @@ class CpuOps:
         args = CodeArgs(
             *(q.data_ptr(), None, books.data_ptr(), codes.data_ptr(), *[None] * 6),
             *(index.table.data_ptr(), table.data_ptr(), spans.begin.data_ptr()),
-            *(spans.end.data_ptr(), None, None, rows, heads, group, dim, table.shape[1]),
+            *(spans.end.data_ptr(), None, None, None, rows, heads, group, dim, table.shape[1]),
             *(index.table.shape[1], index.segment_size, books.shape[2], index.entries),
             *(DTYPES[q.dtype], torch.get_num_threads(), 0, *q.stride()[:3], 0, 0),
             *(index.table.stride(0), table.stride(0), scale),
@@ -263,17 +301,18 @@ class CpuOps:
         table = candidates.unit_table
         _check_rows(unit_table=table)
         scores, num_units = scores.contiguous(), num_units.contiguous()
-        kept = counts.contiguous()
         begin, end = candidates.begin.contiguous(), candidates.end.contiguous()
         rows, heads, width = scores.shape
+        counts = per_head(counts, heads)
         widest = int(counts.max()) if rows else 0
         logical = torch.empty(rows, heads, widest, dtype=torch.int32)
         physical = torch.empty_like(logical)
         args = SelectArgs(
             *(scores.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
-            *(num_units.data_ptr(), kept.data_ptr(), logical.data_ptr(), physical.data_ptr()),
+            *(num_units.data_ptr(), counts.data_ptr(), logical.data_ptr(), physical.data_ptr()),
             self._scratch.pointer(2 * scores.numel()),
             *(rows, heads, width, widest, torch.get_num_threads(), table.stride(0)),
+            *counts.stride(),
         )
         self._library.select_units(ctypes.byref(args))
         return Selection(logical, physical, counts)
@@ -292,8 +331,9 @@ class CpuOps:
         """See `Ops.attend`."""
         _check_rows(q=q, keys=keys, values=values, table=table)
         _check_dtype(q, keys)
-        counts, tail_lengths = counts.contiguous(), tail_lengths.contiguous()
+        tail_lengths = tail_lengths.contiguous()
         rows, heads, group, dim = q.shape
+        counts = per_head(counts, heads)
         out = q.new_empty(rows, heads, group, values.shape[-1])
         lse = torch.empty(rows, heads, group)
         args = AttendArgs(
@@ -302,6 +342,7 @@ class CpuOps:
             *(rows, heads, group, dim, values.shape[-1], table.shape[2], unit_size),
             *(DTYPES[q.dtype], torch.get_num_threads()),
             *(*q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], *table.stride()[:2]),
+            *counts.stride(),
             scale,
         )
         pointer = ctypes.byref(args)
@@ -325,6 +366,12 @@ class CpuOps:
     ) -> torch.Tensor:
         """See `Ops.prefill`."""
         return prefill(q, keys, values, slots, scale)
+
+
+def _pointer(known: torch.Tensor | None, reduction: Reduction) -> int | None:
+    """Address of what joins the softmax."""
+    assert known is None or (known.is_contiguous() and reduction is not Reduction.MAX)
+    return None if known is None else known.data_ptr()
 
 
 def _check_rows(**tensors: torch.Tensor) -> None:

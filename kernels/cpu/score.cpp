@@ -17,7 +17,8 @@ float* logits_of(const ScoreArgs& a, int64_t row, int64_t head) {
 }
 
 // Two query sets [G, padded(D)] per (row, KV head), behind the logits: the positive and negative
-// parts for the bound, q and (in float32) its square for the expected maximum, else q alone.
+// parts for the bound (each with a part of the other where the score lies within it), q and (in
+// float32) its square for the expected maximum, else q alone.
 template <typename T>
 T* queries_of(const ScoreArgs& a, int64_t row, int64_t head, int64_t set) {
   int64_t logits = a.rows * a.heads * a.group * logit_stride(a);
@@ -31,11 +32,12 @@ void prepare_queries(const ScoreArgs& a, int64_t row, int64_t head) {
   Query<T>* first = queries_of<Query<T>>(a, row, head, 0);
   copy_queries(first, q, a.group, a.q_group, a.dim);
   if (a.formula == kExact || a.formula == kProduct) return;
+  float near = static_cast<float>(0.5 + 0.5 * a.spread), far = 1 - near;
   for (int64_t i = 0; i < a.group * padded(a.dim); i += LANES) {
     VecF x = load(first + i);
     if (a.formula == kUpperBound) {
-      store(first + i, x > 0.0f ? x : VecF{});
-      store(queries_of<Query<T>>(a, row, head, 1) + i, x < 0.0f ? x : VecF{});
+      store(first + i, x > 0.0f ? x * near : x * far);
+      store(queries_of<Query<T>>(a, row, head, 1) + i, x < 0.0f ? x * near : x * far);
     } else {
       store(queries_of<float>(a, row, head, 1) + i, x * x);
     }
@@ -157,8 +159,11 @@ void reduce_group(const ScoreArgs& a, int64_t row, int64_t head) {
   if (begin >= end) return;
   float* lse = lse_of(a, row, head);
   for (int64_t g = 0; g < a.group; ++g) {
-    bool shares = a.reduction != kMax;
-    lse[g] = shares ? log_sum_exp(mass_of(logits + g * stride + begin, end - begin)) : 0;
+    lse[g] = 0;
+    if (a.reduction == kMax) continue;
+    Mass mass = mass_of(logits + g * stride + begin, end - begin);
+    if (a.known) mass = joined(mass, {a.known[(row * a.heads + head) * a.group + g], 1});
+    lse[g] = log_sum_exp(mass);
   }
   reduce_logits(logits + begin, stride, a.group, lse, a.reduction == kMeanSoftmax, end - begin,
                 out + begin);

@@ -1,62 +1,10 @@
 // The best candidates of each (row, KV head), with sinks and window, in ascending order.
 
 #include "args.h"
+#include "order.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace {
-
-constexpr float kLargest = 0x1.fffffep127f;  // rank of what is not a number, and of infinity
-
-INLINE VecF known(VecF scores) { return scores < kLargest ? scores : splat(kLargest); }
-
-// Order-preserving map of float to int32 and back; -0 and +0 are equal.
-INLINE VecI order_keys(VecF scores) {
-  VecI bits = reinterpret_cast<VecI>(known(scores) + 0.0f);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
-INLINE VecF score_of(int32_t key) {
-  return as_float(splat_bits(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7fffffff))));
-}
-
-INLINE VecI load_keys(const int32_t* p) {
-  VecI x;
-  __builtin_memcpy(&x, p, sizeof x);
-  return x;
-}
-
-INLINE uint32_t any_bits(VecI x) {
-  uint32_t bits = 0;
-  for (int i = 0; i < LANES; ++i) bits |= static_cast<uint32_t>(x[i]);
-  return bits;
-}
-
-// Keys of n scores; returns the bits in which any two of them differ.
-uint32_t write_keys(const float* scores, int64_t n, int32_t* keys) {
-  VecI differ = {};
-  uint32_t bits = 0;
-  int64_t u = 0;
-  for (; u + LANES <= n; u += LANES) {
-    VecI x = order_keys(load(scores + u));
-    __builtin_memcpy(keys + u, &x, sizeof x);
-    differ |= x ^ keys[0];
-  }
-  for (; u < n; ++u) {
-    keys[u] = order_keys(splat(scores[u]))[0];
-    bits |= static_cast<uint32_t>(keys[u] ^ keys[0]);
-  }
-  return bits | any_bits(differ);
-}
-
-int64_t count_at_least(const int32_t* keys, int64_t n, int32_t key) {
-  VecI counts = {};
-  int64_t u = 0, count = 0;
-  for (; u + LANES <= n; u += LANES) counts -= load_keys(keys + u) >= key;
-  for (int i = 0; i < LANES; ++i) count += counts[i];
-  for (; u < n; ++u) count += keys[u] >= key;
-  return count;
-}
 
 // A key that at least `wanted` of n keys reach, and no larger one unless exactly `wanted` reach it:
 // found bit by bit below the bits that all keys share; 0 < wanted <= n. `reached` becomes the
@@ -76,15 +24,6 @@ int32_t threshold(const int32_t* keys, int64_t n, uint32_t differ, int64_t wante
     }
   }
   return static_cast<int32_t>(key ^ kSign);
-}
-
-// Bit i is set where x[i] >= least[i].
-INLINE uint32_t reaching(VecF x, VecF least) {
-  typedef bool Flags __attribute__((ext_vector_type(LANES)));
-  Flags flags = __builtin_convertvector(x >= least, Flags);
-  uint32_t bits = 0;
-  __builtin_memcpy(&bits, &flags, (LANES + 7) / 8);
-  return bits & ((1u << LANES) - 1);
 }
 
 // Of n scores those that can be among the best `wanted`: writes their keys and, ascending, their
@@ -107,7 +46,7 @@ int64_t sieve(const float* scores, int64_t n, int64_t share, int64_t wanted, int
   VecF least = score_of(key > lowest ? key : lowest);
   for (; u + LANES <= n; u += LANES) {
     VecF x = known(load(scores + u));
-    uint32_t which = reaching(x, least);
+    uint32_t which = lane_bits(x >= least);
     put_lanes(keys + kept, order_keys(x), which);
     put_lanes(places + kept, lane_numbers() + static_cast<int32_t>(u), which);
     kept += __builtin_popcount(which);
@@ -160,7 +99,7 @@ void select_head(const SelectArgs& a, int64_t row, int64_t head) {
   const int32_t* table = a.table + row * a.t_row;
   int32_t* logical = a.logical + (row * a.heads + head) * a.n;
   int32_t* physical = a.physical + (row * a.heads + head) * a.n;
-  int64_t total = a.num_units[row], wanted = a.counts[row];
+  int64_t total = a.num_units[row], wanted = a.counts[row * a.c_row + head * a.c_head];
   int64_t sinks = a.begin[row] < total ? a.begin[row] : total;
   int64_t window = a.end[row] > sinks ? a.end[row] : sinks;
   if (window > total) window = total;

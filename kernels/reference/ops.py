@@ -1,23 +1,22 @@
 """The ops of `sgl_sparsekv.ops.Ops`, one function body per op, float32 throughout."""
 
-from dataclasses import dataclass
-
 import torch
 
+from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
-    CodeSummary,
-    PageSummary,
+    Goal,
     Reduction,
     ResidualIndex,
     SegmentIndex,
     Selection,
+    per_head,
 )
 
 from . import records
-
-LARGEST = torch.finfo(torch.float32).max
-"""Rank of a score that is not a number: kept if there is room, behind what is always kept."""
+from .allot import LARGEST, covering, pooled
+from .clusters import Clusters
+from .rows import candidate_spans, known_of, reduce_group, unit_rows
 
 
 class ReferenceOps:
@@ -59,6 +58,7 @@ class ReferenceOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score`."""
         rows, heads, _, _ = q.shape
@@ -68,7 +68,7 @@ class ReferenceOps:
             units = candidates.unit_table[row, begin:end].long()
             planes = fields[units].movedim(1, 0).float()  # [H, u, planes, D]
             estimate = summary.score(q[row].float(), planes) * scale
-            scores[row, :, begin:end] = reduce_group(estimate, reduction)
+            scores[row, :, begin:end] = reduce_group(estimate, reduction, known_of(known, row))
         return scores
 
     def score_exact(
@@ -79,6 +79,7 @@ class ReferenceOps:
         scale: float,
         reduction: Reduction,
         unit_size: int,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_exact`."""
         rows, heads, _, _ = q.shape
@@ -86,7 +87,9 @@ class ReferenceOps:
         for row, begin, end in candidate_spans(candidates):
             k = unit_rows(keys, candidates.unit_table[row, begin:end].long(), unit_size).float()
             logits = torch.einsum("hgd,uthd->hgut", q[row].float(), k) * scale
-            scores[row, :, begin:end] = reduce_group(logits.logsumexp(-1), reduction)
+            scores[row, :, begin:end] = reduce_group(
+                logits.logsumexp(-1), reduction, known_of(known, row)
+            )
         return scores
 
     def score_codes(
@@ -97,6 +100,7 @@ class ReferenceOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
         reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_codes`: keys of coded tokens are put together from their codes."""
@@ -111,13 +115,36 @@ class ReferenceOps:
                     coded = records.decoded(index, record)
                     k[:, first : first + index.segment_size] = coded[:, : end - first]
             logits = q[row].float() @ k[:, begin:].mT * scale
-            whole = logits[..., :0]
             if reach is not None and isinstance(index, ResidualIndex):
-                clusters = Clusters.of(q[row].float() * scale, index, row, begin, end)
-                logits, whole = clusters.opened(logits, reduction, int(reach[row]))
-            every = reduce_group(torch.cat((logits, whole), -1), reduction)
-            scores[row, :, begin:end] = every[:, : end - begin]
+                clusters = Clusters.of(q[row].float() * scale, index, row, (begin, end))
+                own = clusters.scores(logits, reduction, int(reach[row]), known_of(known, row))
+            else:
+                own = reduce_group(logits, reduction, known_of(known, row))
+            scores[row, :, begin:end] = own
         return scores
+
+    def allot(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+        goal: Goal,
+    ) -> torch.Tensor:
+        """See `Ops.allot`."""
+        out = counts.new_empty(scores.shape[:2])
+        spans = zip(candidates.begin.tolist(), candidates.end.tolist(), strict=True)
+        for row, (begin, end) in enumerate(spans):
+            ranked = scores[row, :, begin : max(begin, end)]
+            always = int(num_units[row]) - ranked.shape[-1]
+            room = max(0, min(int(counts[row]) - always, ranked.shape[-1]))
+            rooms = torch.full((scores.shape[1],), room)
+            if goal.pooled[row]:
+                rooms = pooled(ranked, room, goal.least)
+            if goal.coverage[row] < 1:
+                rooms = rooms.minimum(covering(ranked, float(goal.coverage[row]), goal.flat))
+            out[row] = always + rooms
+        return out
 
     def select(
         self,
@@ -128,18 +155,20 @@ class ReferenceOps:
     ) -> Selection:
         """See `Ops.select`: +inf for sinks and window, then a stable descending sort."""
         rows, heads, width = scores.shape
+        counts = per_head(counts, heads)
         widest = int(counts.max()) if rows else 0
         logical = torch.full((rows, heads, widest), -1, dtype=torch.int32, device=scores.device)
         unit = torch.arange(width, device=scores.device)
         for row, (begin, end) in enumerate(
             zip(candidates.begin.tolist(), candidates.end.tolist(), strict=True)
         ):
-            total, count = int(num_units[row]), int(counts[row])
+            total = int(num_units[row])
             always = (unit < begin) | ((unit >= end) & (unit < total))
             known = scores[row].nan_to_num(LARGEST, posinf=LARGEST, neginf=-torch.inf)
             rank = known.masked_fill(always, torch.inf)[:, :total]
-            best = torch.sort(rank, dim=-1, descending=True, stable=True).indices[:, :count]
-            logical[row, :, :count] = best.sort(-1).values.int()
+            best = torch.sort(rank, dim=-1, descending=True, stable=True).indices
+            for head, count in enumerate(counts[row].tolist()):
+                logical[row, head, :count] = best[head, :count].sort().values.int()
         table = candidates.unit_table[:, None, :].expand(rows, heads, width)
         physical = table.gather(-1, logical.clamp(min=0).long())
         return Selection(logical, physical.masked_fill(logical < 0, 0).int(), counts)
@@ -160,9 +189,10 @@ class ReferenceOps:
         out = q.new_empty(rows, heads, group, values.shape[-1])
         lse = q.new_empty(rows, heads, group, dtype=torch.float32)
         offsets = torch.arange(unit_size, device=q.device)
+        listed = per_head(counts, heads).tolist()
         for row in range(rows):
-            count, tail = int(counts[row]), int(tail_lengths[row])
-            for head in range(heads):
+            tail = int(tail_lengths[row])
+            for head, count in enumerate(listed[row]):
                 units = table[row, head, :count].long()
                 slots = (units[:, None] * unit_size + offsets).reshape(-1)
                 slots = slots[: (count - 1) * unit_size + tail]
@@ -184,11 +214,13 @@ class ReferenceOps:
         rows, heads, group, _ = q.shape
         out = q.new_zeros(rows, heads, group, index.values.shape[-1])
         lse = torch.full((rows, heads, group), -torch.inf, device=q.device)
+        listed = per_head(selection.counts, heads).tolist()
         for row, begin, end in candidate_spans(candidates):
             unread = torch.zeros(heads, len(index.table[row]) * index.segment_size).bool()
             unread[:, begin:end] = True
-            for head, units in enumerate(selection.logical[row, :, : int(selection.counts[row])]):
-                tokens = units.long()[:, None] * unit_size + torch.arange(unit_size)
+            for head, count in enumerate(listed[row]):
+                units = selection.logical[row, head, :count].long()
+                tokens = units[:, None] * unit_size + torch.arange(unit_size)
                 unread[head, tokens[tokens < unread.shape[1]]] = False
             logits, values = [], []
             for segment, record in enumerate(index.table[row].tolist()):
@@ -196,7 +228,7 @@ class ReferenceOps:
                     continue
                 first = segment * index.segment_size
                 there = unread[:, None, first : first + index.segment_size]
-                keys = records.of_clusters(index, record, records.centroids(index, record))
+                keys = records.cluster_keys(index, record)
                 own = (q[row].float() @ keys.mT * scale).masked_fill(~there, -torch.inf)
                 logits.append(own)
                 values.append(records.cluster_values(index, record))
@@ -232,73 +264,3 @@ class ReferenceOps:
         weights = logits.masked_fill(future, -torch.inf).softmax(-1)
         out = torch.einsum("hgtl,lhd->thgd", weights, values[slots].float())
         return out.reshape(new, -1, values.shape[-1]).to(q.dtype)
-
-
-def unit_rows(keys: torch.Tensor, units: torch.Tensor, unit_size: int) -> torch.Tensor:
-    """Rows of whole units: keys `[slots, H, D]`, units `[m]` -> `[m, unit_size, H, D]`."""
-    return keys.unflatten(0, (-1, unit_size))[units]
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """Clusters of a row's candidates.
-
-    Attributes:
-        logits: scaled q·centroid, float32 `[H, G, C]`.
-        labels: of the candidates, int64 `[H, n]`; C for tokens without a record.
-        sizes: candidates of each cluster, float32 `[H, C]`.
-    """
-
-    logits: torch.Tensor
-    labels: torch.Tensor
-    sizes: torch.Tensor
-
-    @classmethod
-    def of(
-        cls, q: torch.Tensor, index: ResidualIndex, row: int, begin: int, end: int
-    ) -> "Clusters":
-        """Of scaled queries `[H, G, D]` and the candidates [begin, end) of a row."""
-        size, many = index.segment_size, index.entries
-        known = [r for r in enumerate(index.table[row].tolist()) if r[1] >= 0 and r[0] * size < end]
-        count = many * len(known)
-        labels = torch.full((len(q), end), count)
-        logits = [q.new_empty(*q.shape[:2], 0)]
-        for nth, (segment, record) in enumerate(known):
-            own = records.labels(index, record) + many * nth
-            first = segment * size
-            labels[:, first : first + size] = own[:, : end - first]
-            logits.append(q @ records.centroids(index, record).mT)
-        labels = labels[:, begin:]
-        sizes = torch.zeros(len(q), count + 1).scatter_add(1, labels, torch.ones(labels.shape))
-        return cls(torch.cat(logits, -1), labels, sizes[:, :count])
-
-    def opened(
-        self, logits: torch.Tensor, reduction: Reduction, reach: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of candidates `[H, G, n]` -> the same, -inf in clusters that stay shut, and
-        `[H, G, C]`, logs of what those weigh, -inf for open ones."""
-        count, sizes = self.sizes.shape[1], self.sizes.log()[:, None]
-        coded = (self.labels < count)[:, None]
-        others = logits.masked_fill(coded, -torch.inf)
-        share = reduce_group(torch.cat((self.logits + sizes, others), -1), reduction)
-        ranks = (share[:, :count] - sizes[:, 0]).nan_to_num(nan=-torch.inf)
-        found = records.opened(ranks, self.sizes, reach)
-        whole = (self.logits + sizes).masked_fill(found[:, None], -torch.inf)
-        shut = torch.nn.functional.pad(~found, (0, 1)).gather(1, self.labels)
-        return logits.masked_fill(shut[:, None], -torch.inf), whole
-
-
-def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:
-    """(row, begin, end) of every row that has candidates."""
-    spans = zip(candidates.begin.tolist(), candidates.end.tolist(), strict=True)
-    return [(row, begin, end) for row, (begin, end) in enumerate(spans) if begin < end]
-
-
-def reduce_group(scores: torch.Tensor, reduction: Reduction) -> torch.Tensor:
-    """Scaled scores `[H, G, u]` -> `[H, u]`: log of the max or mean softmax over the group."""
-    if reduction is Reduction.MAX:
-        return scores.amax(1)
-    log_share = scores - scores.logsumexp(-1, keepdim=True)
-    if reduction is Reduction.MAX_SOFTMAX:
-        return log_share.amax(1)
-    return log_share.logsumexp(1) - torch.tensor(float(scores.shape[1])).log()

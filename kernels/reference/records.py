@@ -14,7 +14,12 @@ def decoded(index: SegmentIndex | ResidualIndex, record: int) -> torch.Tensor:
     codes = in_order.gather(-1, places.argsort(-1)[:, None].expand(in_order.shape))
     scales = index.scales[record][:, -parts:]
     books = index.codebooks[record].mT.float() * scales[..., None, None]
-    return of_clusters(index, record, centroids(index, record)) + looked_up(codes, books)
+    return cluster_keys(index, record) + looked_up(codes, books)
+
+
+def cluster_keys(index: ResidualIndex, record: int) -> torch.Tensor:
+    """Centroid of each token's cluster: float32 `[H, S, D]`."""
+    return of_clusters(index, record, centroids(index, record))
 
 
 def cluster_values(index: ResidualIndex, record: int) -> torch.Tensor:
@@ -50,12 +55,3 @@ def looked_up(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """Rows that codes stand for: `[H, m, S]`, `[H, m, K, W]` -> `[H, S, m W]`."""
     picked = codes.long()[..., None].expand(*codes.shape, codebook.shape[-1])
     return codebook.gather(2, picked).movedim(1, 2).flatten(2)
-
-
-def opened(ranks: torch.Tensor, sizes: torch.Tensor, reach: int) -> torch.Tensor:
-    """Clusters in the order of their ranks, the first ones among equals, until they hold `reach`
-    tokens: ranks and sizes `[H, C]` -> bool `[H, C]`."""
-    order = ranks.argsort(dim=-1, descending=True, stable=True)
-    there = sizes.gather(-1, order)
-    among = (there.cumsum(-1) - there < reach) & (there > 0)
-    return torch.zeros_like(among).scatter(-1, order, among)

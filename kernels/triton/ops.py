@@ -4,7 +4,8 @@ import torch
 
 import triton
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
-from sgl_sparsekv.types import Candidates, PageSummary, Reduction, Selection, StepShape
+from sgl_sparsekv.summaries import PageSummary
+from sgl_sparsekv.types import Candidates, Goal, Reduction, Selection, StepShape, per_head
 
 from .attend import attend_kernel, merge_kernel
 from .fused import FusedDecode
@@ -15,6 +16,8 @@ from .select import select_kernel
 from .share import share_kernel
 from .spec import EXACT, FORMULAS, MIN_MAX, SPREAD
 from .tuning import SELECT_CHUNK, SELECT_WARPS, num_splits
+
+NO_SHARES = "coverage and budget_split have no kernels on device triton"
 
 
 class TritonOps:
@@ -54,8 +57,10 @@ class TritonOps:
         candidates: Candidates,
         scale: float,
         reduction: Reduction,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score`."""
+        _check_unknown(known)
         self._check(summary, "score")
         return self._score(FORMULAS[summary.name], q, q, fields, candidates, scale, reduction, 1)
 
@@ -67,8 +72,10 @@ class TritonOps:
         scale: float,
         reduction: Reduction,
         unit_size: int,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_exact`."""
+        _check_unknown(known)
         return self._score(EXACT, q, keys, None, candidates, scale, reduction, unit_size)
 
     def _score(
@@ -111,6 +118,17 @@ class TritonOps:
         )  # fmt: skip
         return out
 
+    def allot(
+        self,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_units: torch.Tensor,
+        counts: torch.Tensor,
+        goal: Goal,
+    ) -> torch.Tensor:
+        """See `Ops.allot`: `coverage` and `budget_split` are refused on this device."""
+        raise UnsupportedSetup(NO_SHARES)
+
     def select(
         self,
         scores: torch.Tensor,
@@ -133,7 +151,7 @@ class TritonOps:
             MEAN=False, REDUCED=True, COPY_DENSE=False, LOGICAL=True,
             num_warps=SELECT_WARPS,
         )  # fmt: skip
-        return Selection(logical, physical, counts)
+        return Selection(logical, physical, per_head(counts, heads))
 
     def attend(
         self,
@@ -148,6 +166,8 @@ class TritonOps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.attend`."""
         rows, heads, group, dim = q.shape
+        if counts.dim() == 2:
+            counts = _alike(counts)
         vdim, splits, tuned = values.shape[-1], num_splits(heads), tuning(dim, q.dtype)
         out = q.new_empty(rows, heads, group, vdim)
         lse = q.new_empty(rows, heads, group, dtype=torch.float32)
@@ -184,6 +204,22 @@ class TritonOps:
     def _check(self, summary: PageSummary, op: str) -> None:
         if summary.name not in ("min_max", "mean_std"):
             raise UnsupportedOnDevice(summary.name, op, self.name)
+
+
+def _check_unknown(known: torch.Tensor | None) -> None:
+    if known is not None:
+        raise UnsupportedSetup(NO_SHARES)
+
+
+def _alike(counts: torch.Tensor) -> torch.Tensor:
+    """Counts `[rows]` of `[rows, H]`.
+
+    Raises:
+        UnsupportedSetup: they differ between KV heads.
+    """
+    if not torch.equal(counts, counts[:, :1].expand_as(counts)):
+        raise UnsupportedSetup("counts that differ between KV heads have no kernel on triton")
+    return counts[:, 0].contiguous()
 
 
 def constant(like: torch.Tensor, size: int, value: int) -> torch.Tensor:

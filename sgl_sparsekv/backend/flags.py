@@ -29,6 +29,8 @@ _HELP = {
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
     "sink": "first tokens that are always kept",
     "window": "newest tokens that are always kept",
+    "coverage": "share of attention that is read, such as 0.95; the budget is a ceiling then",
+    "budget_split": "whose the budget is: even (each KV head's) or heads (a mean over a layer's)",
     "dense_layers": "first layers that read the whole cache",
     "reselect_every": "decode steps for which a selection is used",
     "estimate": "answer for what is not read by clusters and codes: true or false",
@@ -134,6 +136,7 @@ def _typed(name: str, text: str) -> Any:
     """A flag's text as JSON would hold it; what does not parse is left for the rules to refuse."""
     if name in (
         "budget",
+        "coverage",
         "sink",
         "window",
         "dense_layers",

@@ -13,7 +13,7 @@ import torch
 from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
 from ..page_metadata import RowSegments, StepSeal
-from ..types import ResidualIndex, ScoreInputs, Selection
+from ..types import Reduction, ResidualIndex, ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
@@ -186,10 +186,10 @@ class GroupedBackend(SparseKVBackend):
         """Attention of one group: q `[rows, H, G, D]` -> `[rows, H, G, Dv]`."""
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         self.telemetry.selecting()
-        table, selection = self._table(group, q, keys, layer)
+        table, counts, selection = self._table(group, q, layer)
         self.telemetry.attending()
         part, lse = self.ops.attend(
-            q, keys, values, table, group.counts, group.tails, layer.scaling, group.unit_size
+            q, keys, values, table, counts, group.tails, layer.scaling, group.unit_size
         )
         if group.rest is not None and selection is not None:
             part, _ = self.ops.merge(part, lse, *self._estimate(group, q, selection, layer))
@@ -211,25 +211,24 @@ class GroupedBackend(SparseKVBackend):
         return self.ops.estimate(q, index, tokens, selection, layer.scaling, group.unit_size)
 
     def _table(
-        self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
-    ) -> tuple[torch.Tensor, Selection | None]:
-        """Physical units `[rows, H, n]` that the group reads in this layer, and how they were made;
-        None where all are."""
+        self, group: RowGroup, q: torch.Tensor, layer: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, Selection | None]:
+        """Physical units `[rows, H, n]` that the group reads in this layer, their number, and how
+        they were chosen; None where all are read."""
         if group.method is None:
             table = group.candidates.unit_table
             self.observer.dense(layer.layer_id, group)
-            return table[:, None, :].expand(-1, q.shape[1], -1), None
-        scores = self._scores(group, q, keys, layer)
-        selection: Selection = self.ops.select(
-            scores, group.candidates, group.num_units, group.counts
-        )
+            return table[:, None, :].expand(-1, q.shape[1], -1), group.counts, None
+        scores, units = self._scores(group, q, layer), (group.candidates, group.num_units)
+        counts = group.counts
+        if group.goal is not None:
+            counts = self.ops.allot(scores, *units, counts, group.goal)
+        selection: Selection = self.ops.select(scores, *units, counts)
         self.telemetry.selected()
         self.observer.selected(layer.layer_id, group, selection)
-        return selection.physical, selection
+        return selection.physical, selection.counts, selection
 
-    def _scores(
-        self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
-    ) -> torch.Tensor:
+    def _scores(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
         """Scores `[rows, H, U]`: held ones where a row does not reselect, else the method's."""
         assert group.method is not None and self.plan is not None
         local = self._local(layer)
@@ -239,7 +238,7 @@ class GroupedBackend(SparseKVBackend):
             width = group.candidates.unit_table.shape[1]
             scores = q.new_empty(len(rows), q.shape[1], width, dtype=torch.float32)
         else:
-            scores = group.method.score(self.ops, self._inputs(group, q, keys, layer))
+            scores = group.method.score(self.ops, self._inputs(group, q, layer))
         for i, row in enumerate(rows):
             if i in held:
                 self.held.load(row, local, scores[i])
@@ -247,11 +246,13 @@ class GroupedBackend(SparseKVBackend):
                 self.held.store(row, local, scores[i])
         return scores
 
-    def _inputs(
-        self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
-    ) -> ScoreInputs:
+    def _inputs(self, group: RowGroup, q: torch.Tensor, layer: Any) -> ScoreInputs:
         assert group.method is not None
         local, index = self._local(layer), None
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        known, reduction = None, self.options.reduction
+        if group.kept is not None:
+            known, reduction = self._known(group, q, (keys, values), layer), Reduction.MEAN_SOFTMAX
         if group.records is not None:
             index = self.indexes.of(group.method.name).view(local, group.records)
         return ScoreInputs(
@@ -263,6 +264,21 @@ class GroupedBackend(SparseKVBackend):
             num_units=group.num_units,
             counts=group.counts,
             scale=layer.scaling,
-            reduction=self.options.reduction,
+            reduction=reduction,
             unit_size=group.unit_size,
+            known=known,
         )
+
+    def _known(
+        self,
+        group: RowGroup,
+        q: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        layer: Any,
+    ) -> torch.Tensor:
+        """lse `[rows, H, G]` over what the group reads in any case, by its scores' measure."""
+        assert group.kept is not None and group.method is not None and group.method.share_model
+        table = group.kept.table[:, None].expand(-1, q.shape[1], -1)
+        counts, size = group.kept.counts, group.unit_size
+        _, lse = self.ops.attend(q, *cache, table, counts, group.tails, layer.scaling, size)
+        return lse - group.method.share_model.offset

@@ -19,7 +19,7 @@ from ..page_metadata import (
 )
 from ..page_metadata.records import record_capacity
 from ..selection import load_method
-from ..types import PageSummary, SegmentSummary
+from ..summaries import PageSummary, SegmentSummary
 from .flags import options_of
 
 logger = logging.getLogger(__name__)

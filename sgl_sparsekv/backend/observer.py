@@ -177,11 +177,22 @@ class StepObserver:
 
     def selected(self, layer: int, group: RowGroup, selection: Selection) -> None:
         """Rows read a selection in a layer."""
+        if group.goal is not None:
+            tokens = (selection.counts - 1) * group.unit_size + group.tails[:, None]
+            self._count(group.index.tolist(), tokens)
         if self.trace is not None:
             logical = selection.logical.cpu().numpy()
             for i in range(len(logical)):
                 place = int(group.index[i])
                 self._publish(layer, place, _name(group), logical[i], group.unit_size)
+
+    def _count(self, places: list[int], tokens: torch.Tensor) -> None:
+        """Rows at `places` of the step read `tokens` `[rows, H]` that the plan did not know of."""
+        assert self._plan is not None
+        heads = tokens.shape[1]
+        for place, total in zip(places, tokens.sum(1).tolist(), strict=True):
+            self.table.entry(int(self._plan.rows[place])).read(total, heads)
+        self.metrics.read(float(tokens.sum()) / heads, 0)
 
     def covered(self, group: RowGroup, mass: torch.Tensor) -> None:
         """Attention mass `[rows, H, G]` of a group's sampled rows is known."""

@@ -1,6 +1,6 @@
 """The plan of one decode step: host work, once per step, from lengths and options alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,7 @@ from ..config import RequestOptions
 from ..geometry import Geometry
 from ..selection import SelectionMethod, load_method
 from ..selection.policy import BoolArray, IntArray, RowOptions, RowPlan, plan_rows
-from ..types import Candidates
+from ..types import Candidates, Goal, KeptUnits
 from .layers import ModelLayers
 
 
@@ -24,11 +24,13 @@ class RowGroup:
         index: int64 `[rows]`, positions of the rows in the step.
         candidates: what the method may rank.
         num_units: int32 `[rows]`.
-        counts: int32 `[rows]`, units kept.
+        counts: int32 `[rows]`, units kept; with a goal the most that are, of a pool on the mean.
         tails: int32 `[rows]`, tokens in the last unit.
         whole: the group is the whole step, in order.
         records: int32 `[rows, segments]`, records of the rows' whole segments, or None.
         rest: int32 `[rows, segments]`, records that answer for what is not read, or None.
+        goal: what decides how much each KV head reads, or None: all that `counts` says.
+        kept: what is read in any case, where there is a goal.
     """
 
     method: SelectionMethod | None
@@ -41,6 +43,8 @@ class RowGroup:
     whole: bool
     records: torch.Tensor | None
     rest: torch.Tensor | None
+    goal: Goal | None = None
+    kept: KeptUnits | None = None
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows `[step rows, ...]` of this group."""
@@ -73,6 +77,7 @@ class HostPlan:
         chosen = RowOptions.resolve(options, lengths)
         self.plan: RowPlan = plan_rows(lengths, chosen, geometry, units)
         self._dense_layers = np.array([o.dense_layers for o in options], np.int64)
+        self.adaptive = np.array([o.adaptive for o in options], dtype=bool)
         self._always_dense = self.plan.dense | np.array([m.dense for m in self.methods], bool)
 
     @cached_property
@@ -86,10 +91,14 @@ class HostPlan:
         return dense
 
     def attended(self, layers: ModelLayers) -> tuple[IntArray, IntArray]:
-        """Tokens that each row reads, and that dense attention would read, over `layers`."""
+        """Tokens that each row reads, and that dense attention would read, over `layers`.
+
+        What adaptive rows read in layers that select is not known beforehand, and left out.
+        """
         there = layers.in_reach(self.lengths)
         selecting = np.where(self._always_dense, 0, layers.selecting(self._dense_layers))
-        return there - selecting * (self.lengths - self.plan.attended), there
+        planned = np.where(self.adaptive, 0, self.plan.attended)
+        return there - selecting * (self.lengths - planned), there
 
     def saved_tokens(self) -> int:
         """Tokens that a sparse layer does not read, over all rows, its page metadata paid for.
@@ -173,11 +182,28 @@ class StepPlan(HostPlan):
         return rows
 
     def _split(self, dense: BoolArray) -> list[RowGroup]:
-        alike: dict[tuple[str | None, bool], list[int]] = {}
+        alike: dict[tuple[str | None, bool, bool], list[int]] = {}
         for i, option in enumerate(self.options):
-            how = (None, False) if dense[i] else (option.method, option.estimates)
-            alike.setdefault(how, []).append(i)
-        return [self._group(*how, np.array(index)) for how, index in alike.items()]
+            how = (option.method, option.estimates, option.adaptive)
+            alike.setdefault((None, False, False) if dense[i] else how, []).append(i)
+        groups = []
+        for (name, estimates, adaptive), index in alike.items():
+            group = self._group(name, estimates, np.array(index))
+            groups.append(self._with_goal(group) if adaptive else group)
+        return groups
+
+    def _with_goal(self, group: RowGroup) -> RowGroup:
+        """The group with what its rows ask for, and what they read in any case."""
+        assert group.method is not None and group.method.share_model is not None
+        options = [self.options[i] for i in group.index.tolist()]
+        coverage = [1.0 if o.coverage is None else o.coverage for o in options]
+        pooled = [int(o.budget_split == "heads") for o in options]
+        goal = Goal(
+            torch.tensor(coverage, device=self._device),
+            torch.tensor(pooled, dtype=torch.int32, device=self._device),
+            group.method.share_model.flat,
+        )
+        return replace(group, goal=goal, kept=KeptUnits.of(group.candidates, group.num_units))
 
     def _group(self, name: str | None, estimates: bool, index: IntArray) -> RowGroup:
         whole = len(index) == len(self.rows)

@@ -28,7 +28,9 @@ class RequestEntry:
         rejected: why its own options were not taken, or None.
         serial: tells it from any other request, one of the same id included.
         decode_steps: sparse or dense decode steps done.
-        tokens_attended: tokens read, summed over decode steps and layers.
+        tokens_attended: tokens read, summed over decode steps and layers, as far as plans knew.
+        tokens_by_data: tokens read beyond that, summed over KV heads as well.
+        heads: KV heads that these were summed over.
         tokens_in_context: tokens there were to read, summed likewise.
         retractions: times it was retracted when it was last seen.
         exact: first tokens whose keys were made by prefill or by steps that read everything.
@@ -44,6 +46,8 @@ class RequestEntry:
     serial: int = -1
     decode_steps: int = 0
     tokens_attended: int = 0
+    tokens_by_data: int = 0
+    heads: int = 1
     tokens_in_context: int = 0
     retractions: int = 0
     exact: int = 0
@@ -54,7 +58,13 @@ class RequestEntry:
     def start_over(self) -> None:
         """Its output was thrown away: what its decode steps read and covered is told of none."""
         self.decode_steps = self.tokens_attended = self.tokens_in_context = 0
+        self.tokens_by_data = 0
         self.telemetry = RequestTelemetry()
+
+    def read(self, tokens: int, heads: int) -> None:
+        """Count what a layer read that no plan knew of, `tokens` summed over its KV heads."""
+        self.tokens_by_data += tokens
+        self.heads = heads
 
     def offered(self, length: int) -> int:
         """How many of its first `length` tokens others may read."""
@@ -66,7 +76,7 @@ class RequestEntry:
         return {
             **asdict(self.options),
             "decode_steps": self.decode_steps,
-            "tokens_attended": self.tokens_attended,
+            "tokens_attended": self.tokens_attended + round(self.tokens_by_data / self.heads),
             "tokens_in_context": self.tokens_in_context,
             "tokens_from_sparser": self.tokens_from_sparser,
             "telemetry": self.telemetry.report(self.decode_steps) if asked else None,

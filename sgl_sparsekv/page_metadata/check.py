@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..ops import Ops
-from ..types import PageSummary
+from ..summaries import PageSummary
 from .pool import PageMetadata
 from .records import Cache, SegmentRecords, write_records
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..geometry import Geometry
-from ..types import PageSummary, SegmentSummary
+from ..summaries import PageSummary, SegmentSummary
 from .layout import KeyLayout
 from .records import SegmentRecords
 

@@ -17,7 +17,8 @@ import torch
 
 from ..geometry import Geometry, ceil_div
 from ..ops import Ops
-from ..types import BoundSummary, CodeSummary, ResidualSummary, SegmentIndex, SegmentSummary
+from ..summaries import BoundSummary, CodeSummary, ResidualSummary, SegmentSummary
+from ..types import SegmentIndex
 from .layout import KeyLayout
 
 IntArray = npt.NDArray[np.int64]

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 
 from ..geometry import ceil_div
-from ..types import CodeSummary
+from ..summaries import CodeSummary
 from .clusters import CAP, ITERATIONS, build_clusters, capacity_of
 from .exact import directions, product_grid
 from .lloyd import similarities

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 
 from ..ops import Ops
-from ..types import CodeSummary, PageSummary, ResidualSummary, ScoreInputs, SegmentSummary
+from ..summaries import CodeSummary, PageSummary, ResidualSummary, SegmentSummary
+from ..types import ScoreInputs
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,22 @@ class IndexOptions:
     residual_subspaces: int = 4
 
 
+@dataclass(frozen=True)
+class ShareModel:
+    """How shares of attention follow from a method's scores.
+
+    Both numbers are fitted on keys of language models, see `docs/coverage.md`;
+    `python -m bench.quality.coverage` measures how far they hold.
+
+    Attributes:
+        flat: exponent of shares, see `sgl_sparsekv.types.Goal`.
+        offset: natural log of what the candidates' summed up of exp(scaled q·k) is short of.
+    """
+
+    flat: float = 1.0
+    offset: float = 0.0
+
+
 class SelectionMethod(ABC):
     """Scores candidate units; sinks, window, budget and top-k belong to the policy.
 
@@ -43,6 +60,8 @@ class SelectionMethod(ABC):
         formula: what a device that serves whole steps ranks by: "nothing", "position", the name of
             a page summary, or "exact"; "" when no such device can serve the method.
         dense: True when every unit is read and nothing is scored.
+        share_model: how its scores become shares of attention; None: they say nothing about them,
+            so it serves neither `coverage` nor `budget_split`.
         estimates: what is not read is estimated where a request does not say.
         citation: paper, or "" for our own.
     """
@@ -52,6 +71,7 @@ class SelectionMethod(ABC):
     unit_size: ClassVar[int | None] = None
     formula: ClassVar[str] = ""
     dense: ClassVar[bool] = False
+    share_model: ClassVar[ShareModel | None] = None
     estimates: ClassVar[bool] = False
     citation: ClassVar[str] = ""
 
@@ -60,7 +80,8 @@ class SelectionMethod(ABC):
         """Score candidate units; higher is kept.
 
         Returns:
-            float32 `[rows, H, U]`, -inf outside the candidates.
+            float32 `[rows, H, U]`, -inf outside the candidates; with `inputs.known` logs of shares
+            of attention, as far as the method's `share_model` goes.
         """
 
     def segments(self, options: IndexOptions) -> SegmentSummary | None:
@@ -83,17 +104,21 @@ class SummaryMethod(SelectionMethod):
     """A method that ranks units by one page summary alone."""
 
     summary: ClassVar[PageSummary]
+    shares: ClassVar[PageSummary | None] = None
+    """The same field, scored for shares of attention; None: as for ranking."""
 
     def __init_subclass__(cls) -> None:
         cls.summaries = (cls.summary,)
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""
+        summary = self.summary if inputs.known is None else self.shares or self.summary
         return ops.score(
-            self.summary,
+            summary,
             inputs.q,
-            inputs.fields[self.summary.name],
+            inputs.fields[summary.name],
             inputs.candidates,
             inputs.scale,
             inputs.reduction,
+            inputs.known,
         )

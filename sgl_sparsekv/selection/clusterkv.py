@@ -10,8 +10,8 @@ segment are ranked by their own keys.
 """
 
 from ..segments.index import clusters
-from ..types import CodeSummary
-from .base import IndexOptions
+from ..summaries import CodeSummary
+from .base import IndexOptions, ShareModel
 from .coded import CodedMethod
 
 
@@ -20,6 +20,7 @@ class ClusterKV(CodedMethod):
 
     name = "clusterkv"
     citation = "ClusterKV, arXiv 2412.03213"
+    share_model = ShareModel(flat=0.75, offset=0.4)
 
     def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""

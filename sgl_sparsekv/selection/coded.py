@@ -22,4 +22,5 @@ class CodedMethod(SelectionMethod):
             inputs.candidates,
             inputs.scale,
             inputs.reduction,
+            inputs.known,
         )

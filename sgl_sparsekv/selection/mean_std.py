@@ -12,8 +12,8 @@ import math
 import torch
 
 from ..geometry import UNIT_SIZE
-from ..types import PageSummary
-from .base import SummaryMethod
+from ..summaries import PageSummary
+from .base import ShareModel, SummaryMethod
 
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations by which the best of a unit's keys is expected to exceed their mean."""
@@ -40,3 +40,4 @@ class MeanStd(SummaryMethod):
     formula = "mean_std"
     citation = "arXiv 2605.27740 (mean and spread per page)"
     summary = PageSummary("mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4)
+    share_model = ShareModel(flat=0.85, offset=0.1)

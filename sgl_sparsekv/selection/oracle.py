@@ -4,7 +4,7 @@ import torch
 
 from ..ops import Ops
 from ..types import ScoreInputs
-from .base import SelectionMethod
+from .base import SelectionMethod, ShareModel
 
 
 class Oracle(SelectionMethod):
@@ -12,6 +12,7 @@ class Oracle(SelectionMethod):
 
     name = "oracle"
     formula = "exact"
+    share_model = ShareModel()
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""
@@ -22,4 +23,5 @@ class Oracle(SelectionMethod):
             inputs.scale,
             inputs.reduction,
             inputs.unit_size,
+            inputs.known,
         )

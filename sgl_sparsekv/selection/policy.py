@@ -1,7 +1,8 @@
 """Sinks, window and budget, written once: from lengths and options to units per row.
 
 Counts depend on lengths and options alone, never on data, so a host can plan a step before any
-key is looked at.
+key is looked at. With `coverage` or `budget_split` they are ceilings, and what each KV head reads
+below them is found from its scores (`Ops.allot`).
 """
 
 from collections.abc import Sequence

@@ -10,8 +10,9 @@ import torch
 
 from ..ops import Ops
 from ..segments.residual import residuals
-from ..types import ResidualIndex, ResidualSummary, ScoreInputs
-from .base import IndexOptions
+from ..summaries import ResidualSummary
+from ..types import ResidualIndex, ScoreInputs
+from .base import IndexOptions, ShareModel
 from .coded import CodedMethod
 
 
@@ -21,6 +22,7 @@ class ResidualPQ(CodedMethod):
     name = "residual_pq"
     citation = "Product quantization for nearest neighbor search, TPAMI 2011"
     estimates = True
+    share_model = ShareModel(flat=0.85)
 
     REACH = 3
     """Tokens whose codes are looked at, for each that is kept."""
@@ -35,6 +37,7 @@ class ResidualPQ(CodedMethod):
             inputs.candidates,
             inputs.scale,
             inputs.reduction,
+            inputs.known,
             inputs.counts * self.REACH,
         )
 

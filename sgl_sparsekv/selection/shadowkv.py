@@ -13,7 +13,8 @@ import torch
 
 from ..ops import Ops
 from ..segments.landmarks import CHUNK, landmarks, worst_cosines
-from ..types import PageSummary, ScoreInputs
+from ..summaries import PageSummary
+from ..types import ScoreInputs
 from .base import SelectionMethod
 
 OUTLIER_SHARE = 48 * 8 / (2048 + 48 * 8)

@@ -19,7 +19,8 @@ import torch
 
 from ..geometry import ceil_div
 from ..ops import Ops
-from ..types import BoundSummary, Candidates, Reduction, ScoreInputs, SegmentBounds
+from ..summaries import BoundSummary
+from ..types import Candidates, Reduction, ScoreInputs, SegmentBounds
 from .base import IndexOptions, SelectionMethod
 from .quest import Quest
 

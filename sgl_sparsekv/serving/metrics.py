@@ -129,7 +129,7 @@ class ServingMetrics:
         """Count one decode step of `rows` requests that use `method`."""
         self._add(STEPS, rows, method)
 
-    def read(self, attended: int, in_context: int) -> None:
+    def read(self, attended: float, in_context: int) -> None:
         """Count tokens read, and tokens there were to read."""
         self._add(ATTENDED, attended)
         self._add(IN_CONTEXT, in_context)

@@ -16,6 +16,7 @@ from sgl_sparsekv.backend.layers import ModelLayers
 from sgl_sparsekv.backend.ranks import Rank
 from sgl_sparsekv.errors import UnsupportedSetup
 from sgl_sparsekv.serving.metrics import ServingMetrics
+from sgl_sparsekv.types import per_head
 
 WINDOW = 40
 """Tokens that a layer of the model looks back, the current one included."""
@@ -51,16 +52,26 @@ def host(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 @pytest.fixture
-def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens that every attention kernel reads, per row and KV head."""
+def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Tokens that every attention kernel reads, per row, as a mean over KV heads."""
     from sglang.srt.layers.attention import torch_native_backend
 
-    seen: list[int] = []
+    seen: list[float] = []
+    known = host.backend._known
+
+    def weighed(*args: Any) -> torch.Tensor:
+        before = len(seen)
+        result: torch.Tensor = known(*args)
+        del seen[before:]  # sinks and window, which the attend that follows reads as well
+        return result
+
+    monkeypatch.setattr(host.backend, "_known", weighed)
     ours, theirs = host.backend.ops.attend, torch_native_backend.scaled_dot_product_attention
 
     def attend(*args: Any) -> Any:
         counts, tails, unit = args[4], args[5], args[7]
-        seen.extend(((counts - 1) * unit + tails).tolist())
+        heads = per_head(counts, HEADS).double()
+        seen.extend(((heads - 1) * unit + tails[:, None]).mean(-1).tolist())
         assert args[3].shape[1] == HEADS
         return ours(*args)
 
@@ -76,10 +87,18 @@ def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "options", [SPARSE, SPARSE | {"method": "full"}, SPARSE | {"dense_layers": 2}]
+    "options",
+    [
+        SPARSE,
+        SPARSE | {"method": "full"},
+        SPARSE | {"dense_layers": 2},
+        SPARSE | {"coverage": 0.6, "budget": 1.0},
+        SPARSE | {"coverage": 0.6, "budget": 0.9},
+        SPARSE | {"budget_split": "heads"},
+    ],
 )
 def test_a_window_is_counted_as_what_it_reads(
-    host: Host, read: list[int], options: dict[str, Any]
+    host: Host, read: list[float], options: dict[str, Any]
 ) -> None:
     """In the request's report and in the metrics; layers of ours as the request asked."""
     live = host.start(prompt(2), options)
@@ -90,7 +109,7 @@ def test_a_window_is_counted_as_what_it_reads(
         host.decode([live])
     report = host.backend.table.entry(live.row).report()
     assert len(read) == steps * LAYERS and read.count(WINDOW) >= steps
-    assert report["decode_steps"] == steps and report["tokens_attended"] == sum(read)
+    assert report["decode_steps"] == steps and report["tokens_attended"] == round(sum(read))
     lengths = range(live.length - steps + 1, live.length + 1)
     assert report["tokens_in_context"] == sum(lengths) + steps * WINDOW
     counters = host.backend.observer.metrics.snapshot()

@@ -3,23 +3,21 @@
 from dataclasses import dataclass
 
 import torch
-from sgl_sparsekv.kernels.reference.records import cluster_values, decoded
+from sgl_sparsekv.kernels.reference.records import cluster_keys, cluster_values
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.page_metadata import SINKS, write_records
 from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.summaries import BoundSummary, PageSummary, ResidualSummary, SegmentSummary
 from sgl_sparsekv.types import (
-    BoundSummary,
     Candidates,
-    PageSummary,
+    Goal,
     Reduction,
     ResidualIndex,
-    ResidualSummary,
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
-    SegmentSummary,
 )
 
 from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, ToyModel
@@ -111,6 +109,9 @@ class ColdRun:
         keys = torch.cat((keys, keys.new_zeros(padded, *keys.shape[1:])))
         fields = {s.name: self._field(s, keys, length) for s in method.summaries}
         q = self.query(layer, length)[None]
+        known, reduction = None, Reduction.MAX_SOFTMAX
+        if self.options.adaptive:
+            known, reduction = self._known(layer, length, q), Reduction.MEAN_SOFTMAX
         inputs = ScoreInputs(
             q=q,
             keys=keys,
@@ -124,10 +125,55 @@ class ColdRun:
             num_units=torch.tensor([total], dtype=torch.int32),
             counts=torch.tensor([units_to_keep(length, self.options, own)], dtype=torch.int32),
             scale=SCALE,
-            reduction=Reduction.MAX_SOFTMAX,
+            reduction=reduction,
             unit_size=own,
+            known=known,
         )
         return method.score(self.ops, inputs)[0]
+
+    def _known(self, layer: int, length: int, q: torch.Tensor) -> torch.Tensor:
+        """lse `[1, H, G]` over what is read in any case, as the method's scores measure it."""
+        keys, values = (
+            torch.nn.functional.pad(rows(layer, self.paths[:length]), (0, 0, 0, 0, 0, self.unit))
+            for rows in (self.model.keys, self.model.values)
+        )
+        kept = sorted(always_kept(length, self.options, self.unit, self.own))
+        table = torch.tensor(kept, dtype=torch.int32).expand(1, HEADS, -1)
+        count = torch.tensor([len(kept)], dtype=torch.int32)
+        tail = torch.tensor([(length - 1) % self.own + 1], dtype=torch.int32)
+        whole = len(keys) // self.own * self.own
+        _, lse = self.ops.attend(
+            q, keys[:whole], values[:whole], table, count, tail, SCALE, self.own
+        )
+        model = load_method(self.options.method).share_model
+        assert model is not None
+        return lse - model.offset
+
+    def _adaptive(self, scores: torch.Tensor, length: int) -> list[list[int]]:
+        """Units `[H][n]` as far as the coverage and the pool of the KV heads go."""
+        total, own = scores.shape[1], self.own
+        kept = always_kept(length, self.options, self.unit, own)
+        rest = [u for u in range(total) if u not in kept]
+        begin, end = (rest[0], rest[-1] + 1) if rest else (0, 0)
+
+        def one(value: int) -> torch.Tensor:
+            return torch.tensor([value], dtype=torch.int32)
+
+        shares, asked = load_method(self.options.method).share_model, self.options.coverage
+        assert shares is not None
+        goal = Goal(
+            torch.tensor([1.0 if asked is None else asked]),
+            one(self.options.budget_split == "heads"),
+            shares.flat,
+        )
+        candidates = Candidates(torch.arange(total).int()[None], one(begin), one(end))
+        ceiling = one(units_to_keep(length, self.options, own))
+        counts = self.ops.allot(scores[None], candidates, one(total), ceiling, goal)[0].tolist()
+        assert asked is not None or sum(counts) == HEADS * int(ceiling), "the pool is not spent"
+        return [
+            best_units(head[None], kept, count)[0]
+            for head, count in zip(scores, counts, strict=True)
+        ]
 
     def _field(self, summary: PageSummary, keys: torch.Tensor, length: int) -> torch.Tensor:
         size = summary.tokens or self.unit
@@ -169,14 +215,16 @@ class ColdRun:
         scores = torch.full((HEADS, total), -torch.inf)
         old = self.scores(layer, scored_at, indexed)
         scores[:, : old.shape[1]] = old
+        if self.options.adaptive:
+            return self._adaptive(scores, length)
         kept = always_kept(length, self.options, self.unit, self.own)
         return best_units(scores, kept, units_to_keep(length, self.options, self.own))
 
     def estimated(
         self, layer: int, length: int, units: list[list[int]], unit: int, indexed: list[bool]
     ) -> torch.Tensor:
-        """Attention over `units`, and over the rest of the segments that are `indexed` by their
-        codes and the values of their clusters: `[H, G, D]`."""
+        """Attention over `units`, and over the rest of the segments that are `indexed` by the
+        centroids and values of their clusters: `[H, G, D]`."""
         keys = self.model.keys(layer, self.paths[:length])
         summary = load_method("residual_pq").segments(self.index)
         index = self._index(summary, layer, keys, indexed[: length // summary.segment_size])
@@ -186,7 +234,7 @@ class ColdRun:
         size = summary.segment_size
         there = [nth for nth, has in enumerate(indexed[: length // size]) if has]
         keys, values = (
-            [of(index, nth).double() for nth in there] for of in (decoded, cluster_values)
+            [of(index, nth).double() for nth in there] for of in (cluster_keys, cluster_values)
         )
         for head, chosen in enumerate(units):
             read = {p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))}

@@ -9,7 +9,7 @@ import torch
 from sgl_sparsekv.backend import kv_pool
 from sgl_sparsekv.backend.request_table import activate
 from sgl_sparsekv.ops import load_ops
-from sgl_sparsekv.types import Selection, StepShape
+from sgl_sparsekv.types import Selection, StepShape, per_head
 
 from .torch_fused import FORMULAS, TorchFused
 from .toy_model import DIM, GROUP, HEADS, LAYERS, toy_layers
@@ -75,22 +75,21 @@ def step_shape(memory: Any) -> StepShape:
 
 def report(backend: Any, layer: int, selection: Selection, dense: list[bool]) -> None:
     """Tell the recorder what rows read, as the grouped backend's observer hears it."""
+    counts = per_head(selection.counts, selection.logical.shape[1])
     for wanted in (False, True):
         index = torch.tensor([i for i, is_dense in enumerate(dense) if is_dense is wanted])
         if not index.numel():
             continue
         group = SimpleNamespace(
             index=index,
-            counts=selection.counts[index],
+            counts=counts[index, 0],
             take=lambda rows, at=index: rows[at],
             records=None,
         )
         if wanted:
             backend.observer.dense(layer, group)
         else:
-            part = Selection(
-                selection.logical[index], selection.physical[index], selection.counts[index]
-            )
+            part = Selection(selection.logical[index], selection.physical[index], counts[index])
             backend.observer.selected(layer, group, part)
 
 

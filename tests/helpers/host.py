@@ -83,16 +83,21 @@ class Host(Memory):
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         self.serial += 1
-        options = options or {}
-        if options.get("method") not in (None, *self.options.methods):
-            options = options | {"method": "quest"}
-        if self.kind == "fused":  # it selects anew in every step
-            options = options | {"reselect_every": 1, "estimate": None}
+        options = self.served(options or {})
         params = SamplingParams(custom_params={"sparsekv": options})
         req = Req(f"r{self.serial}", "", array("q", prompt), params, extra_key=namespace)
         live = Live(req, self.model.paths(prompt, namespace))
         self.live.append(live)
         return live
+
+    def served(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options as far as this host serves them."""
+        if options.get("method") not in (None, *self.options.methods):
+            options = options | {"method": "quest"}
+        if self.kind == "fused":  # it selects anew in every step, as much for every KV head
+            plain = {"coverage": None, "budget_split": "even", "estimate": None}
+            options = options | {"reselect_every": 1, **plain}
+        return options
 
     def prefill(
         self,

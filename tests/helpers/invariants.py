@@ -205,7 +205,8 @@ class Checker:
         method = load_method(cold.options.method)
         for chosen, places in zip(units, physical, strict=True):
             require(chosen == sorted(set(chosen)), "R7 order", chosen)
-            require(len(chosen) == count and kept <= set(chosen), "R7 budget", chosen)
+            planned = cold.options.adaptive or len(chosen) == count
+            require(planned and kept <= set(chosen), "R7 budget", chosen)
             require(places == [table[u] for u in chosen], "ownership", "not the row's units")
             freed = free & {place * own // unit for place in places}
             require(not freed, "R3 poison", "a free unit was selected")

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from sgl_sparsekv.config import parse_request_options
+from sgl_sparsekv.selection import load_method
 
 from .host import Host, Live, OutOfPages, StepDied
 from .invariants import Checker, require
@@ -27,10 +28,21 @@ STEPS = 60
 """Longest script; short enough to shrink."""
 MAX_LIVE = 6
 MAX_TOKENS = 384
+
+
+def _served(options: dict[str, Any]) -> dict[str, Any]:
+    """Options without what the method cannot do."""
+    if load_method(options["method"]).share_model is None:
+        return options | {"coverage": None, "budget_split": "even"}
+    return options
+
+
 OPTIONS = st.fixed_dictionaries(
     {
         "method": st.sampled_from(METHODS),
         "budget": st.sampled_from((48, 64, 96, 0.25, 1.0)),
+        "coverage": st.sampled_from((None, None, 0.5, 0.9)),
+        "budget_split": st.sampled_from(("even", "even", "heads")),
         "sink": st.sampled_from((0, 1, 16)),
         "window": st.sampled_from((0, 3, 16)),
         "dense_layers": st.sampled_from((0, 0, 1)),
@@ -39,7 +51,7 @@ OPTIONS = st.fixed_dictionaries(
         "telemetry": st.booleans(),
         "share_generated": st.booleans(),
     }
-)
+).map(_served)
 BLOCKS = st.lists(st.integers(0, 2 * SYMBOLS - 1), min_size=1, max_size=5)
 """A prompt: blocks of equal tokens, so that whole pages of different prompts are the same."""
 SELDOM = st.sampled_from((*[False] * 11, True))
@@ -296,9 +308,7 @@ class CacheMachine(RuleBasedStateMachine):
         live = self.some(which, True)[0]
         entry = self.host.backend.table.entry(live.row)
         if entry.rid == live.req.rid:
-            asked = options | {"reselect_every": 1, "estimate": None}
-            if asked["method"] not in self.host.options.methods:
-                asked["method"] = "quest"
+            asked = self.host.served(options | {"reselect_every": 1, "estimate": None})
             entry.options = parse_request_options(asked, self.host.options)
         self.attempt("select", lambda: self.host.decode([live]))
 

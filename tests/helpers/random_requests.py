@@ -31,6 +31,8 @@ JUNK: tuple[Any, ...] = (
 SPARSEKV: dict[str, tuple[Any, ...]] = {
     "method": ("quest", "full", "streaming", "nope", 3),
     "budget": (512, 256, 0.1, 1.0, 0, -1, 2**40, 1e300, "x"),
+    "coverage": (0.5, 0.95, None, 1.0, "x"),
+    "budget_split": ("even", "heads", 1),
     "sink": (0, 16, -1, 2**31),
     "window": (0, 64, 2**40, 1.5),
     "dense_layers": (0, 2, 99, -1),

@@ -67,6 +67,11 @@ class Recorder:
 
     def selected(self, layer: int, group: Any, selection: Selection) -> None:
         """See `StepObserver.selected`."""
+        if getattr(group, "goal", None) is not None:
+            tokens = (selection.counts - 1) * group.unit_size + group.tails[:, None]
+            for place, total in zip(group.index.tolist(), tokens.sum(1).tolist(), strict=True):
+                row = int(self.plan.rows[place])
+                self.backend.table.entry(row).read(total, tokens.shape[1])
         self.groups.setdefault(layer, []).append((group, selection))
 
     def covered(self, group: Any, mass: torch.Tensor) -> None:
@@ -98,10 +103,10 @@ class Recorder:
             where = group.index.tolist()
             if place in where:
                 i = where.index(place)
-                count = int(group.counts[i])
                 if selection is None:
-                    return [list(range(count))] * group.take(self.outputs[layer]).shape[1]
-                return selection.logical[i, :, :count].tolist()
+                    every = list(range(int(group.counts[i])))
+                    return [every] * group.take(self.outputs[layer]).shape[1]
+                return _listed(selection.logical[i], selection.counts[i])
         raise AssertionError(f"row {place} of layer {layer} is in no group")
 
     def indexed_of(self, layer: int, place: int, what: str = "records") -> list[bool]:
@@ -124,5 +129,10 @@ class Recorder:
             where = group.index.tolist()
             if place in where and selection is not None:
                 i = where.index(place)
-                return selection.physical[i, :, : int(group.counts[i])].tolist()
+                return _listed(selection.physical[i], selection.counts[i])
         return None
+
+
+def _listed(units: torch.Tensor, counts: torch.Tensor) -> list[list[int]]:
+    """The valid entries of each KV head."""
+    return [head[:count].tolist() for head, count in zip(units, counts.tolist(), strict=True)]

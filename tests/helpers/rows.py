@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from sgl_sparsekv.ops import Ops
-from sgl_sparsekv.types import Candidates, PageSummary
+from sgl_sparsekv.summaries import PageSummary
+from sgl_sparsekv.types import Candidates
 
 
 @dataclass(frozen=True)

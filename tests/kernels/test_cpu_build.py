@@ -12,7 +12,7 @@ from sgl_sparsekv.kernels.cpu import build, levels, library
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.kernels import cpu
 from sgl_sparsekv.selection.quest import Quest
-from sgl_sparsekv.types import PageSummary
+from sgl_sparsekv.summaries import PageSummary
 
 
 def test_building_twice_compiles_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

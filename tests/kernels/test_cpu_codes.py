@@ -44,13 +44,15 @@ def test_scores_of_codes(ops: CpuOps, shape: tuple, dtype: torch.dtype):
     batch, index = make_coded(*shape[:4], dtype, *shape[4:])
     for scale in (batch.q.shape[-1] ** -0.5, 3.0):
         for reduction in Reduction:
-            args = (batch.candidates, scale, reduction)
-            got = ops.score_codes(batch.q, batch.keys, index, *args)
-            want = REFERENCE.score_codes(batch.q, batch.keys, index, *args)
-            inside = want > -torch.inf
-            assert torch.equal(inside, got > -torch.inf) and not want.isnan().any()
-            if inside.any():
-                assert (got - want)[inside].abs().max() <= allowed(batch.q, index, scale)
+            known = None if reduction is Reduction.MAX else torch.randn(batch.q.shape[:3]) * 9
+            for joined in (None, known):
+                args = (batch.candidates, scale, reduction, joined)
+                got = ops.score_codes(batch.q, batch.keys, index, *args)
+                want = REFERENCE.score_codes(batch.q, batch.keys, index, *args)
+                inside = want > -torch.inf
+                assert torch.equal(inside, got > -torch.inf) and not want.isnan().any()
+                if inside.any():
+                    assert (got - want)[inside].abs().max() <= allowed(batch.q, index, scale)
 
 
 def test_candidates_may_begin_and_end_anywhere(ops: CpuOps):

@@ -74,12 +74,30 @@ def test_scores_of_residual_codes(ops: CpuOps, shape: tuple, dtype: torch.dtype)
     batch, index = make_residual(ops, *shape[:4], dtype, *shape[4:])
     for scale in (batch.q.shape[-1] ** -0.5, 3.0):
         for reduction in Reduction:
-            args = (batch.q, batch.keys, index, batch.candidates, scale, reduction)
-            got, want = ops.score_codes(*args), REFERENCE.score_codes(*args)
-            inside = want > -torch.inf
-            assert torch.equal(inside, got > -torch.inf) and not want.isnan().any()
-            largest = want[inside].abs().max() if inside.any() else torch.tensor(0.0)
-            assert (got - want)[inside].abs().amax() <= 2.0**-18 * max(64.0, float(largest))
+            known = None if reduction is Reduction.MAX else torch.randn(batch.q.shape[:3]) * 9
+            for joined in (None, known):
+                args = (batch.q, batch.keys, index, batch.candidates, scale, reduction, joined)
+                got, want = ops.score_codes(*args), REFERENCE.score_codes(*args)
+                inside = want > -torch.inf
+                assert torch.equal(inside, got > -torch.inf) and not want.isnan().any()
+                largest = want[inside].abs().max() if inside.any() else torch.tensor(0.0)
+                assert (got - want)[inside].abs().amax() <= 2.0**-18 * max(64.0, float(largest))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scores_within_reach(ops: CpuOps, shape: tuple, dtype: torch.dtype) -> None:
+    batch, index = make_residual(ops, *shape[:4], dtype, *shape[4:])
+    known = torch.randn(batch.q.shape[:3])
+    for share in (0.05, 0.3, 0.9):
+        reach = (torch.tensor(batch.lengths) * share).int()
+        for reduction in Reduction:
+            for also in (None,) if reduction is Reduction.MAX else (None, known):
+                args = (batch.q, batch.keys, index, batch.candidates, 0.3, reduction, also, reach)
+                got, want = ops.score_codes(*args), REFERENCE.score_codes(*args)
+                inside = want > -torch.inf
+                assert torch.equal(inside, got > -torch.inf) and not want.isnan().any()
+                assert not inside.any() or (got - want)[inside].abs().amax() <= 2.0**-12
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,12 +137,32 @@ def test_units_of_a_page_method_leave_their_tokens_out(ops: CpuOps) -> None:
     begin, end = (torch.tensor([x], dtype=torch.int32) for x in (16, 192))
     spans = Candidates(batch.table, begin, end)
     logical = torch.tensor([[[0, 3, 5, 12, 13, 14, 15]] * 2], dtype=torch.int32)
-    units = Selection(logical, logical, torch.tensor([7], dtype=torch.int32))
+    units = Selection(logical, logical, torch.tensor([[7, 7]], dtype=torch.int32))
     tokens = (logical[..., None] * 16 + torch.arange(16)).flatten(2).int().contiguous()
-    single = Selection(tokens, tokens, torch.tensor([7 * 16], dtype=torch.int32))
+    single = Selection(tokens, tokens, torch.tensor([[7 * 16] * 2], dtype=torch.int32))
     by_unit = ops.estimate(batch.q, index, spans, units, 0.2, 16)
     by_token = ops.estimate(batch.q, index, spans, single, 0.2, 1)
     assert all(torch.equal(a, b) for a, b in zip(by_unit, by_token, strict=True))
+
+
+def test_kv_heads_that_read_unlike_numbers_leave_out_their_own(ops: CpuOps) -> None:
+    batch, index = make_residual(ops, [300, 257], 2, 4, 64, torch.float32, 64, 4)
+    lengths = torch.tensor(batch.lengths, dtype=torch.int32)
+    shape = (batch.q, batch.keys, index, batch.candidates, 0.2, Reduction.MAX_SOFTMAX)
+    counts = torch.tensor([[60, 190], [230, 90]], dtype=torch.int32)
+    listed = ops.select(REFERENCE.score_codes(*shape), batch.candidates, lengths, counts)
+    assert torch.equal(listed.counts, counts)
+    args = (batch.q, index, batch.candidates, listed, 0.2, 1)
+    for got, want in zip(ops.estimate(*args), REFERENCE.estimate(*args), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    for head in range(2):  # as where every KV head reads as much as this one
+        alike = counts[:, head].contiguous()
+        scores = REFERENCE.score_codes(*shape)
+        same = ops.select(scores, batch.candidates, lengths, alike)
+        assert torch.equal(
+            ops.estimate(batch.q, index, batch.candidates, same, 0.2, 1)[1][:, head],
+            ops.estimate(*args)[1][:, head],
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -97,6 +97,23 @@ def test_scores(ops: CpuOps, shape: tuple, dtype: torch.dtype, reduction: Reduct
     compare_scores(got, want, batch, "exact")
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scores_that_are_shares_of_all_attention(ops: CpuOps, shape: tuple):
+    """What is read in any case joins the softmax, and pages are scored within their bound."""
+    batch = batch_of(shape, torch.float32)
+    rows, heads, group, dim = batch.q.shape
+    known = torch.randn(rows, heads, group) * 3
+    how = (batch.candidates, dim**-0.5, Reduction.MEAN_SOFTMAX)
+    for summary in (Quest.shares, MeanStd.summary):
+        fields = fields_of(batch, summary, REFERENCE)
+        want = REFERENCE.score(summary, batch.q, fields, *how, known)
+        compare_scores(ops.score(summary, batch.q, fields, *how, known), want, batch, summary.name)
+        assert (want.exp().sum(-1) <= 1 + 1e-5).all()
+    got = ops.score_exact(batch.q, batch.keys, *how, batch.unit_size, known)
+    want = REFERENCE.score_exact(batch.q, batch.keys, *how, batch.unit_size, known)
+    compare_scores(got, want, batch, "exact")
+
+
 def compare_scores(got: torch.Tensor, want: torch.Tensor, batch: Batch, what: str) -> None:
     """Equal -inf, and else within the error of float32 sums over D terms."""
     assert got.shape == want.shape and got.dtype is torch.float32

@@ -8,7 +8,7 @@ from triton_kit import SUMMARIES
 from triton_scene import Request, make_scene
 
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
-from sgl_sparsekv.types import PageSummary
+from sgl_sparsekv.summaries import PageSummary
 
 
 def sentence(error: pytest.ExceptionInfo[Exception]) -> str:

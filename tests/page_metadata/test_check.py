@@ -13,7 +13,7 @@ from sgl_sparsekv.page_metadata.layout import KeyLayout
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT
-from sgl_sparsekv.types import PageSummary
+from sgl_sparsekv.summaries import PageSummary
 
 OPS, UNITS, HEADS, DIM = load_ops("reference"), 6, 2, 4
 ALL = torch.arange(UNITS)

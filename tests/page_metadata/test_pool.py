@@ -9,7 +9,7 @@ from sgl_sparsekv.page_metadata.layout import KeyLayout
 from sgl_sparsekv.page_metadata.pool import BYTES_PER_SLOT, bytes_per_unit
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT
-from sgl_sparsekv.types import BoundSummary
+from sgl_sparsekv.summaries import BoundSummary
 
 LAYOUT = KeyLayout(3, 2, 8, torch.bfloat16)
 SUMMARIES = (Quest.summary, LANDMARK, MISFIT)

@@ -15,7 +15,7 @@ from sgl_sparsekv.page_metadata.records import (
     write_records,
 )
 from sgl_sparsekv.selection.quest import Quest
-from sgl_sparsekv.types import BoundSummary, CodeSummary, SegmentSummary
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary, SegmentSummary
 
 LAYERS, HEADS, DIM = 2, 3, 8
 LAYOUT = KeyLayout(LAYERS, HEADS, DIM, torch.bfloat16)

@@ -39,7 +39,7 @@ def test_selection_is_exact_for_any_shape() -> None:
         scores = torch.randint(-3, 4, (len(rows.lengths), rows.heads, rows.width)).float()
         scores[torch.rand(scores.shape) < 0.1] = -torch.inf
         selection = OPS.select(scores, rows.candidates, rows.num_units, rows.counts)
-        assert torch.equal(selection.counts, rows.counts)
+        assert torch.equal(selection.counts, rows.counts[:, None].expand(-1, rows.heads))
         for i, count in enumerate(rows.counts.tolist()):
             total = int(rows.num_units[i])
             kept = rows.always_kept(i)

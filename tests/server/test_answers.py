@@ -123,15 +123,23 @@ def selections(fleet: Fleet, server: ServerProcess, ask: Ask, ranks: int = 1, at
     return read
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "quest", "budget": 256},
+        {"method": "quest", "budget": 512, "coverage": 0.9, "budget_split": "heads"},
+    ],
+    ids=["fixed", "adaptive"],
+)
 def test_the_same_units_are_read_cold_and_on_a_prefix_hit(
-    fleet: Fleet, ours: ServerProcess
+    fleet: Fleet, ours: ServerProcess, options: dict[str, Any]
 ) -> None:
-    """Also after the tree was flushed and the pages were handed out anew."""
+    """Also after the tree was flushed and the pages were handed out anew; all of it is counted."""
     from .client import post
 
-    document = chain_document(3000, num_questions=1, num_hops=8, seed=77)
-    question, options = document.questions[0], {"method": "quest", "budget": 256}
-    seen = []
+    document = chain_document(3000, num_questions=1, num_hops=8, seed=77 + len(options))
+    question, seen = document.questions[0], []
+    before = metric(ours.url, "tokens_attended_total")
     for name in ("cold", "warm", "flushed"):
         if name == "flushed":
             assert post(f"{ours.url}/flush_cache", {})[0] == 200
@@ -139,6 +147,11 @@ def test_the_same_units_are_read_cold_and_on_a_prefix_hit(
         seen.append(selections(fleet, ours, ask))
     assert len(seen[0]) >= 7 * 3
     assert seen[0] == seen[1] == seen[2]
+    lists = [(length, len(head)) for (length, _, _), heads in seen[0].items() for head in heads]
+    tokens = sum((count - 1) * 16 + (length - 1) % 16 + 1 for length, count in lists)
+    heads = len(next(iter(seen[0].values())))
+    assert metric(ours.url, "tokens_attended_total") - before == 3 * tokens / heads
+    assert (len({count for _, count in lists}) > 2) == ("coverage" in options)
 
 
 def test_a_prefix_hit_rebuilds_no_metadata(ours: ServerProcess) -> None:

@@ -24,6 +24,8 @@ GREEDY = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
 BAD_VALUES: dict[str, list[Any]] = {
     "method": ["", "QUEST", "ⓠuest", "x" * 5000, 3, None, [], {"quest": 1}, True],
     "budget": [0, -1, 1.5, -0.5, "512", 2**31, 2**70, None, True, [512], {}, 16, 1e300, 0.0],
+    "coverage": [0, 1, 1.0, 0.0, -0.5, "0.9", True, [0.9], {}, 1e300],
+    "budget_split": ["", "Heads", None, 1, True, ["heads"]],
     "sink": [-1, 1.0, "16", None, 2**31, [], False],
     "window": [-64, 0.5, "x", None, 2**40, {}],
     "dense_layers": [-1, 10_001, "2", 1.5, None],

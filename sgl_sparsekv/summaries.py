@@ -1,0 +1,167 @@
+"""What is kept of units and of segments, so that a method can tell which are worth reading.
+
+Shapes use the letters of `types`, and W: channels of a plane.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+IndexSegments = Callable[..., None]
+"""`Ops.index_segments` of a device."""
+
+
+@dataclass(frozen=True)
+class PageSummary:
+    """What a unit's metadata holds, and its meaning in plain torch.
+
+    Attributes:
+        name: names the field in the pool and the fused kernels of a device.
+        planes: one name per vector `[W]` stored for each unit and KV head.
+        summarise: keys `[n, unit, H, D]` -> planes `[n, H, planes, W]` in the keys' dtype.
+        score: float32 q `[..., G, D]`, float32 planes `[..., u, planes, W]` -> `[..., G, u]`,
+            an estimate of (or bound on) max q·k over the unit, without the softmax scale; None
+            for a field that does not rank.
+        ulps: how far two correct implementations may lie apart, in units in the last place of the
+            vector's largest channel; 0 when planes are copies of keys.
+        tokens: tokens of the unit it summarises, a divisor of the server's unit; None: that unit.
+        width: channels W of a plane; None: those of a key, D.
+        reach: of a bound, the part of the way from the middle of its box that `score` goes.
+    """
+
+    name: str
+    planes: tuple[str, ...]
+    summarise: Callable[[torch.Tensor], torch.Tensor]
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+    ulps: int = 0
+    tokens: int | None = None
+    width: int | None = None
+    reach: float = 1.0
+
+
+@dataclass(frozen=True)
+class SegmentSummary:
+    """What the record of a segment holds.
+
+    Attributes:
+        name: names the records in the pool.
+        segment_size: tokens of a segment, S; segments begin at multiples of it.
+    """
+
+    name: str
+    segment_size: int
+
+    def shapes(
+        self, head_dim: int, v_head_dim: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """Per array of a record, its shape for one KV head and its type; None: the keys'.
+
+        Raises:
+            ValueError: keys of that size have no such record.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class BoundSummary(SegmentSummary):
+    """A page summary of the whole segment, to tell which segments are worth a closer look.
+
+    Attributes:
+        page: what is computed of the segment's keys as if it were one unit.
+    """
+
+    page: PageSummary
+
+    def shapes(
+        self, head_dim: int, v_head_dim: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """See `SegmentSummary.shapes`."""
+        return {"planes": ((len(self.page.planes), head_dim), None)}
+
+
+@dataclass(frozen=True)
+class CodeSummary(SegmentSummary):
+    """A code per token, and the vectors that codes stand for.
+
+    A key is cut into m sub-vectors, each replaced by one of K centroids of its place. Clusters are
+    the case m = 1: the code is the cluster, its vector the cluster's centroid.
+
+    Attributes:
+        subspaces: sub-vectors of a key, m; divides D.
+        codes: centroids of a subspace, K, at most 256.
+        cosine: k-means by direction, centroids being the mean raw key; else Euclidean.
+        iterations: updates of the centroids.
+        capacity: most tokens of one code, or None. What k-means makes larger is split in order of
+            position: the first `capacity` tokens keep the code, the next get the first code that
+            is free, and so on, cluster by cluster.
+        build: keys `[S, H, D]` and the first tokens not to learn from -> codes uint8
+            `[H, m, S]`, codebook `[H, m, K, D / m]` in the keys' dtype; in plain torch.
+    """
+
+    subspaces: int
+    codes: int
+    cosine: bool
+    iterations: int
+    capacity: int | None
+    build: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+    def shapes(
+        self, head_dim: int, v_head_dim: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """See `SegmentSummary.shapes`."""
+        width = divided(head_dim, self.subspaces)
+        return {
+            "codes": ((self.subspaces, self.segment_size), torch.uint8),
+            "codebooks": ((self.subspaces, self.codes, width), None),
+        }
+
+
+@dataclass(frozen=True)
+class ResidualSummary(SegmentSummary):
+    """Clusters of tokens, codes of what is left of their keys, and values of clusters.
+
+    Codes lie in the order of clusters, so that those of one cluster are one run. They are below 16,
+    two in a byte; vectors are in 8 bits with a scale.
+
+    Attributes:
+        subspaces: sub-vectors of what is left of a key, m; divides D.
+        build: a device's `index_segments`, keys `[n, S, H, D]`, values `[n, S, H, Dv]` and int64
+            `[n]` first tokens not to learn from -> the arrays of `shapes`, each `[n, H, ...]`.
+    """
+
+    subspaces: int
+    build: Callable[..., dict[str, torch.Tensor]]
+
+    CODES: ClassVar[int] = 16
+    WIDEST: ClassVar[int] = 512
+
+    def shapes(
+        self, head_dim: int, v_head_dim: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """See `SegmentSummary.shapes`."""
+        parts, codes = self.subspaces, self.CODES
+        if head_dim > self.WIDEST:
+            raise ValueError(f"head size must be at most {self.WIDEST}, got {head_dim}")
+        return {
+            "codes": ((-(-parts // 2), self.segment_size), torch.uint8),
+            "labels": ((self.segment_size // 2,), torch.uint8),
+            "places": ((self.segment_size,), torch.int16),
+            "ends": ((codes,), torch.int16),
+            "centroids": ((head_dim, codes), torch.int8),
+            "codebooks": ((parts, divided(head_dim, parts), codes), torch.int8),
+            "values": ((codes, v_head_dim), torch.int8),
+            "scales": ((2 * codes + parts,), torch.float32),
+        }
+
+
+def divided(head_dim: int, subspaces: int) -> int:
+    """Channels of a sub-vector.
+
+    Raises:
+        ValueError: keys cannot be cut into so many.
+    """
+    if head_dim % subspaces:
+        raise ValueError(f"head size must be a multiple of {subspaces} sub-vectors, got {head_dim}")
+    return head_dim // subspaces
