@@ -3,8 +3,8 @@
 As an inverted file with product quantisation codes vectors (Jegou et al., TPAMI 2011): a key is its
 cluster's centroid plus what is left, and what is left is cut into sub-vectors, each replaced by one
 of 16. So few codes fit registers, two fit a byte, and 512 tokens share them. Each cluster keeps the
-mean of its values as well: what a step does not read enters with the weights of its codes and the
-values of its clusters. (RetroInfer, arXiv 2505.02922, weighs whole clusters by their centroids.)
+mean of its values as well: what a step does not read enters with the centroids and values of its
+clusters, as in RetroInfer (arXiv 2505.02922), which leaves out clusters that are read in part.
 
 Vectors are kept in 8 bits, with a scale for each centroid, each value and each codebook.
 """

@@ -1,10 +1,13 @@
 """`residual_pq`: rank tokens by clusters and codes of what is left of their keys.
 
-Residual product quantisation (Jegou et al., TPAMI 2011) in segments of 512 tokens: 16 centroids,
-and 16 codes for each quarter of what a key differs from its own, so q·key is a sum of five table
-entries that lie in registers. Clusters keep their mean value as well, so what is not read is
-estimated by default: with the weights that codes give, and the values of clusters.
+An inverted file with residual product quantisation (Jegou et al., TPAMI 2011) in segments of 512
+tokens: 16 centroids, and 16 codes for each quarter of what a key differs from its own, so q·key is
+a sum of five table entries that lie in registers. Clusters are looked at first, and only tokens of
+the best ones by their codes. Clusters keep their mean value as well, so what is not read is
+estimated by default, with centroids and mean values.
 """
+
+from typing import ClassVar
 
 import torch
 
@@ -24,8 +27,9 @@ class ResidualPQ(CodedMethod):
     estimates = True
     share_model = ShareModel(flat=0.85)
 
-    REACH = 3
-    """Tokens whose codes are looked at, for each that is kept."""
+    REACH: ClassVar[int] = 3
+    """Tokens whose codes are looked at, for each that is kept: with 2 the output's error grows by a
+    tenth on language models, with 6 it is that of looking at all of them."""
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""
