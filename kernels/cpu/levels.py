@@ -13,8 +13,9 @@ SOURCES = (
     *("score.cpp", "select.cpp", "summarise.cpp"),
 )
 HEADERS = (
-    *("args.h", "cluster_tables.h", "code_keys.h", "code_scene.h", "code_tables.h", "dot.h"),
-    *("kmeans.h", "lookup.h", "order.h", "parallel.h", "permute.h", "shares.h", "simd.h"),
+    *("args.h", "cluster_scene.h", "cluster_tables.h", "code_keys.h", "code_scene.h"),
+    *("code_tables.h", "dot.h", "kmeans.h", "lookup.h", "order.h", "parallel.h", "permute.h"),
+    *("shares.h", "simd.h"),
 )
 FLAGS = (
     *("-std=c++20", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra"),

@@ -1,0 +1,108 @@
+// What scoring by records of clusters works on: sizes, and the parts of its scratch.
+#pragma once
+
+#include "cluster_tables.h"
+#include "shares.h"
+
+// What was opened of a segment: a bit for each cluster, and where its tokens lie among the entered.
+struct Opened {
+  int32_t clusters, first, count, unused;
+};
+
+struct Probe : Clustered {
+  int64_t cells, room;
+  int64_t logits_at, sizes_at, ranks_at, opened_at, entered_at, shares_at, tokens_at, list_at, floats;
+
+  explicit Probe(const CodeArgs& args) : Clustered(args) {
+    int64_t lists = rows * heads, most = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t n = args.end[row] - begin[row], wanted = reach_of(row) + segment;
+      if (wanted < n) n = wanted;
+      most = n > most ? n : most;
+    }
+    cells = spans * kClusters;
+    room = padded(most + 2 * segment) + 2 * LANES * spans;
+    logits_at = free_at;
+    sizes_at = logits_at + lists * blocks * kBlock * cells;
+    ranks_at = sizes_at + lists * cells;
+    opened_at = ranks_at + lists * cells;
+    entered_at = opened_at + lists * spans * 4;
+    shares_at = entered_at + lists * blocks * kBlock * room;
+    tokens_at = shares_at + lists * room;
+    list_at = tokens_at + lists * room;
+    floats = list_at + rows * spans * heads;
+  }
+
+  int64_t reach_of(int64_t row) const { return reach ? reach[row] : width; }
+  float* at(int64_t base, int64_t row, int64_t head, int64_t size) const {
+    return scratch + base + (row * heads + head) * size;
+  }
+  // [4 * blocks, cells], then [cells] each.
+  float* logits(int64_t row, int64_t head) const {
+    return at(logits_at, row, head, blocks * kBlock * cells);
+  }
+  float* sizes(int64_t row, int64_t head) const { return at(sizes_at, row, head, cells); }
+  float* ranks(int64_t row, int64_t head) const { return at(ranks_at, row, head, cells); }
+  Opened* opened(int64_t row, int64_t head) const {
+    return reinterpret_cast<Opened*>(at(opened_at, row, head, spans * 4));
+  }
+  // Of the tokens of open clusters: logits [4 * blocks, room], shares and tokens [room].
+  float* entered(int64_t row, int64_t head) const {
+    return at(entered_at, row, head, blocks * kBlock * room);
+  }
+  float* shares(int64_t row, int64_t head) const { return at(shares_at, row, head, room); }
+  int32_t* tokens(int64_t row, int64_t head) const {
+    return reinterpret_cast<int32_t*>(at(tokens_at, row, head, room));
+  }
+  // What of rows, segments and KV heads is opened, in this order.
+  int32_t* list() const { return reinterpret_cast<int32_t*>(scratch + list_at); }
+  bool whole(const Span& span) const { return span.count() == segment; }
+  bool mean() const { return reduction == kMeanSoftmax; }
+};
+
+// As mass_of, each logit counting `sizes` times.
+INLINE Mass mass_of_many(const float* logits, const float* sizes, int64_t count) {
+  VecF best = splat(-kInf), total = {};
+  for (int64_t i = 0; i < count; i += LANES) {
+    best = vmax(load(sizes + i) > 0.0f ? load(logits + i) : splat(-kInf), best);
+  }
+  float max = max_lanes(best);
+  if (max == -kInf) return {max, 0};
+  for (int64_t i = 0; i < count; i += LANES) {
+    VecF size = load(sizes + i), weight = exp2_vec((load(logits + i) - max) * kLog2E);
+    total += size > 0.0f ? size * weight : VecF{};
+  }
+  return {max, sum_lanes(total)};
+}
+
+INLINE Mass joined_any(Mass a, Mass b) {
+  return a.max == -kInf ? b : b.max == -kInf ? a : joined(a, b);
+}
+
+// Mass of the tokens without a record, for one query head.
+INLINE Mass mass_of_keys(const Probe& a, int64_t row, int64_t head, int64_t g) {
+  Mass found = {-kInf, 0};
+  for (int64_t s = 0; s < a.spans; ++s) {
+    Span span = span_of(a, row, s);
+    if (span.record >= 0 || !span.count()) continue;
+    const float* logits = logits_of(a, row, s, head, span) + g * logit_stride(span.count());
+    found = joined_any(found, mass_of(logits, span.count()));
+  }
+  return found;
+}
+
+// out[i] = log of the maximum or mean over the group of exp(logits[g][i] - lse[g]); whole vectors.
+INLINE void reduce(const Probe& a, const float* logits, int64_t stride, const float* lse, int64_t count,
+            float* out) {
+  for (int64_t i = 0; i < count; i += LANES) {
+    VecF best = splat(-kInf), total = {};
+    for (int64_t g = 0; g < a.group; ++g) {
+      best = vmax(load(logits + g * stride + i) - lse[g], best);
+    }
+    for (int64_t g = 0; a.mean() && g < a.group; ++g) {
+      total += exp2_vec((load(logits + g * stride + i) - lse[g] - best) * kLog2E);
+    }
+    if (a.mean()) best += log2_vec(total / static_cast<float>(a.group)) * kLn2;
+    store(out + i, best);
+  }
+}
