@@ -55,7 +55,7 @@ class RequestOptions:
     window: int = 64
     coverage: float | None = None
     budget_split: str = "even"
-    dense_layers: int = 2
+    dense_layers: int = 0
     reselect_every: int = 1
     estimate: bool | None = None
     telemetry: bool = False

@@ -11,6 +11,7 @@ from sgl_sparsekv.config import (
     SERVER_FIELDS,
     RequestOptions,
     ServerOptions,
+    check_chunks,
     check_page_size,
     parse_request_options,
     parse_server_options,
@@ -54,6 +55,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reselect_every": 0}, f"reselect_every {INT} [1, 1024], got 0"),
     ({"reselect_every": 1025}, f"reselect_every {INT} [1, 1024], got 1025"),
     ({"telemetry": 1}, "telemetry must be true or false, got 1"),
+    ({"estimate": 1}, "estimate must be true or false, got 1"),
     *(
         ({"coverage": value}, f"{COVERAGE}{value!r}")
         for value in (0.0, 1.0, 1, True, "0.9", float("nan"))
@@ -103,6 +105,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"device": "triton", "reduction": "max"},
         "reduction max has no kernels on device triton: take another",
+    ),
+    (
+        {"device": "triton", "estimate": True},
+        "estimate must be false on device triton: it has no kernels",
     ),
     ({"cluster_segment": 63}, f"cluster_segment {INT} [64, 16384], got 63"),
     ({"cluster_segment": 16_512}, f"cluster_segment {INT} [64, 16384], got 16512"),
@@ -260,6 +266,22 @@ def test_a_device_that_serves_whole_steps_selects_in_each() -> None:
         "sparsekv.reselect_every must be 1 on device triton, which selects in every step, got 2"
     )
     assert parse_request_options({"reselect_every": 1}, server).reselect_every == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        ({"coverage": 0.9}, "coverage must be null"),
+        ({"budget_split": "heads"}, 'budget_split must be "even"'),
+    ],
+)
+def test_what_is_read_depends_on_keys_only_where_the_device_counts_by_head(
+    asked: dict[str, Any], rule: str
+) -> None:
+    assert parse_request_options(asked, SERVER).adaptive
+    with pytest.raises(RequestOptionError) as refused:
+        parse_request_options(asked, parse_server_options({"device": "triton"}))
+    assert str(refused.value) == f"sparsekv.{rule} {ALIKE}"
     assert parse_request_options({"reselect_every": 2}, SERVER).reselect_every == 2
 
 
@@ -320,9 +342,22 @@ def test_a_page_is_of_a_served_size_that_the_unit_divides() -> None:
         "--page-size must be one of 16, 32, 64 for the sparsekv backend, got 1; leave "
         "the flag out to get 64"
     )
+    with pytest.raises(ConfigError, match=r"got 128 from SGLang .*; add --page-size 64"):
+        check_page_size(128, named=False)
     for page, unit in ((16, 32), (32, 64)):
         with pytest.raises(ConfigError) as refused:
             check_page_size(page, unit)
         assert (
             str(refused.value) == f"--sparsekv-unit-size {unit} must divide --page-size, got {page}"
+        )
+
+
+def test_chunks_of_prefill_end_with_a_page() -> None:
+    for whole in (None, -1, 0, 64, 128):
+        check_chunks(whole, 64)
+    for tokens in (1, 100):
+        with pytest.raises(ConfigError) as refused:
+            check_chunks(tokens, 64)
+        assert str(refused.value) == (
+            f"--chunked-prefill-size must be a multiple of the page size 64, got {tokens}"
         )

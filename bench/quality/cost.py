@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench.quality.methods import SINK, WINDOW, Variant
-from sgl_sparsekv.geometry import UNIT_SIZE
+from bench.quality.eight_bit import SCALE
+from bench.quality.methods import Variant
+from sgl_sparsekv.geometry import ceil_div
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
 from sgl_sparsekv.selection.residual_pq import ResidualPQ
 from sgl_sparsekv.selection.two_level import OVERSAMPLING
@@ -44,7 +45,9 @@ def bytes_read(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> 
 
 def equal_budget(variant: Variant, target: float, lengths: IntArray, dim: int) -> int | None:
     """Largest budget in tokens that reads at most `target` bytes; None if no budget does."""
-    low, high = SINK + WINDOW + UNIT_SIZE, int(lengths.max()) + UNIT_SIZE
+    whole = variant.geometry.unit_size
+    low = whole * (ceil_div(variant.sink, whole) + ceil_div(variant.window, whole) + 1)
+    high = int(lengths.max()) + whole
 
     def fits(budget: int) -> bool:
         return bytes_read(variant, variant.plan(lengths, budget), lengths, dim).total <= target
@@ -98,6 +101,8 @@ def _planes(variant: Variant, tokens: IntArray, dim: int) -> IntArray:
     """Bytes of the page planes of so many tokens."""
     found = np.zeros_like(tokens)
     for summary in variant.selection.summaries:
-        plane = len(summary.planes) * (summary.width or dim) * ELEMENT
-        found += tokens // (summary.tokens or UNIT_SIZE) * plane
+        width = summary.width or dim
+        each = width + SCALE if variant.eight_bit else width * ELEMENT
+        plane = len(summary.planes) * each
+        found += tokens // (summary.tokens or variant.unit) * plane
     return found

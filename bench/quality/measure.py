@@ -103,7 +103,7 @@ class Bench:
         self.lengths: IntArray = positions.numpy() + 1
         self.truth = Truth.of(layer, self.lengths)
         self._runners: dict[object, Runner] = {}
-        self._best: dict[tuple[int, int], Selection] = {}
+        self._best: dict[object, Selection] = {}
 
     def measure(self, variant: Variant, budget: int) -> tuple[Quality, BytesRead]:
         """One variant at one budget."""
@@ -122,15 +122,21 @@ class Bench:
         )
         return quality, bytes_read(variant, plan, self.lengths, self.layer.keys.shape[-1])
 
+    def forget(self) -> None:
+        """Drop pools and indexes; those of many variants are more than the dump itself."""
+        self._runners.clear()
+        self._best.clear()
+
     def _runner(self, variant: Variant) -> Runner:
-        key = (variant.method, variant.index, variant.inherited, variant.unit)
+        key = (variant.method, variant.index, variant.inherited, variant.unit, variant.eight_bit)
         if key not in self._runners:
             self._runners[key] = Runner(variant, self.layer, self.lengths, self.ops)
         return self._runners[key]
 
     def _oracle(self, variant: Variant, plan: RowPlan, budget: int) -> Selection:
-        key = (variant.unit_size, budget)
+        key = (variant.unit_size, budget, variant.sink, variant.window)
         if key not in self._best:
-            oracle = Variant("", "oracle", unit=variant.unit_size)
+            kept = {"sink": variant.sink, "window": variant.window}
+            oracle = Variant("", "oracle", unit=variant.unit_size, **kept)
             self._best[key] = self._runner(oracle).select(plan)
         return self._best[key]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from bench.quality.dump import LayerDump
+from bench.quality.eight_bit import rounded
 from sgl_sparsekv.geometry import UNIT_SIZE, Geometry
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
@@ -28,7 +29,6 @@ from sgl_sparsekv.types import (
 
 SINK, WINDOW = 16, 64
 """Tokens that are always read: the server's defaults."""
-GEOMETRY = Geometry(UNIT_SIZE)
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,12 @@ class Variant:
         inherited: all segments are coded with the first one's codebook.
         estimate: what is not read is answered for by clusters: of `clusterkv` with centroids and
             sums of values, of `residual_pq` with centroids and mean values.
-        unit: tokens per unit, for methods without a grain of their own.
+        unit: tokens per unit, for methods without a grain of their own; of a server, if above 16.
         free: its choosing is not counted: a bound and no method.
         rescored: its scores depend on the budget.
+        eight_bit: page planes are kept in 8 bits: a study, and not served.
+        sink: first tokens that are always read.
+        window: newest tokens that are always read.
     """
 
     name: str
@@ -55,6 +58,9 @@ class Variant:
     unit: int = UNIT_SIZE
     free: bool = False
     rescored: bool = False
+    eight_bit: bool = False
+    sink: int = SINK
+    window: int = WINDOW
 
     @property
     def selection(self) -> SelectionMethod:
@@ -66,10 +72,16 @@ class Variant:
         """Tokens of what it selects."""
         return self.selection.unit_size or self.unit
 
+    @property
+    def geometry(self) -> Geometry:
+        """Of a server that serves it."""
+        return Geometry(max(UNIT_SIZE, self.unit), max(UNIT_SIZE, self.unit))
+
     def plan(self, lengths: IntArray, budget: int) -> RowPlan:
         """What rows of these lengths keep of a budget."""
-        full = [np.full_like(lengths, value) for value in (budget, SINK, WINDOW, self.unit_size)]
-        return plan_rows(lengths, RowOptions(*full[:3]), GEOMETRY, full[3])
+        options = (budget, self.sink, self.window, self.unit_size)
+        full = [np.full_like(lengths, value) for value in options]
+        return plan_rows(lengths, RowOptions(*full[:3]), self.geometry, full[3])
 
 
 def clustered(segment: int, tokens: int, estimate: bool = False) -> Variant:
@@ -97,6 +109,8 @@ VARIANTS = (
     Variant("quest", "quest"),
     Variant("quest_two_level", "quest_two_level", rescored=True),
     Variant("mean_std", "mean_std"),
+    Variant("quest, 8 bits", "quest", eight_bit=True),
+    Variant("mean_std, 8 bits", "mean_std", eight_bit=True),
     Variant("shadowkv", "shadowkv", rescored=True),
     *(clustered(s, t) for s in (1024, 4096) for t in (16, 32, 64, 80)),
     *(clustered(s, t, estimate=True) for s in (1024, 4096) for t in (16, 32)),
@@ -119,15 +133,15 @@ class Runner:
 
     def __init__(self, variant: Variant, layer: LayerDump, lengths: IntArray, ops: Ops) -> None:
         self.variant, self.layer, self.lengths, self.ops = variant, layer, lengths, ops
-        spare = -len(layer.keys) % UNIT_SIZE
+        spare = -len(layer.keys) % variant.geometry.unit_size
         self.keys, self.values = (
             torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, spare))
             for rows in (layer.keys, layer.values)
         )
         self._fields = {summary.name: self._field(summary) for summary in self.method.summaries}
         self.index = self._index()
-        self._held: torch.Tensor | None = None
-        self._shares: torch.Tensor | None = None
+        self._held: dict[object, torch.Tensor] = {}
+        self._shares: dict[object, torch.Tensor] = {}
 
     @property
     def method(self) -> SelectionMethod:
@@ -138,10 +152,10 @@ class Runner:
         """What every row reads under a plan."""
         candidates = self.candidates(plan)
         num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
-        if self._held is None or self.variant.rescored:
+        if _ranked(plan) not in self._held or self.variant.rescored:
             inputs = self._inputs(candidates, num_units, counts)
-            self._held = self.method.score(self.ops, inputs)
-        return self.ops.select(self._held, candidates, num_units, counts)
+            self._held = {_ranked(plan): self.method.score(self.ops, inputs)}
+        return self.ops.select(self._held[_ranked(plan)], candidates, num_units, counts)
 
     def adaptive(self, plan: RowPlan, coverage: float, pooled: bool) -> Selection:
         """What every row reads until it covers a share of attention, below the plan's counts.
@@ -156,7 +170,7 @@ class Runner:
         num_units, counts, tails = (
             torch.from_numpy(x).int() for x in (plan.num_units, plan.counts, plan.tail)
         )
-        if self._shares is None:
+        if _ranked(plan) not in self._shares:
             kept = KeptUnits.of(candidates, num_units)
             table = kept.table[:, None].expand(-1, self.keys.shape[1], -1)
             size, cache = self.variant.unit_size, (self.keys, self.values)
@@ -164,12 +178,12 @@ class Runner:
             known = self.ops.attend(self.layer.q, *cache, *shape)[1] - model.offset
             inputs = self._inputs(candidates, num_units, counts)
             inputs = replace(inputs, reduction=Reduction.MEAN_SOFTMAX, known=known)
-            self._shares = self.method.score(self.ops, inputs)
-        rows = len(self.lengths)
+            self._shares = {_ranked(plan): self.method.score(self.ops, inputs)}
+        rows, shares = len(self.lengths), self._shares[_ranked(plan)]
         asked = torch.full((rows,), coverage)
         goal = Goal(asked, torch.full((rows,), int(pooled), dtype=torch.int32), model.flat)
-        allotted = self.ops.allot(self._shares, candidates, num_units, counts, goal)
-        return self.ops.select(self._shares, candidates, num_units, allotted)
+        allotted = self.ops.allot(shares, candidates, num_units, counts, goal)
+        return self.ops.select(shares, candidates, num_units, allotted)
 
     def _inputs(
         self, candidates: Candidates, num_units: torch.Tensor, counts: torch.Tensor
@@ -206,11 +220,11 @@ class Runner:
         return Candidates(table, begin, end)
 
     def _field(self, summary: PageSummary) -> torch.Tensor:
-        units = len(self.keys) // (summary.tokens or UNIT_SIZE)
+        units = len(self.keys) // (summary.tokens or self.variant.unit)
         heads, width = self.keys.shape[1], summary.width or self.keys.shape[2]
         field = self.keys.new_zeros(units, heads, len(summary.planes), width)
         self.ops.summarise(summary, self.keys, field, torch.arange(units))
-        return field
+        return rounded(field, summary.planes) if self.variant.eight_bit else field
 
     def _index(self) -> SegmentIndex | ResidualIndex | SegmentBounds | None:
         summary = self.method.segments(self.variant.index)
@@ -248,3 +262,8 @@ class Runner:
             books[record] = books[0]
             codes[record] = encode(self.keys[slots[record]], Codebook(books[0])).permute(1, 2, 0)
         return index
+
+
+def _ranked(plan: RowPlan) -> object:
+    """What scores depend on in a plan: sinks and window are not ranked."""
+    return plan.begin.tobytes(), plan.end.tobytes()

@@ -37,6 +37,11 @@ class Context:
         """Layers with their truth."""
         return [Bench(layer, self.dump.positions, self.ops) for layer in self.dump.layers]
 
+    def forget(self) -> None:
+        """Drop what variants made of the dump so far."""
+        for bench in self.__dict__.get("benches", ()):
+            bench.forget()
+
     def shape(self) -> dict[str, float]:
         """What the header says of the dump."""
         _, heads, dim = self.dump.layers[0].keys.shape

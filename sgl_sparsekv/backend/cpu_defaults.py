@@ -5,14 +5,13 @@ its own, the cache takes what memory there is, and each rank needs a NUMA node.
 """
 
 import os
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from ..config import FUSED_DEVICES, ServerOptions
+from ..config import FUSED_DEVICES, ServerOptions, parse_server_options
 
 MAX_RUNNING_REQUESTS = 256
 """SGLang's own thousands each reserve a row as long as the context."""
@@ -27,17 +26,20 @@ PATIENCE = ("SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120")
 Ten, as SGLang has it, are too few on a busy machine."""
 
 
-def with_cpu_method(options: ServerOptions, named: Collection[str]) -> ServerOptions:
+def with_cpu_method(named: Mapping[str, Any]) -> ServerOptions:
     """Options with the method that a CPU serves, where the user named none and offers it.
 
     Args:
-        options: what was named, and defaults.
-        named: names of options that the user gave.
+        named: flat values of the options that the user gave.
+
+    Raises:
+        ConfigError: one of them is wrong.
     """
+    options = parse_server_options(named)
     chosen = "method" in named or options.device in FUSED_DEVICES
     if chosen or ("methods" in named and METHOD not in options.methods):
         return options
-    return replace(options, request=replace(options.request, method=METHOD))
+    return parse_server_options({**named, "method": METHOD})
 
 
 def cpu_defaults(config: Any) -> dict[str, Any]:

@@ -102,9 +102,8 @@ def options_of(server_args: Any) -> ServerOptions | None:
 
     carried = getattr(server_args, ATTRIBUTE, None)
     named = carried if carried is not None else read_env_config()
-    options = parse_server_options(named)
     on_cpu = getattr(resolved_view(server_args), "device", None) == "cpu"
-    return with_cpu_method(options, named) if on_cpu else options
+    return with_cpu_method(named) if on_cpu else parse_server_options(named)
 
 
 def carry(server_args: Any, options: ServerOptions) -> None:

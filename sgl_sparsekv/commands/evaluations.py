@@ -164,7 +164,8 @@ def _fidelity_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--length", default="4k", help="tokens of a prompt, without --data")
     parser.add_argument("--samples", type=int, default=8, help="prompts at most")
-    parser.add_argument("--seed", type=int, default=0, help="of generated prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of the first prompt, without --data")
+    parser.add_argument("--chat", action="store_true", help="without --data: by the chat template")
 
 
 def _fidelity(args: argparse.Namespace, model: "Model") -> "Task":
@@ -172,7 +173,20 @@ def _fidelity(args: argparse.Namespace, model: "Model") -> "Task":
     from ..evaluation.tasks.fidelity import FidelityTask
 
     (length,) = parse_lengths(args.length)
-    return FidelityTask(model.tokens, _texts(args, model, "prompt", length), args.tokens)
+    return FidelityTask(model.tokens, _prompts(args, model, length), args.tokens)
+
+
+def _prompts(args: argparse.Namespace, model: "Model", length: int) -> "list[Text]":
+    """Those of the user's file; else quotations, essays and texts to go on with, by turns."""
+    from ..evaluation.tasks.generate.prompts import RealPrompts
+    from ..evaluation.tasks.needle.small_models import kind_of
+
+    if args.data is not None or kind_of(model.tokens) != "prose":
+        if args.chat:
+            raise ValueError("chat must be left out: the prompts are taken as they are")
+        return _texts(args, model, "prompt", length)
+    chat = model.tokens.chat() if args.chat else ("", "")
+    return RealPrompts(model.tokens, chat, args.tokens).texts(length, args.seed, args.samples)
 
 
 def _texts(args: argparse.Namespace, model: "Model", field: str, length: int) -> "list[Text]":

@@ -12,7 +12,7 @@ from .. import __version__
 from ..evaluation.picture import EXTRA
 from ..tooling import charts
 from ..tooling.figure import STYLE
-from . import decode, evaluation, gpu, kernels, quality, selections, serving
+from . import coverage, decode, evaluation, gpu, kernels, quality, selections, serving
 from .files import Found, read, under
 from .markup import table
 from .section import Kind, Section, Source
@@ -20,6 +20,7 @@ from .section import Kind, Section, Source
 KINDS = (
     evaluation.KIND,
     quality.KIND,
+    coverage.KIND,
     serving.KIND,
     decode.KIND,
     kernels.KIND,

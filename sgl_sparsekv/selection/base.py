@@ -26,9 +26,9 @@ class IndexOptions:
     """
 
     cluster_segment: int = 1024
-    tokens_per_centroid: int = 32
-    pq_segment: int = 4096
-    pq_subspaces: int = 2
+    tokens_per_centroid: int = 16
+    pq_segment: int = 1024
+    pq_subspaces: int = 4
     pq_bits: int = 6
     residual_segment: int = 512
     residual_subspaces: int = 4

@@ -33,7 +33,7 @@ def check_request(manager: object, request: Any, *args: Any, **kwargs: Any) -> N
         prompts = prompts_in(request)
         check_fields(request, prompts if is_batch(request) else None, front_end.limits)
         check_sampling(request.sampling_params, prompts, is_batch(request), front_end.limits)
-        media = [getattr(request, name, None) for name in MEDIA]
+        media = [getattr(request, name) for name in MEDIA]
         check_token_ids("input_ids", request.input_ids, front_end, media)
         _check_names(request)
         _check_one_prompt(request)

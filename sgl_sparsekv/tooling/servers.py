@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +52,18 @@ class ServerProcess:
         self.log = folder / f"{spec.name}.log"
         address = ("--host", HOST, "--port", str(self.port))
         self.command = (sys.executable, "-m", "sglang.launch_server", *spec.flags, *address)
+        self._process = self._begin(dict(spec.env))
+
+    def _begin(self, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        """The process of the command, with variables on top of ours."""
         with self.log.open("w") as log:
             # A session of its own: one signal reaches its scheduler and detokenizer as well.
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**_environment(), **dict(spec.env)},
+                env={**_environment(), **environment},
                 start_new_session=True,
             )
 

@@ -13,6 +13,7 @@ from bench.quality import report, run
 from bench.quality.__main__ import main
 from bench.quality.cost import bytes_read, equal_budget
 from bench.quality.dump import Dump, LayerDump, dump
+from bench.quality.eight_bit import rounded
 from bench.quality.low_rank import study
 from bench.quality.measure import Bench, Truth, error_of, mass_of
 from bench.quality.methods import VARIANTS, Variant, clustered, quantised
@@ -25,6 +26,7 @@ from sgl_sparsekv.selection.two_level import SEGMENT
 from sgl_sparsekv.types import Selection
 
 QUEST = VARIANTS[0]
+NAMED = {variant.name: variant for variant in VARIANTS}
 DIM = 64
 
 
@@ -53,16 +55,17 @@ def layer(
         # Candidates: tokens 16 .. 2032 of 2,100; 16 .. 2928 of 3,000.
         (QUEST, 2100, 126 * 2 * DIM * 2),
         # Whole segments up to 2,048; pages of 8 budgets are more than there are.
-        (VARIANTS[1], 2100, (2048 // SEGMENT + 126) * 2 * DIM * 2),
-        (VARIANTS[3], 2100, 252 * (DIM + 1) * 2),
+        (NAMED["quest_two_level"], 2100, (2048 // SEGMENT + 126) * 2 * DIM * 2),
+        (NAMED["quest, 8 bits"], 2100, 126 * 2 * (DIM + 2)),
+        (NAMED["shadowkv"], 2100, 252 * (DIM + 1) * 2),
         (clustered(1024, 32), 2100, 2016 + 2 * 32 * DIM * 2),
         (clustered(1024, 32), 3000, 2032 + 2 * 32 * DIM * 2 + 880 * DIM * 2),
         (clustered(1024, 32, True), 2100, 2016 + 2 * 32 * (DIM + DIM + 1) * 2),
         (clustered(4096, 32), 3000, 2912 * DIM * 2),
         (quantised(1024, 2, 6), 2100, 2 * 2016 + 2 * 64 * DIM * 2),
         (quantised(1024, 2, 6, inherited=True), 2100, 2 * 2016 + 64 * DIM * 2),
-        (VARIANTS[-3], 2100, 0),
-        (VARIANTS[-2], 2100, 0),
+        (NAMED["streaming"], 2100, 0),
+        (NAMED["oracle, units"], 2100, 0),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
@@ -73,6 +76,23 @@ def test_bytes_are_those_counted_by_hand(variant: Variant, length: int, metadata
     tail = (length - 1) % variant.unit_size + 1
     whole = (512 - tail) // variant.unit_size * variant.unit_size
     assert read.kv == (whole + tail) * 2 * DIM * 2
+
+
+def test_sinks_and_window_are_the_variants_own():
+    more = replace(QUEST, sink=64, window=256)
+    plan = more.plan(np.array([2100]), 512)
+    assert (plan.begin.item(), plan.end.item()) == (64 // 16, (2100 - 256) // 16)
+    assert plan.counts.item() == QUEST.plan(np.array([2100]), 512).counts.item()
+
+
+def test_bounds_in_eight_bits_still_hold():
+    planes = torch.randn(5, 2, 2, 16).sort(2).values
+    kept = rounded(planes, ("min", "max"))
+    assert (kept[:, :, 0] <= planes[:, :, 0] + 1e-6).all()
+    assert (kept[:, :, 1] >= planes[:, :, 1] - 1e-6).all()
+    assert (kept - planes).abs().max() <= planes.abs().max() / 127 + 1e-6
+    means = rounded(planes, ("mean", "std"))
+    assert (means - planes).abs().max() <= planes.abs().max() / 254 + 1e-6
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
@@ -116,7 +136,7 @@ def test_nobody_covers_more_than_the_oracle_of_its_grain_and_chance_covers_less(
         variant.name: (variant.unit_size, bench.measure(variant, 256)[0]) for variant in VARIANTS
     }
     best = {16: found["oracle, units"][1], 1: found["oracle, tokens"][1]}
-    eighths = replace(VARIANTS[-2], name="oracle, chunks", unit=8)
+    eighths = replace(NAMED["oracle, units"], name="oracle, chunks", unit=8)
     best[8] = bench.measure(eighths, 256)[0]
     for unit, quality in found.values():
         assert quality.mass <= best[unit].mass + 1e-5 and quality.recall <= 1
@@ -231,7 +251,7 @@ def test_a_stopped_run_is_gone_on_with(
     assert main(words) == 2
     assert "is there already; --resume goes on with it" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
-    assert "3 of 8; " in capsys.readouterr().err
+    assert "3 of 10; " in capsys.readouterr().err
     ((_, _, rows),) = newest(tmp_path / "parts")
     assert rows == whole
     measured = [(context, variant.name) for _, _, context, variant, _ in measure.calls]

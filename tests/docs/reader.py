@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from helpers.fresh import FreshEnvironment, copy_tree, environment, run
+from helpers.launcher import Launcher
 
 from .pages import Command, commands
-from .servers import HERE, DocumentedServer, same_server
+from .servers import HERE, DocumentedServer, Start, forked, same_server, typed
 from .words import SERVER, Words
 
 README = next(one for one in commands() if one.serves)
@@ -27,11 +28,13 @@ class Reader:
         folder: for copies, logs and files.
         words: what capital words mean.
         fresh: where README's serve line runs: from the wheel.
+        launcher: what other serve lines are forked from; None types them, too.
     """
 
     folder: Path
     words: Words
     fresh: FreshEnvironment
+    launcher: Launcher | None = None
     _servers: dict[tuple[str, ...], DocumentedServer] = field(default_factory=dict)
     _copies: dict[str, Path] = field(default_factory=dict)
 
@@ -46,10 +49,14 @@ class Reader:
         if asked not in self._servers:
             for other in self._servers.keys() - {home}:
                 self._servers.pop(other).stop()
-            programs = self.fresh.folder / "bin" if asked == home else HERE
             text = self.words.resolve(said)
-            self._servers[asked] = DocumentedServer(text, self.folder, programs)
+            self._servers[asked] = DocumentedServer(text, self.folder, self._start(asked == home))
         return self._servers[asked].wait()
+
+    def _start(self, from_wheel: bool) -> Start:
+        if self.launcher is not None and not from_wheel:
+            return partial(forked, launcher=self.launcher)
+        return partial(typed, programs=self.fresh.folder / "bin" if from_wheel else HERE)
 
     def run(self, command: Command, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """Run a command that ends."""

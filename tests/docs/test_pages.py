@@ -1,5 +1,8 @@
 """Every command, body and sample of README.md and docs/ runs as written.
 
+README's serve line is typed into a shell, with the package installed from its wheel. The servers of
+other serve lines are forked from a process that has SGLang imported; `make soak` types them, too.
+
 What is excepted says so where the reader sees it, in the comment of the command: `(GPU host)`,
 `(downloads)`, and those that take long. `make soak` runs the ones of minutes; of all others it is
 checked that program, module and flags exist.

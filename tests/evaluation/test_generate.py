@@ -101,6 +101,19 @@ def test_prompts_about_one_document_share_it(tokens):
     assert goes_on.startswith("<user>") and write.endswith("<model>") and "<model>" in copy
 
 
+def test_texts_to_follow_are_each_of_another_document_and_as_long_as_can_be(tokens):
+    made = RealPrompts(tokens, ("<user>", "<model>"), 64).texts(2048, 5, 4)
+    assert [text.name for text in made] == [
+        *("copy 2048 5", "write 2048 6", "continue 2048 7", "copy 2048 8")
+    ]
+    assert [bool(text.continuation) for text in made] == [True, False, True, True]
+    assert all(1000 < len(tokens.ids(text.text)) <= 2048 for text in made)
+    assert all(len(tokens.ids(text.continuation)) >= 64 for text in made if text.continuation)
+    assert len({text.text[:400] for text in made}) == 4
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        RealPrompts(tokens, ("", ""), 64).texts(2048, 5, 0)
+
+
 def test_a_length_without_room_is_refused(tokens):
     with pytest.raises(ValueError, match=f"above {NEW + ROOM}"):
         RealPrompts(tokens, ("", ""), NEW).make("copy", NEW + ROOM, 0, 1)

@@ -43,6 +43,7 @@ REASONS = (
     Reason("*page_metadata/check.py:find_mismatches", r"device=units\.device", ON_A_GPU),
     Reason("*planner.py:StepPlan.__init__", r"\.to\(None\)", ON_A_GPU),
     Reason("*indexing.py:StepIndex.*", r"\.to\(None\)", ON_A_GPU),
+    Reason("*residual.py:*", r"device=\w+\.device|skips\.to\(", ON_A_GPU),
     # Types of numbers.
     Reason("*planner.py:HostPlan.__init__", r"self\._dense_layers = .*np\.int64", WHOLE),
     Reason("*planner.py:StepPlan.reads", r"dtype=bool\).* -> ", "numpy makes bools of bools"),
@@ -73,6 +74,16 @@ REASONS = (
         "*guard.py:RequestGuard.__call__", r"or True", "no body is no JSON, which is not refused"
     ),
     Reason("*guard.py:*", r'-> .*b?"XXXX"', "begins no path, no refusal and no name of ours"),
+    Reason("*residual.py:build", r"nan_to_num\(None", "None is 0 to `nan_to_num`"),
+    Reason(
+        "*residual.py:build",
+        r"\.to\(None\)",
+        "parity tests compare devices' records of 16-bit keys",
+    ),
+    Reason("*residual.py:_coded", r"shapes\(dim, None\)", "codes of keys know no values"),
+    Reason("*residual.py:_coded", r"books, None\)", "what builds a record reads no table"),
+    Reason("*residual.py:quantised", r"scale >= 0", "what is no number is 0 in eight bits"),
+    Reason("*residual.py:quantised", r"scale, 2\)", "zeros are zeros, whatever divides them"),
     # Numbers of which only the order, the sign or the place counts.
     Reason(
         "*records.py:SegmentRecords.*", r"self\._step (= 1|\+= 2)", "only the order of steps counts"
@@ -98,6 +109,15 @@ REASONS = (
     ),
     Reason(
         "*two_level.py:TwoLevelExact.score", r"sort\(descending", "the last dimension by itself"
+    ),
+    Reason("*two_level.py:_scores", r"units \+ 2", "columns beyond the units are cut off"),
+    Reason("*two_level.py:_best_segments", r"value=-2", NEGATIVE),
+    Reason("*two_level.py:_best_segments", r"sum\(\+1\)", "the last of two dimensions"),
+    Reason("*two_level.py:_best_segments", r"not chosen\.shape", "no places, no scattering"),
+    Reason(
+        "*two_level.py:_best_segments",
+        r"chosen <=? [01]",
+        "segment 0 comes first where it is chosen",
     ),
     Reason("*two_level.py:TwoLevelExact.score", r"\], 2\)$", "the first of equal columns is read"),
 )

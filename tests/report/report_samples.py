@@ -125,6 +125,23 @@ def serving(path: Path) -> None:
     sweep.save(sweep.Result(header, rows, [sweep.Failure(f"hit {ODD}", "it died")]), path)
 
 
+def coverage(path: Path, **change: object) -> None:
+    """Two methods asked for two shares; of one of them the heads of three layers are there."""
+    rows = [
+        {
+            **{"context": 8192, "method": method, "asked": asked, "budget": None, "split": "even"},
+            **{"got": asked + off, "got_p10": asked - 0.1, "tokens": 700.0, "error": 0.1},
+            **{"metadata_bytes": 9.0, "kv_bytes": 90.0, "error_p90": 0.2},
+        }
+        for method, off in (("quest", 0.004), ("clusterkv 16/1024", -0.03))
+        for asked in (0.9, 0.95)
+    ]
+    rows[1]["heads"] = [[1.0, 0.75], [0.9, 0.5], [0.99, 0.98]]
+    rows.append({**rows[0], "asked": None, "budget": 512, "got": 0.93})
+    head = {"schema": 1, "model": "small", "about": "a model", "environment": ENVIRONMENT}
+    path.write_text(json.dumps({**head, "rows": rows, **change}))
+
+
 def everything(folder: Path) -> Path:
     """A folder with a file of each kind, real ones where there are some, and broken ones."""
     for name in REAL:
@@ -135,6 +152,7 @@ def everything(folder: Path) -> Path:
     trace(folder / "trace.jsonl")
     gpu(folder / "gpu")
     serving(folder / "serving.json")
+    coverage(folder / "coverage.json")
     (folder / f"broken {ODD.replace('/', '')}.json").write_text('{"a": ')
     (folder / "torn.jsonl").write_text("")
     (folder / "other.json").write_text('{"schema": 7}')

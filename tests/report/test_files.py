@@ -24,8 +24,8 @@ def test_every_kind_is_recognised(tmp_path: Path) -> None:
     found = found_in(samples.everything(tmp_path))
     shown = [(kind.title, source.name) for kind, source, _ in found.sections]
     assert [title for title, _ in shown] == [
-        *("Evaluations", "Evaluations", "Quality", "Serving", "Decode", "Kernels", "GPU"),
-        "Selections",
+        *("Evaluations", "Evaluations", "Quality", "Coverage", "Serving", "Decode", "Kernels"),
+        *("GPU", "Selections"),
     ]
     reasons = {name[:5]: why for name, why in found.unread}
     assert "is not JSON" in reasons["broke"]
@@ -128,7 +128,7 @@ def test_a_trace_that_is_still_written_is_shown(tmp_path: Path) -> None:
 def test_the_command_writes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = samples.everything(tmp_path / "in"), tmp_path / "deep" / "r.html"
     assert cli.main(["report", str(folder), "--out", str(out)]) == 0
-    assert "8 files of results, 3 not shown" in capsys.readouterr().out
+    assert "9 files of results, 3 not shown" in capsys.readouterr().out
     before = out.read_bytes()
     assert cli.main(["report", str(folder), "--out", str(out)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1 and out.read_bytes() == before

@@ -144,8 +144,42 @@ def test_quality_shows_every_layer_and_leaves_variants_to_the_table() -> None:
     points = [r for r in rows if (r["context"], r["equal"]) == (32768, "budget")]
     points = [r for r in points if r["kv_bytes"] is not None]
     assert f"All {len(points)} points at 32k tokens" in found.body
-    assert {"quest", "clusterkv 32/1024", "pqcache 2x6/4096"} <= set(quality.drawn(rows))
+    assert {"quest", "clusterkv 16/1024", "pqcache 4x6/1024"} <= set(quality.drawn(rows))
     assert "clusterkv 16/4096" not in quality.drawn(rows)
+
+
+def test_coverage_shows_what_was_got_and_by_which_heads(tmp_path: Path) -> None:
+    samples.coverage(tmp_path / "c.json")
+    found = section(tmp_path / "c.json")
+    assert "2 of 4 points within 2 points" in found.gist
+    assert "clusterkv 16/1024, 87.0% for 90%" in found.gist
+    assert "Got against asked, 8k tokens" in found.body and "as asked" in found.body
+    squares = re.findall(r'fill-opacity="([\d.]+)".*?<title>(.*?)</title>', found.body)
+    assert len(squares) == 6
+    assert ("1.00", "layer 2 of 3, KV head 1: 50.0%") in squares
+    assert ("0.00", "layer 1 of 3, KV head 0: 100.0%") in squares
+    (rows,) = tables(found.body)
+    assert [row[0] for row in rows[1:]] == ["quest", "quest", *["clusterkv 16/1024"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"schema": 2}, "schema must be 1"),
+        ({"heads": [[0.5], [0.5, 0.5]]}, "of one length"),
+        ({"heads": [["x"]]}, "must be numbers"),
+        ({"got": "x"}, "got of row 2 must be a number"),
+    ],
+)
+def test_a_broken_coverage_file_is_named(tmp_path: Path, change: dict, reason: str) -> None:
+    path = tmp_path / "c.json"
+    samples.coverage(path)
+    content = json.loads(path.read_text())
+    content["schema"] = change.pop("schema", 1)
+    content["rows"][1] |= change
+    path.write_text(json.dumps(content))
+    ((_, why),) = read([path], None, KINDS).unread
+    assert reason in why
 
 
 def test_serving_shows_every_question(tmp_path: Path) -> None:

@@ -100,12 +100,13 @@ def test_a_record_is_the_same_alone_and_with_others() -> None:
 
 def test_what_is_no_number_counts_as_zero() -> None:
     keys, values = segments(1)
-    broken = keys.clone(), values.clone()
-    broken[0][0, 5, 1, 3], broken[1][0, 7, 0, 2] = torch.nan, torch.inf
-    zeroed = keys.clone(), values.clone()
-    zeroed[0][0, 5, 1, 3], zeroed[1][0, 7, 0, 2] = 0, 0
+    broken, zeroed = (keys.clone(), values.clone()), (keys.clone(), values.clone())
+    for place, wrong in enumerate((torch.nan, torch.inf, -torch.inf)):
+        for nth in range(2):
+            broken[nth][0, 5 + place, 1, 3], zeroed[nth][0, 5 + place, 1, 3] = wrong, 0
     got, want = built(*broken, [0], 4), built(*zeroed, [0], 4)
-    assert all(torch.equal(getattr(got, n), getattr(want, n)) for n in ("codes", "scales"))
+    for name in residuals(SIZE, 4).shapes(16, 16):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
 def test_eight_bits_keep_a_vector_to_half_a_step() -> None:
@@ -114,6 +115,12 @@ def test_eight_bits_keep_a_vector_to_half_a_step() -> None:
     whole, scales = quantised(rows)
     assert ((widened(whole, scales) - rows).abs() <= scales[:, None] * 0.501).all()
     assert whole.abs().amax(-1).tolist() == [127, 127, 127, 0, 127, 127, 127]
+
+
+def test_two_codes_fill_a_byte() -> None:
+    codes = torch.randint(0, 16, (2, 4, 9), dtype=torch.uint8)
+    found = packed(codes)
+    assert torch.equal(found & 15, codes[:, ::2]) and torch.equal(found >> 4, codes[:, 1::2])
 
 
 def test_an_odd_number_of_codes_leaves_half_a_byte() -> None:

@@ -81,6 +81,15 @@ def test_exact_mode_selects_the_pages_of_quest(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", ("quest_two_level", "quest_two_level_exact"))
+def test_a_batch_without_a_candidate_looks_at_nothing(device: str, method: str) -> None:
+    """Prompts of less than a page: a candidate would begin where the table ends."""
+    inputs = scene(7, (10, 4), 0.0)
+    scores = load_method(method).score(load_ops(device), inputs)
+    assert scores.shape == (2, HEADS, 1) and scores.isneginf().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_most_pages_are_not_looked_at(device: str) -> None:
     """Approximate: by the budget, whatever the length. Exact: where segments differ."""
     ops, long = load_ops(device), scene(1, (20_000,), 4.0)

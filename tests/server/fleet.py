@@ -1,7 +1,12 @@
-"""The servers that tests share: started in the background, a few at a time, ended by pid."""
+"""The servers that tests share: started in the background, a few at a time, ended by pid.
+
+Most are forks of one launcher that has SGLang imported, with the variables that find mistakes set.
+"""
 
 import time
 from pathlib import Path
+
+from helpers.launcher import ForkedServer, Launcher
 
 from sgl_sparsekv.tooling.servers import ServerFailed, ServerProcess, ServerSpec, free_port
 
@@ -15,6 +20,8 @@ STRICT = (
 ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
 TWO_RANKS = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1"),)
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "3"))
+READ_AT_IMPORT = {"SGLANG_TEST_RETRACT", "SGLANG_PLUGINS", "TRITON_INTERPRET"}
+"""Variables that a fork would set too late."""
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
 SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
@@ -41,6 +48,7 @@ class Fleet:
     def __init__(self, model: Path, folder: Path) -> None:
         self.model = model
         self.folder = folder
+        self._launcher = Launcher(folder, dict((*ONE_THREAD, *STRICT)))
         self._running: dict[str, ServerProcess] = {}
         self._ready: set[str] = set()
         self.trace_port = free_port()
@@ -112,8 +120,13 @@ class Fleet:
 
     def start(self, name: str) -> None:
         """Begin to start a server, unless it was."""
-        if name not in self._running:
-            self._running[name] = ServerProcess(self.catalog[name], self.folder)
+        if name in self._running:
+            return
+        spec = self.catalog[name]
+        if READ_AT_IMPORT & dict(spec.env).keys():
+            self._running[name] = ServerProcess(spec, self.folder)
+        else:
+            self._running[name] = ForkedServer(spec, self.folder, self._launcher)
 
     def get(self, name: str, timeout: float = 600.0) -> ServerProcess:
         """The server, ready to answer; asked for its health once, as that costs it a second."""
@@ -135,9 +148,10 @@ class Fleet:
             server.stop()
 
     def stop_all(self) -> None:
-        """End every server."""
+        """End every server, and what they are forked from."""
         for name in list(self._running):
             self.stop(name)
+        self._launcher.stop()
 
     def _spec(
         self, name: str, flags: tuple[str, ...], env: tuple[tuple[str, str], ...] = ()

@@ -46,6 +46,14 @@ def test_what_sglang_takes_by_default_passes(manager: Any) -> None:
     check_request(manager, EmbeddingReqInput(text="a"))
 
 
+def test_none_is_as_good_as_nothing(manager: Any) -> None:
+    """SGLang's own clients name fields that they do not set."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    names = {entry.name for entry in fields(GenerateReqInput)} - {"text"}
+    check_request(manager, native(**dict.fromkeys(names)))
+
+
 SAMPLING_BAD = [
     ("top_k", 2**40), ("top_k", 0), ("top_k", True), ("top_k", 1.0), ("n", 5_000_000), ("n", 0),
     ("n", None), ("n", "2"), ("logit_bias", {"5": 1e39}), ("logit_bias", {"5": None}),

@@ -13,9 +13,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.helpers.launcher import Launcher
+
 from .figures import FAMILIES, FLAGS, Figures, judge
 from .page import PAGE
-from .sweep import FAULT, Launcher
+from .sweep import FAULT
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.launcher import Launcher
+
 from .resolving import resolve_line as resolve_case
 from .resolving import write_config
-from .sweep import Launcher
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .bare import BARE, FLAGS, write_bare
 from .processors import write_processor
 from .sizes import LAYERS, RENAMED, SMALL, SPECIAL
 from .tiny import SEED, change_config
@@ -69,7 +70,13 @@ class Family:
             return "it drafts for another model; --speculative-algorithm is refused"
         if self.architecture.startswith("Transformers"):
             return "no config.json names it; see --model-impl transformers"
-        return None if self.model_class else "transformers has no such class"
+        known = self.model_class or self.architecture in BARE
+        return None if known else "transformers has no such class"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Of every server of its model."""
+        return () if self.model_class else FLAGS
 
 
 def families() -> list[Family]:
@@ -86,7 +93,8 @@ def write_family(family: Family, folder: Path) -> Path:
         Exception: transformers cannot build a small one.
     """
     kind = family.model_class
-    assert kind is not None
+    if kind is None:
+        return write_bare(family.architecture, folder)
     model_type = kind.config_class.model_type
     config = small_config(kind.config_class, model_type)
     torch.manual_seed(SEED)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from tests.helpers.launcher import Launcher
 from tests.helpers.soak import FOLDER, record
 
 from .asking import SAYS_NOTHING
@@ -13,7 +14,7 @@ from .families import Family, families, write_family
 from .flags import Case, cases
 from .page import NOT_TRIED, name_of, told, verdict_of, write_page
 from .resolving import resolve_line, write_config
-from .sweep import Launcher, Sweep, Verdict, refusal_in
+from .sweep import Sweep, Verdict, refusal_in
 from .tiny import write_llama
 
 NAME = "start"
@@ -105,7 +106,7 @@ def family_verdict(launcher: Launcher, family: Family) -> Verdict:
     except Exception as error:  # transformers raises whatever it likes
         words = " ".join(str(error).split())[:100]
         return Verdict(name, NOT_TRIED, f"no small model of it could be built: {words}", 0.0)
-    found = Sweep(launcher, model).judge_family(name)
+    found = Sweep(launcher, model, family.flags).judge_family(name)
     if found.words.startswith(SAYS_NOTHING):
         return replace(found, how=NOT_TRIED)
     return found

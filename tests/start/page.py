@@ -14,7 +14,9 @@ HEAD = """# What is served, and what is refused
 
 Written by `make soak` (`tests/start`; `python -m tests.start WORD` judges single lines anew) with
 SGLang {version} on a CPU: every flag of SGLang's command line, and a tiny random model in float32
-of every family, each through SGLang's own launcher with `--attention-backend sparsekv`.
+of every family, each through SGLang's own launcher with `--attention-backend sparsekv`. Where
+transformers has no class of a family, a configuration alone (`tests/start/bare.py`) and weights
+that SGLang makes up stand for its model; most of those that are not tried want more than that.
 
 - **Served**: prompts of 6, 90 and 400 tokens gave the tokens of `torch_native` (where a flag
   changes them, of a `torch_native` server with the same flag), with `full` and with a budget

@@ -1,21 +1,18 @@
 """Runs command lines through the launcher and says of each how it ended."""
 
-import json
 import re
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sgl_sparsekv.backend.starting import NET
-from sgl_sparsekv.tooling.servers import free_port
+from tests.helpers.launcher import Launcher
 
-from .asking import COMMON, DENSE, HEADERS, OURS, UNCOMPARED, comparable, fault_of, requests
+from .asking import COMMON, DENSE, OURS, UNCOMPARED, comparable, fault_of, requests
 from .flags import EVERY_CHOICE, WAITS, Case
+from .running import Ended, run
 from .tiny import VOCABULARY
 
 SERVED, REFUSED, UPSTREAM, LIKEWISE, NEITHER, FAULT = (
@@ -64,81 +61,13 @@ class Verdict:
     seconds: float
 
 
-class Launcher:
-    """A process that has SGLang imported; use it in a `with` statement."""
-
-    def __init__(self, folder: Path) -> None:
-        """Start it; logs go to `folder`."""
-        self.folder = folder
-        self._runs = 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.start.launcher"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(folder / "launcher.log").open("w"),
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        self._answer()
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-
-    def run(self, arguments: Iterable[str], bodies: list[dict[str, Any]], **more: Any) -> "Ended":
-        """One server from start to end."""
-        self._runs += 1
-        port, log = free_port(), self.folder / f"server-{self._runs}.log"
-        job = {
-            "arguments": [*arguments, "--port", str(port)],
-            "port": port,
-            "log": str(log),
-            "requests": bodies,
-            "headers": HEADERS,
-            **more,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        found = json.loads(self._answer())
-        said = log.read_text(errors="replace") if log.exists() else ""
-        return Ended(log=said, **found)
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("@"):
-                return line[1:]
-        raise AssertionError(f"the launcher ended: see {self.folder / 'launcher.log'}")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A server's outcome, as the launcher tells it, and its log."""
-
-    status: int | None
-    ready: bool
-    answers: list[Any]
-    seconds: float
-    log: str
-
-
 class Sweep:
     """Judges cases by a dense server of the same model."""
 
-    def __init__(self, launcher: Launcher, model: Path, vocabulary: int = VOCABULARY) -> None:
-        """Nothing is started before the first case."""
-        self.launcher, self.model, self.bodies = launcher, model, requests(vocabulary)
+    def __init__(self, launcher: Launcher, model: Path, flags: tuple[str, ...] = ()) -> None:
+        """Nothing is started before the first case; `flags` are those of every server."""
+        self.launcher, self.model, self.flags = launcher, model, flags
+        self.bodies = requests(VOCABULARY)
         self._files = {file: file.read_bytes() for file in model.iterdir() if file.is_file()}
         self._dense: list[Any] | None = None
 
@@ -226,7 +155,8 @@ class Sweep:
                 file.write_bytes(data)
         common = ("--model-path", str(self.model), *COMMON)
         patience = {"ready_within": PATIENCE} if set(arguments) & set(WAITS) else {}
-        return self.launcher.run((*common, *backend, *arguments), self.bodies, **patience)
+        words = (*common, *self.flags, *backend, *arguments)
+        return run(self.launcher, words, self.bodies, **patience)
 
 
 def grouped(cases: Sequence[Case]) -> Iterator[list[Case]]:

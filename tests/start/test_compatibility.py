@@ -9,18 +9,19 @@ import pytest
 import torch
 
 from sgl_sparsekv.backend.starting import NET
+from tests.helpers.launcher import Launcher
 
 from .families import families, write_family
 from .figures import Figures, family_verdict, judge
 from .flags import TOGETHER, Case, cases
 from .page import PAGE, name_of, named, rows
+from .running import Ended
 from .sweep import (
     ALONE,
     FAULT,
     REFUSED,
     SERVED,
     TRACE,
-    Launcher,
     Sweep,
     Verdict,
     grouped,
@@ -147,7 +148,6 @@ def test_each_case_is_in_one_group_and_no_field_twice_in_it(sglang_plugins: None
 
 def test_a_refusal_is_read_from_a_log() -> None:
     """The judge itself can say no."""
-    from .sweep import Ended
 
     def end(status: int | None, log: str) -> tuple[str, str]:
         return refusal(Ended(status, False, [], 1.0, log))

@@ -11,10 +11,11 @@ import torch
 from sgl_sparsekv.backend import first_steps
 from sgl_sparsekv.backend.first_steps import FIRST, end_when_told, run_in_one_line
 from sgl_sparsekv.backend.starting import NET, TOLD
+from tests.helpers.launcher import Launcher
 
 from .asking import OURS
 from .families import Family, write_family
-from .sweep import Launcher, Sweep, refusal
+from .sweep import Sweep, refusal
 
 
 def fails(*_: object) -> bool:

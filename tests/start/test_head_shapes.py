@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.launcher import Launcher
 from tests.helpers.soak import Size
 
-from .sweep import SERVED, Launcher, Sweep
+from .sweep import SERVED, Sweep
 from .tiny import write_llama
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the sweep is that of a CPU")

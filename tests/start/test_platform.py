@@ -20,7 +20,6 @@ from sgl_sparsekv.backend.cpu_defaults import (
     with_cpu_method,
 )
 from sgl_sparsekv.backend.resolution import WORKER_APPLICATION
-from sgl_sparsekv.config import parse_server_options
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -44,15 +43,26 @@ def test_what_the_user_names_is_kept(resolve: Any) -> None:
     assert resolve(attention_backend="sparsekv", max_total_tokens=4096).max_total_tokens == 4096
 
 
-def test_a_context_that_was_asked_for_fits_the_cache() -> None:
-    """However long."""
-    asked = SimpleNamespace(
+def unnamed(**more: Any) -> SimpleNamespace:
+    """Arguments of one rank that name nothing."""
+    named = {
         **dict.fromkeys(("tp_size", "pp_size", "dp_size"), 1),
         **dict.fromkeys(("mem_fraction_static", "max_total_tokens", "max_running_requests")),
-        model_path="not-a-folder/model",
-        context_length=2 * MAX_TOTAL_TOKENS,
-    )
+        "model_path": "not-a-folder/model",
+        "context_length": None,
+    }
+    return SimpleNamespace(**(named | more))
+
+
+def test_a_context_that_was_asked_for_fits_the_cache() -> None:
+    """However long."""
+    asked = unnamed(context_length=2 * MAX_TOTAL_TOKENS)
     assert cpu_defaults(asked)["max_total_tokens"] == 2 * MAX_TOTAL_TOKENS
+
+
+@pytest.mark.parametrize("ranks", ({"tp_size": 2}, {"pp_size": 2}, {"dp_size": 2}))
+def test_ranks_share_the_half_that_they_take(ranks: dict[str, int]) -> None:
+    assert cpu_defaults(unnamed(**ranks))["mem_fraction_static"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -68,8 +78,13 @@ def test_a_context_that_was_asked_for_fits_the_cache() -> None:
 )
 def test_a_method_that_nobody_named(named: dict[str, Any], method: str) -> None:
     """What a user chose or left out is kept; otherwise the CPU's own is served."""
-    options = with_cpu_method(parse_server_options(named), named)
+    options = with_cpu_method(named)
     assert options.request.method == method and method in options.methods
+
+
+def test_methods_that_were_named_are_all_that_is_kept() -> None:
+    """The default that a CPU has in place of another brings nothing of that one along."""
+    assert with_cpu_method({"methods": f"full, {METHOD}"}).methods == ("full", METHOD)
 
 
 def test_wrong_methods_are_one_sentence(resolve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def script_for(model: Model, context: int = CONTEXT) -> Script:
 
 
 def sparse_runs(options: DemoOptions) -> dict[str, dict[str, Any]]:
-    """Request options by run; the server's first layers stay dense, as they are by default."""
+    """Request options by run; all others are the server's defaults."""
     named = dict.fromkeys((options.method, *ALSO, "streaming"))
     return {
         "full": {"method": "full", "budget": options.budget},

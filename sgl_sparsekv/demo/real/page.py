@@ -25,7 +25,7 @@ def section(act: RealAct) -> str:
         model=escape(act.model),
         context=f"{len(act.script.shared):,}",
         source=escape(act.script.source.replace("`", "")),
-        dense=RequestOptions().dense_layers,
+        layers=_layers(RequestOptions().dense_layers),
         verdict=escape(_verdict(sparse)),
         table=f'<div class="scroll">{table(HEAD, table_rows(act))}</div>',
         continuation=CONTINUATION_TOKENS,
@@ -33,6 +33,10 @@ def section(act: RealAct) -> str:
         metadata=escape(metadata),
         texts="".join(texts),
     )
+
+
+def _layers(dense: int) -> str:
+    return f"first {dense} layers of the model dense" if dense else "every layer reads sparsely"
 
 
 def _verdict(sparse: list[RealRun]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.launcher import ForkedServer, Launcher
 from helpers.ruler_reader import save_ruler_reader
 
 from sgl_sparsekv import cli
@@ -19,9 +20,6 @@ from sgl_sparsekv.models import save_trained
 from sgl_sparsekv.tooling.room import answered
 from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec
 
-from ..fleet import ONE_THREAD
-
-RANDOM = Path(__file__).parents[2] / "helpers" / "random_pages"
 RULER, SAMPLES = ("niah_single_1", "niah_single_2", "niah_multikey_1"), 2
 CONTEXT = 8192
 FLAGS = (
@@ -33,13 +31,12 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The trained model, and a selector that is broken on purpose among its methods."""
     folder = tmp_path_factory.mktemp("evaluations")
     save_trained(folder / "trained")
-    env = (*ONE_THREAD, ("PYTHONPATH", str(RANDOM)))
-    spec = ServerSpec("trained", ("--model-path", str(folder / "trained"), *FLAGS), env)
-    running = ServerProcess(spec, folder)
+    spec = ServerSpec("trained", ("--model-path", str(folder / "trained"), *FLAGS))
+    running = ForkedServer(spec, folder, launcher)
     while not running.ready():
         time.sleep(0.5)
     yield running

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.launcher import ForkedServer, Launcher
 from helpers.soak import Size, record
 
 from sgl_sparsekv import cli
@@ -18,38 +19,25 @@ from sgl_sparsekv.evaluation.results import read
 from sgl_sparsekv.evaluation.summary import Score, ranking
 from sgl_sparsekv.evaluation.tasks.real.document import real_document
 from sgl_sparsekv.evaluation.tokens import Tokens
-from sgl_sparsekv.models.smollm2 import save_smollm2
-from sgl_sparsekv.models.wheel import NotFetched
 from sgl_sparsekv.tooling.servers import ServerProcess, ServerSpec
 
 from ..client import get
-from ..fleet import COMMON, ONE_THREAD
+from ..fleet import COMMON
 
 TOP_1, KL_NATS = 0.9, 0.1
 
 
 @pytest.fixture(scope="module")
-def smollm2(request: pytest.FixtureRequest) -> Path:
-    """SmolLM2-135M-Instruct, fetched and converted once and kept with what pytest keeps."""
-    folder = Path(request.config.cache.mkdir("smollm2")) / "SmolLM2-135M-Instruct"
-    if not (folder / "config.json").is_file():
-        try:
-            save_smollm2(folder)
-        except NotFetched as error:
-            pytest.skip(f"SmolLM2 cannot be had: {error}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(
+    smollm2: Path, launcher: Launcher, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     """All options of ours at their defaults."""
     flags = (
         *("--model-path", str(smollm2), *COMMON, "--attention-backend", "sparsekv"),
         *("--enable-custom-logit-processor", "--max-total-tokens", "16384"),
     )
-    running = ServerProcess(
-        ServerSpec("smollm2", flags, ONE_THREAD), tmp_path_factory.mktemp("gate")
-    )
+    folder = tmp_path_factory.mktemp("gate")
+    running = ForkedServer(ServerSpec("smollm2", flags), folder, launcher)
     while not running.ready():
         time.sleep(0.5)
     yield running

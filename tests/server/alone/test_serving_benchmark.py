@@ -6,18 +6,12 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from helpers.launcher import Launcher, forked
 
+from bench.serve.__main__ import main
 from bench.serve.results import Result, load
 
 ROOT = Path(__file__).parents[3]
-
-
-def sweep(path: Path, *arguments: str) -> Result:
-    """What `bench.serve --quick` finds."""
-    command = [sys.executable, "-m", "bench.serve", "--quick", "--json", str(path), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return load(path)
 
 
 def check(result: Result, workloads: tuple[str, ...]) -> None:
@@ -31,16 +25,24 @@ def check(result: Result, workloads: tuple[str, ...]) -> None:
 
 
 @pytest.mark.server
-def test_one_workload_measures_peer_and_ours(tmp_path: Path) -> None:
-    result = sweep(tmp_path / "found.json", "--workloads", "shared", "--concurrency", "1")
-    check(result, ("shared",))
+def test_one_workload_measures_peer_and_ours(tmp_path: Path, launcher: Launcher) -> None:
+    """With servers that are forked."""
+    path = tmp_path / "found.json"
+    quick = ("--quick", "--json", str(path), "--workloads", "shared", "--concurrency", "1")
+    with forked(launcher):
+        assert main([*quick]) == 0
+    check(load(path), ("shared",))
 
 
 @pytest.mark.server
 @pytest.mark.soak
 def test_a_quick_sweep_measures_peer_and_ours(tmp_path: Path) -> None:
+    """As a command."""
     path = tmp_path / "found.json"
-    result = sweep(path)
+    command = [sys.executable, "-m", "bench.serve", "--quick", "--json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = load(path)
     check(result, ("cold", "hit", "shared", "program"))
     hits = [row for row in result.rows if row.workload == "hit"]
     assert all(row.itl_ms and row.ttft_ms and row.cached_tokens for row in hits)

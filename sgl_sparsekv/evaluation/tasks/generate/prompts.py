@@ -7,6 +7,7 @@ from typing import Any
 from ...tokens import Tokens
 from ..real.document import Document, digest, real_document
 from ..real.wording import ask_for, spread
+from ..texts import Text
 from .judging import Anything, Quotation, ToolCall
 from .tools import QUESTION, call, toolbox
 from .wanted import Wanted
@@ -45,12 +46,7 @@ class RealPrompts:
 
     def make(self, task: str, length: int, seed: int, count: int) -> list[Wanted]:
         """See `Prompts`."""
-        size = length - self._new - ROOM
-        if size < 1:
-            raise ValueError(
-                f"lengths must be above {self._new + ROOM} for outputs of {self._new} tokens, "
-                f"got {length}"
-            )
+        size = self._document_size(length)
         if task == "call":
             return self._calls(size, seed, count)
         document = self._document(size, seed)
@@ -60,6 +56,40 @@ class RealPrompts:
             "copy": self._copy,
         }
         return made[task](document, count)
+
+    def texts(self, length: int, seed: int, samples: int) -> list[Text]:
+        """Prompts of so many tokens at most, each of another document, and what is to follow them.
+
+        A quotation (the longest that can be asked for), an essay and a text to go on with, by
+        turns.
+
+        Raises:
+            ValueError: there are to be none, or a document would have no room.
+        """
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        found = []
+        for nth in range(samples):
+            kind = ("copy", "write", "continue")[nth % 3]
+            name = f"{kind} {length} {seed + nth}"
+            if kind == "copy":
+                document = self._document(self._document_size(length + self._new), seed + nth)
+                one = ask_for(max(document.passages, key=lambda passage: len(passage.rest)))
+                prompt = self._prompt(document.text, one.question) + one.start
+                found.append(Text(name, prompt, one.answer))
+            else:
+                (wanted,) = self.make(kind, length + self._new, seed + nth, 1)
+                found.append(Text(name, wanted.prompt, wanted.follow))
+        return found
+
+    def _document_size(self, length: int) -> int:
+        size = length - self._new - ROOM
+        if size < 1:
+            raise ValueError(
+                f"lengths must be above {self._new + ROOM} for outputs of {self._new} tokens, "
+                f"got {length}"
+            )
+        return size
 
     def _read(self, size: int, seed: int) -> Document:
         return real_document(self._tokens.ids, size, self._new, seed)
