@@ -54,8 +54,12 @@ def _about(runs: Iterable[Named]) -> str:
 
 
 def _axis(runs: Sequence[Named], axis: str) -> str:
-    """Each setting's error over that of the served one, per level; below 1 is better."""
-    middle = _served(runs)
+    """Each setting's error per level; below 1 is better.
+
+    A shape's is over that of the shape that is served, sinks, windows and dense layers over the
+    same shape with none of them changed.
+    """
+    served, plain = _served(runs), _plain(runs)
     found = _by_setting(runs, axis)
     levels = sorted({level(cell) for cells in found.values() for cell in cells})
     head = ["method", "setting", *(f"at Quest {n:,}{_dense(d)}" for n, d in levels), "cells"]
@@ -63,7 +67,11 @@ def _axis(runs: Sequence[Named], axis: str) -> str:
     for (method, setting), cells in found.items():
         ratios = defaultdict(list)
         for cell, one in cells.items():
-            if one.error and (base := middle.get((method, cell))):
+            if axis == "shape":
+                base = served.get((method, cell))
+            else:
+                base = plain.get((method, one.shape, cell))
+            if one.error and base:
                 ratios[level(cell)].append(one.error / base)
         means = [f"{geometric_mean(ratios[n]):.2f}" if ratios[n] else "" for n in levels]
         rows.append([method, setting, *means, sum(map(len, ratios.values()))])
@@ -81,6 +89,15 @@ def _served(runs: Sequence[Named]) -> dict[tuple[str, Cell], float]:
         (one.method, cell): one.error
         for cell, one in _findings(runs)
         if one.served and one.error is not None
+    }
+
+
+def _plain(runs: Sequence[Named]) -> dict[tuple[str, str, Cell], float]:
+    """Error of every shape, without dense layers."""
+    return {
+        (one.method, one.shape, cell): one.error
+        for cell, one in _findings(runs)
+        if one.axis == "shape" and one.error is not None
     }
 
 

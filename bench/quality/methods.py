@@ -120,6 +120,7 @@ VARIANTS = (
         for s in (1024, 4096)
         for inherited in (False, True)
     ),
+    *(quantised(512, m, 4) for m in (4, 8)),
     *(residual(512, m, estimate) for m in (4, 8) for estimate in (False, True)),
     residual(1024, 4),
     Variant("streaming", "streaming"),

@@ -92,7 +92,7 @@ def acceptance(runs: Sequence[Run]) -> str:
                 best = max(tried, key=lambda name: tried[name], default="none")
                 own, top = mass.get(default), tried.get(best)
                 cells += [digits(own), f"{best.partition(' ')[2]}: {digits(top)}"]
-                cells.append("yes" if own is not None and own >= quest else "no")
+                cells.append("not measured" if own is None else "yes" if own >= quest else "no")
             lines.append(cells)
     columns = ["model", "Quest's budget", "Quest"]
     for name in (CLUSTERS.name, PRODUCTS.name):

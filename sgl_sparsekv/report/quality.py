@@ -83,13 +83,21 @@ def share(row: Row) -> float | None:
 
 
 def drawn(rows: Sequence[Row]) -> list[str]:
-    """Methods that are drawn: without variants, or the one with the package's defaults."""
+    """Methods that are drawn: without variants, or the one with the package's defaults; of a file
+    that lacks that one, the method's first."""
     names, options = list(dict.fromkeys(row["method"] for row in rows)), IndexOptions()
-    defaults = (
-        f"clusterkv {options.tokens_per_centroid}/{options.cluster_segment}",
-        f"pqcache {options.pq_subspaces}x{options.pq_bits}/{options.pq_segment}",
-    )
-    plain = [n for n in names if "/" not in n or n in defaults]
+    defaults = {
+        "clusterkv": f"clusterkv {options.tokens_per_centroid}/{options.cluster_segment}",
+        "pqcache": f"pqcache {options.pq_subspaces}x{options.pq_bits}/{options.pq_segment}",
+        "residual_pq": f"residual_pq {options.residual_subspaces}x4/{options.residual_segment}"
+        " + estimate",
+    }
+    shown = {
+        next((n for n in names if n == default), None)
+        or next((n for n in names if n.startswith(f"{method} ")), None)
+        for method, default in defaults.items()
+    }
+    plain = [n for n in names if "/" not in n or n in shown]
     return (plain or names)[:MOST_LINES]
 
 

@@ -27,9 +27,9 @@ class IndexOptions:
 
     cluster_segment: int = 1024
     tokens_per_centroid: int = 16
-    pq_segment: int = 1024
+    pq_segment: int = 512
     pq_subspaces: int = 4
-    pq_bits: int = 6
+    pq_bits: int = 4
     residual_segment: int = 512
     residual_subspaces: int = 4
 

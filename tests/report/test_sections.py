@@ -144,8 +144,11 @@ def test_quality_shows_every_layer_and_leaves_variants_to_the_table() -> None:
     points = [r for r in rows if (r["context"], r["equal"]) == (32768, "budget")]
     points = [r for r in points if r["kv_bytes"] is not None]
     assert f"All {len(points)} points at 32k tokens" in found.body
-    assert {"quest", "clusterkv 16/1024", "pqcache 4x6/1024"} <= set(quality.drawn(rows))
+    assert {"quest", "clusterkv 16/1024", "pqcache 2x6/1024"} <= set(quality.drawn(rows))
     assert "clusterkv 16/4096" not in quality.drawn(rows)
+    assert quality.drawn([{"method": "pqcache 2x6/1024"}, {"method": "pqcache 4x4/512"}]) == [
+        "pqcache 4x4/512"
+    ]
 
 
 def test_coverage_shows_what_was_got_and_by_which_heads(tmp_path: Path) -> None:
