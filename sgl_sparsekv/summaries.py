@@ -28,7 +28,11 @@ class PageSummary:
             vector's largest channel; 0 when planes are copies of keys.
         tokens: tokens of the unit it summarises, a divisor of the server's unit; None: that unit.
         width: channels W of a plane; None: those of a key, D.
-        reach: of a bound, the part of the way from the middle of its box that `score` goes.
+        reach: how far `score` goes, in parts of the way from the middle of a box to its bound, or
+            from a mean to the expected maximum.
+        ceiling: float64 q `[..., G, D]` with the softmax scale, planes `[..., u, planes, W]` as
+            stored, tokens of the unit -> float64 `[..., G, u]`, at least the log-sum-exp of q·k
+            over the unit's keys; None: it says nothing that holds.
     """
 
     name: str
@@ -39,6 +43,7 @@ class PageSummary:
     tokens: int | None = None
     width: int | None = None
     reach: float = 1.0
+    ceiling: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ ShadowKV's chunks, 1 where tokens are chosen one by one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -69,6 +69,14 @@ class SegmentIndex:
         """Codes of a sub-vector, K."""
         return int(self.codebooks.shape[3])
 
+    def decoded(self, record: int) -> torch.Tensor:
+        """Keys that the codes of a record stand for: float32 `[H, S, D]`."""
+        return looked_up(self.codes[record], self.codebooks[record].float())
+
+    def groups(self, record: int) -> torch.Tensor:
+        """Tokens whose sub-vectors stray alike: uint8 `[H, m, S]`, those with the same code."""
+        return self.codes[record]
+
 
 @dataclass(frozen=True)
 class ResidualIndex:
@@ -109,6 +117,49 @@ class ResidualIndex:
     def entries(self) -> int:
         """Clusters of a segment and codes of a sub-vector, 16."""
         return int(self.centroids.shape[-1])
+
+    def decoded(self, record: int) -> torch.Tensor:
+        """Keys that the codes of a record stand for: float32 `[H, S, D]`."""
+        places, parts = self.places[record].long(), self.codebooks.shape[2]
+        in_order = unpacked(self.codes[record])[:, :parts]
+        codes = in_order.gather(-1, places.argsort(-1)[:, None].expand(in_order.shape))
+        scales = self.scales[record][:, -parts:]
+        books = self.codebooks[record].mT.float() * scales[..., None, None]
+        return self.of_clusters(record, self.cluster_keys(record)) + looked_up(codes, books)
+
+    def groups(self, record: int) -> torch.Tensor:
+        """Tokens whose sub-vectors stray alike: uint8 `[H, m, S]`, those of a cluster."""
+        return self.clusters(record)[:, None].expand(-1, self.codebooks.shape[2], -1)
+
+    def clusters(self, record: int) -> torch.Tensor:
+        """Cluster of each token: uint8 `[H, S]`."""
+        pairs = self.labels[record]
+        return torch.stack((pairs & 15, pairs >> 4), -1).flatten(1)
+
+    def cluster_keys(self, record: int) -> torch.Tensor:
+        """Centroids: float32 `[H, 16, D]`."""
+        scales = self.scales[record][:, : self.entries]
+        return self.centroids[record].mT.float() * scales[..., None]
+
+    def cluster_values(self, record: int) -> torch.Tensor:
+        """Mean values: float32 `[H, 16, Dv]`."""
+        scales = self.scales[record][:, self.entries : 2 * self.entries]
+        return self.values[record].float() * scales[..., None]
+
+    def of_clusters(self, record: int, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of clusters `[H, 16, W]` for each token: `[H, S, W]`."""
+        return looked_up(self.clusters(record)[:, None], rows[:, None])
+
+
+def unpacked(codes: torch.Tensor) -> torch.Tensor:
+    """Two codes in a byte: uint8 `[H, n, S]` -> `[H, 2 n, S]`."""
+    return torch.stack((codes & 15, codes >> 4), 2).flatten(1, 2)
+
+
+def looked_up(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Rows that codes stand for: `[H, m, S]`, `[H, m, K, W]` -> `[H, S, m W]`."""
+    picked = codes.long()[..., None].expand(*codes.shape, codebook.shape[-1])
+    return codebook.gather(2, picked).movedim(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -190,6 +241,19 @@ class ScoreInputs:
     unit_size: int
     known: torch.Tensor | None = None
 
+    def take(self, rows: torch.Tensor) -> "ScoreInputs":
+        """The same of some rows, int64 `[n]`."""
+        spans, index = self.candidates, self.index
+        return replace(
+            self,
+            q=self.q[rows],
+            index=None if index is None else replace(index, table=index.table[rows]),
+            candidates=Candidates(spans.unit_table[rows], spans.begin[rows], spans.end[rows]),
+            num_units=self.num_units[rows],
+            counts=self.counts[rows],
+            known=None if self.known is None else self.known[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -223,6 +287,10 @@ class Selection:
     logical: torch.Tensor
     physical: torch.Tensor
     counts: torch.Tensor
+
+    def take(self, rows: torch.Tensor) -> "Selection":
+        """That of some rows, int64 `[n]`."""
+        return Selection(self.logical[rows], self.physical[rows], self.counts[rows])
 
 
 def per_head(counts: torch.Tensor, heads: int) -> torch.Tensor:

@@ -8,26 +8,22 @@ budgets, each KV head its own and out of a pool of a layer. Every `--layers`th l
 A file per model goes to `bench/results/coverage-MODEL-<when>.json`.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from bench.quality.__main__ import _subject, _tokens
 from bench.quality.cost import bytes_read
 from bench.quality.dump import Dump
+from bench.quality.estimate import with_estimate
 from bench.quality.measure import Truth, error_of, mass_of
 from bench.quality.methods import Runner, Variant, clustered, quantised, residual
-from bench.quality.results import FOLDER
-from sgl_sparsekv.ops import Ops, load_ops
+from bench.quality.study import Study
+from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
-from sgl_sparsekv.tooling.environment import environment
 from sgl_sparsekv.types import Selection
 
 ASKED = (0.8, 0.9, 0.95, 0.99)
@@ -38,6 +34,7 @@ METHODS = (
     clustered(1024, 32),
     quantised(1024, 4, 6),
     residual(512, 4, estimate=False),
+    residual(512, 4),
     Variant("oracle, tokens", "oracle", unit=1, free=True),
 )
 
@@ -59,6 +56,10 @@ class Row:
         kv_bytes: K and V attended.
         error: relative L2 error of the output.
         error_p90: the worst tenth of positions, query heads and layers begins here.
+        at_floor: share of rows and KV heads whose sinks and window cover what was asked by
+            themselves, so that nothing can bring them nearer; None where nothing was.
+        got_above: as `got`, of the others.
+        heads: as `got`, of each layer's KV heads, where a share was asked.
     """
 
     context: int
@@ -73,6 +74,9 @@ class Row:
     kv_bytes: float
     error: float
     error_p90: float
+    at_floor: float | None = None
+    got_above: float | None = None
+    heads: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass
@@ -82,6 +86,7 @@ class Sums:
     mass: list[torch.Tensor]
     error: list[torch.Tensor]
     tokens: list[torch.Tensor]
+    kept: list[torch.Tensor]
 
 
 def measure(dump: Dump, context: int, every: int, ops: Ops) -> Iterator[Row]:
@@ -111,7 +116,7 @@ def read(
 ) -> Row:
     """One method read one way in every layer."""
     asked, budget, split = way
-    lengths, sums = runners[0].lengths, Sums([], [], [])
+    lengths, sums = runners[0].lengths, Sums([], [], [], [])
     # One less than everything: a ceiling that leaves nothing out would be dense.
     plan = variant.plan(lengths, budget or int(lengths.min()) - 1)
     for runner, truth in zip(runners, truths, strict=True):
@@ -122,16 +127,21 @@ def read(
         out = attend(runner, selection, plan)
         sums.error.append(error_of(out, truth.out))
         sums.mass.append(mass_of(truth, selection, variant.unit_size).mean(-1))
+        sums.kept.append(kept_mass(truth, plan))
         tail = torch.from_numpy(plan.tail)[:, None]
         sums.tokens.append(((selection.counts - 1) * variant.unit_size + tail).double())
     mass, error = torch.stack(sums.mass), torch.stack(sums.error).flatten()
     tokens = torch.stack(sums.tokens).mean().item()
-    dim = runners[0].keys.shape[-1]
+    dim, floor = runners[0].keys.shape[-1], torch.stack(sums.kept) >= (asked or 2.0)
     return Row(
         *(context, variant.name, asked, budget, split),
         *(mass.mean().item(), mass.flatten().quantile(0.1).item(), tokens),
         *(bytes_read(variant, plan, lengths, dim).metadata, tokens * 2 * dim * 2),
         *(error.mean().item(), error.quantile(0.9).item()),
+        *((floor.float().mean().item(), mass[~floor].mean().item()) if asked else ()),
+        heads=tuple(tuple(round(m, 4) for m in one) for one in mass.mean(1).tolist())
+        if asked
+        else (),
     )
 
 
@@ -141,7 +151,18 @@ def attend(runner: Runner, selection: Selection, plan: RowPlan) -> torch.Tensor:
     tails = torch.from_numpy(plan.tail).int()
     shape = (runner.layer.scale, runner.variant.unit_size)
     table = (selection.physical, selection.counts, tails)
-    return runner.ops.attend(q, keys, values, *table, *shape)[0]
+    state = runner.ops.attend(q, keys, values, *table, *shape)
+    if runner.variant.estimate:
+        state = with_estimate(runner, selection, plan, state)
+    return state[0]
+
+
+def kept_mass(truth: Truth, plan: RowPlan) -> torch.Tensor:
+    """Attention weight of sinks, window and tail, as a mean over query heads: `[rows, H]`."""
+    position = torch.arange(truth.weights.shape[-1])
+    begin, end = (torch.from_numpy(x * plan.unit_size)[:, None] for x in (plan.begin, plan.end))
+    ranked = (position >= begin) & (position < end)
+    return truth.weights.masked_fill(ranked[:, None, None], 0).sum(-1).mean(-1)
 
 
 def equal_error(rows: Sequence[Row], row: Row) -> float | None:
@@ -166,63 +187,32 @@ def is_fixed(row: Row) -> bool:
 
 def table(rows: Sequence[Row]) -> str:
     """Asked against got, and bytes at equal error in the worst tenth."""
-    lines = ["| context | method | asked | got | worst tenth | tokens | p90 error | bytes |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = [
+        "| context | method | asked | got | worst tenth | at floor | got above it | tokens "
+        "| p90 error | bytes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         if row.asked is not None:
             ratio = equal_error(rows, row)
             lines.append(
                 f"| {row.context} | {row.method} | {row.asked:.2f} | {row.got:.3f} "
-                f"| {row.got_p10:.3f} | {row.tokens:.0f} | {row.error_p90:.3f} "
+                f"| {row.got_p10:.3f} | {row.at_floor:.2f} | {row.got_above:.3f} "
+                f"| {row.tokens:.0f} | {row.error_p90:.3f} "
                 f"| {'' if ratio is None else f'{ratio:.2f}'} |"
             )
     return "\n".join(lines)
 
 
-def save(model: str, about: str, rows: Sequence[Row], folder: Path) -> Path:
-    """Write one model's rows and return the path; what is there is never overwritten."""
-    where = environment()
-    stamp = datetime.fromisoformat(where["when"]).strftime("%Y%m%d-%H%M%S")
-    path = folder / f"coverage-{model}-{stamp}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = [
-        {
-            **{k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(row).items()},
-            "bytes_at_equal_p90": None if is_fixed(row) else equal_error(rows, row),
-        }
-        for row in rows
-    ]
-    head = {"schema": 1, "model": model, "about": about, "environment": where}
-    lines = ",\n  ".join(json.dumps(row) for row in found)
-    with path.open("x") as file:
-        file.write(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n')
-    return path
+def _as_json(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        **asdict(row),
+        "bytes_at_equal_p90": None if is_fixed(row) else equal_error(rows, row),
+    }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the named models; 2 and one sentence if an argument is wrong."""
-    parser = argparse.ArgumentParser(prog="bench.quality.coverage", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="trained, text, or a folder")
-    parser.add_argument("--text", type=Path, help="what a folder's model reads")
-    parser.add_argument("--contexts", default="8k", help="tokens; 8k is 8192")
-    parser.add_argument("--layers", type=int, default=4, help="measure every so many-th layer")
-    parser.add_argument("--device", default="cpu", help="ops to choose with")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result files")
-    args = parser.parse_args(argv)
-    try:
-        contexts, ops = _tokens("contexts", args.contexts), load_ops(args.device)
-        for name in args.models:
-            subject, rows = _subject(name, args.text), list[Row]()
-            for context in contexts:
-                with torch.no_grad():
-                    rows += measure(subject.dump(context), context, args.layers, ops)
-            print(table(rows))
-            print(f"wrote {save(subject.name, subject.about, rows, args.out)}")
-    except (ValueError, OSError) as error:
-        print(f"bench.quality.coverage: {error}", file=sys.stderr)
-        return 2
-    return 0
+STUDY = Study("coverage", measure, table, _as_json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(2 if STUDY.run(None) is None else 0)

@@ -13,6 +13,7 @@ from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.segments.quantise import Codebook, encode
 from sgl_sparsekv.selection import SelectionMethod, load_method
 from sgl_sparsekv.selection.base import IndexOptions
+from sgl_sparsekv.selection.certificate import mass_floor
 from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
@@ -112,6 +113,7 @@ VARIANTS = (
     Variant("quest, 8 bits", "quest", eight_bit=True),
     Variant("mean_std, 8 bits", "mean_std", eight_bit=True),
     Variant("shadowkv", "shadowkv", rescored=True),
+    *(clustered(512, t) for t in (16, 32)),
     *(clustered(s, t) for s in (1024, 4096) for t in (16, 32, 64, 80)),
     *(clustered(s, t, estimate=True) for s in (1024, 4096) for t in (16, 32)),
     *(
@@ -151,12 +153,11 @@ class Runner:
 
     def select(self, plan: RowPlan) -> Selection:
         """What every row reads under a plan."""
-        candidates = self.candidates(plan)
-        num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
-        if _ranked(plan) not in self._held or self.variant.rescored:
-            inputs = self._inputs(candidates, num_units, counts)
-            self._held = {_ranked(plan): self.method.score(self.ops, inputs)}
-        return self.ops.select(self._held[_ranked(plan)], candidates, num_units, counts)
+        inputs, ranked = self.inputs(plan), _ranked(plan)
+        if ranked not in self._held or self.variant.rescored:
+            self._held = {ranked: self.method.score(self.ops, inputs)}
+        units = (inputs.candidates, inputs.num_units)
+        return self.ops.select(self._held[ranked], *units, inputs.counts)
 
     def adaptive(self, plan: RowPlan, coverage: float, pooled: bool) -> Selection:
         """What every row reads until it covers a share of attention, below the plan's counts.
@@ -166,41 +167,48 @@ class Runner:
             coverage: of attention, by the method's share model; 1 reads up to the ceiling.
             pooled: the KV heads of a row share their ceilings.
         """
-        model, candidates = self.method.share_model, self.candidates(plan)
+        model, inputs = self.method.share_model, self.inputs(plan)
         assert model is not None, f"{self.variant.name} tells no shares of attention"
-        num_units, counts, tails = (
-            torch.from_numpy(x).int() for x in (plan.num_units, plan.counts, plan.tail)
-        )
-        if _ranked(plan) not in self._shares:
-            kept = KeptUnits.of(candidates, num_units)
-            table = kept.table[:, None].expand(-1, self.keys.shape[1], -1)
-            size, cache = self.variant.unit_size, (self.keys, self.values)
-            shape = (table, kept.counts, tails, self.layer.scale, size)
-            known = self.ops.attend(self.layer.q, *cache, *shape)[1] - model.offset
-            inputs = self._inputs(candidates, num_units, counts)
-            inputs = replace(inputs, reduction=Reduction.MEAN_SOFTMAX, known=known)
-            self._shares = {_ranked(plan): self.method.score(self.ops, inputs)}
-        rows, shares = len(self.lengths), self._shares[_ranked(plan)]
-        asked = torch.full((rows,), coverage)
+        ranked = _ranked(plan)
+        if ranked not in self._shares:
+            known = self.known(plan) - model.offset
+            told = replace(inputs, reduction=Reduction.MEAN_SOFTMAX, known=known)
+            self._shares = {ranked: self.method.score(self.ops, told)}
+        rows, units = len(self.lengths), (inputs.candidates, inputs.num_units)
+        asked, shares = torch.full((rows,), coverage), self._shares[ranked]
         goal = Goal(asked, torch.full((rows,), int(pooled), dtype=torch.int32), model.flat)
-        allotted = self.ops.allot(shares, candidates, num_units, counts, goal)
-        return self.ops.select(shares, candidates, num_units, allotted)
+        allotted = self.ops.allot(shares, *units, inputs.counts, goal)
+        return self.ops.select(shares, *units, allotted)
 
-    def _inputs(
-        self, candidates: Candidates, num_units: torch.Tensor, counts: torch.Tensor
-    ) -> ScoreInputs:
+    def known(self, plan: RowPlan) -> torch.Tensor:
+        """Log-sum-exp float32 `[rows, H, G]` over what is read in any case."""
+        kept = KeptUnits.of(self.candidates(plan), torch.from_numpy(plan.num_units).int())
+        table = kept.table[:, None].expand(-1, self.keys.shape[1], -1)
+        tails = torch.from_numpy(plan.tail).int()
+        shape = (table, kept.counts, tails, self.layer.scale, self.variant.unit_size)
+        return self.ops.attend(self.layer.q, self.keys, self.values, *shape)[1]
+
+    def inputs(self, plan: RowPlan) -> ScoreInputs:
+        """What the method looks at under a plan."""
+        num_units, counts = (torch.from_numpy(x).int() for x in (plan.num_units, plan.counts))
         return ScoreInputs(
             q=self.layer.q,
             keys=self.keys,
             fields=self._fields,
             index=self.index,
-            candidates=candidates,
+            candidates=self.candidates(plan),
             num_units=num_units,
             counts=counts,
             scale=self.layer.scale,
             reduction=Reduction.MAX_SOFTMAX,
             unit_size=self.variant.unit_size,
         )
+
+    def certified(self, selection: Selection, plan: RowPlan) -> torch.Tensor | None:
+        """Attention mass `[rows, H, G]` that the selection holds at least; None: no such bound."""
+        inputs, tails = self.inputs(plan), torch.from_numpy(plan.tail).int()
+        ceiling = self.method.ceiling(inputs)
+        return None if ceiling is None else mass_floor(inputs, selection, tails, ceiling)
 
     def attend(self, selection: Selection, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """Output float32 `[rows, H, G, Dv]` and lse of what was selected.
@@ -255,10 +263,9 @@ class Runner:
         index = SegmentIndex(codes, books, table)
         built = min(count, 1) if self.variant.inherited else count
         skips = torch.tensor([SINKS, *[0] * count])[:built]
-        # Records that do not depend on the device that is judged.
-        load_ops("reference").index_segments(
-            summary, self.keys, slots[:built], skips, index, torch.arange(built)
-        )
+        # Records are the same bits on every device that makes any.
+        ops = self.ops if self.ops.has_segments else load_ops("reference")
+        ops.index_segments(summary, self.keys, slots[:built], skips, index, torch.arange(built))
         for record in range(built, count):
             books[record] = books[0]
             codes[record] = encode(self.keys[slots[record]], Codebook(books[0])).permute(1, 2, 0)

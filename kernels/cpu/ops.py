@@ -112,7 +112,7 @@ class CpuOps:
         if summary.name not in FORMULAS:
             raise UnsupportedOnDevice(summary.name, "score", self.name)
         number = FORMULAS[summary.name]
-        spread = SPREAD if number == EXPECTED_MAXIMUM else summary.reach
+        spread = summary.reach * (SPREAD if number == EXPECTED_MAXIMUM else 1)
         formula = _Formula(number, fields.stride()[:3], 0, spread)
         return self._score(q, fields, candidates, scale, reduction, formula, known)
 

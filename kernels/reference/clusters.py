@@ -6,7 +6,6 @@ import torch
 
 from sgl_sparsekv.types import Reduction, ResidualIndex
 
-from . import records
 from .rows import reduce_group, reduce_shares
 
 
@@ -36,10 +35,10 @@ class Clusters:
         labels = torch.full((len(q), end), count)
         logits = [q.new_empty(*q.shape[:2], 0)]
         for nth, (segment, record) in enumerate(known):
-            own = records.labels(index, record) + many * nth
+            own = index.clusters(record).long() + many * nth
             first = segment * size
             labels[:, first : first + size] = own[:, : end - first]
-            logits.append(q @ records.centroids(index, record).mT)
+            logits.append(q @ index.cluster_keys(record).mT)
         labels = labels[:, begin:]
         sizes = torch.zeros(len(q), count + 1).scatter_add(1, labels, torch.ones(labels.shape))
         return cls(torch.cat(logits, -1), labels, sizes[:, :count])

@@ -13,7 +13,6 @@ from sgl_sparsekv.types import (
     per_head,
 )
 
-from . import records
 from .allot import LARGEST, covering, pooled
 from .clusters import Clusters
 from .rows import candidate_spans, known_of, reduce_group, unit_rows
@@ -112,7 +111,7 @@ class ReferenceOps:
             for segment, record in enumerate(index.table[row].tolist()):
                 first = segment * index.segment_size
                 if record >= 0 and first < end:
-                    coded = records.decoded(index, record)
+                    coded = index.decoded(record)
                     k[:, first : first + index.segment_size] = coded[:, : end - first]
             logits = q[row].float() @ k[:, begin:].mT * scale
             if reach is not None and isinstance(index, ResidualIndex):
@@ -228,10 +227,10 @@ class ReferenceOps:
                     continue
                 first = segment * index.segment_size
                 there = unread[:, None, first : first + index.segment_size]
-                keys = records.cluster_keys(index, record)
+                keys = index.of_clusters(record, index.cluster_keys(record))
                 own = (q[row].float() @ keys.mT * scale).masked_fill(~there, -torch.inf)
                 logits.append(own)
-                values.append(records.cluster_values(index, record))
+                values.append(index.of_clusters(record, index.cluster_values(record)))
             if logits:
                 every = torch.cat(logits, -1)  # [H, G, tokens]
                 lse[row] = every.logsumexp(-1)

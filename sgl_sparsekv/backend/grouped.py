@@ -5,6 +5,7 @@ be captured in a CUDA graph.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -75,7 +76,7 @@ class GroupedBackend(SparseKVBackend):
         )
         self.telemetry = StepTelemetry(
             self.plan,
-            [entry.telemetry if entry.options.telemetry else None for entry in entries],
+            [entry.telemetry if entry.watched else None for entry in entries],
             self.ops,
             self.layers.last_ours,
             timed=self.on_cpu,
@@ -196,8 +197,10 @@ class GroupedBackend(SparseKVBackend):
         self.telemetry.attended(group)
         cache = (keys, values)
         mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
-        if mass is not None:
+        if mass is not None and selection is not None:
             self.observer.covered(group, mass)
+            inputs = self._inputs(group, q, layer)
+            self.telemetry.certify(layer.layer_id, group, selection, inputs)
         return part
 
     def _estimate(
@@ -238,7 +241,11 @@ class GroupedBackend(SparseKVBackend):
             width = group.candidates.unit_table.shape[1]
             scores = q.new_empty(len(rows), q.shape[1], width, dtype=torch.float32)
         else:
-            scores = group.method.score(self.ops, self._inputs(group, q, layer))
+            inputs = self._inputs(group, q, layer)
+            if group.kept is not None:
+                known = self._known(group, q, layer)
+                inputs = replace(inputs, known=known, reduction=Reduction.MEAN_SOFTMAX)
+            scores = group.method.score(self.ops, inputs)
         for i, row in enumerate(rows):
             if i in held:
                 self.held.load(row, local, scores[i])
@@ -249,10 +256,7 @@ class GroupedBackend(SparseKVBackend):
     def _inputs(self, group: RowGroup, q: torch.Tensor, layer: Any) -> ScoreInputs:
         assert group.method is not None
         local, index = self._local(layer), None
-        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
-        known, reduction = None, self.options.reduction
-        if group.kept is not None:
-            known, reduction = self._known(group, q, (keys, values), layer), Reduction.MEAN_SOFTMAX
+        keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         if group.records is not None:
             index = self.indexes.of(group.method.name).view(local, group.records)
         return ScoreInputs(
@@ -264,21 +268,16 @@ class GroupedBackend(SparseKVBackend):
             num_units=group.num_units,
             counts=group.counts,
             scale=layer.scaling,
-            reduction=reduction,
+            reduction=self.options.reduction,
             unit_size=group.unit_size,
-            known=known,
         )
 
-    def _known(
-        self,
-        group: RowGroup,
-        q: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
-        layer: Any,
-    ) -> torch.Tensor:
+    def _known(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
         """lse `[rows, H, G]` over what the group reads in any case, by its scores' measure."""
         assert group.kept is not None and group.method is not None and group.method.share_model
         table = group.kept.table[:, None].expand(-1, q.shape[1], -1)
         counts, size = group.kept.counts, group.unit_size
-        _, lse = self.ops.attend(q, *cache, table, counts, group.tails, layer.scaling, size)
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        where = (table, counts, group.tails)
+        _, lse = self.ops.attend(q, keys, values, *where, layer.scaling, size)
         return lse - group.method.share_model.offset

@@ -15,7 +15,7 @@ import numpy as np
 from ..config import REQUEST_KEY, RequestOptions, ServerOptions, parse_request_options
 from ..errors import RequestOptionError
 from ..selection.policy import IntArray
-from .telemetry import RequestTelemetry
+from .telemetry import RARELY, RequestTelemetry
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class RequestEntry:
         tokens_from_sparser: tokens of its prefix hit that a request which reads less had generated;
             None: not known.
         extended: its first extend step was seen, so a longer prefix is its own work.
-        telemetry: what its decode steps covered and cost; filled only if it asked.
+        telemetry: what its decode steps covered and cost; filled only if it is watched.
     """
 
     rid: str
@@ -59,7 +59,12 @@ class RequestEntry:
         """Its output was thrown away: what its decode steps read and covered is told of none."""
         self.decode_steps = self.tokens_attended = self.tokens_in_context = 0
         self.tokens_by_data = 0
-        self.telemetry = RequestTelemetry()
+        self.telemetry = RequestTelemetry(self.telemetry.every)
+
+    @property
+    def watched(self) -> bool:
+        """Whether it is measured what its steps cover: it asked for that, or for a coverage."""
+        return self.options.telemetry or self.options.coverage is not None
 
     def read(self, tokens: int, heads: int) -> None:
         """Count what a layer read that no plan knew of, `tokens` summed over its KV heads."""
@@ -72,14 +77,13 @@ class RequestEntry:
 
     def report(self) -> dict[str, Any]:
         """What was applied to the request and what it read, for the response's metadata."""
-        asked = self.options.telemetry
         return {
             **asdict(self.options),
             "decode_steps": self.decode_steps,
             "tokens_attended": self.tokens_attended + round(self.tokens_by_data / self.heads),
             "tokens_in_context": self.tokens_in_context,
             "tokens_from_sparser": self.tokens_from_sparser,
-            "telemetry": self.telemetry.report(self.decode_steps) if asked else None,
+            "telemetry": self.telemetry.report(self.decode_steps) if self.watched else None,
             "rejected": self.rejected,
         }
 
@@ -133,6 +137,8 @@ class RequestTable:
             except RequestOptionError as error:
                 entry.rejected = str(error)
                 self.rejected_count += 1
+        if entry.watched and not entry.options.telemetry:
+            entry.telemetry = RequestTelemetry(RARELY)
         self._entries[request] = entry
         self._by_rid[request.rid] = entry
         return entry

@@ -10,7 +10,9 @@ from time import perf_counter
 import torch
 
 from ..ops import Ops
+from ..selection.certificate import mass_floor
 from ..selection.policy import RowPlan
+from ..types import ScoreInputs, Selection
 from .planner import RowGroup, StepPlan
 from .telemetry import LayerMass, RequestTelemetry
 
@@ -93,17 +95,43 @@ class StepTelemetry:
         Returns:
             Attention mass `[sampled rows, H, G]`; None where no row is sampled.
         """
-        if not self._sampled or group.method is None:
-            return None
-        places = group.index.tolist()
-        rows = [row for row, place in enumerate(places) if place in self._sampled]
+        rows, own = self._sampled_of(group)
         if not rows:
             return None
-        own = [places[row] for row in rows]
         shares = (lse[rows] - self._whole(own, q[rows], cache, scale)).exp().clamp(max=1.0)
         for place, heads in zip(own, shares, strict=True):
             self._asked[place].masses.setdefault(layer, LayerMass()).add(heads)
         return shares
+
+    def certify(
+        self, layer: int, group: RowGroup, selection: Selection, inputs: ScoreInputs
+    ) -> None:
+        """Note what a selection holds at least, for sampled rows of a method that can tell.
+
+        Args:
+            layer: its number.
+            group: rows that attended.
+            selection: what they read.
+            inputs: what it could be made from.
+        """
+        rows, own = self._sampled_of(group)
+        there = torch.tensor(rows, device=inputs.q.device)
+        assert group.method is not None and rows
+        part = inputs.take(there)
+        ceiling = group.method.ceiling(part)
+        if ceiling is None:
+            return
+        floors = mass_floor(part, selection.take(there), group.tails[there], ceiling)
+        for place, heads in zip(own, floors, strict=True):
+            self._asked[place].floors.setdefault(layer, LayerMass()).add(heads)
+
+    def _sampled_of(self, group: RowGroup) -> tuple[list[int], list[int]]:
+        """Rows of a group that selects which are sampled, and their places in the step."""
+        if not self._sampled or group.method is None:
+            return [], []
+        places = group.index.tolist()
+        rows = [row for row, place in enumerate(places) if place in self._sampled]
+        return rows, [places[row] for row in rows]
 
     def _whole(
         self,

@@ -9,6 +9,7 @@ import torch
 from ..ops import Ops
 from ..summaries import CodeSummary, PageSummary, ResidualSummary, SegmentSummary
 from ..types import ScoreInputs
+from .certificate import unit_ceilings
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class IndexOptions:
         residual_subspaces: sub-vectors of what is left of a key there.
     """
 
-    cluster_segment: int = 1024
+    cluster_segment: int = 512
     tokens_per_centroid: int = 16
     pq_segment: int = 512
     pq_subspaces: int = 4
@@ -83,6 +84,16 @@ class SelectionMethod(ABC):
             float32 `[rows, H, U]`, -inf outside the candidates; with `inputs.known` logs of shares
             of attention, as far as the method's `share_model` goes.
         """
+
+    def ceiling(self, inputs: ScoreInputs) -> torch.Tensor | None:
+        """Bounds of what could be left out, for a certificate of what was read.
+
+        Returns:
+            float64 `[rows, H, G, U]`, at least the log-sum-exp of scaled q·k over the keys of each
+            candidate unit, -inf outside the candidates; None: the method knows no such bound.
+        """
+        bounded = [summary for summary in self.summaries if summary.ceiling is not None]
+        return unit_ceilings(inputs, bounded[0]) if bounded else None
 
     def segments(self, options: IndexOptions) -> SegmentSummary | None:
         """Segment records the method reads, or None."""

@@ -20,7 +20,7 @@ class ClusterKV(CodedMethod):
 
     name = "clusterkv"
     citation = "ClusterKV, arXiv 2412.03213"
-    share_model = ShareModel(flat=0.75, offset=0.4)
+    share_model = ShareModel(flat=0.6)
 
     def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""

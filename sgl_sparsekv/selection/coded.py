@@ -5,6 +5,7 @@ import torch
 from ..ops import Ops
 from ..types import ResidualIndex, ScoreInputs, SegmentIndex
 from .base import SelectionMethod
+from .certificate import coded_ceilings
 
 
 class CodedMethod(SelectionMethod):
@@ -24,3 +25,8 @@ class CodedMethod(SelectionMethod):
             inputs.reduction,
             inputs.known,
         )
+
+    def ceiling(self, inputs: ScoreInputs) -> torch.Tensor:
+        """See `SelectionMethod.ceiling`."""
+        assert isinstance(inputs.index, (SegmentIndex, ResidualIndex)), f"{self.name} got no codes"
+        return coded_ceilings(inputs, inputs.index)

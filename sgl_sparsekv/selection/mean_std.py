@@ -8,15 +8,22 @@ channels and saturates when a unit's keys differ; this estimate grows with the r
 """
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import torch
 
 from ..geometry import UNIT_SIZE
 from ..summaries import PageSummary
 from .base import ShareModel, SummaryMethod
+from .certificate import outward
 
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations by which the best of a unit's keys is expected to exceed their mean."""
+
+
+REACH = 1.5
+"""Multiples of that by which a score exceeds the mean which is to tell shares of attention."""
 
 
 def mean_and_std(keys: torch.Tensor) -> torch.Tensor:
@@ -29,8 +36,31 @@ def mean_and_std(keys: torch.Tensor) -> torch.Tensor:
 
 def expected_maximum(q: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
     """q `[..., G, D]`, planes `[..., u, 2, D]` -> `[..., G, u]`, an estimate of max q·k."""
+    return within_spread(1.0, q, planes)
+
+
+def within_spread(reach: float, q: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    """As `expected_maximum`, from the mean `reach` of the way: an estimate."""
     mean, std = planes[..., 0, :], planes[..., 1, :]
-    return q @ mean.mT + SPREAD * (q.square() @ std.square().mT).sqrt()
+    return q @ mean.mT + reach * SPREAD * (q.square() @ std.square().mT).sqrt()
+
+
+def furthest(q: torch.Tensor, planes: torch.Tensor, tokens: int) -> torch.Tensor:
+    """See `PageSummary.ceiling`: one key as far above the mean as the deviation allows.
+
+    Of n numbers with a mean and a deviation s, exp has the largest sum where one lies sqrt(n - 1) s
+    above the mean and the others lie together (Cirtoaje's equal variable theorem). The deviation of
+    q·k is at most the sum of |q_d| s_d. What the planes lost when they were made is added to both.
+    """
+    mean, std = planes.double().unbind(-2)
+    kind, reach = torch.finfo(planes.dtype), math.sqrt(tokens - 1)
+    lost = 2.0**-15 * (mean.abs() + reach * std) + kind.tiny  # of sums in float32
+    mean_lost, std_lost = lost + kind.eps * mean.abs(), lost + kind.eps * std
+    middle = q @ mean.mT + q.abs() @ mean_lost.mT
+    spread = q.abs() @ (std + std_lost).mT
+    terms = q.abs() @ (mean.abs() + mean_lost + reach * (std + std_lost)).mT
+    others = middle - spread / reach + math.log(tokens - 1)
+    return outward(torch.logaddexp(middle + reach * spread, others), terms)
 
 
 class MeanStd(SummaryMethod):
@@ -39,5 +69,8 @@ class MeanStd(SummaryMethod):
     name = "mean_std"
     formula = "mean_std"
     citation = "arXiv 2605.27740 (mean and spread per page)"
-    summary = PageSummary("mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4)
-    share_model = ShareModel(flat=0.85, offset=0.1)
+    summary = PageSummary(
+        "mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4, ceiling=furthest
+    )
+    shares = replace(summary, score=partial(within_spread, REACH), reach=REACH)
+    share_model = ShareModel(offset=-1.0)

@@ -18,7 +18,7 @@ class PQCache(CodedMethod):
 
     name = "pqcache"
     citation = "PQCache, arXiv 2407.12820"
-    share_model = ShareModel(flat=0.9)
+    share_model = ShareModel(flat=0.9, offset=0.4)
 
     def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""

@@ -10,6 +10,7 @@ once. Where shares are asked for, the score goes from the middle of the box a qu
 its bound, which costs nothing and estimates best.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +18,7 @@ import torch
 
 from ..summaries import PageSummary
 from .base import ShareModel, SummaryMethod
+from .certificate import outward
 
 REACH = 0.25
 """Part of the way from the middle of a unit's box to its bound, for estimates of shares."""
@@ -33,6 +35,13 @@ def upper_bound(q: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
     return q.clamp(min=0) @ high.mT + q.clamp(max=0) @ low.mT
 
 
+def highest(q: torch.Tensor, planes: torch.Tensor, tokens: int) -> torch.Tensor:
+    """See `PageSummary.ceiling`: every key at the bound."""
+    wide = planes.double()
+    terms = q.abs() @ wide.abs().amax(-2).mT
+    return outward(upper_bound(q, wide), terms) + math.log(tokens)
+
+
 def within_bound(reach: float, q: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
     """As `upper_bound`, from the middle of the box only `reach` of the way: an estimate."""
     return ((1 + reach) * upper_bound(q, planes) - (1 - reach) * upper_bound(-q, planes)) / 2
@@ -44,6 +53,6 @@ class Quest(SummaryMethod):
     name = "quest"
     formula = "min_max"
     citation = "Quest, arXiv 2406.10774"
-    summary = PageSummary("min_max", ("min", "max"), min_max, upper_bound)
+    summary = PageSummary("min_max", ("min", "max"), min_max, upper_bound, ceiling=highest)
     shares = replace(summary, score=partial(within_bound, REACH), reach=REACH)
-    share_model = ShareModel(flat=0.8, offset=0.3)
+    share_model = ShareModel(flat=0.9, offset=0.5)

@@ -25,7 +25,7 @@ class ResidualPQ(CodedMethod):
     name = "residual_pq"
     citation = "Product quantization for nearest neighbor search, TPAMI 2011"
     estimates = True
-    share_model = ShareModel(flat=0.85)
+    share_model = ShareModel(flat=0.8, offset=0.2)
 
     REACH: ClassVar[int] = 3
     """Tokens whose codes are looked at, for each that is kept: with 2 the output's error grows by a

@@ -8,7 +8,12 @@ import torch
 from helpers.fused_backend import step_shape
 from helpers.host import Host
 
-from sgl_sparsekv.config import ServerOptions, check_page_size, parse_request_options
+from sgl_sparsekv.config import (
+    RequestOptions,
+    ServerOptions,
+    check_page_size,
+    parse_request_options,
+)
 from sgl_sparsekv.config import parse_server_options as parse
 from sgl_sparsekv.errors import ConfigError, RequestOptionError, UnsupportedSetup
 
@@ -33,7 +38,7 @@ def one_sentence(error: BaseException) -> str:
         ({"device": "triton", "reduction": "max"}, "reduction max has no kernels on device triton"),
         ({"pq_segment": 1000}, "pq_segment must be a multiple of 64 tokens, got 1000"),
         ({"cluster_segment": 0}, "cluster_segment must be an integer in [64, 16384], got 0"),
-        ({"tokens_per_centroid": 2}, "tokens_per_centroid must be at least 4 in segments of 1024"),
+        ({"tokens_per_centroid": 1}, "tokens_per_centroid must be at least 2 in segments of 512"),
         ({"pq_subspaces": 3}, "pq_subspaces must be one of 1, 2, 4, 8, 16, got 3"),
         ({"pq_bits": 9}, "pq_bits must be an integer in [1, 8], got 9"),
     ],
@@ -55,7 +60,8 @@ def test_the_unit_divides_the_page() -> None:
 
 def test_requests_cannot_ask_for_what_the_device_lacks() -> None:
     """400, and the server goes on."""
-    server = ServerOptions(device="triton", attend="fa2")
+    request = RequestOptions(dense_layers=2)
+    server = ServerOptions(request=request, device="triton", attend="fa2")
     with pytest.raises(RequestOptionError) as caught:
         parse_request_options({"reselect_every": 2}, server)
     assert "sparsekv.reselect_every must be 1" in one_sentence(caught.value)

@@ -15,6 +15,7 @@ from sgl_sparsekv.backend.telemetry import (
     NO_DECODE,
     NO_MASS,
     ON_DEVICE,
+    RARELY,
     SAMPLE_EVERY,
     UNTIMED,
     LayerMass,
@@ -91,6 +92,11 @@ def test_attention_mass_is_that_of_brute_force(
     assert told["how"] == "sampled" and told["sampled_steps"] == 2 and told["reason"] is None
     assert told["sampled_layers"] == LAYERS - dense_layers
     mass, near = told["attention_mass"], {"abs": TOLERANCE}
+    assert (told["certificate"] is None) == (method not in ("quest", "clusterkv"))
+    if told["certificate"] is not None:
+        at_least, gap = told["certificate"]["mean"], told["certificate"]["gap"]
+        assert 0 < told["certificate"]["least"] <= mass["least"] and at_least <= mass["mean"]
+        assert gap == pytest.approx(mass["mean"] - at_least, abs=2e-6)
     assert 0 < min(every) < 1
     assert mass["mean"] == pytest.approx(sum(every) / len(every), **near)
     assert mass["least"] == pytest.approx(min(every), **near)
@@ -180,6 +186,7 @@ def test_rows_that_read_everything_cover_everything(host: Host, options: dict[st
     host.decode([live])
     told = telemetry_of(host, live)
     assert told["attention_mass"] == {"mean": 1.0, "least": 1.0, "layers": {}}
+    assert told["certificate"] == {"mean": 1.0, "least": 1.0, "gap": 0.0}
     assert told["how"] == "everything" and told["sampled_steps"] == 0 and told["select_ms"] == 0
     assert told["attend_ms"] > 0 and told["reason"] is None
 
@@ -207,7 +214,14 @@ def test_samples_fall_on_every_tail_and_on_selections_of_every_age() -> None:
 
 def test_what_was_not_measured_is_null_with_a_reason(sglang: None) -> None:
     """Before any decode step; on a GPU, where whole steps run on the device; untimed kernels."""
-    numbers = ("attention_mass", "sampled_steps", "sampled_layers", "select_ms", "attend_ms")
+    numbers = (
+        "attention_mass",
+        "certificate",
+        "sampled_steps",
+        "sampled_layers",
+        "select_ms",
+        "attend_ms",
+    )
     fused = Host("rust", PAGE, PAGES, kind="fused")
     live = begin(fused, 2, ASKING)
     for reason, steps in ((NO_DECODE, 0), (ON_DEVICE, 1)):
@@ -230,4 +244,17 @@ def test_attention_that_is_not_finite_gives_no_number() -> None:
     told.masses[0] = LayerMass()
     told.masses[0].add(torch.tensor([1.0, math.nan]))
     report = told.report(1)
-    assert report["attention_mass"] is None and report["reason"] == NO_MASS
+    assert report["attention_mass"] is None is report["certificate"]
+    assert report["reason"] == NO_MASS
+
+
+def test_who_asks_for_coverage_is_told_what_it_got(host: Host) -> None:
+    """Without telemetry as well, from the first sparse step and rarely behind it."""
+    live = begin(host, 2, SPARSE | {"coverage": 0.9, "budget": 0.9})
+    for _ in range(SAMPLE_EVERY + 1):
+        host.decode([live])
+    told = telemetry_of(host, live)
+    assert told["sampled_steps"] == 1 and 0 < told["certificate"]["least"] < 1
+    assert told["certificate"]["mean"] <= told["attention_mass"]["mean"]
+    entry = host.backend.table.entry(live.row)
+    assert entry.telemetry.every == RARELY > SAMPLE_EVERY

@@ -10,7 +10,10 @@ from test_quality import layer
 
 from bench.quality.coverage import METHODS, Row, equal_error, measure, table
 from bench.quality.dump import Dump
+from bench.quality.measure import Truth, mass_of
+from bench.quality.methods import Runner, Variant
 from bench.quality.results import FOLDER
+from bench.quality.shares import Scene, fitted, scenes_of
 from sgl_sparsekv.ops import load_ops
 
 PAGE = (Path(__file__).parents[2] / "docs" / "coverage.md").read_text()
@@ -29,7 +32,33 @@ def test_every_row_of_the_oracle_gets_what_is_asked():
         fixed = [row for row in oracle if row.split == split and row.budget is not None]
         assert [row.tokens for row in fixed] == [row.budget for row in fixed]
     assert len(rows) == len(METHODS) * (4 + 2 * 4)
+    for row in rows:
+        (heads,) = row.heads or ((row.got,),)
+        assert sum(heads) / len(heads) == pytest.approx(row.got, abs=1e-3)
     assert table(rows).count("\n") == 1 + 4 * len(METHODS)
+
+
+@pytest.mark.parametrize("variant", METHODS, ids=lambda variant: variant.name)
+def test_what_is_fitted_is_what_is_read(variant: Variant) -> None:
+    """A share model is judged by what a server with it would read."""
+    one, positions = layer(length=1300, group=2, rows=4, sharp=1.5)
+    runner = Runner(variant, one, positions.numpy() + 1, load_ops("cpu"))
+    plan, model = variant.plan(runner.lengths, 1200), variant.selection.share_model
+    assert model is not None
+    foreseen = Scene.of(runner).got(model, (0.6, 0.9))
+    for asked, got in zip((0.6, 0.9), foreseen, strict=True):
+        selection = runner.adaptive(plan, asked, False)
+        read = mass_of(Truth.of(one, runner.lengths), selection, variant.unit_size).mean(-1)
+        assert torch.allclose(got, read, atol=1e-4)
+        assert (selection.counts.min() < selection.counts.max()) or variant.unit_size > 1
+
+
+def test_a_fit_finds_the_scores_that_tell_the_truth() -> None:
+    """The oracle's are not flattened; what is read in any case weighs little here."""
+    one, positions = layer(length=1300, group=2, rows=4, sharp=1.5)
+    dump = Dump(positions, (one,) * 3, 1.0, torch.empty(0), torch.empty(0))
+    best, model = fitted([scenes_of(METHODS[-1], dump)])[0]
+    assert model.flat == 1 and best < 0.02
 
 
 def test_bytes_at_equal_error_lie_on_the_line_between_two_budgets():
@@ -47,7 +76,7 @@ def test_the_page_quotes_the_newest_run_of_each_model():
     assert len(newest) >= 2, "the estimate is judged on two models at least"
     for path in newest.values():
         rows = [
-            Row(**{name: row[name] for name in Row.__annotations__})
+            Row(**{name: row[name] for name in Row.__annotations__ if name in row})
             for row in json.loads(path.read_text())["rows"]
         ]
         for line in table(rows).splitlines():

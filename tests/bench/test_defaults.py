@@ -1,12 +1,13 @@
 """Which defaults the data picks: candidates, equal total bytes, and the command."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from bench.defaults import report
+from bench.defaults import answers, report
 from bench.defaults.__main__ import main
 from bench.defaults.answers import Answered
 from bench.defaults.candidates import (
@@ -23,6 +24,7 @@ from bench.defaults.results import Run, load, newest, save
 from bench.quality.dump import Dump, LayerDump
 from bench.quality.run import QUEST
 from bench.quality.subjects import Subject
+from sgl_sparsekv.evaluation.tasks.base import Part
 from sgl_sparsekv.tooling.journal import Journal
 
 LENGTHS, DIM, LAYERS = np.array([4000, 4090]), 64, 6
@@ -103,6 +105,39 @@ def test_findings_are_at_equal_bytes_and_go_into_the_page(subject, tmp_path, mon
 def rounded(one):
     values = {name: getattr(one, name) for name in ("share", "error", "error_p90")}
     return {k: v if v is None else float(f"{v:.4g}") for k, v in values.items()}
+
+
+class Asked:
+    """A task of two questions; what it is told depends on the reading."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def parts(self):
+        return [Part(self.name, 4096, 0, 2)]
+
+    def build(self, part):
+        return [1.0, 3.0]
+
+    def ask(self, question, reading, client):
+        value = question * (1 + reading.dense_layers)
+        detail = {"top-1": 0.5} if self.name == "fidelity" else {}
+        return SimpleNamespace(value=value, detail=detail)
+
+
+def test_answers_are_means_by_method_and_dense_layers():
+    config = {"num_hidden_layers": 30, "hidden_size": 576, "num_attention_heads": 9}
+    readings = list(answers._readings(SimpleNamespace(config=config), 8192))
+    assert {(one.method, one.dense_layers) for one, _ in readings} == {
+        (method, dense) for method in answers.METHODS for dense in (0, 1, 2)
+    }
+    shares = [share for _, share in readings]
+    assert max(shares) - min(shares) < 0.01, "the bytes are the same"
+    tasks = (Asked("fidelity"), Asked("needle"))
+    found = list(answers._ask(tasks, readings, None, Journal(), 8192))
+    assert len(found) == len(readings)
+    for one in found:
+        assert one.kl == one.needles == 2 * (1 + one.dense_layers) and one.top_1 == 0.5
 
 
 def test_a_model_that_is_none_is_one_sentence(tmp_path, capsys):

@@ -91,7 +91,7 @@ def _answers(body: dict[str, Any], tokens: Tokens, ours: bool) -> Iterator[dict[
         meta["completion_tokens"] = len(said)
         meta[NOTES] = (request.customized_info or {}).get(NOTES, [])
         if ours and options:
-            read = 1.0 if options["method"] == "full" else 0.13
+            read = 1.0 if options["method"] == "full" else 0.07
             counts = {"tokens_in_context": there, "tokens_attended": int(read * there)}
             meta["sparsekv"] = {**options, **counts, "rejected": None}
         yield {"text": tokens.text(said), "output_ids": said, "meta_info": meta}

@@ -70,7 +70,7 @@ def test_runs_are_dense_the_method_and_the_control_and_what_they_read_is_reporte
     assert [run.name for run in act.runs] == RUNS
     native, full, *sparse = act.runs
     assert native.kv_read_fraction == full.kv_read_fraction == 1
-    assert all(run.kv_read_fraction == pytest.approx(0.13, rel=1e-3) for run in sparse)
+    assert all(run.kv_read_fraction == pytest.approx(0.07, rel=1e-3) for run in sparse)
     assert len(native.sayings) == 1 and len(full.sayings) == 1 + len(QUESTIONS)
     assert dense.stopped, "the dense server is ended as soon as it is not needed"
     assert all(check.passed for check in act.checks)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from sgl_sparsekv.kernels.reference.records import cluster_keys, cluster_values
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
@@ -234,7 +233,8 @@ class ColdRun:
         size = summary.segment_size
         there = [nth for nth, has in enumerate(indexed[: length // size]) if has]
         keys, values = (
-            [of(index, nth).double() for nth in there] for of in (cluster_keys, cluster_values)
+            [index.of_clusters(nth, of(nth)).double() for nth in there]
+            for of in (index.cluster_keys, index.cluster_values)
         )
         for head, chosen in enumerate(units):
             read = {p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))}

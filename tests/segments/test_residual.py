@@ -2,8 +2,6 @@
 
 import torch
 from segments.data import bunches
-from sgl_sparsekv.kernels.reference.records import centroids, cluster_values, decoded
-from sgl_sparsekv.kernels.reference.records import labels as labels_of
 
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.segments.residual import packed, quantised, residuals, widened
@@ -30,9 +28,9 @@ def test_codes_of_the_rest_come_nearer_than_clusters_and_more_codes_nearer_still
     keys, values = segments(1)
     true, errors = keys[0].movedim(0, 1), []
     for parts in (1, 4, 8):
-        errors.append(float((decoded(built(keys, values, [0], parts), 0) - true).norm()))
+        errors.append(float((built(keys, values, [0], parts).decoded(0) - true).norm()))
     alone = SegmentIndex(*clusters_of(keys), torch.zeros(1, 1, dtype=torch.int32))
-    errors.insert(0, float((decoded(alone, 0) - true).norm()))
+    errors.insert(0, float((alone.decoded(0) - true).norm()))
     assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 2
 
 
@@ -47,7 +45,8 @@ def clusters_of(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_values_of_clusters_are_means_of_their_members() -> None:
     keys, values = segments(1)
     index = built(keys, values, [16], 4)
-    labels, found = labels_of(index, 0), cluster_values(index, 0)
+    labels = index.clusters(0)
+    found = index.of_clusters(0, index.cluster_values(0))
     for head in range(keys.shape[2]):
         for cluster in labels[head, 16:].unique():
             members = torch.nonzero(labels[head, 16:] == cluster).flatten() + 16
@@ -58,7 +57,7 @@ def test_values_of_clusters_are_means_of_their_members() -> None:
 
 def test_codes_lie_in_the_order_of_clusters() -> None:
     index = built(*segments(1), [0], 4)
-    labels, places = labels_of(index, 0), index.places[0].long()
+    labels, places = index.clusters(0).long(), index.places[0].long()
     in_order = labels.gather(1, places)
     assert torch.equal(places.sort().values, torch.arange(SIZE).expand_as(places))
     assert torch.equal(in_order, in_order.sort(stable=True).values)
@@ -68,11 +67,11 @@ def test_codes_lie_in_the_order_of_clusters() -> None:
 
 def test_best_clusters_are_opened_until_they_hold_enough() -> None:
     index = built(*segments(1), [0], 4)
-    labels, q = labels_of(index, 0), torch.randn(1, labels_of(index, 0).shape[0], 2, 16)
+    labels, q = index.clusters(0).long(), torch.randn(1, index.clusters(0).long().shape[0], 2, 16)
     tokens = torch.arange(SIZE, dtype=torch.int32)[None]
     spans = Candidates(tokens, *(torch.tensor([x], dtype=torch.int32) for x in (0, SIZE)))
     keys = torch.full((SIZE, q.shape[1], 16), torch.nan)  # coded tokens are not scored by keys
-    ranks = (q[0] @ centroids(index, 0).mT).amax(1)
+    ranks = (q[0] @ index.cluster_keys(0).mT).amax(1)
     sizes = torch.nn.functional.one_hot(labels, 16).sum(1)
     for reach in (1, 40, SIZE):
         args = (q, keys, index, spans, 1.0, Reduction.MAX)

@@ -39,12 +39,17 @@ def test_asking_changes_neither_the_answer_nor_what_is_counted(ours: ServerProce
 def test_the_mass_tells_a_method_that_finds_from_one_that_does_not(ours: ServerProcess) -> None:
     """One layer of this model attends to a single page, which streaming does not see."""
     document = chain_document(4096, num_questions=1, num_hops=8, seed=43)
-    mass = {}
+    mass, certain = {}, {}
     before = [metric(ours.url, f"attention_mass{name}_total", "quest") for name in ("", "_samples")]
     for options in (ASKED, STREAMING, {"method": "full", "telemetry": True}):
         answer = generate(ours.url, ask_for(document, document.questions[0], options))
-        mass[options["method"]] = answer["meta_info"]["sparsekv"]["telemetry"]["attention_mass"]
-    print(mass)
+        told = answer["meta_info"]["sparsekv"]["telemetry"]
+        mass[options["method"]], certain[options["method"]] = (
+            told[name] for name in ("attention_mass", "certificate")
+        )
+    print(mass, certain)
+    assert 0 < certain["quest"]["mean"] <= mass["quest"]["mean"] and certain["streaming"] is None
+    assert certain["full"] == {"mean": 1.0, "least": 1.0, "gap": 0.0}
     assert mass["quest"]["layers"]["2"] > 0.9 > 0.1 > mass["streaming"]["layers"]["2"]
     assert mass["streaming"]["least"] < 0.1
     assert mass["full"] == {"mean": 1.0, "least": 1.0, "layers": {}}
