@@ -57,14 +57,39 @@ struct CodeArgs {
   double scale;
 };
 
+// Added to logits of what is not read.
+struct Gains {
+  double by_code, by_centroid;
+};
+
+struct ChooseArgs {
+  CodeArgs codes;  // without out; scratch of choose_scratch() floats
+  const int32_t *num_units, *counts;
+  int32_t *logical, *physical;  // [rows, H, n] contiguous
+  float* weights;               // [rows, H, G, 16 segments] contiguous
+  int64_t n;
+  Gains gains;
+};
+
+struct WeighArgs {
+  CodeArgs codes;  // without out; scratch of weigh_scratch() floats
+  const int32_t *logical, *counts;  // [rows, H, n] contiguous: units that are read
+  float* weights;                   // as above
+  int64_t n, unit, c_row, c_head;
+  Gains gains;
+};
+
 struct EstimateArgs {
-  CodeArgs codes;          // without out; scratch of estimate_scratch() floats
+  const float* weights;    // [rows, H, G, 16 segments] contiguous
   const int8_t* values;    // [records, H, 16, Dv] contiguous
-  const int32_t* logical;  // [rows, H, n] contiguous, ascending: units that are read
-  const int32_t* counts;
-  void* out;               // [rows, H, G, Dv] contiguous, q's dtype
-  float* lse;              // [rows, H, G] contiguous
-  int64_t vdim, n, unit, c_row, c_head;
+  const float* scales;     // [records, H, 32 + m]
+  const int32_t* records;  // [rows, segments]
+  const void* read;        // [rows, H, G, Dv] contiguous, q's dtype, with lse [rows, H, G]
+  const float* read_lse;
+  void* out;       // as they are
+  float* lse;
+  float* scratch;  // estimate_scratch() floats
+  int64_t rows, heads, group, vdim, segments, subspaces, dtype, threads, r_row;
 };
 
 struct SelectArgs {

@@ -4,33 +4,44 @@
 #include "cluster_tables.h"
 #include "shares.h"
 
-// What was opened of a segment: a bit for each cluster, and where its tokens lie among the entered.
+// What was opened of a segment: a bit for each cluster, and where its tokens lie in the list.
 struct Opened {
   int32_t clusters, first, count, unused;
 };
 
+// Each (row, KV head) has a list of tokens: those of open clusters, segment by segment and within it
+// cluster by cluster, then those of segments without a record.
 struct Probe : Clustered {
-  int64_t cells, room;
-  int64_t logits_at, sizes_at, ranks_at, opened_at, entered_at, shares_at, tokens_at, list_at, floats;
+  int64_t cells, room, list, words;
+  int64_t logits_at, sizes_at, ranks_at, opened_at, entered_at, shares_at, tokens_at, keys_at, bits_at,
+      floats;
 
   explicit Probe(const CodeArgs& args) : Clustered(args) {
-    int64_t lists = rows * heads, most = 0;
+    int64_t lists = rows * heads, most = 0, keyed = 0;
     for (int64_t row = 0; row < rows; ++row) {
-      int64_t n = args.end[row] - begin[row], wanted = reach_of(row) + segment;
+      int64_t n = args.end[row] - begin[row], wanted = reach_of(row) + segment, bare = 0;
+      for (int64_t s = 0; s < spans; ++s) {
+        Span span = span_of(*this, row, s);
+        bare += span.record < 0 ? span.count() : 0;
+      }
       if (wanted < n) n = wanted;
       most = n > most ? n : most;
+      keyed = bare > keyed ? bare : keyed;
     }
     cells = spans * kClusters;
     room = padded(most + 2 * segment) + 2 * LANES * spans;
+    list = room + padded(keyed) + LANES;
+    words = width / 64 + 1;
     logits_at = free_at;
     sizes_at = logits_at + lists * blocks * kBlock * cells;
     ranks_at = sizes_at + lists * cells;
     opened_at = ranks_at + lists * cells;
     entered_at = opened_at + lists * spans * 4;
     shares_at = entered_at + lists * blocks * kBlock * room;
-    tokens_at = shares_at + lists * room;
-    list_at = tokens_at + lists * room;
-    floats = list_at + rows * spans * heads;
+    tokens_at = shares_at + lists * list;
+    keys_at = tokens_at + lists * list;
+    bits_at = (keys_at + lists * list + 1) / 2 * 2;
+    floats = bits_at + lists * words * 4;
   }
 
   int64_t reach_of(int64_t row) const { return reach ? reach[row] : width; }
@@ -46,16 +57,22 @@ struct Probe : Clustered {
   Opened* opened(int64_t row, int64_t head) const {
     return reinterpret_cast<Opened*>(at(opened_at, row, head, spans * 4));
   }
-  // Of the tokens of open clusters: logits [4 * blocks, room], shares and tokens [room].
+  // Of the tokens of open clusters logits [4 * blocks, room]; of the list shares, tokens and what
+  // sorts as shares do, [list].
   float* entered(int64_t row, int64_t head) const {
     return at(entered_at, row, head, blocks * kBlock * room);
   }
-  float* shares(int64_t row, int64_t head) const { return at(shares_at, row, head, room); }
+  float* shares(int64_t row, int64_t head) const { return at(shares_at, row, head, list); }
   int32_t* tokens(int64_t row, int64_t head) const {
-    return reinterpret_cast<int32_t*>(at(tokens_at, row, head, room));
+    return reinterpret_cast<int32_t*>(at(tokens_at, row, head, list));
   }
-  // What of rows, segments and KV heads is opened, in this order.
-  int32_t* list() const { return reinterpret_cast<int32_t*>(scratch + list_at); }
+  int32_t* keys_of(int64_t row, int64_t head) const {
+    return reinterpret_cast<int32_t*>(at(keys_at, row, head, list));
+  }
+  // A bit for each token of a row, twice.
+  uint64_t* bits(int64_t row, int64_t head) const {
+    return reinterpret_cast<uint64_t*>(at(bits_at, row, head, words * 4));
+  }
   bool whole(const Span& span) const { return span.count() == segment; }
   bool mean() const { return reduction == kMeanSoftmax; }
 };

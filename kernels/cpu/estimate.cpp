@@ -1,92 +1,59 @@
-// What is not read of clustered tokens: each weighs as much as the centroid of its cluster would, and
-// has the mean value of the cluster.
+// What was not read of clustered tokens joins what was: each cluster has the mean value of its
+// tokens, and weighs what its unread ones do.
 //
-//   task   (row, some segments)  for each KV head the weights of clusters, and their mean values under
-//          them: a state as of attend
-//   merge  (row, KV head)        the states joined, in order
+//   part  (row, KV head, some segments)  values under weights, summed
+//   join  (row, KV head)                 the parts, in order, and what was read
 
+#include "args.h"
 #include "cluster_tables.h"
 #include "parallel.h"
 
 namespace {
 
-constexpr int64_t kSegments = 4;  // of a task
+constexpr int64_t kSegments = 16;  // of a part
 
-struct Estimate : Clustered {
-  const EstimateArgs& args;
-  int64_t parts, state;
+struct Rest : EstimateArgs {
+  int64_t blocks, parts, cells, wide;
 
-  explicit Estimate(const EstimateArgs& e) : Clustered(e.codes), args(e) {
-    parts = (spans + kSegments - 1) / kSegments;
-    state = blocks * kBlock * (padded(e.vdim) + 2);
+  explicit Rest(const EstimateArgs& args) : EstimateArgs(args) {
+    blocks = (group + kBlock - 1) / kBlock;
+    parts = (segments + kSegments - 1) / kSegments;
+    cells = segments * kClusters;
+    wide = padded(vdim);
   }
-
-  // Unnormalised out [4 * blocks, padded(Dv)], then maxima and sums [4 * blocks].
-  float* state_of(int64_t row, int64_t part, int64_t head) const {
-    return scratch + free_at + ((row * parts + part) * heads + head) * state;
+  const float* weights_of(int64_t list) const { return weights + list * group * cells; }
+  // Maxima of the weights [4 * blocks], then for each part sums of weights [4 * blocks] and of values
+  // [4 * blocks, padded(Dv)].
+  float* maxima(int64_t list) const { return scratch + list * floats_of_list(); }
+  float* sums(int64_t list, int64_t part) const {
+    return maxima(list) + blocks * kBlock * (1 + part * (wide + 1));
   }
-  float* max_of(int64_t row, int64_t part, int64_t head) const {
-    return state_of(row, part, head) + blocks * kBlock * padded(args.vdim);
-  }
-  float* sum_of(int64_t row, int64_t part, int64_t head) const {
-    return max_of(row, part, head) + blocks * kBlock;
-  }
-  int64_t floats() const { return free_at + rows * parts * heads * state; }
+  float* state(int64_t list, int64_t part) const { return sums(list, part) + blocks * kBlock; }
+  int64_t floats_of_list() const { return blocks * kBlock * (1 + parts * (wide + 1)); }
 };
 
-// Candidates of each cluster that one (row, KV head) does not read; returns whether there are any.
-bool count_unread(const Estimate& a, int64_t row, int64_t s, int64_t head, const Span& span,
-                  const Record& record, float* sizes) {
-  int32_t left[kClusters];
-  count_candidates(a, s, span, record, left);
-  const int32_t* units = a.args.logical + (row * a.heads + head) * a.args.n;
-  int64_t unit = a.args.unit, first = s * a.segment, low = 0, count = a.args.counts[row * a.args.c_row + head * a.args.c_head];
-  for (int64_t high = count; low < high;) {  // the first unit that reaches the span
-    int64_t middle = (low + high) / 2;
-    if ((units[middle] + 1) * unit <= span.first) low = middle + 1;
-    else high = middle;
+void find_maxima(const Rest& a, int64_t list) {
+  for (int64_t g = 0; g < a.blocks * kBlock; ++g) {
+    VecF best = splat(-kInf);
+    const float* from = a.weights_of(list) + (g < a.group ? g : 0) * a.cells;
+    for (int64_t i = 0; i < a.cells; i += LANES) best = vmax(load(from + i), best);
+    a.maxima(list)[g] = max_lanes(best);
   }
-  for (; low < count && units[low] * unit < span.last; ++low) {
-    for (int64_t t = units[low] * unit, end = t + unit; t < end; ++t) {
-      if (t >= span.first && t < span.last) --left[record.label(t - first)];
-    }
-  }
-  int32_t any = 0;
-  for (int c = 0; c < kClusters; ++c) {
-    any |= left[c];
-    sizes[c] = static_cast<float>(left[c]);
-  }
-  return any != 0;
 }
 
-// Logits of centroids become weights relative to `max`; returns their sum.
-INLINE float exponentiate(VecF (&logits)[kVectors], const float* sizes, float* max) {
-  VecF best = splat(-kInf), total = {};
-  for (int v = 0; v < kVectors; ++v) {
-    best = vmax(load(sizes + v * LANES) > 0.0f ? logits[v] : splat(-kInf), best);
-  }
-  *max = max_lanes(best);
-  for (int v = 0; v < kVectors; ++v) {
-    VecF size = load(sizes + v * LANES), one = exp2_vec((logits[v] - *max) * kLog2E);
-    logits[v] = size > 0.0f ? size * one : VecF{};
-    total += logits[v];
-  }
-  return sum_lanes(total);
-}
-
-// out[g * stride] = out * before[g] + sum over the clusters c of weights[g][c] * values[c].
-INLINE void add_values(const float (&weights)[kBlock][kClusters], const float (&before)[kBlock],
-                       const int8_t* values, int64_t vdim, float* out, int64_t stride) {
+// out[g * stride] += sum over the clusters c of weights[g][c] * values[c].
+INLINE void add_values(const float (&weights)[kBlock][kClusters], const int8_t* values, int64_t ahead,
+                       int64_t vdim, float* out, int64_t stride) {
   typedef int8_t Bytes __attribute__((vector_size(LANES)));
   for (int64_t d = 0; d < vdim; d += LANES) {
     int64_t n = vdim - d < LANES ? vdim - d : LANES;
     VecF acc[2][kBlock] = {};  // even and odd clusters
-    for (int g = 0; g < kBlock; ++g) acc[0][g] = load(out + g * stride + d) * before[g];
+    for (int g = 0; g < kBlock; ++g) acc[0][g] = load(out + g * stride + d);
     for (int c = 0; c < kClusters; c += 2) {
       UNROLL for (int odd = 0; odd < 2; ++odd) {
         Bytes raw = {};
         const int8_t* from = values + (c + odd) * vdim + d;
-        if (d % 64 == 0) __builtin_prefetch(from + 2 * kClusters * vdim, 0, 2);
+        if (d % 64 == 0) __builtin_prefetch(from + ahead, 0, 2);
         if (n == LANES) __builtin_memcpy(&raw, from, LANES);
         else __builtin_memcpy(&raw, from, n);
         VecF value = __builtin_convertvector(raw, VecF);
@@ -97,83 +64,69 @@ INLINE void add_values(const float (&weights)[kBlock][kClusters], const float (&
   }
 }
 
-// Adds a segment to the state of one KV head.
-void add_segment(const Estimate& a, int64_t row, int64_t part, int64_t head, const Span& span,
-                 const Record& record, const float* sizes) {
-  int64_t width = padded(a.args.vdim), at = span.record * a.heads + head;
-  const int8_t* values = a.args.values + at * kClusters * a.args.vdim;
-  for (int64_t block = 0; block < a.blocks; ++block) {
-    float* state = a.state_of(row, part, head) + block * kBlock * width;
-    float* max = a.max_of(row, part, head) + block * kBlock;
-    float* sum = a.sum_of(row, part, head) + block * kBlock;
-    PerCluster logits;
-    float weights[kBlock][kClusters], before[kBlock];
-    dot_centroids(a, a.wide_of(row, head), block, record,
-                  record.centroids + 2 * a.dim * kClusters, logits);
-    for (int g = 0; g < kBlock; ++g) {
-      float own, total = exponentiate(logits[g], sizes, &own), best = own > max[g] ? own : max[g];
-      float factor = exp2_one((own - best) * kLog2E);
-      before[g] = exp2_one((max[g] - best) * kLog2E);
-      sum[g] = sum[g] * before[g] + total * factor;
-      max[g] = best;
-      for (int v = 0; v < kVectors; ++v) {
-        VecF scales = load(record.scales + kClusters + v * LANES);
-        store(weights[g] + v * LANES, logits[g][v] * factor * scales);
-      }
+// Adds a segment of one block of query heads.
+void add_segment(const Rest& a, int64_t list, int64_t s, int64_t part, int64_t block, int64_t record,
+                 int64_t ahead) {
+  const float *from = a.weights_of(list) + s * kClusters, *maxima = a.maxima(list) + block * kBlock;
+  const float* scales = a.scales + record * (2 * kClusters + a.subspaces) + kClusters;
+  float weights[kBlock][kClusters] = {}, total = 0;
+  for (int64_t g = 0; g < kBlock && block * kBlock + g < a.group; ++g) {
+    if (maxima[g] == -kInf) continue;
+    VecF sum = {};
+    for (int v = 0; v < kVectors; ++v) {
+      VecF x = load(from + (block * kBlock + g) * a.cells + v * LANES);
+      VecF weight = x > -kInf ? exp2_vec((x - maxima[g]) * kLog2E) : VecF{};
+      store(weights[g] + v * LANES, weight * load(scales + v * LANES));
+      sum += weight;
     }
-    add_values(weights, before, values, a.args.vdim, state, width);
+    float own = sum_lanes(sum);
+    a.sums(list, part)[block * kBlock + g] += own;
+    total += own;
   }
+  if (!(total > 0)) return;
+  const int8_t* values = a.values + record * kClusters * a.vdim;
+  add_values(weights, values, ahead, a.vdim, a.state(list, part) + block * kBlock * a.wide, a.wide);
 }
 
-// Segments in the outer loop: what is read of the KV heads lies side by side.
-void estimate_part(const Estimate& a, int64_t row, int64_t part) {
-  for (int64_t head = 0; head < a.heads; ++head) {
-    float *state = a.state_of(row, part, head), *max = a.max_of(row, part, head);
-    for (int64_t i = 0; i < a.state; ++i) state[i] = 0;
-    for (int64_t g = 0; g < a.blocks * kBlock; ++g) max[g] = -kInf;
-  }
-  int64_t last = (part + 1) * kSegments < a.spans ? (part + 1) * kSegments : a.spans;
-  for (int64_t s = part * kSegments; s < last; ++s) {
-    Span span = span_of(a, row, s);
-    if (span.record < 0 || !span.count()) continue;
-    for (int64_t head = 0; head < a.heads; ++head) {
-      Record record(a, span, head);
-      float sizes[kClusters];
-      prefetch_row(record.labels + a.segment, a.segment / 2);
-      if (!count_unread(a, row, s, head, span, record, sizes)) continue;
-      add_segment(a, row, part, head, span, record, sizes);
+void sum_part(const Rest& a, int64_t list, int64_t part) {
+  int64_t row = list / a.heads, head = list % a.heads, first = part * kSegments;
+  int64_t last = first + kSegments < a.segments ? first + kSegments : a.segments;
+  float* sums = a.sums(list, part);
+  for (int64_t i = 0; i < a.blocks * kBlock * (1 + a.wide); ++i) sums[i] = 0;
+  const int32_t* records = a.records + row * a.r_row;
+  for (int64_t s = first; s < last; ++s) {
+    if (records[s] < 0) continue;
+    int64_t record = records[s] * a.heads + head, next = record;
+    if (s + 2 < a.segments && records[s + 2] >= 0) next = records[s + 2] * a.heads + head;
+    __builtin_prefetch(a.scales + next * (2 * kClusters + a.subspaces) + kClusters, 0, 2);
+    int64_t ahead = (next - record) * kClusters * a.vdim;
+    for (int64_t block = 0; block < a.blocks; ++block) {
+      add_segment(a, list, s, part, block, record, ahead);
     }
   }
 }
 
-// Joins the states of one (row, KV head) and writes out and lse.
+// Writes out and lse of what was read and the parts together.
 template <typename T>
-void merge(const Estimate& a, int64_t row, int64_t head) {
-  int64_t width = padded(a.args.vdim);
+void join(const Rest& a, int64_t list) {
   for (int64_t g = 0; g < a.group; ++g) {
-    float best = -kInf, total = 0;
-    for (int64_t s = 0; s < a.parts; ++s) {
-      float max = a.max_of(row, s, head)[g];
-      best = max > best ? max : best;
-    }
-    int64_t at = (row * a.heads + head) * a.group + g;
-    T* to = static_cast<T*>(a.args.out) + at * a.args.vdim;
-    float* joined = nullptr;  // the first state that has any is added to
-    for (int64_t s = 0; s < a.parts; ++s) {
-      float max = a.max_of(row, s, head)[g], *own = a.state_of(row, s, head) + g * width;
-      if (max == -kInf) continue;
-      float factor = exp2_one((max - best) * kLog2E);
-      total += a.sum_of(row, s, head)[g] * factor;
-      for (int64_t d = 0; d < width; d += LANES) {
-        VecF part = load(own + d) * factor;
-        store((joined ? joined : own) + d, joined ? load(joined + d) + part : part);
-      }
-      if (!joined) joined = own;
-    }
-    a.args.lse[at] = best == -kInf ? -kInf : best + log2_one(total) * kLn2;
-    for (int64_t d = 0; d < a.args.vdim; d += LANES) {
-      VecF out = joined ? load(joined + d) / total : VecF{};
-      int64_t n = a.args.vdim - d;
+    int64_t at = list * a.group + g;
+    float max = a.maxima(list)[g], read = a.read_lse[at], best = max > read ? max : read, total = 0;
+    const T* from = static_cast<const T*>(a.read) + at * a.vdim;
+    T* to = static_cast<T*>(a.out) + at * a.vdim;
+    bool any = best > -kInf;
+    float before = any ? exp2_one((read - best) * kLog2E) : 0;
+    float factor = any ? exp2_one((max - best) * kLog2E) : 0;
+    for (int64_t part = 0; part < a.parts; ++part) total += a.sums(list, part)[g];
+    total = before + total * factor;
+    a.lse[at] = any ? best + log2_one(total) * kLn2 : -kInf;
+    for (int64_t d = 0; d < a.vdim; d += LANES) {
+      int64_t n = a.vdim - d;
+      VecF out = {};
+      for (int64_t part = 0; part < a.parts; ++part) out += load(a.state(list, part) + g * a.wide + d);
+      out *= factor;
+      if (before > 0) out += load_at_most(from + d, n) * before;
+      if (any) out /= total;
       if (n >= LANES) store(to + d, out);
       else store_first(to + d, out, static_cast<int>(n));
     }
@@ -181,24 +134,33 @@ void merge(const Estimate& a, int64_t row, int64_t head) {
 }
 
 template <typename T>
-void estimate(const Estimate& a) {
-  parallel_for(a.rows * a.heads, 1,
-               [&](int64_t i, int64_t) { widen_queries<T>(a, i / a.heads, i % a.heads); });
-  parallel_for(a.rows * a.parts, a.threads,
-               [&](int64_t i, int64_t) { estimate_part(a, i / a.parts, i % a.parts); });
-  parallel_for(a.rows * a.heads, a.threads,
-               [&](int64_t i, int64_t) { merge<T>(a, i / a.heads, i % a.heads); });
+void estimate(const Rest& a) {
+  int64_t lists = a.rows * a.heads;
+  if (a.threads <= lists) {
+    return parallel_for(lists, a.threads, [&](int64_t list, int64_t) {
+      find_maxima(a, list);
+      for (int64_t part = 0; part < a.parts; ++part) sum_part(a, list, part);
+      join<T>(a, list);
+    });
+  }
+  parallel_for(lists, a.threads, [&](int64_t list, int64_t) { find_maxima(a, list); });
+  parallel_for(lists * a.parts, a.threads,
+               [&](int64_t i, int64_t) { sum_part(a, i / a.parts, i % a.parts); });
+  parallel_for(lists, a.threads, [&](int64_t list, int64_t) { join<T>(a, list); });
 }
 
 }  // namespace
 
-extern "C" int64_t estimate_scratch(const EstimateArgs* e) { return Estimate(*e).floats(); }
+extern "C" int64_t estimate_scratch(const EstimateArgs* e) {
+  Rest rest(*e);
+  return e->rows * e->heads * rest.floats_of_list();
+}
 
 extern "C" void estimate(const EstimateArgs* e) {
-  Estimate scene(*e);
-  switch (e->codes.dtype) {
-    case kBFloat16: return estimate<BF16>(scene);
-    case kFloat16: return estimate<F16>(scene);
-    default: return estimate<float>(scene);
+  Rest rest(*e);
+  switch (e->dtype) {
+    case kBFloat16: return estimate<BF16>(rest);
+    case kFloat16: return estimate<F16>(rest);
+    default: return estimate<float>(rest);
   }
 }

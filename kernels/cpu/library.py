@@ -50,13 +50,34 @@ class CodeArgs(ctypes.Structure):
     ]
 
 
+class ChooseArgs(ctypes.Structure):
+    """`ChooseArgs` of args.h."""
+
+    _fields_ = [
+        ("codes", CodeArgs),
+        *_fields("num_units counts logical physical weights", ctypes.c_void_p),
+        *_fields("n"),
+        *_fields("by_code by_centroid", ctypes.c_double),
+    ]
+
+
+class WeighArgs(ctypes.Structure):
+    """`WeighArgs` of args.h."""
+
+    _fields_ = [
+        ("codes", CodeArgs),
+        *_fields("logical counts weights", ctypes.c_void_p),
+        *_fields("n unit c_row c_head"),
+        *_fields("by_code by_centroid", ctypes.c_double),
+    ]
+
+
 class EstimateArgs(ctypes.Structure):
     """`EstimateArgs` of args.h."""
 
     _fields_ = [
-        ("codes", CodeArgs),
-        *_fields("values logical counts out lse", ctypes.c_void_p),
-        *_fields("vdim n unit c_row c_head"),
+        *_fields("weights values scales records read read_lse out lse scratch", ctypes.c_void_p),
+        *_fields("rows heads group vdim segments subspaces dtype threads r_row"),
     ]
 
 
@@ -146,6 +167,8 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         ("score", ScoreArgs),
         ("score_codes", CodeArgs),
         ("score_clusters", CodeArgs),
+        ("choose", ChooseArgs),
+        ("weigh", WeighArgs),
         ("estimate", EstimateArgs),
         ("select_units", SelectArgs),
         ("summarise", SummariseArgs),
@@ -158,6 +181,8 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         ("score_scratch", ScoreArgs),
         ("score_codes_scratch", CodeArgs),
         ("score_clusters_scratch", CodeArgs),
+        ("choose_scratch", ChooseArgs),
+        ("weigh_scratch", WeighArgs),
         ("estimate_scratch", EstimateArgs),
         ("index_segments_scratch", IndexArgs),
     ):

@@ -9,12 +9,13 @@ import torch
 
 from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
-from sgl_sparsekv.summaries import CodeSummary, PageSummary
+from sgl_sparsekv.summaries import CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
     Candidates,
     Goal,
     Reduction,
     ResidualIndex,
+    ScoreInputs,
     SegmentIndex,
     Selection,
     per_head,
@@ -24,12 +25,14 @@ from .library import (
     DTYPES,
     AllotArgs,
     AttendArgs,
+    ChooseArgs,
     CodeArgs,
     EstimateArgs,
     IndexArgs,
     ScoreArgs,
     SelectArgs,
     SummariseArgs,
+    WeighArgs,
     load_library,
 )
 from .prefill import merge, prefill
@@ -41,6 +44,8 @@ PLANES = {"min_max": 0, "mean_std": 1, "landmark": 2, "misfit": 3}
 """`Planes` of args.h."""
 REDUCTIONS = {Reduction.MAX_SOFTMAX: 0, Reduction.MEAN_SOFTMAX: 1, Reduction.MAX: 2}
 """`Reduction` of args.h."""
+GAINS = (ResidualSummary.BY_CODE, ResidualSummary.BY_CENTROID)
+"""`Gains` of args.h."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 
 
@@ -238,32 +243,82 @@ class CpuOps:
         self._library.allot(ctypes.byref(args))
         return out
 
-    def estimate(
+    def choose(self, inputs: ScoreInputs, reach: torch.Tensor) -> tuple[Selection, torch.Tensor]:
+        """See `Ops.choose`."""
+        q, keys, index, spans = inputs.q, inputs.keys, inputs.index, inputs.candidates.contiguous()
+        assert isinstance(index, ResidualIndex) and inputs.known is None
+        _check_rows(keys=keys)
+        _check_dtype(q, keys)
+        rows, heads, group, _ = q.shape
+        num_units, counts = inputs.num_units.contiguous(), inputs.counts.contiguous()
+        reach = reach.contiguous()
+        logical = torch.empty(rows, heads, int(counts.max()), dtype=torch.int32)
+        physical = torch.empty_like(logical)
+        weights = torch.empty(rows, heads, group, index.table.shape[1] * index.entries)
+        codes = self._code_args(q, index, spans, inputs.scale)
+        codes.keys, codes.reach = keys.data_ptr(), reach.data_ptr()
+        codes.reduction = REDUCTIONS[inputs.reduction]
+        codes.k_slot, codes.k_head = keys.stride()[:2]
+        args = ChooseArgs(
+            codes,
+            *(num_units.data_ptr(), counts.data_ptr(), logical.data_ptr(), physical.data_ptr()),
+            *(weights.data_ptr(), logical.shape[-1], *GAINS),
+        )
+        pointer = ctypes.byref(args)
+        args.codes.scratch = self._scratch.pointer(self._library.choose_scratch(pointer))
+        self._library.choose(pointer)
+        return Selection(logical, physical, per_head(counts, heads)), weights
+
+    def weigh(
         self,
         q: torch.Tensor,
         index: ResidualIndex,
         candidates: Candidates,
         selection: Selection,
         scale: float,
+        reduction: Reduction,
+        reach: torch.Tensor,
         unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.weigh`."""
+        spans, logical = candidates.contiguous(), selection.logical
+        assert logical.is_contiguous()
+        rows, heads, group, _ = q.shape
+        counts, reach = per_head(selection.counts, heads), reach.contiguous()
+        weights = torch.empty(rows, heads, group, index.table.shape[1] * index.entries)
+        codes = self._code_args(q, index, spans, scale)
+        codes.reach, codes.reduction = reach.data_ptr(), REDUCTIONS[reduction]
+        codes.width = index.table.shape[1] * index.segment_size  # in tokens, as is the span
+        args = WeighArgs(
+            codes,
+            *(logical.data_ptr(), counts.data_ptr(), weights.data_ptr()),
+            *(logical.shape[-1], unit_size, *counts.stride(), *GAINS),
+        )
+        pointer = ctypes.byref(args)
+        args.codes.scratch = self._scratch.pointer(self._library.weigh_scratch(pointer))
+        self._library.weigh(pointer)
+        return weights
+
+    def estimate(
+        self, weights: torch.Tensor, index: ResidualIndex, out: torch.Tensor, lse: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.estimate`."""
-        spans, logical, values = candidates.contiguous(), selection.logical, index.values
-        assert logical.is_contiguous() and values.is_contiguous()
-        rows, heads, group, _ = q.shape
-        counts = per_head(selection.counts, heads)
-        out = q.new_empty(rows, heads, group, values.shape[-1])
-        lse = torch.empty(rows, heads, group)
+        values, scales, table = index.values, index.scales, index.table
+        held = (weights, values, scales, out, lse)
+        assert all(one.is_contiguous() for one in held)
+        _check_rows(table=table)
+        rows, heads, group, width = out.shape
+        joined, joined_lse = torch.empty_like(out), torch.empty_like(lse)
         args = EstimateArgs(
-            self._code_args(q, index, spans, scale),
-            *(values.data_ptr(), logical.data_ptr(), counts.data_ptr(), out.data_ptr()),
-            *(lse.data_ptr(), values.shape[-1], logical.shape[-1], unit_size, *counts.stride()),
+            *(weights.data_ptr(), values.data_ptr(), scales.data_ptr(), table.data_ptr()),
+            *(out.data_ptr(), lse.data_ptr(), joined.data_ptr(), joined_lse.data_ptr(), None),
+            *(rows, heads, group, width, table.shape[1], index.codebooks.shape[2]),
+            *(DTYPES[out.dtype], torch.get_num_threads(), table.stride(0)),
         )
-        args.codes.width = index.table.shape[1] * index.segment_size  # in tokens, as is the span
         pointer = ctypes.byref(args)
-        args.codes.scratch = self._scratch.pointer(self._library.estimate_scratch(pointer))
+        args.scratch = self._scratch.pointer(self._library.estimate_scratch(pointer))
         self._library.estimate(pointer)
-        return out, lse
+        return joined, joined_lse
 
     @staticmethod
     def _code_args(

@@ -8,6 +8,7 @@ from sgl_sparsekv.types import (
     Goal,
     Reduction,
     ResidualIndex,
+    ScoreInputs,
     SegmentIndex,
     Selection,
     per_head,
@@ -200,43 +201,62 @@ class ReferenceOps:
                 out[row, head] = (logits.softmax(-1) @ values[slots, head].float()).to(q.dtype)
         return out, lse
 
-    def estimate(
+    def choose(self, inputs: ScoreInputs, reach: torch.Tensor) -> tuple[Selection, torch.Tensor]:
+        """See `Ops.choose`: the three of them."""
+        q, index, spans = inputs.q, inputs.index, inputs.candidates
+        assert isinstance(index, ResidualIndex) and inputs.known is None
+        how = (inputs.scale, inputs.reduction)
+        scores = self.score_codes(q, inputs.keys, index, spans, *how, None, reach)
+        selection = self.select(scores, spans, inputs.num_units, inputs.counts)
+        return selection, self.weigh(q, index, spans, selection, *how, reach, 1)
+
+    def weigh(
         self,
         q: torch.Tensor,
         index: ResidualIndex,
         candidates: Candidates,
         selection: Selection,
         scale: float,
+        reduction: Reduction,
+        reach: torch.Tensor,
         unit_size: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Ops.estimate`: one softmax over what is not read, whatever segment it lies in."""
+    ) -> torch.Tensor:
+        """See `Ops.weigh`."""
         rows, heads, group, _ = q.shape
-        out = q.new_zeros(rows, heads, group, index.values.shape[-1])
-        lse = torch.full((rows, heads, group), -torch.inf, device=q.device)
+        segments, size, many = index.table.shape[1], index.segment_size, index.entries
+        out = torch.full((rows, heads, group, segments * many), -torch.inf)
         listed = per_head(selection.counts, heads).tolist()
         for row, begin, end in candidate_spans(candidates):
-            unread = torch.zeros(heads, len(index.table[row]) * index.segment_size).bool()
-            unread[:, begin:end] = True
+            read = torch.zeros(heads, max(end, segments * size)).bool()
             for head, count in enumerate(listed[row]):
                 units = selection.logical[row, head, :count].long()
                 tokens = units[:, None] * unit_size + torch.arange(unit_size)
-                unread[head, tokens[tokens < unread.shape[1]]] = False
-            logits, values = [], []
+                read[head, tokens[tokens < end]] = True
+            scaled = q[row].float() * scale
+            logits = scaled.new_zeros(heads, group, max(end, segments * size))
             for segment, record in enumerate(index.table[row].tolist()):
-                if record < 0:
-                    continue
-                first = segment * index.segment_size
-                there = unread[:, None, first : first + index.segment_size]
-                keys = index.of_clusters(record, index.cluster_keys(record))
-                own = (q[row].float() @ keys.mT * scale).masked_fill(~there, -torch.inf)
-                logits.append(own)
-                values.append(index.of_clusters(record, index.cluster_values(record)))
-            if logits:
-                every = torch.cat(logits, -1)  # [H, G, tokens]
-                lse[row] = every.logsumexp(-1)
-                weights = every.softmax(-1).nan_to_num(0.0)
-                out[row] = (weights @ torch.cat(values, 1)).to(q.dtype)
-        return out, lse
+                if record >= 0:
+                    first = segment * size
+                    logits[..., first : first + size] = scaled @ index.decoded(record).mT
+            clusters = Clusters.of(scaled, index, row, (begin, end))
+            opened = clusters.opened(reduction, int(reach[row]))
+            found = clusters.weights(logits[..., begin:end], read[:, begin:end], opened)
+            out[row, ..., clusters.places] = found
+        return out
+
+    def estimate(
+        self, weights: torch.Tensor, index: ResidualIndex, out: torch.Tensor, lse: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.estimate`."""
+        joined, joined_lse = torch.empty_like(out), torch.empty_like(lse)
+        for row, records in enumerate(index.table.tolist()):
+            values = torch.stack([index.cluster_values(max(record, 0)) for record in records], 1)
+            every = torch.cat((weights[row], lse[row, ..., None]), -1)  # [H, G, C + 1]
+            share = every.softmax(-1).nan_to_num(0.0)
+            rest = share[..., :-1] @ values.flatten(1, 2)
+            joined[row] = (rest + share[..., -1:] * out[row].float()).to(out.dtype)
+            joined_lse[row] = every.logsumexp(-1)
+        return joined, joined_lse
 
     def merge(
         self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor

@@ -7,14 +7,12 @@ the best ones by their codes. Clusters keep their mean value as well, so what is
 estimated by default, with centroids and mean values.
 """
 
-from typing import ClassVar
-
 import torch
 
 from ..ops import Ops
 from ..segments.residual import residuals
 from ..summaries import ResidualSummary
-from ..types import ResidualIndex, ScoreInputs
+from ..types import ResidualIndex, ScoreInputs, Selection
 from .base import IndexOptions, ShareModel
 from .coded import CodedMethod
 
@@ -27,10 +25,6 @@ class ResidualPQ(CodedMethod):
     estimates = True
     share_model = ShareModel(flat=0.8, offset=0.2)
 
-    REACH: ClassVar[int] = 3
-    """Tokens whose codes are looked at, for each that is kept: with 2 the output's error grows by a
-    tenth on language models, with 6 it is that of looking at all of them."""
-
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""
         assert isinstance(inputs.index, ResidualIndex), f"{self.name} got no records"
@@ -42,8 +36,12 @@ class ResidualPQ(CodedMethod):
             inputs.scale,
             inputs.reduction,
             inputs.known,
-            inputs.counts * self.REACH,
+            inputs.counts * ResidualSummary.REACH,
         )
+
+    def choose(self, ops: Ops, inputs: ScoreInputs) -> tuple[Selection, torch.Tensor]:
+        """See `SelectionMethod.choose`."""
+        return ops.choose(inputs, inputs.counts * ResidualSummary.REACH)
 
     def segments(self, options: IndexOptions) -> ResidualSummary:
         """See `SelectionMethod.segments`."""
