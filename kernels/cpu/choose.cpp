@@ -58,7 +58,7 @@ void set_where(uint64_t* bits, uint32_t which, const int32_t* tokens) {
 
 // Marks the best `wanted` of the candidates; the first ones among equals, and where too few have a
 // share the first of the others.
-Cut mark(const Choice& a, int64_t row, int64_t head, int64_t count, int64_t wanted) {
+Cut mark(const Probe& a, int64_t row, int64_t head, int64_t count, int64_t wanted) {
   const float* shares = a.shares(row, head);
   const int32_t* tokens = a.tokens(row, head);
   int32_t* keys = a.keys_of(row, head);
@@ -101,7 +101,7 @@ Cut mark(const Choice& a, int64_t row, int64_t head, int64_t count, int64_t want
 }
 
 // Writes sinks, what is marked, and the window; returns their number.
-int64_t list_marked(const Choice& a, int64_t row, int64_t head, int64_t total, int64_t wanted,
+int64_t list_marked(const Probe& a, int64_t row, int64_t head, int64_t total, int64_t wanted,
                     int32_t* to) {
   const uint64_t* bits = a.bits(row, head);
   int64_t sinks = a.begin[row] < total ? a.begin[row] : total, n = 0;
@@ -116,8 +116,7 @@ int64_t list_marked(const Choice& a, int64_t row, int64_t head, int64_t total, i
   return n;
 }
 
-void choose_head(const Choice& a, int64_t row, int64_t head) {
-  const ChooseArgs& args = a.args;
+void choose_head(const Probe& a, const ChooseArgs& args, int64_t row, int64_t head) {
   int64_t total = args.num_units[row], wanted = args.counts[row], count = rank(a, row, head);
   int64_t ranked = a.end[row] > a.begin[row] ? a.end[row] - a.begin[row] : 0, at = row * a.heads + head;
   int64_t room = wanted - (total - ranked);
@@ -149,7 +148,9 @@ void choose_head(const Choice& a, int64_t row, int64_t head) {
 
 template <typename T>
 void choose(const Choice& a) {
-  for_lists<T>(a, [&](int64_t row, int64_t head) { choose_head(a, row, head); });
+  for_lists<T>(a, [&](const Probe& own, int64_t row, int64_t head) {
+    choose_head(own, a.args, row, head);
+  });
 }
 
 }  // namespace

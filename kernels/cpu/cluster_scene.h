@@ -10,14 +10,15 @@ struct Opened {
 };
 
 // Each (row, KV head) has a list of tokens: those of open clusters, segment by segment and within it
-// cluster by cluster, then those of segments without a record.
+// cluster by cluster, then those of segments without a record. What is kept of a list lies in a slot
+// of scratch: its own, or where a thread does all of a list the thread's, which stays in its cache.
 struct Probe : Clustered {
-  int64_t cells, room, list, words;
-  int64_t logits_at, sizes_at, ranks_at, opened_at, entered_at, shares_at, tokens_at, keys_at, bits_at,
-      floats;
+  int64_t cells, room, list, words, slot = -1;
+  int64_t logits_at, sizes_at, ranks_at, opened_at, entered_at, weights_at, shares_at, tokens_at,
+      keys_at, sums_at, bits_at, floats;
 
   explicit Probe(const CodeArgs& args) : Clustered(args) {
-    int64_t lists = rows * heads, most = 0, keyed = 0;
+    int64_t lists = by_thread() ? threads : rows * heads, most = 0, keyed = 0;
     for (int64_t row = 0; row < rows; ++row) {
       int64_t n = args.end[row] - begin[row], wanted = reach_of(row) + segment, bare = 0;
       for (int64_t s = 0; s < spans; ++s) {
@@ -37,16 +38,19 @@ struct Probe : Clustered {
     ranks_at = sizes_at + lists * cells;
     opened_at = ranks_at + lists * cells;
     entered_at = opened_at + lists * spans * 4;
-    shares_at = entered_at + lists * blocks * kBlock * room;
+    weights_at = entered_at + lists * blocks * kBlock * room;
+    shares_at = weights_at + lists * blocks * kBlock * room;
     tokens_at = shares_at + lists * list;
     keys_at = tokens_at + lists * list;
-    bits_at = (keys_at + lists * list + 1) / 2 * 2;
+    sums_at = keys_at + lists * list;
+    bits_at = (sums_at + lists * blocks * kBlock * (kClusters + 2) + 1) / 2 * 2;
     floats = bits_at + lists * words * 4;
   }
 
+  bool by_thread() const { return threads <= rows * heads; }
   int64_t reach_of(int64_t row) const { return reach ? reach[row] : width; }
   float* at(int64_t base, int64_t row, int64_t head, int64_t size) const {
-    return scratch + base + (row * heads + head) * size;
+    return scratch + base + (slot < 0 ? row * heads + head : slot) * size;
   }
   // [4 * blocks, cells], then [cells] each.
   float* logits(int64_t row, int64_t head) const {
@@ -57,10 +61,13 @@ struct Probe : Clustered {
   Opened* opened(int64_t row, int64_t head) const {
     return reinterpret_cast<Opened*>(at(opened_at, row, head, spans * 4));
   }
-  // Of the tokens of open clusters logits [4 * blocks, room]; of the list shares, tokens and what
-  // sorts as shares do, [list].
+  // Of the tokens of open clusters logits, and their exponentials, [4 * blocks, room]; of the list
+  // shares, tokens and what sorts as shares do, [list].
   float* entered(int64_t row, int64_t head) const {
     return at(entered_at, row, head, blocks * kBlock * room);
+  }
+  float* weights(int64_t row, int64_t head) const {
+    return at(weights_at, row, head, blocks * kBlock * room);
   }
   float* shares(int64_t row, int64_t head) const { return at(shares_at, row, head, list); }
   int32_t* tokens(int64_t row, int64_t head) const {
@@ -69,6 +76,12 @@ struct Probe : Clustered {
   int32_t* keys_of(int64_t row, int64_t head) const {
     return reinterpret_cast<int32_t*>(at(keys_at, row, head, list));
   }
+  // For each query head the maximum and the sum of what was entered, then room for 16 sums.
+  float* tops(int64_t row, int64_t head) const {
+    return at(sums_at, row, head, blocks * kBlock * (kClusters + 2));
+  }
+  float* totals(int64_t row, int64_t head) const { return tops(row, head) + blocks * kBlock; }
+  float* sums(int64_t row, int64_t head) const { return totals(row, head) + blocks * kBlock; }
   // A bit for each token of a row, twice.
   uint64_t* bits(int64_t row, int64_t head) const {
     return reinterpret_cast<uint64_t*>(at(bits_at, row, head, words * 4));

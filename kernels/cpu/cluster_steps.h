@@ -76,14 +76,32 @@ inline uint32_t clusters_at(const int32_t* keys, const float* sizes, int32_t key
   return found;
 }
 
+// Exponentials of what was entered, less its maximum; all are whole vectors.
+inline void exponentiate(const Probe& a, int64_t row, int64_t head, int64_t entered) {
+  for (int64_t g = 0; g < a.group; ++g) {
+    const float* logits = a.entered(row, head) + g * a.room;
+    float* to = a.weights(row, head) + g * a.room;
+    VecF best = splat(-kInf), total = {};
+    for (int64_t i = 0; i < entered; i += LANES) best = vmax(load(logits + i), best);
+    float max = max_lanes(best), from = max > -kInf ? max : 0;
+    for (int64_t i = 0; i < entered; i += LANES) {
+      VecF weight = exp2_vec((load(logits + i) - from) * kLog2E);
+      store(to + i, weight);
+      total += weight;
+    }
+    a.tops(row, head)[g] = max;
+    a.totals(row, head)[g] = sum_lanes(total);
+  }
+}
+
 // Log-sum-exp of each query head: of what was entered, of clusters that stay shut, and of keys.
-inline void settle(const Probe& a, int64_t row, int64_t head, int64_t entered) {
+inline void settle(const Probe& a, int64_t row, int64_t head) {
   float* lse = lse_of(a, row, head);
   for (int64_t g = 0; g < a.group; ++g) {
     lse[g] = 0;
     if (a.reduction == kMax) continue;
     Mass mass = mass_of_many(a.logits(row, head) + g * a.cells, a.sizes(row, head), a.cells);
-    if (entered) mass = joined_any(mass, mass_of(a.entered(row, head) + g * a.room, entered));
+    mass = joined_any(mass, {a.tops(row, head)[g], a.totals(row, head)[g]});
     mass = joined_any(mass, mass_of_keys(a, row, head, g));
     if (a.known) mass = joined_any(mass, {a.known[(row * a.heads + head) * a.group + g], 1});
     lse[g] = mass.max == -kInf ? 0 : log_sum_exp(mass);
@@ -228,7 +246,8 @@ inline int64_t rank(const Probe& a, int64_t row, int64_t head) {
   int64_t entered = entered_of(a, row, head), count = entered;
   float *lse = lse_of(a, row, head), *shares = a.shares(row, head);
   int32_t* tokens = a.tokens(row, head);
-  settle(a, row, head, entered);
+  exponentiate(a, row, head, entered);
+  settle(a, row, head);
   reduce(a, a.entered(row, head), a.room, lse, entered, shares);
   for (int64_t s = 0; s < a.spans; ++s) {
     Span span = span_of(a, row, s);
@@ -264,7 +283,7 @@ void score_keys(const Probe& a) {
   });
 }
 
-// From queries to a list, then finish(row, KV head). One thread does all of a list, unless threads
+// From queries to a list, then finish(scene, row, KV head). One thread does all of a list, unless threads
 // would stand idle: then they share the segments of each step.
 template <typename T, typename Finish>
 void for_lists(const Probe& a, const Finish& finish) {
@@ -272,17 +291,16 @@ void for_lists(const Probe& a, const Finish& finish) {
   lay_out(a);
   score_keys<T>(a);
   int64_t lists = a.rows * a.heads, parts = (a.spans + kPart - 1) / kPart;
-  auto look_at = [&](int64_t row, int64_t head, int64_t first, int64_t last) {
-    for (int64_t s = first; s < last; ++s) look(a, row, head, s);
-  };
-  if (a.threads <= lists) {
-    return parallel_for(lists, a.threads, [&](int64_t i, int64_t) {
+  if (a.by_thread()) {
+    return parallel_workers(lists, a.threads, [&](int64_t i, int64_t worker) {
       int64_t row = i / a.heads, head = i % a.heads;
-      widen_queries<T>(a, row, head);
-      look_at(row, head, 0, a.spans);
-      open(a, row, head);
-      enter(a, row, head, 0, a.spans);
-      finish(row, head);
+      Probe own = a;
+      own.slot = worker;
+      widen_queries<T>(own, row, head);
+      for (int64_t s = 0; s < a.spans; ++s) look(own, row, head, s);
+      open(own, row, head);
+      enter(own, row, head, 0, a.spans);
+      finish(own, row, head);
     });
   }
   auto in_parts = [&](const auto& step) {
@@ -296,12 +314,14 @@ void for_lists(const Probe& a, const Finish& finish) {
     parallel_for(lists, a.threads, [&](int64_t i, int64_t) { step(i / a.heads, i % a.heads); });
   };
   whole([&](int64_t row, int64_t head) { widen_queries<T>(a, row, head); });
-  in_parts(look_at);
+  in_parts([&](int64_t row, int64_t head, int64_t first, int64_t last) {
+    for (int64_t s = first; s < last; ++s) look(a, row, head, s);
+  });
   whole([&](int64_t row, int64_t head) { open(a, row, head); });
   in_parts([&](int64_t row, int64_t head, int64_t first, int64_t last) {
     enter(a, row, head, first, last);
   });
-  whole(finish);
+  whole([&](int64_t row, int64_t head) { finish(a, row, head); });
 }
 
 }  // namespace

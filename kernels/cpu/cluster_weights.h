@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr float kLeast = 0x1.8p-116f;  // e^-80
+
 // Weights [G, stride] of one list, one for each cluster of each segment, and what is added to them.
 struct Weights {
   float* to;
@@ -37,56 +39,57 @@ inline void weigh_shut(const Probe& a, int64_t row, int64_t head, const Weights&
   }
 }
 
-// Of `count` tokens of an open cluster from place i of the list on; unread(j) has a bit for each of
-// the tokens [j, j + LANES) that is not read.
+// Sums the weights of `count` tokens of an open cluster from place i of the list on; unread(j) tells
+// which of the tokens [j, j + LANES) are not read. Sums lie 16 apart.
 template <typename Unread>
-INLINE void weigh_run(const Probe& a, const float* logits, int64_t i, int64_t count,
-                      const Unread& unread, const Weights& out, int64_t cell) {
-  constexpr int64_t kMany = 512 / LANES;  // vectors whose bits are kept
-  VecI kept[kMany];
-  VecI any = {};
-  int64_t vectors = (count + LANES - 1) / LANES;
-  for (int64_t n = 0; n < vectors; ++n) {
-    VecI lanes = unread(i + n * LANES) & (lane_numbers() < static_cast<int32_t>(count - n * LANES));
-    any |= lanes;
-    if (n < kMany) kept[n] = lanes;
-  }
-  auto lanes_of = [&](int64_t n) {
-    if (n < kMany) return kept[n];
-    return unread(i + n * LANES) & (lane_numbers() < static_cast<int32_t>(count - n * LANES));
-  };
-  for (int64_t g = 0; g < a.group; ++g) {
-    const float* from = logits + g * a.room + i;
-    VecF best = splat(-kInf), total = {};
-    for (int64_t n = 0; n < vectors; ++n) {
-      best = vmax(lanes_of(n) ? load(from + n * LANES) : splat(-kInf), best);
+INLINE void sum_run(const Probe& a, const float* weights, int64_t i, int64_t count,
+                    const Unread& unread, float* sums) {
+  for (int64_t g = 0; g < a.group; g += kBlock) {
+    VecF total[kBlock] = {};
+    for (int64_t n = 0; n < count; n += LANES) {
+      VecI lanes = unread(i + n);
+      if (count - n < LANES) lanes &= lane_numbers() < static_cast<int32_t>(count - n);
+      UNROLL for (int64_t h = 0; h < kBlock; ++h) {
+        VecF weight = load(weights + (g + h) * a.room + i + n);
+        total[h] += lanes ? weight : VecF{};
+      }
     }
-    float max = max_lanes(best);
-    float* to = out.to + g * out.stride + cell;
-    *to = -kInf;
-    if (max == -kInf) continue;
-    for (int64_t n = 0; n < vectors; ++n) {
-      VecF weight = exp2_vec((load(from + n * LANES) - max) * kLog2E);
-      total += lanes_of(n) ? weight : VecF{};
-    }
-    *to = max + log2_one(sum_lanes(total)) * kLn2 + static_cast<float>(out.gains.by_code);
+    UNROLL for (int64_t h = 0; h < kBlock; ++h) sums[(g + h) * kClusters] = sum_lanes(total[h]);
   }
 }
 
+// What lies e^-80 below the heaviest token counts for nothing.
 template <typename Unread>
-void weigh(const Probe& a, int64_t row, int64_t head, const Weights& out, const Unread& unread) {
-  weigh_shut(a, row, head, out);
-  const float* logits = a.entered(row, head);
+void weigh_open(const Probe& a, int64_t row, int64_t head, const Weights& out,
+                const Unread& unread) {
+  const float *weights = a.weights(row, head), *tops = a.tops(row, head);
+  float *sums = a.sums(row, head), more = static_cast<float>(out.gains.by_code);
   for (int64_t s = 0; s < a.spans && (s + 1) * kClusters <= out.stride; ++s) {
     const Opened found = a.opened(row, head)[s];
     if (!found.clusters) continue;
     Record record(a, span_of(a, row, s), head);
     int64_t at = found.first;
     for_open(record, found, [&](int c, int64_t, int64_t count) {
-      weigh_run(a, logits, at, count, unread, out, s * kClusters + c);
+      sum_run(a, weights, at, count, unread, sums + c);
       at += count;
     });
+    for (int64_t g = 0; g < a.group; ++g) {
+      for (int v = 0; v < kVectors; ++v) {
+        float* to = out.to + g * out.stride + s * kClusters + v * LANES;
+        VecI open = found.clusters >> (lane_numbers() + v * LANES) & 1;
+        VecF sum = load(sums + g * kClusters + v * LANES);
+        VecF log = log2_vec(sum > kLeast ? sum : splat(1)) * kLn2 + (tops[g] + more);
+        store(to, open != 0 ? (sum > kLeast ? log : splat(-kInf)) : load(to));
+      }
+    }
   }
+}
+
+// Needs what `exponentiate` leaves.
+template <typename Unread>
+void weigh(const Probe& a, int64_t row, int64_t head, const Weights& out, const Unread& unread) {
+  weigh_shut(a, row, head, out);
+  weigh_open(a, row, head, out, unread);
 }
 
 }  // namespace

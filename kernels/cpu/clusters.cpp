@@ -39,7 +39,7 @@ void put_scores(const Probe& a, int64_t row, int64_t head) {
 
 template <typename T>
 void score_clusters(const Probe& a) {
-  for_lists<T>(a, [&](int64_t row, int64_t head) { put_scores(a, row, head); });
+  for_lists<T>(a, put_scores);
 }
 
 }  // namespace

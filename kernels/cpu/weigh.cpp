@@ -10,8 +10,7 @@ struct Weighing : Probe {
   explicit Weighing(const WeighArgs& w) : Probe(w.codes), args(w) {}
 };
 
-void weigh_head(const Weighing& a, int64_t row, int64_t head) {
-  const WeighArgs& args = a.args;
+void weigh_head(const Probe& a, const WeighArgs& args, int64_t row, int64_t head) {
   int64_t at = row * a.heads + head, stride = a.segments * kClusters;
   int64_t count = args.counts[row * args.c_row + head * args.c_head];
   const int32_t *units = args.logical + at * args.n, *tokens = a.tokens(row, head);
@@ -24,6 +23,7 @@ void weigh_head(const Weighing& a, int64_t row, int64_t head) {
       take_from_shut(a, row, head, t);
     }
   }
+  exponentiate(a, row, head, entered_of(a, row, head));
   weigh(a, row, head, {args.weights + at * a.group * stride, stride, args.gains}, [&](int64_t i) {
     VecI unread;
     for (int lane = 0; lane < LANES; ++lane) {
@@ -36,7 +36,9 @@ void weigh_head(const Weighing& a, int64_t row, int64_t head) {
 
 template <typename T>
 void weigh(const Weighing& a) {
-  for_lists<T>(a, [&](int64_t row, int64_t head) { weigh_head(a, row, head); });
+  for_lists<T>(a, [&](const Probe& own, int64_t row, int64_t head) {
+    weigh_head(own, a.args, row, head);
+  });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 """Tokens ranked by clusters first, and what clusters weigh, in plain torch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -25,6 +26,9 @@ class Clusters:
     labels: torch.Tensor
     sizes: torch.Tensor
     places: torch.Tensor
+
+    DEEP: ClassVar[float] = 80.0
+    """What open clusters have left counts for nothing so far below the heaviest token in one."""
 
     @classmethod
     def of(
@@ -86,10 +90,12 @@ class Clusters:
         shut = ~self._of_tokens(opened, True)
         gains = torch.where(shut, ResidualSummary.BY_CENTROID, ResidualSummary.BY_CODE)
         mixed = self._mixed(logits, shut) + gains[:, None]
+        inside = self._of_tokens(opened, False)
+        top = mixed.masked_fill(~inside[:, None], -torch.inf).amax(-1, keepdim=True)
         mixed = mixed.masked_fill(read[:, None], -torch.inf)
         own = self.labels[:, None] == torch.arange(self.sizes.shape[1])[:, None]  # [H, C, n]
-        every = mixed[:, :, None].masked_fill(~own[:, None], -torch.inf)
-        return every.logsumexp(-1)
+        found = mixed[:, :, None].masked_fill(~own[:, None], -torch.inf).logsumexp(-1)
+        return found.masked_fill(opened[:, None] & (found < top - self.DEEP), -torch.inf)
 
     def _of_tokens(self, marks: torch.Tensor, others: bool) -> torch.Tensor:
         """Marks of clusters `[H, C]` for candidates `[H, n]`; `others` have no record."""
