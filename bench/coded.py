@@ -1,7 +1,7 @@
 """Methods that choose single tokens by codes: what the kernel benchmarks read and time of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -61,7 +61,7 @@ class CodedLayers:
         batch, context = layers.q.shape[0], layers.context
         tokens = torch.arange(batch * context, dtype=torch.int32).view(batch, context)
         caches = zip(layers.keys, layers.values, strict=True)
-        indices = [indexed(ops, summary, cache, context) for cache in caches]
+        indices = side_by_side([indexed(ops, summary, cache, context) for cache in caches])
 
         def full(value: int) -> torch.Tensor:
             return torch.full((batch,), value, dtype=torch.int32)
@@ -206,6 +206,16 @@ def indexed(
     index = empty(summary, records, keys, segments)
     ops.index_segments(summary, keys, slots, skips, index, ids(records))
     return index
+
+
+def side_by_side(indices: list[Index]) -> list[Index]:
+    """The same in one array of each kind for all layers: a server's are as large, its pool's."""
+    names = [name for name in vars(indices[0]) if name != "table"]
+    arrays = {name: torch.stack([getattr(one, name) for one in indices]) for name in names}
+    return [
+        replace(one, **{name: array[nth] for name, array in arrays.items()})
+        for nth, one in enumerate(indices)
+    ]
 
 
 def empty(summary: CodeSummary, records: int, keys: torch.Tensor, segments: int) -> SegmentIndex:

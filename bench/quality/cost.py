@@ -11,7 +11,6 @@ from bench.quality.eight_bit import SCALE
 from bench.quality.methods import Variant
 from sgl_sparsekv.geometry import ceil_div
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
-from sgl_sparsekv.selection.residual_pq import ResidualPQ
 from sgl_sparsekv.selection.two_level import OVERSAMPLING
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary, ResidualSummary
 
@@ -76,10 +75,11 @@ def _metadata(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> I
         pages = _planes(variant, np.minimum(recorded, looked_at) + rest, dim)
         return records * len(summary.page.planes) * dim * ELEMENT + pages
     if isinstance(summary, ResidualSummary):
-        opened = np.minimum(recorded, ResidualPQ.REACH * plan.counts)
+        opened = np.minimum(recorded, ResidualSummary.REACH * plan.counts)
         return opened * _size(summary, dim, ("codes", "places")) // size + (
             records * _size(summary, dim, ("centroids", "ends", "codebooks", "scales"))
-            + records * variant.estimate * _size(summary, dim, ("values", "labels"))
+            + records * variant.estimate * _size(summary, dim, ("values",))
+            + np.minimum(records, 2) * _size(summary, dim, ("labels",))  # of cut segments
             + rest * dim * ELEMENT
         )
     assert isinstance(summary, CodeSummary)

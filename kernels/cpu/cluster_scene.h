@@ -30,7 +30,7 @@ struct Probe : Clustered {
       keyed = bare > keyed ? bare : keyed;
     }
     cells = spans * kClusters;
-    room = padded(most + 2 * segment) + 2 * LANES * spans;
+    room = padded(most + 2 * segment) + LANES * (spans + 1);
     list = room + padded(keyed) + LANES;
     words = width / 64 + 1;
     logits_at = free_at;

@@ -76,8 +76,9 @@ inline uint32_t clusters_at(const int32_t* keys, const float* sizes, int32_t key
   return found;
 }
 
-// Exponentials of what was entered, less its maximum; all are whole vectors.
+// Exponentials of what was entered, less its maximum. Whole vectors can be read of any token.
 inline void exponentiate(const Probe& a, int64_t row, int64_t head, int64_t entered) {
+  for (int64_t i = entered; i < entered + LANES; ++i) a.tokens(row, head)[i] = 0;
   for (int64_t g = 0; g < a.group; ++g) {
     const float* logits = a.entered(row, head) + g * a.room;
     float* to = a.weights(row, head) + g * a.room;
@@ -145,7 +146,7 @@ inline void open(const Probe& a, int64_t row, int64_t head) {
         found.count += record.ends[c] - record.begin_of(c);
         own[c] = 0;
       }
-      first += padded(found.count) + LANES;
+      first += padded(found.count);
     }
     a.opened(row, head)[s] = found;
   }
@@ -160,6 +161,7 @@ void prefetch_run(const T* from, int64_t count) {
 // Asks for codes and places of what is opened of a segment; returns its codebooks.
 inline const int8_t* prefetch_opened(const Probe& a, int64_t row, int64_t head, int64_t s) {
   Record record(a, span_of(a, row, s), head);
+  __builtin_prefetch(record.scales + 2 * kClusters, 0, 2);
   for (int32_t left = a.opened(row, head)[s].clusters; left; left &= left - 1) {
     int c = __builtin_ctz(static_cast<uint32_t>(left));
     int64_t begin = record.begin_of(c), count = record.ends[c] - begin;
@@ -212,7 +214,7 @@ void enter_tables(const Probe& a, int64_t row, int64_t head, int64_t s, const in
     if (tokens[i] >= span.first && tokens[i] < span.last) continue;
     for (int64_t g = 0; g < a.blocks * kBlock; ++g) logits[g * a.room + i] = -kInf;
   }
-  for (int64_t i = found.count; i < padded(found.count) + LANES; ++i) {
+  for (int64_t i = found.count; i < padded(found.count); ++i) {
     tokens[i] = first;
     for (int64_t g = 0; g < a.blocks * kBlock; ++g) logits[g * a.room + i] = -kInf;
   }
@@ -236,7 +238,7 @@ inline int64_t entered_of(const Probe& a, int64_t row, int64_t head) {
   const Opened* opened = a.opened(row, head);
   int64_t entered = 0;
   for (int64_t s = 0; s < a.spans; ++s) {
-    if (opened[s].clusters) entered = opened[s].first + padded(opened[s].count) + LANES;
+    if (opened[s].clusters) entered = opened[s].first + padded(opened[s].count);
   }
   return entered;
 }
@@ -256,11 +258,12 @@ inline int64_t rank(const Probe& a, int64_t row, int64_t head) {
                   a.mean(), span.count(), shares + count);
     for (int64_t t = span.first; t < span.last; ++t) tokens[count++] = static_cast<int32_t>(t);
   }
-  while (count % LANES) {
-    shares[count] = -kInf;
-    tokens[count++] = 0;
+  int64_t whole = padded(count);
+  for (int64_t i = count; i < whole + LANES; ++i) {
+    shares[i] = -kInf;
+    tokens[i] = 0;
   }
-  return count;
+  return whole;
 }
 
 // Logits of tokens without a record, of all KV heads, where there are any.

@@ -179,8 +179,7 @@ struct Lookup {
     }
   }
 
-  // out[g * stride + t] = base and entries of token first + t, combined, for each of four heads; up
-  // to LANES - 1 tokens more may be written.
+  // out[g * stride + t] = base and entries of token first + t, combined, for each of four heads.
   template <typename Combine>
   __attribute__((always_inline)) void put_each(const float* table, int64_t first, int64_t count,
                                                int64_t stride, Combine combine, Vec4 base,

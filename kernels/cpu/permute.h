@@ -214,7 +214,8 @@ struct Permuted {
       each<N>(tables + head * parts() * kEntries, first, count, 0, combine,
               [&](const VecF(&x)[N], int64_t i) __attribute__((always_inline)) {
                 UNROLL for (int g = 0; g < N; ++g) {
-                  store(out + (head + g) * stride + i, combine(x[g], splat(base[head + g])));
+                  VecF sum = combine(x[g], splat(base[head + g]));
+                  put_first(out + (head + g) * stride + i, sum, count - i);
                 }
               });
     });

@@ -168,6 +168,16 @@ INLINE void put_lanes(int32_t* p, VecI x, uint32_t bits) {
 #endif
 }
 
+// Writes the first `count` lanes, or all if there are fewer.
+INLINE void put_first(float* p, VecF x, int64_t count) {
+#if defined(__AVX512F__)
+  __mmask16 mask = static_cast<__mmask16>(count < LANES ? (1u << count) - 1 : 0xffff);
+  _mm512_mask_storeu_ps(p, mask, (__m512)x);
+#else
+  __builtin_memcpy(p, &x, (count < LANES ? count : LANES) * sizeof(float));
+#endif
+}
+
 INLINE VecF vmax(VecF a, VecF b) { return a > b ? a : b; }
 
 // Lane i of the result is the sum over the lanes of x[i]: a transpose that adds as it goes.
