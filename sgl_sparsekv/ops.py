@@ -220,12 +220,12 @@ class Ops(Protocol):
         """
         ...
 
-    def choose(self, inputs: ScoreInputs, reach: torch.Tensor) -> tuple[Selection, torch.Tensor]:
+    def choose(self, inputs: ScoreInputs, reach: int) -> tuple[Selection, torch.Tensor]:
         """`score_codes` of clusters within reach, `select`, then `weigh`: all at once.
 
         Args:
             inputs: with units of one token, records of clusters and nothing known.
-            reach: see `score_codes`.
+            reach: candidates that open clusters hold, for each that is kept; see `score_codes`.
 
         Returns:
             the selection, and the weights of the rest.

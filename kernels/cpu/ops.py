@@ -243,7 +243,7 @@ class CpuOps:
         self._library.allot(ctypes.byref(args))
         return out
 
-    def choose(self, inputs: ScoreInputs, reach: torch.Tensor) -> tuple[Selection, torch.Tensor]:
+    def choose(self, inputs: ScoreInputs, reach: int) -> tuple[Selection, torch.Tensor]:
         """See `Ops.choose`."""
         q, keys, index, spans = inputs.q, inputs.keys, inputs.index, inputs.candidates.contiguous()
         assert isinstance(index, ResidualIndex) and inputs.known is None
@@ -251,12 +251,13 @@ class CpuOps:
         _check_dtype(q, keys)
         rows, heads, group, _ = q.shape
         num_units, counts = inputs.num_units.contiguous(), inputs.counts.contiguous()
-        reach = reach.contiguous()
-        logical = torch.empty(rows, heads, int(counts.max()), dtype=torch.int32)
-        physical = torch.empty_like(logical)
+        kept = counts.tolist()  # a tensor op on so few takes longer
+        within = (ctypes.c_int32 * rows)(*(reach * count for count in kept))
+        logical = torch.empty(rows, heads, max(kept), dtype=torch.int32)
+        physical = torch.empty(rows, heads, max(kept), dtype=torch.int32)
         weights = torch.empty(rows, heads, group, index.table.shape[1] * index.entries)
         codes = self._code_args(q, index, spans, inputs.scale)
-        codes.keys, codes.reach = keys.data_ptr(), reach.data_ptr()
+        codes.keys, codes.reach = keys.data_ptr(), ctypes.addressof(within)
         codes.reduction = REDUCTIONS[inputs.reduction]
         codes.k_slot, codes.k_head = keys.stride()[:2]
         args = ChooseArgs(

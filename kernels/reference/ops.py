@@ -201,14 +201,14 @@ class ReferenceOps:
                 out[row, head] = (logits.softmax(-1) @ values[slots, head].float()).to(q.dtype)
         return out, lse
 
-    def choose(self, inputs: ScoreInputs, reach: torch.Tensor) -> tuple[Selection, torch.Tensor]:
+    def choose(self, inputs: ScoreInputs, reach: int) -> tuple[Selection, torch.Tensor]:
         """See `Ops.choose`: the three of them."""
         q, index, spans = inputs.q, inputs.index, inputs.candidates
         assert isinstance(index, ResidualIndex) and inputs.known is None
-        how = (inputs.scale, inputs.reduction)
-        scores = self.score_codes(q, inputs.keys, index, spans, *how, None, reach)
+        how, within = (inputs.scale, inputs.reduction), inputs.counts * reach
+        scores = self.score_codes(q, inputs.keys, index, spans, *how, None, within)
         selection = self.select(scores, spans, inputs.num_units, inputs.counts)
-        return selection, self.weigh(q, index, spans, selection, *how, reach, 1)
+        return selection, self.weigh(q, index, spans, selection, *how, within, 1)
 
     def weigh(
         self,

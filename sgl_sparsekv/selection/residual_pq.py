@@ -41,7 +41,7 @@ class ResidualPQ(CodedMethod):
 
     def choose(self, ops: Ops, inputs: ScoreInputs) -> tuple[Selection, torch.Tensor]:
         """See `SelectionMethod.choose`."""
-        return ops.choose(inputs, inputs.counts * ResidualSummary.REACH)
+        return ops.choose(inputs, ResidualSummary.REACH)
 
     def segments(self, options: IndexOptions) -> ResidualSummary:
         """See `SelectionMethod.segments`."""

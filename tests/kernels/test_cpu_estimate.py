@@ -137,13 +137,13 @@ def test_choosing_at_once_is_to_score_select_and_weigh(
     lengths, spans = torch.tensor(batch.lengths, dtype=torch.int32), batch.candidates
     always = spans.begin + lengths - spans.end
     for reduction in Reduction:
-        for share, reach in ((0.0, 0.2), (0.1, 0.3), (0.3, 0.9), (0.4, 0.1), (1.0, 1.0)):
+        for share, reach in ((0.0, 2), (0.1, 3), (0.3, 1), (0.4, 0), (1.0, 1)):
             counts = torch.maximum(always, reach_of(batch, share)).clamp(max=lengths)
             inputs = ScoreInputs(
                 *(batch.q, batch.keys, {}, index, spans, lengths, counts, 0.3, reduction, 1)
             )
-            within = reach_of(batch, reach)
-            chosen, weights = ops.choose(inputs, within)
+            within = counts * reach
+            chosen, weights = ops.choose(inputs, reach)
             how = (0.3, reduction)
             scores = ops.score_codes(batch.q, batch.keys, index, spans, *how, None, within)
             wanted = ops.select(scores, spans, lengths, counts)
@@ -226,7 +226,7 @@ def test_a_rows_choice_and_rest_do_not_depend_on_its_company(ops: CpuOps, shape:
         inputs = ScoreInputs(
             *(of.q, of.keys, {}, its, spans, lengths, counts, 0.2, Reduction.MAX_SOFTMAX, 1)
         )
-        chosen, weights = ops.choose(inputs, lengths // 3)
+        chosen, weights = ops.choose(inputs, 2)
         lse = torch.zeros(of.q.shape[:3])
         width = int(counts.max())
         return [chosen.logical[..., :width], weights, *ops.estimate(weights, its, state, lse)]
