@@ -250,10 +250,11 @@ class ReferenceOps:
         """See `Ops.estimate`."""
         joined, joined_lse = torch.empty_like(out), torch.empty_like(lse)
         for row, records in enumerate(index.table.tolist()):
-            values = torch.stack([index.cluster_values(max(record, 0)) for record in records], 1)
+            values = out.new_zeros(out.shape[1], 0, out.shape[-1]).float()
+            values = torch.cat([values, *(index.cluster_values(max(r, 0)) for r in records)], 1)
             every = torch.cat((weights[row], lse[row, ..., None]), -1)  # [H, G, C + 1]
             share = every.softmax(-1).nan_to_num(0.0)
-            rest = share[..., :-1] @ values.flatten(1, 2)
+            rest = share[..., :-1] @ values
             joined[row] = (rest + share[..., -1:] * out[row].float()).to(out.dtype)
             joined_lse[row] = every.logsumexp(-1)
         return joined, joined_lse

@@ -184,6 +184,24 @@ def test_where_all_was_read_nothing_joins(ops: CpuOps) -> None:
     assert torch.equal(ops.estimate(weights, index, *state)[0], state[0])
 
 
+def test_rows_shorter_than_a_segment_read_as_without_an_estimate(ops: CpuOps) -> None:
+    batch, index = make_residual(ops, [64, 33], 2, 4, 64, torch.bfloat16, 64, 4)
+    index = replace(index, table=index.table[:, :0])
+    lengths, counts = (torch.tensor(x, dtype=torch.int32) for x in ([64, 33], [20, 12]))
+    inputs = ScoreInputs(
+        *(batch.q, batch.keys, {}, index, batch.candidates, lengths, counts),
+        *(0.2, Reduction.MAX_SOFTMAX, 1),
+    )
+    for one in (ops, REFERENCE):
+        chosen, weights = one.choose(inputs, 3)
+        assert weights.shape[-1] == 0
+        assert torch.equal(chosen.logical, ops.choose(inputs, 3)[0].logical)
+        state = (torch.randn_like(batch.q), torch.randn(batch.q.shape[:3]))
+        joined = one.estimate(weights, index, *state)
+        assert torch.equal(joined[0], state[0])
+        torch.testing.assert_close(joined[1], state[1])
+
+
 def test_units_of_a_page_method_leave_their_tokens_out(ops: CpuOps) -> None:
     batch, index = make_residual(ops, [256], 2, 4, 64, torch.float32, 64, 4)
     begin, end = (torch.tensor([x], dtype=torch.int32) for x in (16, 192))
