@@ -175,9 +175,10 @@ class CodedLayers:
         chosen, weights = self.choose(ops, 0)
         assert torch.equal(chosen.physical, table), "selection differs"
         if weights is not None:
-            state = self.attend(ops, 0, table)
-            _, wanted = self.choose(reference, 0)
-            assert wanted is not None
+            state, index = self.attend(ops, 0, table), self.indices[0]
+            assert isinstance(index, ResidualIndex)
+            how = (self.scale, Reduction.MAX_SOFTMAX, self.counts * ResidualSummary.REACH, 1)
+            wanted = reference.weigh(self.layers.q, index, self.candidates, best, *how)
             pairs.append((weights, wanted))
             pairs += zip(*(self.estimate(o, 0, weights, state) for o in both), strict=True)
         for one, other in pairs:

@@ -93,8 +93,12 @@ class Clusters:
         inside = self._of_tokens(opened, False)
         top = mixed.masked_fill(~inside[:, None], -torch.inf).amax(-1, keepdim=True)
         mixed = mixed.masked_fill(read[:, None], -torch.inf)
-        own = self.labels[:, None] == torch.arange(self.sizes.shape[1])[:, None]  # [H, C, n]
-        found = mixed[:, :, None].masked_fill(~own[:, None], -torch.inf).logsumexp(-1)
+        labels = self.labels[:, None].expand(mixed.shape)
+        every = mixed.new_full((*mixed.shape[:2], self.sizes.shape[1] + 1), -torch.inf)
+        best = every.scatter_reduce(2, labels, mixed, "amax").clamp(min=torch.finfo().min)
+        shares = (mixed - best.gather(2, labels)).exp()
+        sums = torch.zeros_like(every).scatter_add(2, labels, shares)
+        found = (best + sums.log())[..., :-1]
         return found.masked_fill(opened[:, None] & (found < top - self.DEEP), -torch.inf)
 
     def _of_tokens(self, marks: torch.Tensor, others: bool) -> torch.Tensor:
