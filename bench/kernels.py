@@ -28,7 +28,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
-from bench import coded, two_level
+from bench import coded, covering, two_level
 from bench.bandwidth import clock, read_bandwidth
 from bench.layers import BUDGET, DIM, GROUP, HEADS, PAGE_SIZE, Layers, gate, prefill_layer
 from bench.peer import torch_native_decode, torch_native_extend
@@ -44,6 +44,8 @@ TOKEN_BYTES = 2 * HEADS * DIM * 2
 UNIT_BYTES = 2 * HEADS * DIM * 2
 CACHES = 128 << 20
 """Bytes; no CPU's caches are larger."""
+WHOLE = ("decode_sparse", "decode_dense")
+"""Ops that `torch_native` is a peer of."""
 CODED_FROM = 32768
 """Contexts of one row from which on methods that read segment records are timed too."""
 
@@ -53,7 +55,9 @@ class Row:
     """One op at one shape; times in milliseconds.
 
     Attributes:
-        op: op, or `decode_sparse` for score + select + attend with everything around them.
+        op: op; `decode_sparse` for score + select + attend with everything around them;
+            `decode_covering` where a share of attention says how much is read, and `same_bytes`
+            for a fixed budget that reads as many bytes.
         method: `quest`, `quest_two_level`, `clusterkv`, `pqcache`, `residual_pq` or `dense`.
         context: tokens of each row.
         batch: rows.
@@ -152,8 +156,13 @@ def decode_rows(ops: Ops, context: int, batch: int, repeats: int, speed: float) 
         pruned = two_level.TwoLevelLayers.make(layers, SCALE)
         calls |= {(name, two_level.METHOD): call for name, call in pruned.calls(ops).items()}
         sizes |= {(name, two_level.METHOD): size for name, size in pruned.sizes().items()}
+    if batch == 1 and context >= CODED_FROM:
+        pages = covering.pages(layers, SCALE)
+        adaptive = covering.CoveringLayers.make(ops, layers, "quest", pages, layers.tails)
+        calls |= {(name, "quest"): call for name, call in adaptive.calls(ops).items()}
+        sizes |= {(n, "quest"): size for n, size in adaptive.sizes(ops, metadata).items()}
     times = clock_cold(calls, repeats)
-    whole = {key: call for key, call in calls.items() if key[0].startswith("decode")}
+    whole = {key: call for key, call in calls.items() if key[0] in WHOLE}
     native = {("peer", ""): torch_native_decode(layers, SCALE)}
     peer = clock_cold(native | whole, max(3, repeats // 8))
     rows = []

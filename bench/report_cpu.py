@@ -21,6 +21,8 @@ is score, select and what the rest weighs, in one. How the kernels work and what
 OP_NAMES = {
     "decode_sparse": "decode, sparse",
     "decode_dense": "decode, dense",
+    "decode_covering": "decode, a share covered",
+    "same_bytes": "decode, as many bytes",
     "summarise": "summarise that prompt",
     "index": "index that prompt",
 }
@@ -32,8 +34,8 @@ class Bound:
 
     Attributes:
         op: op that is judged.
-        field: `speedup` (over the peer), `of_floor`, `of_prefill` (a share), `of_quest`, or
-            `of_32k` (its own time at 32k).
+        field: `speedup` (over the peer), `of_floor`, `of_prefill` (a share), `of_quest`,
+            `of_same_bytes` (of a fixed budget) or `of_32k` (its own time at 32k).
         limit: the bound; `speedup` is at least that, the others at most.
         contexts: contexts that are judged, from the first to the last.
         method: the only method that is judged; None: any.
@@ -52,6 +54,8 @@ class Bound:
             return f"<= {self.limit:.0%} of the prefill"
         if self.field == "of_quest":
             return f"<= {self.limit:g} times quest's"
+        if self.field == "of_same_bytes":
+            return f"<= {self.limit:g} times a fixed budget of as many bytes"
         if self.field == "of_32k":
             return f"<= {self.limit:g} times its time at 32k"
         if self.field == "speedup":
@@ -77,6 +81,7 @@ BOUNDS = (
     Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "pqcache"),
     Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "residual_pq"),
     Bound("decode_sparse", "of_32k", 1.5, (128 * K, 1 << 30), "quest_two_level"),
+    Bound("decode_covering", "of_same_bytes", 1.1, (32 * K, 1 << 30)),
     Bound("decode_dense", "of_floor", 2),
     Bound("prefill", "speedup", 3),
     Bound("summarise", "of_prefill", 0.03),
@@ -134,6 +139,7 @@ def _value(field: str, row: Result, rows: list[Result]) -> float | None:
     others = {
         "of_prefill": {"op": "prefill", "context": row["context"]},
         "of_quest": shape | {"method": "quest"},
+        "of_same_bytes": shape | {"op": "same_bytes"},
         "of_32k": shape | {"context": 32 * K},
     }
     if field not in others:

@@ -369,7 +369,7 @@ def _check_coverage(value: object) -> None:
 
 
 def _tells_shares(method: str) -> bool:
-    return load_method(method).share_model is not None
+    return load_method(method).tells_shares
 
 
 def _no_shares(options: RequestOptions) -> str:

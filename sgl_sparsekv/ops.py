@@ -10,12 +10,12 @@ from .routes import PagedAttend
 from .summaries import CodeSummary, PageSummary
 from .types import (
     Candidates,
-    Goal,
     Reduction,
     ResidualIndex,
     ScoreInputs,
     SegmentIndex,
     Selection,
+    Shares,
     StepShape,
 )
 
@@ -148,13 +148,33 @@ class Ops(Protocol):
         """
         ...
 
+    def sample(
+        self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
+    ) -> Shares:
+        """How far down scores are to be read, from the keys of a sample of units.
+
+        Args:
+            scores: float32 `[rows, H, U]`, logs of estimated shares of attention; -inf for no
+                candidates. May be written to.
+            inputs: what they were made from, with `known`.
+            coverage: float32 `[rows]`, share to cover with what is read in any case; 1: all.
+            size: units of a row and KV head to look at, drawn by the cube roots of their shares.
+
+        Returns:
+            The scores, each row and KV head moved by a constant so that their shares have the sum
+            that the sample says, and the score below which as much attention lies as may be left
+            unread: -inf where everything must be read, +inf where nothing need be.
+        """
+        ...
+
     def allot(
         self,
         scores: torch.Tensor,
         candidates: Candidates,
         num_units: torch.Tensor,
         counts: torch.Tensor,
-        goal: Goal,
+        lowest: torch.Tensor,
+        pooled: torch.Tensor,
     ) -> torch.Tensor:
         """How many units each KV head reads; what `select` then keeps.
 
@@ -162,12 +182,13 @@ class Ops(Protocol):
             scores: float32 `[rows, H, U]`, logs of shares of all attention.
             candidates, num_units: as of `select`.
             counts: int32 `[rows]`, ceilings.
-            goal: what of it is read.
+            lowest: float32 `[rows, H]`, score below which nothing is read.
+            pooled: see `Goal`.
 
         Returns:
-            int32 `[rows, H]`: sinks, window and the fewest best candidates that cover the goal, at
+            int32 `[rows, H]`: sinks, window and the candidates with at least the lowest score, at
             most the ceiling. Of pooled rows the ceilings of all KV heads add up to H times the
-            row's: each has `goal.least` of it, the rest goes to the largest shares, among equal
+            row's: each has `POOL_FLOOR` of it, the rest goes to the largest shares, among equal
             ones to the lower head.
         """
         ...

@@ -263,15 +263,31 @@ class Goal:
         coverage: float32 `[rows]`, share of attention to cover; 1: as much as the ceiling allows.
         pooled: int32 `[rows]`, 1 where the ceiling is a mean over the KV heads, 0 where it is one
             of each.
-        flat: exponent of estimated shares, below 1; their sum stays. The best units by an estimate
-            are those that it overrates, and this is the mean over them.
-        least: part of its even share of what can be ranked that a KV head keeps of a pool.
     """
 
     coverage: torch.Tensor
     pooled: torch.Tensor
-    flat: float
-    least: float = 0.25
+
+
+POOL_FLOOR = 0.25
+"""Part of its even share of what can be ranked that a KV head keeps of a pool."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a step knows of the shares of attention of its candidates.
+
+    Attributes:
+        scores: float32 `[rows, H, U]`, their logs; -inf for no candidates.
+        lowest: float32 `[rows, H]`, score below which nothing is read.
+    """
+
+    scores: torch.Tensor
+    lowest: torch.Tensor
+
+    def row(self, row: int) -> "Shares":
+        """One row of both, without that dimension."""
+        return Shares(self.scores[row], self.lowest[row])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.quality.cost import bytes_read
+from bench.quality.cost import ELEMENT, bytes_read
 from bench.quality.dump import Dump
 from bench.quality.estimate import with_estimate
 from bench.quality.measure import Truth, error_of, mass_of
@@ -24,6 +24,7 @@ from bench.quality.methods import Runner, Variant, clustered, quantised, residua
 from bench.quality.study import Study
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.selection.policy import IntArray, RowPlan
+from sgl_sparsekv.selection.sampling import sample_size
 from sgl_sparsekv.types import Selection
 
 ASKED = (0.8, 0.9, 0.95, 0.99)
@@ -31,8 +32,8 @@ BUDGETS = (128, 256, 512, 1024, 2048, 4096)
 METHODS = (
     Variant("quest", "quest"),
     Variant("mean_std", "mean_std"),
-    clustered(1024, 32),
-    quantised(1024, 4, 6),
+    clustered(512, 16),
+    quantised(512, 4, 4),
     residual(512, 4, estimate=False),
     residual(512, 4),
     Variant("oracle, tokens", "oracle", unit=1, free=True),
@@ -52,7 +53,7 @@ class Row:
         got: attention weight of what was read.
         got_p10: the worst tenth of rows and KV heads begins here.
         tokens: read.
-        metadata_bytes: read to choose, of a step, layer and KV head.
+        metadata_bytes: read to choose, of a step, layer and KV head; sampled keys are in it.
         kv_bytes: K and V attended.
         error: relative L2 error of the output.
         error_p90: the worst tenth of positions, query heads and layers begins here.
@@ -116,11 +117,11 @@ def read(
 ) -> Row:
     """One method read one way in every layer."""
     asked, budget, split = way
+    fixed = asked is None and split == "even"
     lengths, sums = runners[0].lengths, Sums([], [], [], [])
     # One less than everything: a ceiling that leaves nothing out would be dense.
     plan = variant.plan(lengths, budget or int(lengths.min()) - 1)
     for runner, truth in zip(runners, truths, strict=True):
-        fixed = asked is None and split == "even"
         selection = (
             runner.select(plan) if fixed else runner.adaptive(plan, asked or 1.0, split == "heads")
         )
@@ -133,10 +134,12 @@ def read(
     mass, error = torch.stack(sums.mass), torch.stack(sums.error).flatten()
     tokens = torch.stack(sums.tokens).mean().item()
     dim, floor = runners[0].keys.shape[-1], torch.stack(sums.kept) >= (asked or 2.0)
+    unit = variant.unit_size
+    sample = 0 if fixed else sample_size(unit) * unit * dim * ELEMENT
     return Row(
         *(context, variant.name, asked, budget, split),
         *(mass.mean().item(), mass.flatten().quantile(0.1).item(), tokens),
-        *(bytes_read(variant, plan, lengths, dim).metadata, tokens * 2 * dim * 2),
+        *(bytes_read(variant, plan, lengths, dim).metadata + sample, tokens * 2 * dim * ELEMENT),
         *(error.mean().item(), error.quantile(0.9).item()),
         *((floor.float().mean().item(), mass[~floor].mean().item()) if asked else ()),
         heads=tuple(tuple(round(m, 4) for m in one) for one in mass.mean(1).tolist())

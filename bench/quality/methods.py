@@ -15,10 +15,10 @@ from sgl_sparsekv.selection import SelectionMethod, load_method
 from sgl_sparsekv.selection.base import IndexOptions
 from sgl_sparsekv.selection.certificate import mass_floor
 from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
+from sgl_sparsekv.selection.sampling import sampled_shares
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
     Candidates,
-    Goal,
     KeptUnits,
     Reduction,
     ResidualIndex,
@@ -164,21 +164,19 @@ class Runner:
 
         Args:
             plan: its counts are ceilings.
-            coverage: of attention, by the method's share model; 1 reads up to the ceiling.
+            coverage: of attention, as far as a sample tells; 1 reads up to the ceiling.
             pooled: the KV heads of a row share their ceilings.
         """
-        model, inputs = self.method.share_model, self.inputs(plan)
-        assert model is not None, f"{self.variant.name} tells no shares of attention"
-        ranked = _ranked(plan)
+        assert self.method.tells_shares, f"{self.variant.name} tells no shares of attention"
+        ranked, rows, known = _ranked(plan), len(self.lengths), self.known(plan)
+        told = replace(self.inputs(plan), reduction=Reduction.MEAN_SOFTMAX, known=known)
         if ranked not in self._shares:
-            known = self.known(plan) - model.offset
-            told = replace(inputs, reduction=Reduction.MEAN_SOFTMAX, known=known)
             self._shares = {ranked: self.method.score(self.ops, told)}
-        rows, units = len(self.lengths), (inputs.candidates, inputs.num_units)
-        asked, shares = torch.full((rows,), coverage), self._shares[ranked]
-        goal = Goal(asked, torch.full((rows,), int(pooled), dtype=torch.int32), model.flat)
-        allotted = self.ops.allot(shares, *units, inputs.counts, goal)
-        return self.ops.select(shares, *units, allotted)
+        asked = torch.full((rows,), coverage)
+        shares = sampled_shares(self.ops, self._shares[ranked], told, asked)
+        units, all_pooled = (told.candidates, told.num_units), asked.new_full((rows,), pooled).int()
+        counts = self.ops.allot(shares.scores, *units, told.counts, shares.lowest, all_pooled)
+        return self.ops.select(shares.scores, *units, counts)
 
     def known(self, plan: RowPlan) -> torch.Tensor:
         """Log-sum-exp float32 `[rows, H, G]` over what is read in any case."""

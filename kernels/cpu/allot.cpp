@@ -1,90 +1,11 @@
-// How many units each (row, KV head) reads: until its estimated share of attention is covered, and
-// of a pool that the KV heads of a row share.
+// How many units each (row, KV head) reads: down to its lowest score, and of a pool that the KV heads
+// of a row share.
 
 #include "args.h"
 #include "order.h"
 #include "parallel.h"
 
 namespace {
-
-// Scores that the search has not settled: sort keys and weights [n], in the order of units.
-struct Active {
-  int32_t* keys;
-  float* weights;
-  int64_t n;
-};
-
-// Keeps the entries whose keys are, or are not, at least `pivot`.
-void narrow(Active* active, int32_t pivot, bool upper) {
-  int64_t kept = 0, u = 0;
-  for (; u + LANES <= active->n; u += LANES) {
-    VecI keys = load_keys(active->keys + u), weights = load_keys(bits_of(active->weights + u));
-    uint32_t which = at_least(keys, pivot);
-    if (!upper) which = ~which & ((1u << LANES) - 1);
-    put_lanes(active->keys + kept, keys, which);
-    put_lanes(bits_of(active->weights + kept), weights, which);
-    kept += __builtin_popcount(which);
-  }
-  for (; u < active->n; ++u) {
-    active->keys[kept] = active->keys[u];
-    active->weights[kept] = active->weights[u];
-    kept += (active->keys[u] >= pivot) == upper;
-  }
-  active->n = kept;
-}
-
-// Sum of the weights whose keys are at least `pivot`, and their number.
-struct Above {
-  double weight;
-  int64_t count;
-};
-
-Above weigh(const Active& active, int32_t pivot) {
-  VecF total = {};
-  VecI counts = {};
-  int64_t u = 0;
-  for (; u + LANES <= active.n; u += LANES) {
-    VecI inside = load_keys(active.keys + u) >= pivot;
-    total += reinterpret_cast<VecF>(load_keys(bits_of(active.weights + u)) & inside);
-    counts -= inside;
-  }
-  Above found = {sum_lanes(total), 0};
-  for (int i = 0; i < LANES; ++i) found.count += counts[i];
-  for (; u < active.n; ++u) {
-    bool inside = active.keys[u] >= pivot;
-    found.weight += inside ? active.weights[u] : 0.0f;
-    found.count += inside;
-  }
-  return found;
-}
-
-// Fewest of the largest weights that reach `wanted` together, at most all of them. Found bit by bit
-// of the keys; in every step the half that cannot hold the last one taken is put aside.
-int64_t fewest(Active active, uint32_t differ, double wanted) {
-  constexpr uint32_t kSign = 0x80000000u;
-  if (wanted <= 0 || active.n == 0) return 0;
-  int64_t taken = 0;
-  int width = differ ? 32 - __builtin_clz(differ) : 0;
-  uint32_t low = width == 32 ? ~0u : (1u << width) - 1;
-  uint32_t key = (static_cast<uint32_t>(active.keys[0]) ^ kSign) & ~low;
-  for (uint32_t bit = width ? 1u << (width - 1) : 0; bit != 0 && active.n > 0; bit >>= 1) {
-    int32_t pivot = static_cast<int32_t>((key | bit) ^ kSign);
-    Above upper = weigh(active, pivot);
-    bool enough = upper.weight >= wanted;
-    if (enough) {
-      key |= bit;
-    } else {
-      wanted -= upper.weight;
-      taken += upper.count;
-    }
-    narrow(&active, pivot, enough);
-  }
-  for (int64_t u = 0; u < active.n && wanted > 0; ++u) {  // what is left is equal
-    wanted -= active.weights[u];
-    ++taken;
-  }
-  return taken;
-}
 
 // The candidates [begin, end) of a row and what it reads besides.
 struct Row {
@@ -100,29 +21,18 @@ Row row_of(const AllotArgs& a, int64_t row) {
   return {begin, end, always, room > 0 ? room : 0};
 }
 
-// Candidates that cover the rest of a row's goal: shares exp(score), flattened to exp(flat * score)
-// with the same sum, add up to it.
-int64_t covering(const AllotArgs& a, const Row& r, int64_t row, int64_t head) {
-  const float* scores = a.scores + (row * a.heads + head) * a.width + r.begin;
-  int32_t* scratch = a.scratch + (row * a.heads + head) * 2 * a.width;
-  int64_t n = r.end - r.begin;
-  Active active = {scratch, reinterpret_cast<float*>(scratch + a.width), n};
-  uint32_t differ = write_keys(scores, n, active.keys);
-  float flat = static_cast<float>(a.flat) * kLog2E;
-  VecF shares = {}, flattened = {};
-  for (int64_t u = 0; u < n; u += LANES) {
-    VecF score = splat(-kInf);
-    int64_t lanes = n - u < LANES ? n - u : LANES;
-    __builtin_memcpy(&score, scores + u, lanes * sizeof(float));
-    score = score == score ? score : splat(-kInf);
-    VecF weight = exp2_vec(score * flat);
-    shares += exp2_vec(score * kLog2E);
-    flattened += weight;
-    __builtin_memcpy(active.weights + u, &weight, lanes * sizeof(float));
+// Scores that are at least `lowest`.
+int64_t count_from(const float* scores, int64_t n, float lowest) {
+  VecI counts = {};
+  int64_t u = 0, found = 0;
+  for (; u + LANES <= n; u += LANES) {
+    VecF score;
+    __builtin_memcpy(&score, scores + u, sizeof(score));
+    counts -= score >= splat(lowest);
   }
-  double mass = sum_lanes(shares), sum = sum_lanes(flattened);
-  if (!(mass > 0)) return 0;
-  return fewest(active, differ, (a.coverage[row] - (1 - mass)) * sum / mass);
+  for (int i = 0; i < LANES; ++i) found += counts[i];
+  for (; u < n; ++u) found += scores[u] >= lowest;
+  return found;
 }
 
 // What each KV head may read of the pool heads * room: at least `least`, then the largest shares of
@@ -131,7 +41,7 @@ void pool(const AllotArgs& a, const Row& r, int64_t row, int32_t* rooms) {
   constexpr uint32_t kSign = 0x80000000u;
   int64_t n = r.end - r.begin, total = r.room * a.heads;
   int64_t least = static_cast<int64_t>(static_cast<double>(r.room) * a.least);
-  auto keys_of = [&](int64_t head) { return a.scratch + (row * a.heads + head) * 2 * a.width; };
+  auto keys_of = [&](int64_t head) { return a.scratch + (row * a.heads + head) * a.width; };
   for (int64_t h = 0; h < a.heads; ++h) {
     write_keys(a.scores + (row * a.heads + h) * a.width + r.begin, n, keys_of(h));
   }
@@ -174,13 +84,11 @@ extern "C" void allot(const AllotArgs* a) {
     if (a->pooled[row] && r.room < r.end - r.begin) pool(*a, r, row, out);
   });
   parallel_for(a->rows * a->heads, a->threads, [&](int64_t i, int64_t) {
-    int64_t row = i / a->heads, head = i % a->heads;
-    Row r = row_of(*a, row);
+    Row r = row_of(*a, i / a->heads);
     int64_t room = a->out[i];
-    if (a->coverage[row] < 1) {
-      int64_t wanted = covering(*a, r, row, head);
-      room = wanted < room ? wanted : room;
-    }
+    const float* scores = a->scores + i * a->width + r.begin;
+    int64_t wanted = count_from(scores, r.end - r.begin, a->lowest[i]);
+    if (wanted < room) room = wanted;
     a->out[i] = static_cast<int32_t>(r.always + room);
   });
 }

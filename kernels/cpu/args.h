@@ -103,11 +103,23 @@ struct SelectArgs {
 struct AllotArgs {
   const float* scores;  // [rows, H, U] contiguous, logs of shares of attention
   const int32_t *begin, *end, *num_units, *counts, *pooled;
-  const float* coverage;
-  int32_t* out;      // [rows, H] contiguous
-  int32_t* scratch;  // [rows, H, 2, U]
+  const float* lowest;  // [rows, H] contiguous
+  int32_t* out;         // [rows, H] contiguous
+  int32_t* scratch;     // [rows, H, U]
   int64_t rows, heads, width, threads;
-  double flat, least;
+  double least;
+};
+
+struct SampleArgs {
+  const void *q, *keys;  // [rows, H, G, D], [slots, H, D]
+  float* scores;         // [rows, H, U] contiguous, logs of shares of attention; moved
+  const int32_t *table, *begin, *end;
+  const float *known, *coverage;  // [rows, H, G] contiguous; [rows]
+  float* lowest;                  // [rows, H] contiguous
+  float* scratch;                 // sample_scratch() floats
+  int64_t rows, heads, group, dim, width, unit, size, dtype, threads;
+  int64_t q_row, q_head, q_group, k_slot, k_head, t_row;
+  double scale;
 };
 
 struct SummariseArgs {

@@ -96,9 +96,20 @@ class AllotArgs(ctypes.Structure):
 
     _fields_ = [
         *_fields("scores begin end num_units counts pooled", ctypes.c_void_p),
-        *_fields("coverage out scratch", ctypes.c_void_p),
+        *_fields("lowest out scratch", ctypes.c_void_p),
         *_fields("rows heads width threads"),
-        *_fields("flat least", ctypes.c_double),
+        *_fields("least", ctypes.c_double),
+    ]
+
+
+class SampleArgs(ctypes.Structure):
+    """`SampleArgs` of args.h."""
+
+    _fields_ = [
+        *_fields("q keys scores table begin end known coverage lowest scratch", ctypes.c_void_p),
+        *_fields("rows heads group dim width unit size dtype threads"),
+        *_fields("q_row q_head q_group k_slot k_head t_row"),
+        *_fields("scale", ctypes.c_double),
     ]
 
 
@@ -163,6 +174,7 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
     library.set_parallel_region(region)
     for name, args in (
         ("allot", AllotArgs),
+        ("sample", SampleArgs),
         ("attend", AttendArgs),
         ("score", ScoreArgs),
         ("score_codes", CodeArgs),
@@ -178,6 +190,7 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         getattr(library, name).restype = None
     for name, args in (
         ("attend_scratch", AttendArgs),
+        ("sample_scratch", SampleArgs),
         ("score_scratch", ScoreArgs),
         ("score_codes_scratch", CodeArgs),
         ("score_clusters_scratch", CodeArgs),

@@ -11,13 +11,14 @@ from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
 from sgl_sparsekv.summaries import CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
+    POOL_FLOOR,
     Candidates,
-    Goal,
     Reduction,
     ResidualIndex,
     ScoreInputs,
     SegmentIndex,
     Selection,
+    Shares,
     per_head,
 )
 
@@ -29,6 +30,7 @@ from .library import (
     CodeArgs,
     EstimateArgs,
     IndexArgs,
+    SampleArgs,
     ScoreArgs,
     SelectArgs,
     SummariseArgs,
@@ -222,23 +224,46 @@ class CpuOps:
         self._library.score_clusters(pointer)
         return out
 
+    def sample(
+        self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
+    ) -> Shares:
+        """See `Ops.sample`; writes to the scores."""
+        q, keys, known, spans = inputs.q, inputs.keys, inputs.known, inputs.candidates.contiguous()
+        _check_rows(q=q, keys=keys, unit_table=spans.unit_table)
+        _check_dtype(q, keys)
+        assert known is not None and known.is_contiguous() and scores.is_contiguous()
+        rows, heads, group, dim = q.shape
+        coverage, lowest = coverage.contiguous(), torch.empty(rows, heads)
+        args = SampleArgs(
+            *(q.data_ptr(), keys.data_ptr(), scores.data_ptr(), spans.unit_table.data_ptr()),
+            *(spans.begin.data_ptr(), spans.end.data_ptr(), known.data_ptr()),
+            *(coverage.data_ptr(), lowest.data_ptr(), None, rows, heads, group, dim),
+            *(scores.shape[-1], inputs.unit_size, size, DTYPES[q.dtype], torch.get_num_threads()),
+            *(*q.stride()[:3], *keys.stride()[:2], spans.unit_table.stride(0), inputs.scale),
+        )
+        pointer = ctypes.byref(args)
+        args.scratch = self._scratch.pointer(self._library.sample_scratch(pointer))
+        self._library.sample(pointer)
+        return Shares(scores, lowest)
+
     def allot(
         self,
         scores: torch.Tensor,
         candidates: Candidates,
         num_units: torch.Tensor,
         counts: torch.Tensor,
-        goal: Goal,
+        lowest: torch.Tensor,
+        pooled: torch.Tensor,
     ) -> torch.Tensor:
         """See `Ops.allot`."""
         rows, heads, width = scores.shape
         out = torch.empty(rows, heads, dtype=torch.int32)
-        whole = (candidates.begin, candidates.end, num_units, counts, goal.pooled, goal.coverage)
+        whole = (candidates.begin, candidates.end, num_units, counts, pooled, lowest)
         held = [scores.contiguous(), *(one.contiguous() for one in whole)]
         args = AllotArgs(
             *(one.data_ptr() for one in held),
-            *(out.data_ptr(), self._scratch.pointer(2 * scores.numel())),
-            *(rows, heads, width, torch.get_num_threads(), goal.flat, goal.least),
+            *(out.data_ptr(), self._scratch.pointer(scores.numel())),
+            *(rows, heads, width, torch.get_num_threads(), POOL_FLOOR),
         )
         self._library.allot(ctypes.byref(args))
         return out

@@ -2,7 +2,7 @@
 // candidates, reduced over the query heads of a KV head.
 
 #include "args.h"
-#include "dot.h"
+#include "exact.h"
 #include "parallel.h"
 #include "shares.h"
 
@@ -111,30 +111,6 @@ void estimate_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last
   }
 }
 
-// Log-sum-exp of the scaled q . k of one unit's keys, for G query heads.
-template <typename T, int G>
-INLINE void exact_unit(const ScoreArgs& a, const Query<T>* q, const T* keys, float* logits) {
-  constexpr int kRows = LANES / G;
-  float max[G], sum[G];
-  for (int g = 0; g < G; ++g) max[g] = -kInf, sum[g] = 0;
-  for (int64_t t = 0; t < a.unit; t += kRows) {
-    const T* row[kRows];
-    for (int j = 0; j < kRows; ++j) row[j] = keys + (t + j < a.unit ? t + j : t) * a.d_item;
-    VecF acc[LANES] = {};
-    dot_rows<T, G>(acc, q, padded(a.dim), row, a.dim);
-    float lane[LANES];
-    store(lane, sum_each(acc) * (static_cast<float>(a.scale) * kLog2E));
-    for (int g = 0; g < G; ++g) {
-      for (int j = 0; j < kRows && t + j < a.unit; ++j) {
-        float x = lane[g * kRows + j], best = x > max[g] ? x : max[g];
-        sum[g] = sum[g] * exp2_one(max[g] - best) + exp2_one(x - best);
-        max[g] = best;
-      }
-    }
-  }
-  for (int g = 0; g < G; ++g) logits[g * logit_stride(a)] = (max[g] + log2_one(sum[g])) * kLn2;
-}
-
 template <typename T>
 void exact_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last) {
   const int32_t* table = a.table + row * a.t_row;
@@ -143,8 +119,9 @@ void exact_block(const ScoreArgs& a, int64_t row, int64_t first, int64_t last) {
     for (int64_t h = 0; h < a.heads; ++h) {
       const T* keys = static_cast<const T*>(a.data) + slot * a.d_item + h * a.d_head;
       for_query_blocks(a.group, [&]<int G>(int64_t g) {
-        exact_unit<T, G>(a, queries_of<Query<T>>(a, row, h, 0) + g * padded(a.dim), keys,
-                         logits_of(a, row, h) + g * logit_stride(a) + u);
+        exact_unit<T, G>(queries_of<Query<T>>(a, row, h, 0) + g * padded(a.dim), keys, a.d_item,
+                         a.unit, a.dim, static_cast<float>(a.scale),
+                         logits_of(a, row, h) + g * logit_stride(a) + u, logit_stride(a));
       });
     }
   }

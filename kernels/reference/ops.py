@@ -5,18 +5,19 @@ import torch
 from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
-    Goal,
     Reduction,
     ResidualIndex,
     ScoreInputs,
     SegmentIndex,
     Selection,
+    Shares,
     per_head,
 )
 
-from .allot import LARGEST, covering, pooled
+from .allot import LARGEST, shared
 from .clusters import Clusters
 from .rows import candidate_spans, known_of, reduce_group, unit_rows
+from .sample import sample
 
 
 class ReferenceOps:
@@ -123,13 +124,20 @@ class ReferenceOps:
             scores[row, :, begin:end] = own
         return scores
 
+    def sample(
+        self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
+    ) -> Shares:
+        """See `Ops.sample`."""
+        return sample(self, scores, inputs, coverage, size)
+
     def allot(
         self,
         scores: torch.Tensor,
         candidates: Candidates,
         num_units: torch.Tensor,
         counts: torch.Tensor,
-        goal: Goal,
+        lowest: torch.Tensor,
+        pooled: torch.Tensor,
     ) -> torch.Tensor:
         """See `Ops.allot`."""
         out = counts.new_empty(scores.shape[:2])
@@ -139,11 +147,9 @@ class ReferenceOps:
             always = int(num_units[row]) - ranked.shape[-1]
             room = max(0, min(int(counts[row]) - always, ranked.shape[-1]))
             rooms = torch.full((scores.shape[1],), room)
-            if goal.pooled[row]:
-                rooms = pooled(ranked, room, goal.least)
-            if goal.coverage[row] < 1:
-                rooms = rooms.minimum(covering(ranked, float(goal.coverage[row]), goal.flat))
-            out[row] = always + rooms
+            if pooled[row]:
+                rooms = shared(ranked, room)
+            out[row] = always + rooms.minimum((ranked >= lowest[row, :, None]).sum(-1))
         return out
 
     def select(

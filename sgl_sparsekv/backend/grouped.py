@@ -14,8 +14,9 @@ import torch
 from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
 from ..page_metadata import RowSegments, StepSeal
+from ..selection.sampling import sampled_shares
 from ..summaries import ResidualSummary
-from ..types import Reduction, ResidualIndex, ScoreInputs, Selection
+from ..types import Reduction, ResidualIndex, ScoreInputs, Selection, Shares
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
@@ -236,10 +237,10 @@ class GroupedBackend(SparseKVBackend):
             chosen = group.method.choose(self.ops, self._inputs(group, q, layer))
             if chosen is not None:
                 return chosen
-        scores, units = self._scores(group, q, layer), (group.candidates, group.num_units)
-        counts = group.counts
+        shares, units = self._shares(group, q, layer), (group.candidates, group.num_units)
+        scores, counts = shares.scores, group.counts
         if group.goal is not None:
-            counts = self.ops.allot(scores, *units, counts, group.goal)
+            counts = self.ops.allot(scores, *units, counts, shares.lowest, group.goal.pooled)
         selection = self.ops.select(scores, *units, counts)
         if group.rest is None:
             return selection, None
@@ -248,27 +249,36 @@ class GroupedBackend(SparseKVBackend):
         spans = group.candidates.in_tokens(size)
         return selection, self.ops.weigh(q, index, spans, selection, *how, size)
 
-    def _scores(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
-        """Scores `[rows, H, U]`: held ones where a row does not reselect, else the method's."""
+    def _shares(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Shares:
+        """Held scores where a row does not reselect, else the method's."""
         assert group.method is not None and self.plan is not None
         local = self._local(layer)
         rows = self.plan.rows[group.index.cpu().numpy()].tolist()
         held = [i for i, row in enumerate(rows) if self.held.holds(row, local)]
         if len(held) == len(rows):
-            width = group.candidates.unit_table.shape[1]
-            scores = q.new_empty(len(rows), q.shape[1], width, dtype=torch.float32)
+            shape = (len(rows), q.shape[1], group.candidates.unit_table.shape[1])
+            scores = q.new_empty(shape, dtype=torch.float32)
+            shares = Shares(scores, scores.new_empty(shape[:2]))
         else:
-            inputs = self._inputs(group, q, layer)
-            if group.kept is not None:
-                known = self._known(group, q, layer)
-                inputs = replace(inputs, known=known, reduction=Reduction.MEAN_SOFTMAX)
-            scores = group.method.score(self.ops, inputs)
+            shares = self._scored(group, q, layer)
         for i, row in enumerate(rows):
             if i in held:
-                self.held.load(row, local, scores[i])
+                self.held.load(row, local, shares.row(i))
             else:
-                self.held.store(row, local, scores[i])
-        return scores
+                self.held.store(row, local, shares.row(i))
+        return shares
+
+    def _scored(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Shares:
+        """What the method says; where there is a goal, held against a sample."""
+        assert group.method is not None
+        inputs = self._inputs(group, q, layer)
+        if group.kept is None or group.goal is None:
+            scores = group.method.score(self.ops, inputs)
+            return Shares(scores, scores.new_full(scores.shape[:2], -torch.inf))
+        known = self._known(group, q, layer)
+        inputs = replace(inputs, known=known, reduction=Reduction.MEAN_SOFTMAX)
+        scores = group.method.score(self.ops, inputs)
+        return sampled_shares(self.ops, scores, inputs, group.goal.coverage)
 
     def _inputs(self, group: RowGroup, q: torch.Tensor, layer: Any) -> ScoreInputs:
         assert group.method is not None
@@ -290,11 +300,11 @@ class GroupedBackend(SparseKVBackend):
         )
 
     def _known(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
-        """lse `[rows, H, G]` over what the group reads in any case, by its scores' measure."""
-        assert group.kept is not None and group.method is not None and group.method.share_model
+        """lse `[rows, H, G]` over what the group reads in any case."""
+        assert group.kept is not None
         table = group.kept.table[:, None].expand(-1, q.shape[1], -1)
         counts, size = group.kept.counts, group.unit_size
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         where = (table, counts, group.tails)
         _, lse = self.ops.attend(q, keys, values, *where, layer.scaling, size)
-        return lse - group.method.share_model.offset
+        return lse

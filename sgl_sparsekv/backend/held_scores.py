@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..types import Shares
+
 
 @dataclass
 class _Held:
     serial: int
     length: int
-    layers: dict[int, torch.Tensor] = field(default_factory=dict)
+    layers: dict[int, Shares] = field(default_factory=dict)
 
 
 class HeldScores:
@@ -42,14 +44,16 @@ class HeldScores:
         held = self._rows.get(row)
         return held is not None and layer in held.layers
 
-    def store(self, row: int, layer: int, scores: torch.Tensor) -> None:
-        """Hold scores `[H, U]` of one layer, if the row holds any."""
+    def store(self, row: int, layer: int, shares: Shares) -> None:
+        """Hold scores `[H, U]` of one layer and the lowest that is read, if the row holds any."""
         if row in self._rows:
-            self._rows[row].layers[layer] = scores.clone()
+            copied = Shares(shares.scores.clone(), shares.lowest.clone())
+            self._rows[row].layers[layer] = copied
 
-    def load(self, row: int, layer: int, out: torch.Tensor) -> None:
-        """Fill `out` `[H, U]` with held scores, -inf where none are held."""
+    def load(self, row: int, layer: int, out: Shares) -> None:
+        """Fill `out` with what is held, its scores `[H, U]` with -inf where none are."""
         held = self._rows[row].layers[layer]
-        width = min(held.shape[-1], out.shape[-1])
-        out.fill_(-torch.inf)
-        out[:, :width] = held[:, :width]
+        width = min(held.scores.shape[-1], out.scores.shape[-1])
+        out.scores.fill_(-torch.inf)
+        out.scores[:, :width] = held.scores[:, :width]
+        out.lowest.copy_(held.lowest)

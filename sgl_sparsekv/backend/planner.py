@@ -194,14 +194,12 @@ class StepPlan(HostPlan):
 
     def _with_goal(self, group: RowGroup) -> RowGroup:
         """The group with what its rows ask for, and what they read in any case."""
-        assert group.method is not None and group.method.share_model is not None
         options = [self.options[i] for i in group.index.tolist()]
         coverage = [1.0 if o.coverage is None else o.coverage for o in options]
         pooled = [int(o.budget_split == "heads") for o in options]
         goal = Goal(
             torch.tensor(coverage, device=self._device),
             torch.tensor(pooled, dtype=torch.int32, device=self._device),
-            group.method.share_model.flat,
         )
         return replace(group, goal=goal, kept=KeptUnits.of(group.candidates, group.num_units))
 

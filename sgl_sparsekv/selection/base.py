@@ -35,22 +35,6 @@ class IndexOptions:
     residual_subspaces: int = 4
 
 
-@dataclass(frozen=True)
-class ShareModel:
-    """How shares of attention follow from a method's scores.
-
-    Both numbers are fitted on keys of language models, see `docs/coverage.md`;
-    `python -m bench.quality.coverage` measures how far they hold.
-
-    Attributes:
-        flat: exponent of shares, see `sgl_sparsekv.types.Goal`.
-        offset: natural log of what the candidates' summed up of exp(scaled q·k) is short of.
-    """
-
-    flat: float = 1.0
-    offset: float = 0.0
-
-
 class SelectionMethod(ABC):
     """Scores candidate units; sinks, window, budget and top-k belong to the policy.
 
@@ -61,8 +45,8 @@ class SelectionMethod(ABC):
         formula: what a device that serves whole steps ranks by: "nothing", "position", the name of
             a page summary, or "exact"; "" when no such device can serve the method.
         dense: True when every unit is read and nothing is scored.
-        share_model: how its scores become shares of attention; None: they say nothing about them,
-            so it serves neither `coverage` nor `budget_split`.
+        tells_shares: its scores with `ScoreInputs.known` are estimated shares of attention, so it
+            serves `coverage` and `budget_split`.
         estimates: what is not read is estimated where a request does not say.
         citation: paper, or "" for our own.
     """
@@ -72,7 +56,7 @@ class SelectionMethod(ABC):
     unit_size: ClassVar[int | None] = None
     formula: ClassVar[str] = ""
     dense: ClassVar[bool] = False
-    share_model: ClassVar[ShareModel | None] = None
+    tells_shares: ClassVar[bool] = False
     estimates: ClassVar[bool] = False
     citation: ClassVar[str] = ""
 
@@ -81,8 +65,8 @@ class SelectionMethod(ABC):
         """Score candidate units; higher is kept.
 
         Returns:
-            float32 `[rows, H, U]`, -inf outside the candidates; with `inputs.known` logs of shares
-            of attention, as far as the method's `share_model` goes.
+            float32 `[rows, H, U]`, -inf outside the candidates; with `inputs.known` logs of
+            estimated shares of attention.
         """
 
     def choose(self, ops: Ops, inputs: ScoreInputs) -> tuple[Selection, torch.Tensor] | None:

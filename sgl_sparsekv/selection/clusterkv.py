@@ -11,7 +11,7 @@ segment are ranked by their own keys.
 
 from ..segments.index import clusters
 from ..summaries import CodeSummary
-from .base import IndexOptions, ShareModel
+from .base import IndexOptions
 from .coded import CodedMethod
 
 
@@ -20,7 +20,7 @@ class ClusterKV(CodedMethod):
 
     name = "clusterkv"
     citation = "ClusterKV, arXiv 2412.03213"
-    share_model = ShareModel(flat=0.6)
+    tells_shares = True
 
     def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""

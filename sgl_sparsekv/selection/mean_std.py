@@ -15,7 +15,7 @@ import torch
 
 from ..geometry import UNIT_SIZE
 from ..summaries import PageSummary
-from .base import ShareModel, SummaryMethod
+from .base import SummaryMethod
 from .certificate import outward
 
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
@@ -73,4 +73,4 @@ class MeanStd(SummaryMethod):
         "mean_std", ("mean", "std"), mean_and_std, expected_maximum, ulps=4, ceiling=furthest
     )
     shares = replace(summary, score=partial(within_spread, REACH), reach=REACH)
-    share_model = ShareModel(offset=-1.0)
+    tells_shares = True

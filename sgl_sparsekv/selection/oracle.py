@@ -4,7 +4,7 @@ import torch
 
 from ..ops import Ops
 from ..types import ScoreInputs
-from .base import SelectionMethod, ShareModel
+from .base import SelectionMethod
 
 
 class Oracle(SelectionMethod):
@@ -12,7 +12,7 @@ class Oracle(SelectionMethod):
 
     name = "oracle"
     formula = "exact"
-    share_model = ShareModel()
+    tells_shares = True
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""

@@ -9,7 +9,7 @@ are ranked by their own keys; the budget is in tokens and not a share of the pro
 
 from ..segments.index import products
 from ..summaries import CodeSummary
-from .base import IndexOptions, ShareModel
+from .base import IndexOptions
 from .coded import CodedMethod
 
 
@@ -18,7 +18,7 @@ class PQCache(CodedMethod):
 
     name = "pqcache"
     citation = "PQCache, arXiv 2407.12820"
-    share_model = ShareModel(flat=0.9, offset=0.4)
+    tells_shares = True
 
     def segments(self, options: IndexOptions) -> CodeSummary:
         """See `SelectionMethod.segments`."""

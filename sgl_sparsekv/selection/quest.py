@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from ..summaries import PageSummary
-from .base import ShareModel, SummaryMethod
+from .base import SummaryMethod
 from .certificate import outward
 
 REACH = 0.25
@@ -55,4 +55,4 @@ class Quest(SummaryMethod):
     citation = "Quest, arXiv 2406.10774"
     summary = PageSummary("min_max", ("min", "max"), min_max, upper_bound, ceiling=highest)
     shares = replace(summary, score=partial(within_bound, REACH), reach=REACH)
-    share_model = ShareModel(flat=0.9, offset=0.5)
+    tells_shares = True

@@ -13,7 +13,7 @@ from ..ops import Ops
 from ..segments.residual import residuals
 from ..summaries import ResidualSummary
 from ..types import ResidualIndex, ScoreInputs, Selection
-from .base import IndexOptions, ShareModel
+from .base import IndexOptions
 from .coded import CodedMethod
 
 
@@ -23,7 +23,7 @@ class ResidualPQ(CodedMethod):
     name = "residual_pq"
     citation = "Product quantization for nearest neighbor search, TPAMI 2011"
     estimates = True
-    share_model = ShareModel(flat=0.8, offset=0.2)
+    tells_shares = True
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""

@@ -1,5 +1,6 @@
 """What a response says was read is what kernels read, ours and SGLang's, layer by layer."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,15 +58,20 @@ def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     from sglang.srt.layers.attention import torch_native_backend
 
     seen: list[float] = []
-    known = host.backend._known
 
-    def weighed(*args: Any) -> torch.Tensor:
-        before = len(seen)
-        result: torch.Tensor = known(*args)
-        del seen[before:]  # sinks and window, which the attend that follows reads as well
-        return result
+    def unseen(looked_at: Callable[..., Any]) -> Callable[..., Any]:
+        """To choose by: sinks and window, which the attend that follows reads, and a sample."""
 
-    monkeypatch.setattr(host.backend, "_known", weighed)
+        def weighed(*args: Any) -> Any:
+            before = len(seen)
+            result = looked_at(*args)
+            del seen[before:]
+            return result
+
+        return weighed
+
+    monkeypatch.setattr(host.backend, "_known", unseen(host.backend._known))
+    monkeypatch.setattr(host.backend.ops, "sample", unseen(host.backend.ops.sample))
     ours, theirs = host.backend.ops.attend, torch_native_backend.scaled_dot_product_attention
 
     def attend(*args: Any) -> Any:

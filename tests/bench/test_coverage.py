@@ -13,21 +13,20 @@ from bench.quality.dump import Dump
 from bench.quality.measure import Truth, mass_of
 from bench.quality.methods import Runner, Variant
 from bench.quality.results import FOLDER
-from bench.quality.shares import Scene, fitted, scenes_of
 from sgl_sparsekv.ops import load_ops
 
 PAGE = (Path(__file__).parents[2] / "docs" / "coverage.md").read_text()
 
 
-def test_every_row_of_the_oracle_gets_what_is_asked():
-    one, positions = layer(length=1300, group=2, rows=4, sharp=1.5)
+def test_more_is_read_the_more_is_asked_and_every_way_has_its_row():
+    one, positions = layer(length=1300, group=2, rows=4, sharp=0.5)
     empty = torch.empty(0)
     rows = list(measure(Dump(positions, (one,), 1.0, empty, empty), 1300, 1, load_ops("cpu")))
     oracle = [row for row in rows if row.method == METHODS[-1].name]
     asked = [row for row in oracle if row.asked is not None]
-    assert all(row.asked <= row.got_p10 + 1e-5 for row in asked)
     assert [row.tokens for row in asked] == sorted(row.tokens for row in asked)
-    assert asked[0].tokens < asked[-1].tokens < 1000, "no more than it takes"
+    assert [row.got for row in asked] == sorted(row.got for row in asked)
+    assert asked[0].tokens < asked[-1].tokens < 1250, "no more than it takes"
     for split in ("even", "heads"):
         fixed = [row for row in oracle if row.split == split and row.budget is not None]
         assert [row.tokens for row in fixed] == [row.budget for row in fixed]
@@ -39,26 +38,15 @@ def test_every_row_of_the_oracle_gets_what_is_asked():
 
 
 @pytest.mark.parametrize("variant", METHODS, ids=lambda variant: variant.name)
-def test_what_is_fitted_is_what_is_read(variant: Variant) -> None:
-    """A share model is judged by what a server with it would read."""
-    one, positions = layer(length=1300, group=2, rows=4, sharp=1.5)
+def test_every_method_gets_what_is_asked_on_the_mean(variant: Variant) -> None:
+    one, positions = layer(length=1300, group=2, rows=24, sharp=0.5)
     runner = Runner(variant, one, positions.numpy() + 1, load_ops("cpu"))
-    plan, model = variant.plan(runner.lengths, 1200), variant.selection.share_model
-    assert model is not None
-    foreseen = Scene.of(runner).got(model, (0.6, 0.9))
-    for asked, got in zip((0.6, 0.9), foreseen, strict=True):
+    plan, truth = variant.plan(runner.lengths, 1299), Truth.of(one, runner.lengths)
+    for asked in (0.6, 0.9):
         selection = runner.adaptive(plan, asked, False)
-        read = mass_of(Truth.of(one, runner.lengths), selection, variant.unit_size).mean(-1)
-        assert torch.allclose(got, read, atol=1e-4)
-        assert (selection.counts.min() < selection.counts.max()) or variant.unit_size > 1
-
-
-def test_a_fit_finds_the_scores_that_tell_the_truth() -> None:
-    """The oracle's are not flattened; what is read in any case weighs little here."""
-    one, positions = layer(length=1300, group=2, rows=4, sharp=1.5)
-    dump = Dump(positions, (one,) * 3, 1.0, torch.empty(0), torch.empty(0))
-    best, model = fitted([scenes_of(METHODS[-1], dump)])[0]
-    assert model.flat == 1 and best < 0.02
+        read = mass_of(truth, selection, variant.unit_size).mean(-1)
+        assert abs(read.mean().item() - asked) < 0.03, asked
+        assert selection.counts.min() < selection.counts.max()
 
 
 def test_bytes_at_equal_error_lie_on_the_line_between_two_budgets():

@@ -8,16 +8,17 @@ from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.page_metadata import SINKS, write_records
 from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.selection.sampling import sampled_shares
 from sgl_sparsekv.summaries import BoundSummary, PageSummary, ResidualSummary, SegmentSummary
 from sgl_sparsekv.types import (
     Candidates,
-    Goal,
     Reduction,
     ResidualIndex,
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
     Selection,
+    Shares,
 )
 
 from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, ToyModel
@@ -91,8 +92,9 @@ class ColdRun:
         """Tokens of what the method selects."""
         return load_method(self.options.method).unit_size or self.unit
 
-    def scores(self, layer: int, length: int, indexed: list[bool]) -> torch.Tensor:
-        """Scores `[H, U]` in the step that brings the context to `length` tokens.
+    def shares(self, layer: int, length: int, indexed: list[bool]) -> Shares:
+        """Scores `[H, U]` in the step that brings the context to `length` tokens, and the lowest
+        that is read `[H]`.
 
         Args:
             layer: counted from 0.
@@ -129,7 +131,12 @@ class ColdRun:
             unit_size=own,
             known=known,
         )
-        return method.score(self.ops, inputs)[0]
+        scores = method.score(self.ops, inputs)
+        if known is None:
+            return Shares(scores[0], scores.new_full((HEADS,), -torch.inf))
+        asked = self.options.coverage
+        coverage = torch.tensor([1.0 if asked is None else asked])
+        return sampled_shares(self.ops, scores, inputs, coverage).row(0)
 
     def _known(self, layer: int, length: int, q: torch.Tensor) -> torch.Tensor:
         """lse `[1, H, G]` over what is read in any case, as the method's scores measure it."""
@@ -145,13 +152,11 @@ class ColdRun:
         _, lse = self.ops.attend(
             q, keys[:whole], values[:whole], table, count, tail, SCALE, self.own
         )
-        model = load_method(self.options.method).share_model
-        assert model is not None
-        return lse - model.offset
+        return lse
 
-    def _adaptive(self, scores: torch.Tensor, length: int) -> list[list[int]]:
+    def _adaptive(self, shares: Shares, length: int) -> list[list[int]]:
         """Units `[H][n]` as far as the coverage and the pool of the KV heads go."""
-        total, own = scores.shape[1], self.own
+        scores, total, own = shares.scores, shares.scores.shape[1], self.own
         kept = always_kept(length, self.options, self.unit, own)
         rest = [u for u in range(total) if u not in kept]
         begin, end = (rest[0], rest[-1] + 1) if rest else (0, 0)
@@ -159,17 +164,14 @@ class ColdRun:
         def one(value: int) -> torch.Tensor:
             return torch.tensor([value], dtype=torch.int32)
 
-        shares, asked = load_method(self.options.method).share_model, self.options.coverage
-        assert shares is not None
-        goal = Goal(
-            torch.tensor([1.0 if asked is None else asked]),
-            one(self.options.budget_split == "heads"),
-            shares.flat,
-        )
+        pooled = one(self.options.budget_split == "heads")
         candidates = Candidates(torch.arange(total).int()[None], one(begin), one(end))
         ceiling = one(units_to_keep(length, self.options, own))
-        counts = self.ops.allot(scores[None], candidates, one(total), ceiling, goal)[0].tolist()
-        assert asked is not None or sum(counts) == HEADS * int(ceiling), "the pool is not spent"
+        lowest = shares.lowest[None]
+        found = self.ops.allot(scores[None], candidates, one(total), ceiling, lowest, pooled)
+        counts = found[0].tolist()
+        if self.options.coverage is None:
+            assert sum(counts) == HEADS * int(ceiling), "the pool is not spent"
         return [
             best_units(head[None], kept, count)[0]
             for head, count in zip(scores, counts, strict=True)
@@ -213,10 +215,10 @@ class ColdRun:
         """Logical units `[H][n]`, with scores of the step at `scored_at` tokens."""
         total = -(-length // self.own)
         scores = torch.full((HEADS, total), -torch.inf)
-        old = self.scores(layer, scored_at, indexed)
-        scores[:, : old.shape[1]] = old
+        old = self.shares(layer, scored_at, indexed)
+        scores[:, : old.scores.shape[1]] = old.scores
         if self.options.adaptive:
-            return self._adaptive(scores, length)
+            return self._adaptive(Shares(scores, old.lowest), length)
         kept = always_kept(length, self.options, self.unit, self.own)
         return best_units(scores, kept, units_to_keep(length, self.options, self.own))
 

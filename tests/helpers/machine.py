@@ -32,7 +32,7 @@ MAX_TOKENS = 384
 
 def _served(options: dict[str, Any]) -> dict[str, Any]:
     """Options without what the method cannot do."""
-    if load_method(options["method"]).share_model is None:
+    if not load_method(options["method"]).tells_shares:
         return options | {"coverage": None, "budget_split": "even"}
     return options
 

@@ -1,16 +1,14 @@
-"""How much each KV head reads: until a share of attention is covered, and out of a pool."""
+"""How much each KV head reads: down to its lowest score, and out of a pool."""
 
 import pytest
 import torch
 from sgl_sparsekv.kernels.cpu.ops import CpuOps
 from sgl_sparsekv.kernels.reference import load as load_reference
 
-from sgl_sparsekv.types import Candidates, Goal
+from sgl_sparsekv.types import Candidates
 
 REFERENCE = load_reference()
 CASES = 60
-SPARE = 1e-4
-"""Share by which two float32 sums of shares may differ, and more."""
 
 
 class Case:
@@ -43,11 +41,14 @@ class Case:
         table = unit.int().expand(self.rows, -1).contiguous()
         self.candidates = Candidates(table, self.begin, self.end)
 
-    def allot(self, ops: object, coverage: float, pooled: bool, flat: float = 0.8) -> torch.Tensor:
-        """Units of each KV head."""
-        asked = torch.full((self.rows,), coverage)
-        goal = Goal(asked, torch.full((self.rows,), int(pooled), dtype=torch.int32), flat)
-        return ops.allot(self.scores, self.candidates, self.total, self.counts, goal)
+    def allot(self, ops: object, deep: float, pooled: bool) -> torch.Tensor:
+        """Units of each KV head, which reads that part of its range of scores; 1: all of it."""
+        finite = self.scores.isfinite()
+        top = self.scores.masked_fill(~finite, -torch.inf).amax(-1)
+        low = self.scores.masked_fill(~finite, torch.inf).amin(-1)
+        lowest = top + deep * (low - top) if deep < 1 else torch.full_like(top, -torch.inf)
+        every = torch.full((self.rows,), int(pooled), dtype=torch.int32)
+        return ops.allot(self.scores, self.candidates, self.total, self.counts, lowest, every)
 
     @property
     def always(self) -> torch.Tensor:
@@ -67,33 +68,31 @@ def test_the_pool_is_shared_as_the_reference_shares_it_and_spent_exactly(ops: Cp
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_head_reads_the_fewest_units_that_cover_what_was_asked(ops: CpuOps, tied: bool):
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_head_reads_what_reaches_its_lowest_score(ops: CpuOps, tied: bool, pooled: bool):
     for seed in range(CASES):
-        case, asked = Case(seed, tied), 0.5 + 0.499 * (seed / CASES)
-        got = case.allot(ops, asked, pooled=False)
-        fewest = case.allot(REFERENCE, asked - SPARE, pooled=False)
-        most = case.allot(REFERENCE, asked + SPARE, pooled=False)
-        assert ((got >= fewest) & (got <= most)).all(), seed
-        assert (got <= case.counts[:, None]).all() and (got >= case.always[:, None]).all()
+        case, deep = Case(seed, tied), seed / CASES
+        got = case.allot(ops, deep, pooled)
+        assert torch.equal(got, case.allot(REFERENCE, deep, pooled)), seed
+        whole = case.allot(REFERENCE, 1.0, pooled)
+        assert (got <= whole).all() and (got >= case.always[:, None]).all()
 
 
-def test_flat_shares_keep_their_sum_and_need_more_units():
-    scores = torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]]).log()
+def test_a_score_that_is_the_lowest_is_read_and_one_that_is_no_number_is_not():
+    scores = torch.tensor([[[-torch.inf, 3.0, 1.0, torch.nan, 2.0, 0.0, -torch.inf]]])
     row = Candidates(torch.arange(7)[None].int(), torch.tensor([1]).int(), torch.tensor([6]).int())
-    whole = torch.nn.functional.pad(scores, (1, 1), value=-torch.inf)[None]
     total, none = torch.tensor([7]).int(), torch.zeros(1, dtype=torch.int32)
 
-    def read(asked: float, flat: float) -> int:
-        goal = Goal(torch.tensor([asked]), none, flat)
-        return int(REFERENCE.allot(whole, row, total, total, goal)) - 2
+    def read(lowest: float) -> int:
+        asked = torch.tensor([[lowest]])
+        return int(REFERENCE.allot(scores, row, total, total, asked, none)) - 2
 
-    assert [read(asked, 1.0) for asked in (0.5, 0.51, 0.75, 0.99)] == [1, 2, 2, 5]
-    assert [read(asked, 0.01) for asked in (0.19, 0.5, 0.99)] == [1, 3, 5]
+    assert [read(lowest) for lowest in (3.5, 3.0, 2.0, -torch.inf, torch.inf)] == [0, 1, 2, 4, 0]
 
 
 def test_counts_of_kv_heads_that_share_no_number_are_read_as_listed(ops: CpuOps):
     case = Case(7, tied=False)
-    counts = case.allot(ops, 0.8, pooled=True)
+    counts = case.allot(ops, 1.0, pooled=True)
     got = ops.select(case.scores, case.candidates, case.total, counts)
     want = REFERENCE.select(case.scores, case.candidates, case.total, counts)
     assert torch.equal(got.logical, want.logical) and torch.equal(got.counts, counts)

@@ -14,6 +14,7 @@ from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.policy import RowOptions, RowPlan, plan_rows
+from sgl_sparsekv.types import Shares
 
 METHODS = ("clusterkv", "full", "mean_std", "oracle", "quest", "shadowkv", "streaming")
 GEOMETRY = Geometry(64, 16)
@@ -307,7 +308,7 @@ def test_held_scores_are_used_for_r_steps(every: int) -> None:
     for length in range(100, 100 + 4 * every):
         held.begin_step(1, 7, length, every)
         if not held.holds(1, 0):
-            held.store(1, 0, torch.full((2, 6), float(length)))
+            held.store(1, 0, Shares(torch.full((2, 6), float(length)), torch.zeros(2)))
             taken.append(length)
     assert taken == list(range(100, 100 + 4 * every, every))
 
@@ -317,7 +318,7 @@ def test_held_scores_end_with_their_request() -> None:
     for who, length, every in ((8, 101, 4), (7, 99, 4), (7, 104, 4), (7, 101, 1)):
         held = HeldScores()
         held.begin_step(1, 7, 100, 4)
-        held.store(1, 0, torch.zeros(2, 6))
+        held.store(1, 0, Shares(torch.zeros(2, 6), torch.zeros(2)))
         held.begin_step(1, who, length, every)
         assert not held.holds(1, 0)
 
@@ -326,11 +327,14 @@ def test_held_scores_rank_new_units_last() -> None:
     """Units that filled since the selection have no score; a shorter table is cut."""
     held = HeldScores()
     held.begin_step(1, 7, 100, 4)
-    scores = torch.randn(2, 6)
-    held.store(1, 0, scores)
-    wide, narrow = torch.zeros(2, 8), torch.zeros(2, 5)
+    scores, lowest = torch.randn(2, 6), torch.tensor([-1.0, -2.0])
+    held.store(1, 0, Shares(scores, lowest))
+    wide, narrow = (Shares(torch.zeros(2, n), torch.zeros(2)) for n in (8, 5))
     held.load(1, 0, wide)
     held.load(1, 0, narrow)
-    assert torch.equal(wide[:, :6], scores) and bool((wide[:, 6:] == -torch.inf).all())
-    assert torch.equal(narrow, scores[:, :5])
+    assert torch.equal(wide.scores[:, :6], scores) and bool(
+        (wide.scores[:, 6:] == -torch.inf).all()
+    )
+    assert torch.equal(narrow.scores, scores[:, :5])
+    assert torch.equal(wide.lowest, lowest) and torch.equal(narrow.lowest, lowest)
     assert not held.holds(1, 1), "layers are held one by one"
