@@ -1,7 +1,7 @@
 """Methods that choose single tokens by codes: what the kernel benchmarks read and time of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,11 +9,20 @@ from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.selection.base import SelectionMethod
 from sgl_sparsekv.summaries import CodeSummary, ResidualSummary
-from sgl_sparsekv.types import Candidates, Reduction, ResidualIndex, SegmentIndex, Selection
+from sgl_sparsekv.types import (
+    Candidates,
+    Reduction,
+    ResidualIndex,
+    ScoreInputs,
+    SegmentIndex,
+    Selection,
+)
 
 Summary = CodeSummary | ResidualSummary
 Index = SegmentIndex | ResidualIndex
+State = tuple[torch.Tensor, torch.Tensor]
 METHODS = {
     name: load_method(name).segments(IndexOptions())
     for name in ("clusterkv", "pqcache", "residual_pq")
@@ -26,6 +35,7 @@ class CodedLayers:
     """Records of all layers for one batch, and the tokens to rank.
 
     Attributes:
+        name: the method's.
         layers: queries, K and V.
         indices: records of each layer; every segment of every row has one.
         candidates: all tokens but sinks and window.
@@ -35,6 +45,7 @@ class CodedLayers:
         scale: softmax scale.
     """
 
+    name: str
     layers: Layers
     indices: list[Index]
     candidates: Candidates
@@ -44,12 +55,13 @@ class CodedLayers:
     scale: float
 
     @staticmethod
-    def make(ops: Ops, layers: Layers, summary: Summary, scale: float) -> "CodedLayers":
+    def make(ops: Ops, layers: Layers, name: str, scale: float) -> "CodedLayers":
         """Index every layer by `ops`."""
+        summary = METHODS[name]
         batch, context = layers.q.shape[0], layers.context
         tokens = torch.arange(batch * context, dtype=torch.int32).view(batch, context)
         caches = zip(layers.keys, layers.values, strict=True)
-        indices = [indexed(ops, summary, cache, context) for cache in caches]
+        indices = side_by_side([indexed(ops, summary, cache, context) for cache in caches])
 
         def full(value: int) -> torch.Tensor:
             return torch.full((batch,), value, dtype=torch.int32)
@@ -57,73 +69,94 @@ class CodedLayers:
         begin, end = SINK_UNITS * PAGE_SIZE, context - WINDOW_UNITS * PAGE_SIZE
         candidates = Candidates(tokens, full(begin), full(end))
         counts = full(min(BUDGET, context))
-        return CodedLayers(layers, indices, candidates, full(context), counts, full(1), scale)
+        shape = (full(context), counts, full(1), scale)
+        return CodedLayers(name, layers, indices, candidates, *shape)
+
+    def inputs(self, i: int) -> ScoreInputs:
+        """What the i-th layer, counted round, is ranked by."""
+        return ScoreInputs(
+            q=self.layers.q,
+            keys=self.layers.pool(i)[0],
+            fields={},
+            index=self.indices[i % len(self.indices)],
+            candidates=self.candidates,
+            num_units=self.num_units,
+            counts=self.counts,
+            scale=self.scale,
+            reduction=Reduction.MAX_SOFTMAX,
+            unit_size=1,
+        )
 
     def score(self, ops: Ops, i: int) -> torch.Tensor:
-        """Scores of the i-th layer, counted round."""
-        index, (keys, _) = self.indices[i % len(self.indices)], self.layers.pool(i)
-        reduction = Reduction.MAX_SOFTMAX
-        return ops.score_codes(self.layers.q, keys, index, self.candidates, self.scale, reduction)
+        """Scores of the i-th layer."""
+        return self.method.score(ops, self.inputs(i))
 
     def select(self, ops: Ops, scores: torch.Tensor) -> Selection:
         """The budget's best tokens."""
         return ops.select(scores, self.candidates, self.num_units, self.counts)
 
-    def attend(self, ops: Ops, i: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def attend(self, ops: Ops, i: int, table: torch.Tensor) -> State:
         """Attention over listed tokens of the i-th layer."""
         keys, values = self.layers.pool(i)
         args = (table, self.counts, self.tails, self.scale, 1)
         return ops.attend(self.layers.q, keys, values, *args)
 
     @property
-    def estimates(self) -> bool:
-        """Whether the records answer for what is not read."""
-        return isinstance(self.indices[0], ResidualIndex)
+    def method(self) -> SelectionMethod:
+        """The method whose records these are."""
+        return load_method(self.name)
 
-    def estimate(self, ops: Ops, i: int, selection: Selection) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the i-th layer does not read of a selection."""
+    def choose(self, ops: Ops, i: int) -> tuple[Selection, torch.Tensor | None]:
+        """What the i-th layer reads, and what weighs the rest, if it is estimated."""
+        chosen = self.method.choose(ops, self.inputs(i))
+        return chosen or (self.select(ops, self.score(ops, i)), None)
+
+    def estimate(self, ops: Ops, i: int, weights: torch.Tensor, state: State) -> State:
+        """What was read of the i-th layer, and the rest of it."""
         index = self.indices[i % len(self.indices)]
         assert isinstance(index, ResidualIndex)
-        return ops.estimate(self.layers.q, index, self.candidates, selection, self.scale, 1)
+        return ops.estimate(weights, index, *state)
 
-    def decode(self, ops: Ops, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, ops: Ops, i: int) -> State:
         """A whole step of the i-th layer."""
-        selection = self.select(ops, self.score(ops, i))
+        selection, weights = self.choose(ops, i)
         state = self.attend(ops, i, selection.physical)
-        if not self.estimates:
-            return state
-        return ops.merge(*state, *self.estimate(ops, i, selection))
+        return state if weights is None else self.estimate(ops, i, weights, state)
 
     def calls(self, ops: Ops) -> dict[str, Callable[[int], object]]:
         """The timed calls, each a function of the repeat's number."""
-        scores = [self.score(ops, i) for i in range(len(self.indices))]
-        chosen = [self.select(ops, one) for one in scores]
+        count = len(self.indices)
+        chosen = [self.choose(ops, i) for i in range(count)]
         calls: dict[str, Callable[[int], object]] = {
             "decode_sparse": lambda i: self.decode(ops, i),
-            "score": lambda i: self.score(ops, i),
-            "select": lambda i: self.select(ops, scores[i % len(scores)]),
-            "attend": lambda i: self.attend(ops, i, chosen[i % len(chosen)].physical),
+            "attend": lambda i: self.attend(ops, i, chosen[i % count][0].physical),
         }
-        if self.estimates:
-            calls["estimate"] = lambda i: self.estimate(ops, i, chosen[i % len(chosen)])
+        rests = [weights for _, weights in chosen if weights is not None]
+        if rests:
+            states = [self.attend(ops, i, chosen[i][0].physical) for i in range(count)]
+            calls["choose"] = lambda i: self.choose(ops, i)
+            calls["estimate"] = lambda i: self.estimate(ops, i, rests[i % count], states[i % count])
+            return calls
+        scores = [self.score(ops, i) for i in range(count)]
+        calls["score"] = lambda i: self.score(ops, i)
+        calls["select"] = lambda i: self.select(ops, scores[i % count])
         return calls
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each call must read."""
         index, rows = self.indices[0], self.layers.q.shape[0]
-        records = index.codes.nbytes + index.codebooks.nbytes
-        values = 0
-        if isinstance(index, ResidualIndex):
-            records += index.centroids.nbytes + index.scales.nbytes
-            values = index.values.nbytes
+        tokens = rows * self.layers.context
         chosen = int(self.counts.sum()) * 2 * HEADS * DIM * 2
-        return {
-            "decode_sparse": records + values + chosen,
-            "score": records,
-            "select": rows * HEADS * self.layers.context * 4,
-            "attend": chosen,
-            "estimate": records + values,
-        }
+        if not isinstance(index, ResidualIndex):
+            records = index.codes.nbytes + index.codebooks.nbytes
+            sizes = {"score": records, "select": HEADS * tokens * 4, "attend": chosen}
+            return sizes | {"decode_sparse": records + chosen}
+        opened = min(tokens, int(self.counts.sum()) * ResidualSummary.REACH)
+        records = index.centroids.nbytes + index.ends.nbytes + index.scales.nbytes
+        records += index.codebooks.nbytes
+        records += (index.codes.nbytes + index.places.nbytes) * opened // tokens
+        sizes = {"choose": records, "attend": chosen, "estimate": index.values.nbytes}
+        return sizes | {"decode_sparse": sum(sizes.values())}
 
     def gate(self, ops: Ops) -> None:
         """Judge score, select, attend and the estimate of one layer by the reference.
@@ -139,10 +172,17 @@ class CodedLayers:
         assert torch.equal(self.select(ops, scores).physical, table), "selection differs"
         both = (ops, reference)
         pairs = [*zip(*(self.attend(o, 0, table) for o in both), strict=True)]
-        if self.estimates:
-            pairs += zip(*(self.estimate(o, 0, best) for o in both), strict=True)
+        chosen, weights = self.choose(ops, 0)
+        assert torch.equal(chosen.physical, table), "selection differs"
+        if weights is not None:
+            state, index = self.attend(ops, 0, table), self.indices[0]
+            assert isinstance(index, ResidualIndex)
+            how = (self.scale, Reduction.MAX_SOFTMAX, self.counts * ResidualSummary.REACH, 1)
+            wanted = reference.weigh(self.layers.q, index, self.candidates, best, *how)
+            pairs.append((weights, wanted))
+            pairs += zip(*(self.estimate(o, 0, weights, state) for o in both), strict=True)
         for one, other in pairs:
-            torch.testing.assert_close(one, other, atol=1e-4, rtol=2.0**-7)
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=2.0**-7)
 
 
 def indexed(
@@ -167,6 +207,16 @@ def indexed(
     index = empty(summary, records, keys, segments)
     ops.index_segments(summary, keys, slots, skips, index, ids(records))
     return index
+
+
+def side_by_side(indices: list[Index]) -> list[Index]:
+    """The same in one array of each kind for all layers: a server's are as large, its pool's."""
+    names = [name for name in vars(indices[0]) if name != "table"]
+    arrays = {name: torch.stack([getattr(one, name) for one in indices]) for name in names}
+    return [
+        replace(one, **{name: array[nth] for name, array in arrays.items()})
+        for nth, one in enumerate(indices)
+    ]
 
 
 def empty(summary: CodeSummary, records: int, keys: torch.Tensor, segments: int) -> SegmentIndex:

@@ -146,9 +146,9 @@ def decode_rows(ops: Ops, context: int, batch: int, repeats: int, speed: float) 
     sizes = {("decode_sparse", "quest"): metadata + chosen, ("score", "quest"): metadata}
     sizes |= {("attend", "quest"): chosen, ("select", "quest"): batch * HEADS * layers.units * 4}
     sizes["decode_dense", "dense"] = batch * context * TOKEN_BYTES
-    for method, summary in coded.METHODS.items():
+    for method in coded.METHODS:
         if ops.has_segments and batch == 1 and context >= CODED_FROM:
-            tokens = coded.CodedLayers.make(ops, layers, summary, SCALE)
+            tokens = coded.CodedLayers.make(ops, layers, method, SCALE)
             tokens.gate(ops)
             calls |= {(name, method): call for name, call in tokens.calls(ops).items()}
             sizes |= {(name, method): size for name, size in tokens.sizes().items()}

@@ -42,7 +42,7 @@ class Ops(Protocol):
 
     @property
     def has_segments(self) -> bool:
-        """Whether this device has `index_segments`, `score_codes` and `estimate`."""
+        """Whether this device has the ops of segment records: `index_segments` to `estimate`."""
         ...
 
     def summarise(
@@ -130,11 +130,18 @@ class Ops(Protocol):
         scale: float,
         reduction: Reduction,
         known: torch.Tensor | None = None,
+        reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Score candidate tokens by what their codes stand for, uncoded ones by their keys.
 
         Args:
             candidates: with units of one token, so its table holds slots.
+            known: see `score`.
+            reach: int32 `[rows]`. Of records with clusters, these are opened in the order of what
+                a token at their centroid is worth among all that have a record, each as if it
+                were its centroid, until they hold so many candidates. Tokens of
+                the others weigh as their centroids do; they score as these with `known`, else -inf.
+                None: all are open.
 
         Returns:
             As `score`; tokens of one code and m = 1 have equal scores.
@@ -234,31 +241,63 @@ class Ops(Protocol):
         """
         ...
 
-    def estimate(
+    def choose(self, inputs: ScoreInputs, reach: int) -> tuple[Selection, torch.Tensor]:
+        """`score_codes` of clusters within reach, `select`, then `weigh`: all at once.
+
+        Args:
+            inputs: with units of one token, records of clusters and nothing known.
+            reach: candidates that open clusters hold, for each that is kept; see `score_codes`.
+
+        Returns:
+            the selection, and the weights of the rest.
+        """
+        ...
+
+    def weigh(
         self,
         q: torch.Tensor,
         index: ResidualIndex,
         candidates: Candidates,
         selection: Selection,
         scale: float,
+        reduction: Reduction,
+        reach: torch.Tensor,
         unit_size: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention over the coded candidates that were not read: codes weigh, clusters answer.
+    ) -> torch.Tensor:
+        """What the candidates of each cluster that were not read weigh.
 
-        A token's weight is that of the key its codes stand for, its value the mean of its cluster.
-        Tokens of segments without a record count for nothing.
+        Clusters are opened as by `score_codes`. Tokens of open ones weigh what their codes say,
+        those of the others what their centroid does.
 
         Args:
             q: `[rows, H, G, D]`.
-            index: their codes.
-            candidates: with units of one token.
+            index: their records.
+            candidates: with units of one token; their table is not looked at.
             selection: what was read, in units of `unit_size` tokens.
             scale: softmax scale.
+            reduction: that clusters are opened by.
+            reach: int32 `[rows]`, candidates that open clusters hold.
             unit_size: tokens per unit of the selection.
 
         Returns:
-            out `[rows, H, G, Dv]` in q's dtype and lse float32 `[rows, H, G]`, to `merge` with what
-            was read; 0 and -inf where nothing is left.
+            float32 `[rows, H, G, 16 * segments]`, log of the sum of exp(scaled q·k) over them; -inf
+            where there are none, or no record.
+        """
+        ...
+
+    def estimate(
+        self, weights: torch.Tensor, index: ResidualIndex, out: torch.Tensor, lse: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Join what was read with clusters that weigh so much, each having its mean value.
+
+        Args:
+            weights: as `weigh` returns them.
+            index: records of the clusters.
+            out: `[rows, H, G, Dv]` of what was read.
+            lse: float32 `[rows, H, G]`.
+
+        Returns:
+            the same of both.
         """
         ...
 

@@ -83,8 +83,13 @@ class ResidualIndex:
     """Clusters, codes of what is left of keys, and values of clusters, of one layer.
 
     Attributes:
-        codes: uint8 `[records, H, m // 2 + 1, S]`; of two codes in a byte the first is in the low
-            half. The first code of a token is its cluster, those of its m sub-vectors follow.
+        codes: uint8 `[records, H, (m + 1) // 2, S]` of the m sub-vectors, tokens in the order of
+            their clusters; of two codes in a byte the first is in the low half.
+        labels: uint8 `[records, H, S / 2]`, cluster of each token in the order of the sequence; of
+            two in a byte the first is in the low half.
+        places: int16 `[records, H, S]`, where in the segment each of these tokens is, ascending
+            within a cluster.
+        ends: int16 `[records, H, 16]`, one past the last token of each cluster in that order.
         centroids: int8 `[records, H, D, 16]`, of the clusters; codes lie side by side, so that a
             table of q·centroid is a sum over channels.
         codebooks: int8 `[records, H, m, D / m, 16]`, of keys less their centroids.
@@ -94,6 +99,9 @@ class ResidualIndex:
     """
 
     codes: torch.Tensor
+    labels: torch.Tensor
+    places: torch.Tensor
+    ends: torch.Tensor
     centroids: torch.Tensor
     codebooks: torch.Tensor
     values: torch.Tensor
@@ -107,23 +115,40 @@ class ResidualIndex:
 
     @property
     def entries(self) -> int:
-        """Codes of a part, 16."""
+        """Clusters of a segment and codes of a sub-vector, 16."""
         return int(self.centroids.shape[-1])
 
     def decoded(self, record: int) -> torch.Tensor:
         """Keys that the codes of a record stand for: float32 `[H, S, D]`."""
-        codes, parts = unpacked(self.codes[record]), self.codebooks.shape[2]
-        of_centroids, _, of_books = self.scales[record].split(
-            (self.entries, self.entries, parts), -1
-        )
-        centroids = self.centroids[record].mT.float() * of_centroids[..., None]
-        books = self.codebooks[record].mT.float() * of_books[..., None, None]
-        own = looked_up(codes[:, :1], centroids[:, None])
-        return own + looked_up(codes[:, 1 : parts + 1], books)
+        places, parts = self.places[record].long(), self.codebooks.shape[2]
+        in_order = unpacked(self.codes[record])[:, :parts]
+        codes = in_order.gather(-1, places.argsort(-1)[:, None].expand(in_order.shape))
+        scales = self.scales[record][:, -parts:]
+        books = self.codebooks[record].mT.float() * scales[..., None, None]
+        return self.of_clusters(record, self.cluster_keys(record)) + looked_up(codes, books)
 
     def groups(self, record: int) -> torch.Tensor:
         """Tokens whose sub-vectors stray alike: uint8 `[H, m, S]`, those of a cluster."""
-        return unpacked(self.codes[record])[:, :1].expand(-1, self.codebooks.shape[2], -1)
+        return self.clusters(record)[:, None].expand(-1, self.codebooks.shape[2], -1)
+
+    def clusters(self, record: int) -> torch.Tensor:
+        """Cluster of each token: uint8 `[H, S]`."""
+        pairs = self.labels[record]
+        return torch.stack((pairs & 15, pairs >> 4), -1).flatten(1)
+
+    def cluster_keys(self, record: int) -> torch.Tensor:
+        """Centroids: float32 `[H, 16, D]`."""
+        scales = self.scales[record][:, : self.entries]
+        return self.centroids[record].mT.float() * scales[..., None]
+
+    def cluster_values(self, record: int) -> torch.Tensor:
+        """Mean values: float32 `[H, 16, Dv]`."""
+        scales = self.scales[record][:, self.entries : 2 * self.entries]
+        return self.values[record].float() * scales[..., None]
+
+    def of_clusters(self, record: int, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of clusters `[H, 16, W]` for each token: `[H, S, W]`."""
+        return looked_up(self.clusters(record)[:, None], rows[:, None])
 
 
 def unpacked(codes: torch.Tensor) -> torch.Tensor:

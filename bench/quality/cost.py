@@ -75,9 +75,11 @@ def _metadata(variant: Variant, plan: RowPlan, lengths: IntArray, dim: int) -> I
         pages = _planes(variant, np.minimum(recorded, looked_at) + rest, dim)
         return records * len(summary.page.planes) * dim * ELEMENT + pages
     if isinstance(summary, ResidualSummary):
-        return recorded * _size(summary, dim, ("codes",)) // size + (
-            records * _size(summary, dim, ("centroids", "codebooks", "scales"))
+        opened = np.minimum(recorded, ResidualSummary.REACH * plan.counts)
+        return opened * _size(summary, dim, ("codes", "places")) // size + (
+            records * _size(summary, dim, ("centroids", "ends", "codebooks", "scales"))
             + records * variant.estimate * _size(summary, dim, ("values",))
+            + np.minimum(records, 2) * _size(summary, dim, ("labels",))  # of cut segments
             + rest * dim * ELEMENT
         )
     assert isinstance(summary, CodeSummary)

@@ -6,7 +6,8 @@ from bench.quality.methods import Runner
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.segments.exact import dot, product_grid, total
 from sgl_sparsekv.selection.policy import RowPlan
-from sgl_sparsekv.types import ResidualIndex, SegmentIndex, Selection
+from sgl_sparsekv.summaries import ResidualSummary
+from sgl_sparsekv.types import Reduction, ResidualIndex, SegmentIndex, Selection
 
 State = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,9 +26,10 @@ def with_estimate(runner: Runner, selection: Selection, plan: RowPlan, state: St
     """
     index, layer = runner.index, runner.layer
     if isinstance(index, ResidualIndex):
-        spans = runner.candidates(plan)
-        rest = runner.ops.estimate(layer.q.float(), index, spans, selection, layer.scale, 1)
-        return runner.ops.merge(*state, *rest)
+        spans, reach = runner.candidates(plan), runner.inputs(plan).counts * ResidualSummary.REACH
+        how = (layer.scale, Reduction.MAX_SOFTMAX, reach, 1)
+        weights = runner.ops.weigh(layer.q.float(), index, spans, selection, *how)
+        return runner.ops.estimate(weights, index, *(one.contiguous() for one in state))
     assert isinstance(index, SegmentIndex)
     records, heads, _, size = index.codes.shape
     if not records:

@@ -42,7 +42,7 @@ class Variant:
         index: how segments are indexed.
         inherited: all segments are coded with the first one's codebook.
         estimate: what is not read is answered for by clusters: of `clusterkv` with centroids and
-            sums of values, of `residual_pq` with the weights of codes and mean values.
+            sums of values, of `residual_pq` with centroids and mean values.
         unit: tokens per unit, for methods without a grain of their own; of a server, if above 16.
         free: its choosing is not counted: a bound and no method.
         rescored: its scores depend on the budget.
@@ -103,7 +103,7 @@ def residual(segment: int, subspaces: int, estimate: bool = True) -> Variant:
     """`residual_pq` with segments of so many tokens, and so many codes beside the cluster."""
     name = f"residual_pq {subspaces}x4/{segment}{' + estimate' if estimate else ''}"
     options = IndexOptions(residual_segment=segment, residual_subspaces=subspaces)
-    return Variant(name, "residual_pq", options, estimate=estimate)
+    return Variant(name, "residual_pq", options, estimate=estimate, rescored=True)
 
 
 VARIANTS = (

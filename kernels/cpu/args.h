@@ -38,9 +38,14 @@ struct CodeArgs {
   const void *q, *keys, *codebooks;  // [rows, H, G, D]; [slots, H, D]; [records, H, m, K, D / m]
   const uint8_t* codes;              // [records, H, m, S]; as the codebooks contiguous
   // Keys coded as a cluster and what is left of it, or null: centroids int8 [records, H, D, 16],
-  // codebooks int8 [records, H, m, D / m, 16], codes [records, H, (m + 2) / 2, S], two in a byte.
+  // codebooks int8 [records, H, m, D / m, 16], codes [records, H, (m + 1) / 2, S], two in a byte,
+  // in the order of clusters; each ends at one of `ends` [records, H, 16], its tokens are `places`
+  // [records, H, S]. Clusters in the order of tokens: `labels` [records, H, S / 2].
   const int8_t* centroids;
   const float* scales;             // [records, H, 32 + m]: of centroids, values, codebooks
+  const uint8_t* labels;
+  const int16_t *places, *ends;
+  const int32_t* reach;            // [rows], tokens whose codes are looked at, or null: all
   const int32_t *records, *slots;  // [rows, segments]; [rows, U]
   const int32_t *begin, *end;
   const float* known;  // [rows, H, G] contiguous, or null
@@ -52,14 +57,39 @@ struct CodeArgs {
   double scale;
 };
 
+// Added to logits of what is not read.
+struct Gains {
+  double by_code, by_centroid;
+};
+
+struct ChooseArgs {
+  CodeArgs codes;  // without out; scratch of choose_scratch() floats
+  const int32_t *num_units, *counts;
+  int32_t *logical, *physical;  // [rows, H, n] contiguous
+  float* weights;               // [rows, H, G, 16 segments] contiguous
+  int64_t n;
+  Gains gains;
+};
+
+struct WeighArgs {
+  CodeArgs codes;  // without out; scratch of weigh_scratch() floats
+  const int32_t *logical, *counts;  // [rows, H, n] contiguous: units that are read
+  float* weights;                   // as above
+  int64_t n, unit, c_row, c_head;
+  Gains gains;
+};
+
 struct EstimateArgs {
-  CodeArgs codes;          // without out; scratch of estimate_scratch() floats
+  const float* weights;    // [rows, H, G, 16 segments] contiguous
   const int8_t* values;    // [records, H, 16, Dv] contiguous
-  const int32_t* logical;  // [rows, H, n] contiguous, ascending: units that are read
-  const int32_t* counts;
-  void* out;               // [rows, H, G, Dv] contiguous, q's dtype
-  float* lse;              // [rows, H, G] contiguous
-  int64_t vdim, n, unit, c_row, c_head;
+  const float* scales;     // [records, H, 32 + m]
+  const int32_t* records;  // [rows, segments]
+  const void* read;        // [rows, H, G, Dv] contiguous, q's dtype, with lse [rows, H, G]
+  const float* read_lse;
+  void* out;       // as they are
+  float* lse;
+  float* scratch;  // estimate_scratch() floats
+  int64_t rows, heads, group, vdim, segments, subspaces, dtype, threads, r_row;
 };
 
 struct SelectArgs {

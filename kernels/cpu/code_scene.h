@@ -7,18 +7,17 @@
 
 // The arguments, sizes that follow from them, and where things begin in scratch, in floats.
 struct Scene : CodeArgs {
-  int64_t sub_dim, parts, blocks, spans, padded_entries, query, table;
+  int64_t sub_dim, blocks, spans, padded_entries, query, table;
   int64_t tables_at, masses_at, lse_at, places_at, logits_at;
 
   explicit Scene(const CodeArgs& args) : CodeArgs(args) {
     sub_dim = dim / subspaces;
-    parts = subspaces + (centroids != nullptr);
     blocks = (group + 3) / 4;
     spans = (width + segment - 1) / segment;
     padded_entries = (entries + 3) / 4 * 4;
     for (int64_t size = kPermuted; size >= 16 && entries <= size; size /= 2) padded_entries = size;
     query = subspaces * blocks * 4 * padded(sub_dim);
-    table = parts * padded_entries * 4;
+    table = centroids ? 0 : subspaces * padded_entries * 4;
     tables_at = rows * heads * query;
     masses_at = tables_at + rows * spans * heads * blocks * 2 * table;
     lse_at = masses_at + rows * heads * spans * blocks * 8;
@@ -38,6 +37,11 @@ INLINE Span span_of(const Scene& a, int64_t row, int64_t s) {
   if (first < a.begin[row]) first = a.begin[row];
   if (last > a.end[row]) last = a.end[row];
   return {first, last, s < a.segments ? a.records[row * a.r_row + s] : -1};
+}
+
+// Query heads of a block of four.
+INLINE int64_t heads_of(const Scene& a, int64_t block) {
+  return a.group - 4 * block < 4 ? a.group - 4 * block : 4;
 }
 
 // Queries [m, 4 * blocks, padded(D / m)].

@@ -9,12 +9,12 @@
 // No logit of a coded token is stored. Query heads go in blocks of four; a group that is no
 // multiple of four is padded with heads of no weight.
 
+#include "code_keys.h"
 #include "code_tables.h"
 #include "parallel.h"
 
 namespace {
 
-constexpr int64_t kRun = 128;  // tokens scored by their keys per task
 constexpr int kCodes = 256;    // codes that a byte can hold
 
 bool mean_of(const Scene& a) { return a.reduction == kMeanSoftmax; }
@@ -32,47 +32,6 @@ void prepare_codes(const Scene& a, int64_t row, int64_t s, int64_t head, const S
     float* mass = masses_of(a, row, head) + (s * a.blocks + block) * 8;
     store4(mass, max);
     store4(mass + 4, sum);
-  }
-}
-
-// Logits of one run of a segment's tokens from their keys, for all KV heads of a token in turn.
-template <typename T>
-void prepare_keys(const Scene& a, int64_t row, int64_t s, int64_t run, const Span& span) {
-  constexpr int64_t kStep = LANES / kGroup;
-  const int32_t* slots = a.slots + row * a.s_row;
-  int64_t first = span.first + run * kRun, stride = logit_stride(span.count());
-  int64_t last = first + kRun < span.last ? first + kRun : span.last;
-  auto key_at = [&](int64_t t) {
-    int64_t slot = slots[t < last ? t : last - 1];
-    return static_cast<const T*>(a.keys) + slot * a.k_slot;
-  };
-  for (int64_t t = first; t < last; t += kStep) {
-    for (int64_t h = 0; h < a.heads; ++h) {
-      for (int64_t j = 0; j < kStep; ++j) {
-        prefetch_row(key_at(t + kStep + j) + h * a.k_head, a.dim);
-      }
-      for_query_blocks(a.group, [&]<int G>(int64_t g) {
-        constexpr int kRows = LANES / G;
-        int64_t end = t + kStep < last ? t + kStep : last;
-        float* logits = logits_of(a, row, s, h, span) + g * stride;
-        for (int64_t u = t; u < end; u += kRows) {
-          VecF sums = {};
-          for (int64_t j = 0; j < a.subspaces; ++j) {
-            const T* key[kRows];
-            for (int i = 0; i < kRows; ++i) {
-              key[i] = key_at(u + i < end ? u + i : end - 1) + h * a.k_head + j * a.sub_dim;
-            }
-            const Query<T>* q = queries_of<T>(a, row, h);
-            q += (j * a.blocks * 4 + g) * padded(a.sub_dim);
-            VecF acc[LANES] = {};
-            dot_rows<T, G>(acc, q, padded(a.sub_dim), key, a.sub_dim);
-            sums += sum_each(acc);
-          }
-          put_logits<G>(logits + u - span.first, stride, end - u,
-                        sums * static_cast<float>(a.scale));
-        }
-      });
-    }
   }
 }
 
@@ -112,7 +71,7 @@ void finish_codes(const Scene& a, int64_t row, int64_t s, int64_t head, const Sp
     lookup.subtract(tables + block * 2 * a.table, lse_of(a, row, head) + block * 4);
   }
   int64_t first = span.first - s * a.segment;
-  if (a.parts > 1) {
+  if (a.subspaces > 1) {
     lookup.reduce(tables, 2 * a.table, a.group, mean_of(a), first, span.count(), out);
     return;
   }
@@ -158,8 +117,7 @@ void score_codes(const Scene& a) {
 }  // namespace
 
 extern "C" int64_t score_codes_scratch(const CodeArgs* a) {
-  Scene scene(*a);
-  return lay_out(scene);
+  return lay_out(Scene(*a));
 }
 
 extern "C" void score_codes(const CodeArgs* a) {

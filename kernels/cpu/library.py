@@ -42,11 +42,33 @@ class CodeArgs(ctypes.Structure):
     """`CodeArgs` of args.h."""
 
     _fields_ = [
-        *_fields("q keys codebooks codes centroids scales records slots", ctypes.c_void_p),
-        *_fields("begin end known out scratch", ctypes.c_void_p),
+        *_fields("q keys codebooks codes centroids scales labels places ends", ctypes.c_void_p),
+        *_fields("reach records slots begin end known out scratch", ctypes.c_void_p),
         *_fields("rows heads group dim width segments segment subspaces entries dtype threads"),
         *_fields("reduction q_row q_head q_group k_slot k_head r_row s_row"),
         *_fields("scale", ctypes.c_double),
+    ]
+
+
+class ChooseArgs(ctypes.Structure):
+    """`ChooseArgs` of args.h."""
+
+    _fields_ = [
+        ("codes", CodeArgs),
+        *_fields("num_units counts logical physical weights", ctypes.c_void_p),
+        *_fields("n"),
+        *_fields("by_code by_centroid", ctypes.c_double),
+    ]
+
+
+class WeighArgs(ctypes.Structure):
+    """`WeighArgs` of args.h."""
+
+    _fields_ = [
+        ("codes", CodeArgs),
+        *_fields("logical counts weights", ctypes.c_void_p),
+        *_fields("n unit c_row c_head"),
+        *_fields("by_code by_centroid", ctypes.c_double),
     ]
 
 
@@ -54,9 +76,8 @@ class EstimateArgs(ctypes.Structure):
     """`EstimateArgs` of args.h."""
 
     _fields_ = [
-        ("codes", CodeArgs),
-        *_fields("values logical counts out lse", ctypes.c_void_p),
-        *_fields("vdim n unit c_row c_head"),
+        *_fields("weights values scales records read read_lse out lse scratch", ctypes.c_void_p),
+        *_fields("rows heads group vdim segments subspaces dtype threads r_row"),
     ]
 
 
@@ -157,6 +178,9 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         ("attend", AttendArgs),
         ("score", ScoreArgs),
         ("score_codes", CodeArgs),
+        ("score_clusters", CodeArgs),
+        ("choose", ChooseArgs),
+        ("weigh", WeighArgs),
         ("estimate", EstimateArgs),
         ("select_units", SelectArgs),
         ("summarise", SummariseArgs),
@@ -169,6 +193,9 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
         ("sample_scratch", SampleArgs),
         ("score_scratch", ScoreArgs),
         ("score_codes_scratch", CodeArgs),
+        ("score_clusters_scratch", CodeArgs),
+        ("choose_scratch", ChooseArgs),
+        ("weigh_scratch", WeighArgs),
         ("estimate_scratch", EstimateArgs),
         ("index_segments_scratch", IndexArgs),
     ):

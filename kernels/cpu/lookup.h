@@ -179,13 +179,13 @@ struct Lookup {
     }
   }
 
-  // out[g * stride + t] = combined entries of token first + t for each of four heads; up to
-  // LANES - 1 tokens more may be written.
+  // out[g * stride + t] = base and entries of token first + t, combined, for each of four heads.
   template <typename Combine>
   __attribute__((always_inline)) void put_each(const float* table, int64_t first, int64_t count,
-                                               int64_t stride, Combine combine, float* out) const {
+                                               int64_t stride, Combine combine, Vec4 base,
+                                               float* out) const {
     for (int64_t t = 0; t < count; ++t) {
-      Vec4 x = all(table, first + t, combine);
+      Vec4 x = combine(all(table, first + t, combine), base);
       for (int g = 0; g < 4; ++g) out[g * stride + t] = x[g];
     }
   }

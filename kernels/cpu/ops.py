@@ -9,7 +9,7 @@ import torch
 
 from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
-from sgl_sparsekv.summaries import CodeSummary, PageSummary
+from sgl_sparsekv.summaries import CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
     POOL_FLOOR,
     Candidates,
@@ -26,6 +26,7 @@ from .library import (
     DTYPES,
     AllotArgs,
     AttendArgs,
+    ChooseArgs,
     CodeArgs,
     EstimateArgs,
     IndexArgs,
@@ -33,6 +34,7 @@ from .library import (
     ScoreArgs,
     SelectArgs,
     SummariseArgs,
+    WeighArgs,
     load_library,
 )
 from .prefill import merge, prefill
@@ -44,6 +46,8 @@ PLANES = {"min_max": 0, "mean_std": 1, "landmark": 2, "misfit": 3}
 """`Planes` of args.h."""
 REDUCTIONS = {Reduction.MAX_SOFTMAX: 0, Reduction.MEAN_SOFTMAX: 1, Reduction.MAX: 2}
 """`Reduction` of args.h."""
+GAINS = (ResidualSummary.BY_CODE, ResidualSummary.BY_CENTROID)
+"""`Gains` of args.h."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 
 
@@ -197,6 +201,7 @@ class CpuOps:
         scale: float,
         reduction: Reduction,
         known: torch.Tensor | None = None,
+        reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_codes`."""
         _check_rows(keys=keys)
@@ -208,8 +213,15 @@ class CpuOps:
         args.known = _pointer(known, reduction)
         args.k_slot, args.k_head = keys.stride()[:2]
         pointer = ctypes.byref(args)
-        args.scratch = self._scratch.pointer(self._library.score_codes_scratch(pointer))
-        self._library.score_codes(pointer)
+        if isinstance(index, SegmentIndex):
+            args.scratch = self._scratch.pointer(self._library.score_codes_scratch(pointer))
+            self._library.score_codes(pointer)
+            return out
+        if reach is not None:
+            reach = reach.contiguous()
+            args.reach = reach.data_ptr()
+        args.scratch = self._scratch.pointer(self._library.score_clusters_scratch(pointer))
+        self._library.score_clusters(pointer)
         return out
 
     def sample(
@@ -256,32 +268,83 @@ class CpuOps:
         self._library.allot(ctypes.byref(args))
         return out
 
-    def estimate(
+    def choose(self, inputs: ScoreInputs, reach: int) -> tuple[Selection, torch.Tensor]:
+        """See `Ops.choose`."""
+        q, keys, index, spans = inputs.q, inputs.keys, inputs.index, inputs.candidates.contiguous()
+        assert isinstance(index, ResidualIndex) and inputs.known is None
+        _check_rows(keys=keys)
+        _check_dtype(q, keys)
+        rows, heads, group, _ = q.shape
+        num_units, counts = inputs.num_units.contiguous(), inputs.counts.contiguous()
+        kept = counts.tolist()  # a tensor op on so few takes longer
+        within = (ctypes.c_int32 * rows)(*(reach * count for count in kept))
+        logical = torch.empty(rows, heads, max(kept), dtype=torch.int32)
+        physical = torch.empty(rows, heads, max(kept), dtype=torch.int32)
+        weights = torch.empty(rows, heads, group, index.table.shape[1] * index.entries)
+        codes = self._code_args(q, index, spans, inputs.scale)
+        codes.keys, codes.reach = keys.data_ptr(), ctypes.addressof(within)
+        codes.reduction = REDUCTIONS[inputs.reduction]
+        codes.k_slot, codes.k_head = keys.stride()[:2]
+        args = ChooseArgs(
+            codes,
+            *(num_units.data_ptr(), counts.data_ptr(), logical.data_ptr(), physical.data_ptr()),
+            *(weights.data_ptr(), logical.shape[-1], *GAINS),
+        )
+        pointer = ctypes.byref(args)
+        args.codes.scratch = self._scratch.pointer(self._library.choose_scratch(pointer))
+        self._library.choose(pointer)
+        return Selection(logical, physical, per_head(counts, heads)), weights
+
+    def weigh(
         self,
         q: torch.Tensor,
         index: ResidualIndex,
         candidates: Candidates,
         selection: Selection,
         scale: float,
+        reduction: Reduction,
+        reach: torch.Tensor,
         unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.weigh`."""
+        spans, logical = candidates.contiguous(), selection.logical
+        assert logical.is_contiguous()
+        rows, heads, group, _ = q.shape
+        counts, reach = per_head(selection.counts, heads), reach.contiguous()
+        weights = torch.empty(rows, heads, group, index.table.shape[1] * index.entries)
+        codes = self._code_args(q, index, spans, scale)
+        codes.reach, codes.reduction = reach.data_ptr(), REDUCTIONS[reduction]
+        codes.width = index.table.shape[1] * index.segment_size  # in tokens, as is the span
+        args = WeighArgs(
+            codes,
+            *(logical.data_ptr(), counts.data_ptr(), weights.data_ptr()),
+            *(logical.shape[-1], unit_size, *counts.stride(), *GAINS),
+        )
+        pointer = ctypes.byref(args)
+        args.codes.scratch = self._scratch.pointer(self._library.weigh_scratch(pointer))
+        self._library.weigh(pointer)
+        return weights
+
+    def estimate(
+        self, weights: torch.Tensor, index: ResidualIndex, out: torch.Tensor, lse: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.estimate`."""
-        spans, logical, values = candidates.contiguous(), selection.logical, index.values
-        assert logical.is_contiguous() and values.is_contiguous()
-        rows, heads, group, _ = q.shape
-        counts = per_head(selection.counts, heads)
-        out = q.new_empty(rows, heads, group, values.shape[-1])
-        lse = torch.empty(rows, heads, group)
+        values, scales, table = index.values, index.scales, index.table
+        held = (weights, values, scales, out, lse)
+        assert all(one.is_contiguous() for one in held)
+        _check_rows(table=table)
+        rows, heads, group, width = out.shape
+        joined, joined_lse = torch.empty_like(out), torch.empty_like(lse)
         args = EstimateArgs(
-            self._code_args(q, index, spans, scale),
-            *(values.data_ptr(), logical.data_ptr(), counts.data_ptr(), out.data_ptr()),
-            *(lse.data_ptr(), values.shape[-1], logical.shape[-1], unit_size, *counts.stride()),
+            *(weights.data_ptr(), values.data_ptr(), scales.data_ptr(), table.data_ptr()),
+            *(out.data_ptr(), lse.data_ptr(), joined.data_ptr(), joined_lse.data_ptr(), None),
+            *(rows, heads, group, width, table.shape[1], index.codebooks.shape[2]),
+            *(DTYPES[out.dtype], torch.get_num_threads(), table.stride(0)),
         )
-        args.codes.width = index.table.shape[1] * index.segment_size  # in tokens, as is the span
         pointer = ctypes.byref(args)
-        args.codes.scratch = self._scratch.pointer(self._library.estimate_scratch(pointer))
+        args.scratch = self._scratch.pointer(self._library.estimate_scratch(pointer))
         self._library.estimate(pointer)
-        return out, lse
+        return joined, joined_lse
 
     @staticmethod
     def _code_args(
@@ -293,7 +356,7 @@ class CpuOps:
         assert codes.is_contiguous() and books.is_contiguous()
         rows, heads, group, dim = q.shape
         args = CodeArgs(
-            *(q.data_ptr(), None, books.data_ptr(), codes.data_ptr(), None, None),
+            *(q.data_ptr(), None, books.data_ptr(), codes.data_ptr(), *[None] * 6),
             *(index.table.data_ptr(), table.data_ptr(), spans.begin.data_ptr()),
             *(spans.end.data_ptr(), None, None, None, rows, heads, group, dim, table.shape[1]),
             *(index.table.shape[1], index.segment_size, books.shape[2], index.entries),
@@ -301,8 +364,9 @@ class CpuOps:
             *(index.table.stride(0), table.stride(0), scale),
         )
         if isinstance(index, ResidualIndex):
-            assert index.centroids.is_contiguous() and index.scales.is_contiguous()
-            args.centroids, args.scales = index.centroids.data_ptr(), index.scales.data_ptr()
+            for name in ("centroids", "scales", "labels", "places", "ends"):
+                assert getattr(index, name).is_contiguous()
+                setattr(args, name, getattr(index, name).data_ptr())
         else:
             assert books.dtype is q.dtype
         return args

@@ -35,3 +35,17 @@ static void parallel_for(int64_t count, int64_t threads, const Task& task) {
     parallel_region(body, &job, static_cast<unsigned>(threads), 0);
   }
 }
+
+// As parallel_for, with task(i, worker): workers are numbered below min(threads, count), and one runs
+// one task at a time.
+template <typename Task>
+static void parallel_workers(int64_t count, int64_t threads, const Task& task) {
+  int64_t workers = threads < count ? threads : count, next = 0;
+  parallel_for(workers, workers, [&](int64_t worker, int64_t) {
+    for (;;) {
+      int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (i >= count) return;
+      task(i, worker);
+    }
+  });
+}

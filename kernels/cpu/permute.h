@@ -26,9 +26,9 @@ struct Permuted {
   // Codes of the tokens [t, t + LANES), zeros from `count` of them on.
   static __attribute__((always_inline)) VecI codes_at(const uint8_t* from, int64_t count) {
     typedef uint8_t Bytes __attribute__((vector_size(LANES)));
-    Bytes raw = {};
-    __builtin_memcpy(&raw, from, count < LANES ? count : LANES);
-    return __builtin_convertvector(raw, VecI);
+    uint32_t mask = count < LANES ? (1u << count) - 1 : (1u << LANES) - 1;
+    __m128i raw = _mm_maskz_loadu_epi8(static_cast<__mmask16>(mask), from);
+    return __builtin_convertvector(reinterpret_cast<Bytes>(raw), VecI);
   }
 
   // Codes of part j of the tokens [t, t + LANES); of packed ones the low four bits count.
@@ -208,11 +208,15 @@ struct Permuted {
   // See Lookup.
   template <typename Combine>
   __attribute__((always_inline)) void put_each(const float* tables, int64_t first, int64_t count,
-                                               int64_t stride, Combine combine, float* out) const {
+                                               int64_t stride, Combine combine, Vec4 base,
+                                               float* out) const {
     for_heads(4, [&]<int N>(int64_t head) __attribute__((always_inline)) {
       each<N>(tables + head * parts() * kEntries, first, count, 0, combine,
               [&](const VecF(&x)[N], int64_t i) __attribute__((always_inline)) {
-                UNROLL for (int g = 0; g < N; ++g) store(out + (head + g) * stride + i, x[g]);
+                UNROLL for (int g = 0; g < N; ++g) {
+                  VecF sum = combine(x[g], splat(base[head + g]));
+                  put_first(out + (head + g) * stride + i, sum, count - i);
+                }
               });
     });
   }

@@ -168,6 +168,16 @@ INLINE void put_lanes(int32_t* p, VecI x, uint32_t bits) {
 #endif
 }
 
+// Writes the first `count` lanes, or all if there are fewer.
+INLINE void put_first(float* p, VecF x, int64_t count) {
+#if defined(__AVX512F__)
+  __mmask16 mask = static_cast<__mmask16>(count < LANES ? (1u << count) - 1 : 0xffff);
+  _mm512_mask_storeu_ps(p, mask, (__m512)x);
+#else
+  __builtin_memcpy(p, &x, (count < LANES ? count : LANES) * sizeof(float));
+#endif
+}
+
 INLINE VecF vmax(VecF a, VecF b) { return a > b ? a : b; }
 
 // Lane i of the result is the sum over the lanes of x[i]: a transpose that adds as it goes.
@@ -223,22 +233,31 @@ INLINE VecF sum_each(const VecF (&x)[LANES]) {
 
 // ---- exp2 and log2, relative error below 2e-7 ----
 
-INLINE VecF exp2_vec(VecF x) {
-  const VecF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  x = x < -127.0f ? splat(-127.0f) : x;   // 2^-127 becomes 0 below; NaN passes
-  x = x > 127.0f ? splat(127.0f) : x;
-  VecF shifted = x + magic;
-  VecF f = x - (shifted - magic);
-  VecF p = splat(1.5403530e-4f);  // Taylor of 2^f on [-0.5, 0.5], in powers of ln 2
+INLINE VecF exp2_fraction(VecF f) {  // Taylor of 2^f on [-0.5, 0.5], in powers of ln 2
+  VecF p = splat(1.5403530e-4f);
   p = p * f + 1.3333558e-3f;
   p = p * f + 9.6181291e-3f;
   p = p * f + 5.5504109e-2f;
   p = p * f + 2.4022651e-1f;
   p = p * f + 6.9314718e-1f;
-  p = p * f + 1.0f;
-  VecU exponent = (as_bits(shifted) - 0x4b400000u + 127) << 23;
-  return p * as_float(exponent);
+  return p * f + 1.0f;
 }
+
+#if defined(__AVX512DQ__)
+INLINE VecF exp2_vec(VecF x) {  // infinities and NaN give what they should
+  __m512 whole = _mm512_roundscale_ps((__m512)x, 0), f = _mm512_reduce_ps((__m512)x, 0);
+  return (VecF)_mm512_scalef_ps((__m512)exp2_fraction((VecF)f), whole);
+}
+#else
+INLINE VecF exp2_vec(VecF x) {
+  const VecF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  x = x < -127.0f ? splat(-127.0f) : x;   // 2^-127 becomes 0 below; NaN passes
+  x = x > 127.0f ? splat(127.0f) : x;
+  VecF shifted = x + magic;
+  VecU exponent = (as_bits(shifted) - 0x4b400000u + 127) << 23;
+  return exp2_fraction(x - (shifted - magic)) * as_float(exponent);
+}
+#endif
 
 INLINE VecF log2_vec(VecF x) {  // x positive and normal
   VecU bits = as_bits(x);

@@ -11,12 +11,12 @@ from sgl_sparsekv.types import (
     SegmentIndex,
     Selection,
     Shares,
-    looked_up,
     per_head,
-    unpacked,
 )
 
 from .allot import LARGEST, shared
+from .clusters import Clusters
+from .rows import candidate_spans, known_of, reduce_group, unit_rows
 from .sample import sample
 
 
@@ -69,7 +69,7 @@ class ReferenceOps:
             units = candidates.unit_table[row, begin:end].long()
             planes = fields[units].movedim(1, 0).float()  # [H, u, planes, D]
             estimate = summary.score(q[row].float(), planes) * scale
-            scores[row, :, begin:end] = reduce_group(estimate, reduction, _of(known, row))
+            scores[row, :, begin:end] = reduce_group(estimate, reduction, known_of(known, row))
         return scores
 
     def score_exact(
@@ -89,7 +89,7 @@ class ReferenceOps:
             k = unit_rows(keys, candidates.unit_table[row, begin:end].long(), unit_size).float()
             logits = torch.einsum("hgd,uthd->hgut", q[row].float(), k) * scale
             scores[row, :, begin:end] = reduce_group(
-                logits.logsumexp(-1), reduction, _of(known, row)
+                logits.logsumexp(-1), reduction, known_of(known, row)
             )
         return scores
 
@@ -102,6 +102,7 @@ class ReferenceOps:
         scale: float,
         reduction: Reduction,
         known: torch.Tensor | None = None,
+        reach: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_codes`: keys of coded tokens are put together from their codes."""
         rows, heads, _, _ = q.shape
@@ -115,7 +116,12 @@ class ReferenceOps:
                     coded = index.decoded(record)
                     k[:, first : first + index.segment_size] = coded[:, : end - first]
             logits = q[row].float() @ k[:, begin:].mT * scale
-            scores[row, :, begin:end] = reduce_group(logits, reduction, _of(known, row))
+            if reach is not None and isinstance(index, ResidualIndex):
+                clusters = Clusters.of(q[row].float() * scale, index, row, (begin, end))
+                own = clusters.scores(logits, reduction, int(reach[row]), known_of(known, row))
+            else:
+                own = reduce_group(logits, reduction, known_of(known, row))
+            scores[row, :, begin:end] = own
         return scores
 
     def sample(
@@ -201,42 +207,63 @@ class ReferenceOps:
                 out[row, head] = (logits.softmax(-1) @ values[slots, head].float()).to(q.dtype)
         return out, lse
 
-    def estimate(
+    def choose(self, inputs: ScoreInputs, reach: int) -> tuple[Selection, torch.Tensor]:
+        """See `Ops.choose`: the three of them."""
+        q, index, spans = inputs.q, inputs.index, inputs.candidates
+        assert isinstance(index, ResidualIndex) and inputs.known is None
+        how, within = (inputs.scale, inputs.reduction), inputs.counts * reach
+        scores = self.score_codes(q, inputs.keys, index, spans, *how, None, within)
+        selection = self.select(scores, spans, inputs.num_units, inputs.counts)
+        return selection, self.weigh(q, index, spans, selection, *how, within, 1)
+
+    def weigh(
         self,
         q: torch.Tensor,
         index: ResidualIndex,
         candidates: Candidates,
         selection: Selection,
         scale: float,
+        reduction: Reduction,
+        reach: torch.Tensor,
         unit_size: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Ops.estimate`: one softmax over what is not read, whatever segment it lies in."""
+    ) -> torch.Tensor:
+        """See `Ops.weigh`."""
         rows, heads, group, _ = q.shape
-        out = q.new_zeros(rows, heads, group, index.values.shape[-1])
-        lse = torch.full((rows, heads, group), -torch.inf, device=q.device)
+        segments, size, many = index.table.shape[1], index.segment_size, index.entries
+        out = torch.full((rows, heads, group, segments * many), -torch.inf)
         listed = per_head(selection.counts, heads).tolist()
         for row, begin, end in candidate_spans(candidates):
-            unread = torch.zeros(heads, len(index.table[row]) * index.segment_size)
-            unread[:, begin:end] = 1
+            read = torch.zeros(heads, max(end, segments * size)).bool()
             for head, count in enumerate(listed[row]):
                 units = selection.logical[row, head, :count].long()
                 tokens = units[:, None] * unit_size + torch.arange(unit_size)
-                unread[head, tokens[tokens < unread.shape[1]]] = 0
-            logits, values = [], []
+                read[head, tokens[tokens < end]] = True
+            scaled = q[row].float() * scale
+            logits = scaled.new_zeros(heads, group, max(end, segments * size))
             for segment, record in enumerate(index.table[row].tolist()):
-                if record < 0:
-                    continue
-                first = segment * index.segment_size
-                there = unread[:, None, first : first + index.segment_size] > 0
-                own = q[row].float() @ index.decoded(record).mT * scale
-                logits.append(own.masked_fill(~there, -torch.inf))
-                values.append(cluster_values(index, record))
-            if logits:
-                every = torch.cat(logits, -1)  # [H, G, tokens]
-                lse[row] = every.logsumexp(-1)
-                weights = every.softmax(-1).nan_to_num(0.0)
-                out[row] = (weights @ torch.cat(values, 1)).to(q.dtype)
-        return out, lse
+                if record >= 0:
+                    first = segment * size
+                    logits[..., first : first + size] = scaled @ index.decoded(record).mT
+            clusters = Clusters.of(scaled, index, row, (begin, end))
+            opened = clusters.opened(reduction, int(reach[row]))
+            found = clusters.weights(logits[..., begin:end], read[:, begin:end], opened)
+            out[row, ..., clusters.places] = found
+        return out
+
+    def estimate(
+        self, weights: torch.Tensor, index: ResidualIndex, out: torch.Tensor, lse: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.estimate`."""
+        joined, joined_lse = torch.empty_like(out), torch.empty_like(lse)
+        for row, records in enumerate(index.table.tolist()):
+            values = out.new_zeros(out.shape[1], 0, out.shape[-1]).float()
+            values = torch.cat([values, *(index.cluster_values(max(r, 0)) for r in records)], 1)
+            every = torch.cat((weights[row], lse[row, ..., None]), -1)  # [H, G, C + 1]
+            share = every.softmax(-1).nan_to_num(0.0)
+            rest = share[..., :-1] @ values
+            joined[row] = (rest + share[..., -1:] * out[row].float()).to(out.dtype)
+            joined_lse[row] = every.logsumexp(-1)
+        return joined, joined_lse
 
     def merge(
         self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
@@ -263,44 +290,3 @@ class ReferenceOps:
         weights = logits.masked_fill(future, -torch.inf).softmax(-1)
         out = torch.einsum("hgtl,lhd->thgd", weights, values[slots].float())
         return out.reshape(new, -1, values.shape[-1]).to(q.dtype)
-
-
-def unit_rows(keys: torch.Tensor, units: torch.Tensor, unit_size: int) -> torch.Tensor:
-    """Rows of whole units: keys `[slots, H, D]`, units `[m]` -> `[m, unit_size, H, D]`."""
-    return keys.unflatten(0, (-1, unit_size))[units]
-
-
-def cluster_values(index: ResidualIndex, record: int) -> torch.Tensor:
-    """Value of each token's cluster: float32 `[H, S, Dv]`."""
-    many = index.values.shape[2]
-    scales = index.scales[record][:, many : 2 * many]
-    values = index.values[record].float() * scales[..., None]
-    return looked_up(unpacked(index.codes[record])[:, :1], values[:, None])
-
-
-def candidate_spans(candidates: Candidates) -> list[tuple[int, int, int]]:
-    """(row, begin, end) of every row that has candidates."""
-    spans = zip(candidates.begin.tolist(), candidates.end.tolist(), strict=True)
-    return [(row, begin, end) for row, (begin, end) in enumerate(spans) if begin < end]
-
-
-def _of(known: torch.Tensor | None, row: int) -> torch.Tensor | None:
-    return None if known is None else known[row]
-
-
-def reduce_group(
-    scores: torch.Tensor, reduction: Reduction, known: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Scaled scores `[H, G, u]` -> `[H, u]`: log of the max or mean softmax over the group.
-
-    `known` `[H, G]` joins the softmax.
-    """
-    if reduction is Reduction.MAX:
-        return scores.amax(1)
-    lse = scores.logsumexp(-1)
-    if known is not None:
-        lse = torch.logaddexp(lse, known)
-    log_share = scores - lse[..., None]
-    if reduction is Reduction.MAX_SOFTMAX:
-        return log_share.amax(1)
-    return log_share.logsumexp(1) - torch.tensor(float(scores.shape[1])).log()

@@ -15,6 +15,7 @@ from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
 from ..page_metadata import RowSegments, StepSeal
 from ..selection.sampling import sampled_shares
+from ..summaries import ResidualSummary
 from ..types import Reduction, ResidualIndex, ScoreInputs, Selection, Shares
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
@@ -188,13 +189,13 @@ class GroupedBackend(SparseKVBackend):
         """Attention of one group: q `[rows, H, G, D]` -> `[rows, H, G, Dv]`."""
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         self.telemetry.selecting()
-        table, counts, selection = self._table(group, q, layer)
+        table, counts, selection, rest = self._table(group, q, layer)
         self.telemetry.attending()
         part, lse = self.ops.attend(
             q, keys, values, table, counts, group.tails, layer.scaling, group.unit_size
         )
-        if group.rest is not None and selection is not None:
-            part, _ = self.ops.merge(part, lse, *self._estimate(group, q, selection, layer))
+        if rest is not None:
+            part, _ = self.ops.estimate(rest, self._clusters(group, layer), part, lse)
         self.telemetry.attended(group)
         cache = (keys, values)
         mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
@@ -204,33 +205,49 @@ class GroupedBackend(SparseKVBackend):
             self.telemetry.certify(layer.layer_id, group, selection, inputs)
         return part
 
-    def _estimate(
-        self, group: RowGroup, q: torch.Tensor, selection: Selection, layer: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Out `[rows, H, G, Dv]` and lse of what the group does not read."""
+    def _clusters(self, group: RowGroup, layer: Any) -> ResidualIndex:
+        """Records that answer for what the group does not read."""
         assert group.rest is not None and self.indexes.rest is not None
         index = self.indexes.rest.view(self._local(layer), group.rest)
         assert isinstance(index, ResidualIndex)
-        tokens = group.candidates.in_tokens(group.unit_size)
-        return self.ops.estimate(q, index, tokens, selection, layer.scaling, group.unit_size)
+        return index
 
     def _table(
         self, group: RowGroup, q: torch.Tensor, layer: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, Selection | None]:
-        """Physical units `[rows, H, n]` that the group reads in this layer, their number, and how
-        they were chosen; None where all are read."""
+    ) -> tuple[torch.Tensor, torch.Tensor, Selection | None, torch.Tensor | None]:
+        """Physical units `[rows, H, n]` that the group reads in this layer, their number, how they
+        were chosen, and what clusters of the rest weigh, if they answer for it; None and None where
+        all are read."""
         if group.method is None:
             table = group.candidates.unit_table
             self.observer.dense(layer.layer_id, group)
-            return table[:, None, :].expand(-1, q.shape[1], -1), group.counts, None
+            return table[:, None, :].expand(-1, q.shape[1], -1), group.counts, None, None
+        selection, rest = self._choose(group, q, layer)
+        self.telemetry.selected()
+        self.observer.selected(layer.layer_id, group, selection)
+        return selection.physical, selection.counts, selection, rest
+
+    def _choose(
+        self, group: RowGroup, q: torch.Tensor, layer: Any
+    ) -> tuple[Selection, torch.Tensor | None]:
+        """What the group reads, and what clusters of the rest weigh, if they answer for it."""
+        assert group.method is not None and self.plan is not None
+        rows = self.plan.rows[group.index.cpu().numpy()].tolist()
+        if group.goal is None and group.rest is not None and not self.held.any(rows):
+            chosen = group.method.choose(self.ops, self._inputs(group, q, layer))
+            if chosen is not None:
+                return chosen
         shares, units = self._shares(group, q, layer), (group.candidates, group.num_units)
         scores, counts = shares.scores, group.counts
         if group.goal is not None:
             counts = self.ops.allot(scores, *units, counts, shares.lowest, group.goal.pooled)
-        selection: Selection = self.ops.select(scores, *units, counts)
-        self.telemetry.selected()
-        self.observer.selected(layer.layer_id, group, selection)
-        return selection.physical, selection.counts, selection
+        selection = self.ops.select(scores, *units, counts)
+        if group.rest is None:
+            return selection, None
+        size, index = group.unit_size, self._clusters(group, layer)
+        how = (layer.scaling, self.options.reduction, group.counts * size * ResidualSummary.REACH)
+        spans = group.candidates.in_tokens(size)
+        return selection, self.ops.weigh(q, index, spans, selection, *how, size)
 
     def _shares(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Shares:
         """Held scores where a row does not reselect, else the method's."""

@@ -5,6 +5,7 @@ change between steps. Units that fill in between have no score yet; while the wi
 they are kept anyway, behind it they rank last until the next selection.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,10 @@ class HeldScores:
         held = self._rows.get(row)
         if held is None or held.serial != serial or not held.length <= length < held.length + every:
             self._rows[row] = _Held(serial, length)
+
+    def any(self, rows: Iterable[int]) -> bool:
+        """Whether one of the rows holds scores, or will."""
+        return not self._rows.keys().isdisjoint(rows)
 
     def holds(self, row: int, layer: int) -> bool:
         """Whether scores of the layer are held for the row."""

@@ -3,8 +3,8 @@
 As an inverted file with product quantisation codes vectors (Jegou et al., TPAMI 2011): a key is its
 cluster's centroid plus what is left, and what is left is cut into sub-vectors, each replaced by one
 of 16. So few codes fit registers, two fit a byte, and 512 tokens share them. Each cluster keeps the
-mean of its values as well: what a step does not read enters with the weights of its codes and the
-values of its clusters. (RetroInfer, arXiv 2505.02922, weighs whole clusters by their centroids.)
+mean of its values as well: what a step does not read enters with the centroids and values of its
+clusters, as in RetroInfer (arXiv 2505.02922), which leaves out clusters that are read in part.
 
 Vectors are kept in 8 bits, with a scale for each centroid, each value and each codebook.
 """
@@ -54,6 +54,7 @@ def build(
     labels, means = _coded(index, products(size, 1, BITS), keys, skips)
     centroids, centroid_scales = quantised(means[:, :, 0].float())
     labels = labels[:, :, 0]
+    places, ends = by_cluster(labels)
     own = widened(centroids, centroid_scales).gather(
         2, labels.long()[..., None].expand(-1, -1, -1, dim)
     )
@@ -63,7 +64,10 @@ def build(
     mean_values = _means(values, labels, skips)
     mean_values, value_scales = quantised(mean_values)
     return {
-        "codes": packed(torch.cat((labels[:, :, None], codes), 2)),
+        "codes": packed(codes.gather(-1, places.long()[:, :, None].expand(codes.shape))),
+        "labels": packed(labels.unflatten(-1, (-1, 2)).mT)[..., 0, :],
+        "places": places,
+        "ends": ends,
         "centroids": centroids.mT,
         "codebooks": books.unflatten(3, (CODES, -1)).mT,
         "values": mean_values,
@@ -86,6 +90,20 @@ def _coded(
     index = SegmentIndex(codes, books, every[None].int())
     run(summary, keys.flatten(0, 1), slots, skips, index, every)
     return codes, books
+
+
+def by_cluster(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens in the order of their clusters, and where each cluster ends.
+
+    Args:
+        labels: clusters of tokens, uint8 `[..., S]`.
+
+    Returns:
+        int16 `[..., S]`, ascending within a cluster, and int16 `[..., 16]`.
+    """
+    member = labels[..., None].long() == torch.arange(CODES, device=labels.device)
+    ends = member.sum(-2).cumsum(-1)
+    return labels.argsort(dim=-1, stable=True).to(torch.int16), ends.to(torch.int16)
 
 
 def _means(values: torch.Tensor, labels: torch.Tensor, skips: torch.Tensor) -> torch.Tensor:

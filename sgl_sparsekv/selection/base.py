@@ -8,7 +8,7 @@ import torch
 
 from ..ops import Ops
 from ..summaries import CodeSummary, PageSummary, ResidualSummary, SegmentSummary
-from ..types import ScoreInputs
+from ..types import ScoreInputs, Selection
 from .certificate import unit_ceilings
 
 
@@ -68,6 +68,14 @@ class SelectionMethod(ABC):
             float32 `[rows, H, U]`, -inf outside the candidates; with `inputs.known` logs of
             estimated shares of attention.
         """
+
+    def choose(self, ops: Ops, inputs: ScoreInputs) -> tuple[Selection, torch.Tensor] | None:
+        """Score and select in one, and weigh the rest; None: it takes these steps one by one.
+
+        Returns:
+            what they do to the bit: see `Ops.choose`.
+        """
+        return None
 
     def ceiling(self, inputs: ScoreInputs) -> torch.Tensor | None:
         """Bounds of what could be left out, for a certificate of what was read.

@@ -17,7 +17,7 @@ from ..ops import DEVICES, Ops, load_ops
 from ..segments.index import clusters
 from ..segments.residual import residuals
 from ..selection import load_method, method_names
-from ..types import Candidates, Reduction, ResidualIndex, SegmentIndex
+from ..types import Candidates, Reduction, ResidualIndex, ScoreInputs, SegmentIndex
 
 TOLERANCE = 2e-4
 """float32 arithmetic in another order, on sums of a few hundred terms of size one."""
@@ -187,16 +187,22 @@ def _test_residuals(
     )
     table = torch.arange(ROWS, dtype=torch.int32)[:, None]
     index = ResidualIndex(**{name: a.contiguous() for name, a in arrays.items()}, table=table)
+    lengths = torch.tensor(LENGTHS, dtype=torch.int32)
+    always = tokens.begin + lengths - tokens.end
+    inputs = ScoreInputs(
+        *(case.q, case.keys, {}, index, tokens, lengths, always, case.scale),
+        *(Reduction.MAX_SOFTMAX, 1),
+    )
     scores = [
         o.score_codes(case.q, case.keys, index, tokens, case.scale, Reduction.MAX_SOFTMAX)
         for o in (ops, reference)
     ]
     report.worst["score_codes, residual"] = _gap(*scores)
-    lengths = torch.tensor(LENGTHS, dtype=torch.int32)
-    always = tokens.begin + lengths - tokens.end
-    chosen = reference.select(scores[1], tokens, lengths, always)
-    inputs = (case.q, index, tokens, chosen, case.scale, 1)
-    pairs = zip(ops.estimate(*inputs), reference.estimate(*inputs), strict=True)
+    weights = [o.choose(inputs, 2)[1] for o in (ops, reference)]
+    report.worst["choose"] = _gap(*(one.clamp(min=-1e4) for one in weights))
+    nothing = case.q.new_zeros(*case.q.shape[:3], case.values.shape[-1])
+    state = (nothing, torch.full(case.q.shape[:3], -torch.inf))
+    pairs = zip(*(o.estimate(weights[0], index, *state) for o in (ops, reference)), strict=True)
     report.worst["estimate"] = max(_gap(*pair) for pair in pairs)
 
 

@@ -27,6 +27,13 @@ def test_scores_are_held_by_row_and_layer(held: HeldScores) -> None:
     assert not held.holds(ROW, 0) and not held.holds(ROW + 1, 1)
 
 
+def test_a_row_that_will_hold_scores_is_known_before_it_does(held: HeldScores) -> None:
+    held.begin_step(ROW + 1, SERIAL, LENGTH, EVERY)
+    held.begin_step(ROW + 2, SERIAL, LENGTH, 1)
+    assert held.any([ROW]) and held.any([ROW + 2, ROW + 1])
+    assert not held.any([ROW + 2, ROW + 3]) and not held.any([])
+
+
 @pytest.mark.parametrize(
     ("serial", "length", "every", "kept"),
     [

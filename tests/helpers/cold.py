@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from sgl_sparsekv.kernels.reference.ops import cluster_values
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
@@ -18,6 +17,7 @@ from sgl_sparsekv.types import (
     ScoreInputs,
     SegmentBounds,
     SegmentIndex,
+    Selection,
     Shares,
 )
 
@@ -225,28 +225,33 @@ class ColdRun:
     def estimated(
         self, layer: int, length: int, units: list[list[int]], unit: int, indexed: list[bool]
     ) -> torch.Tensor:
-        """Attention over `units`, and over the rest of the segments that are `indexed` by their
-        codes and the values of their clusters: `[H, G, D]`."""
+        """Attention over `units`, and over the rest of the segments that are `indexed` by the
+        weights and values of their clusters: `[H, G, D]`."""
         keys = self.model.keys(layer, self.paths[:length])
         summary = load_method("residual_pq").segments(self.index)
-        index = self._index(summary, layer, keys, indexed[: length // summary.segment_size])
-        kept = always_kept(length, self.options, self.unit, 1)
-        q = self.query(layer, length).double()
-        out, lse = self._states(layer, length, units, unit)
-        size = summary.segment_size
-        there = [nth for nth, has in enumerate(indexed[: length // size]) if has]
-        keys = [index.decoded(nth).double() for nth in there]
-        values = [cluster_values(index, nth).double() for nth in there]
+        count = length // summary.segment_size
+        index = self._index(summary, layer, keys, indexed[:count])
+        kept = always_kept(length, self.options, self.unit, unit)
+        rest = [u for u in range(-(-length // unit)) if u not in kept]
+        begin, end = (rest[0] * unit, (rest[-1] + 1) * unit) if rest else (0, 0)
+        spans = Candidates(
+            torch.arange(length, dtype=torch.int32)[None],
+            *(torch.tensor([x], dtype=torch.int32) for x in (begin, end)),
+        )
+        counts = torch.tensor([[len(chosen) for chosen in units]], dtype=torch.int32)
+        listed = torch.full((1, HEADS, int(counts.max())), -1, dtype=torch.int32)
         for head, chosen in enumerate(units):
-            read = {p for u in chosen for p in range(u * unit, min(length, (u + 1) * unit))}
-            every, answers = [lse[head][:, None]], [out[head][:, None]]
-            for nth, key, value in zip(there, keys, values, strict=True):
-                rest = [p for p in range(size) if nth * size + p not in kept | read]
-                every.append(q[head] @ key[head, rest].T * SCALE)
-                answers.append(value[head, rest].expand(GROUP, -1, -1))
-            weights = torch.cat(every, -1).softmax(-1)
-            out[head] = (weights[..., None] * torch.cat(answers, 1)).sum(1)
-        return out
+            listed[0, head, : len(chosen)] = torch.tensor(chosen)
+        tokens = units_to_keep(length, self.options, unit) * unit
+        reach = torch.tensor([tokens * summary.REACH], dtype=torch.int32)
+        q, read = self.query(layer, length)[None], Selection(listed, listed, counts)
+        how = (SCALE, Reduction.MAX_SOFTMAX, reach, unit)
+        weights = self.ops.weigh(q, index, spans, read, *how)[0].double()
+        out, lse = self._states(layer, length, units, unit)
+        values = [index.cluster_values(nth).double() for nth in range(count)]
+        answers = torch.cat([out.new_zeros(HEADS, 0, out.shape[-1]), *values], 1)
+        shares = torch.cat((lse[..., None], weights), -1).softmax(-1)
+        return shares[..., :1] * out + shares[..., 1:] @ answers
 
     def attention(self, layer: int, length: int, units: list[list[int]], unit: int) -> torch.Tensor:
         """Attention in float64 over the tokens of `units` `[H][n]` of `unit`: `[H, G, D]`."""

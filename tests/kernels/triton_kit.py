@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from cases import EPS, Batch, allowed_error, attention
 from sgl_sparsekv.kernels.reference import load as load_reference
-from sgl_sparsekv.kernels.reference.ops import candidate_spans, reduce_group, unit_rows
+from sgl_sparsekv.kernels.reference.rows import candidate_spans, reduce_group, unit_rows
 from sgl_sparsekv.kernels.triton import load
 from sgl_sparsekv.kernels.triton.launch import interpreted
 from sgl_sparsekv.kernels.triton.spec import SPREAD

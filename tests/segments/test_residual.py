@@ -2,11 +2,10 @@
 
 import torch
 from segments.data import bunches
-from sgl_sparsekv.kernels.reference.ops import cluster_values
 
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.segments.residual import packed, quantised, residuals, widened
-from sgl_sparsekv.types import ResidualIndex, SegmentIndex
+from sgl_sparsekv.types import Candidates, Reduction, ResidualIndex, SegmentIndex
 
 OPS = load_ops("reference")
 SIZE = 128
@@ -46,13 +45,47 @@ def clusters_of(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_values_of_clusters_are_means_of_their_members() -> None:
     keys, values = segments(1)
     index = built(keys, values, [16], 4)
-    labels, found = index.codes[0, :, 0].long() & 15, cluster_values(index, 0)
+    labels = index.clusters(0)
+    found = index.of_clusters(0, index.cluster_values(0))
     for head in range(keys.shape[2]):
         for cluster in labels[head, 16:].unique():
             members = torch.nonzero(labels[head, 16:] == cluster).flatten() + 16
             mean = values[0, members, head].mean(0)
             got = found[head, members[0]]
             assert (got - mean).abs().max() <= mean.abs().max() / 127  # what 8 bits keep
+
+
+def test_codes_lie_in_the_order_of_clusters() -> None:
+    index = built(*segments(1), [0], 4)
+    labels, places = index.clusters(0).long(), index.places[0].long()
+    in_order = labels.gather(1, places)
+    assert torch.equal(places.sort().values, torch.arange(SIZE).expand_as(places))
+    assert torch.equal(in_order, in_order.sort(stable=True).values)
+    sizes = torch.nn.functional.one_hot(labels, 16).sum(1)
+    assert torch.equal(index.ends[0].long(), sizes.cumsum(1))
+
+
+def test_best_clusters_are_opened_until_they_hold_enough() -> None:
+    index = built(*segments(1), [0], 4)
+    labels, q = index.clusters(0).long(), torch.randn(1, index.clusters(0).long().shape[0], 2, 16)
+    tokens = torch.arange(SIZE, dtype=torch.int32)[None]
+    spans = Candidates(tokens, *(torch.tensor([x], dtype=torch.int32) for x in (0, SIZE)))
+    keys = torch.full((SIZE, q.shape[1], 16), torch.nan)  # coded tokens are not scored by keys
+    ranks = (q[0] @ index.cluster_keys(0).mT).amax(1)
+    sizes = torch.nn.functional.one_hot(labels, 16).sum(1)
+    for reach in (1, 40, SIZE):
+        args = (q, keys, index, spans, 1.0, Reduction.MAX)
+        asked = torch.tensor([reach], dtype=torch.int32)
+        scores, every = (OPS.score_codes(*args, reach=r)[0] for r in (asked, None))
+        there = scores > -torch.inf
+        assert torch.equal(scores[there], every[there])
+        for head in range(len(labels)):
+            opened = labels[head, there[head]].unique()
+            shut = [c for c in labels[head].unique().tolist() if c not in opened]
+            last = opened[ranks[head, opened].argmin()]
+            held = int(sizes[head, opened].sum())
+            assert held == there[head].sum() and held - sizes[head, last] < reach <= held
+            assert not shut or ranks[head, opened].min() >= ranks[head, shut].max()
 
 
 def test_a_record_is_the_same_alone_and_with_others() -> None:
