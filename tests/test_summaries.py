@@ -39,11 +39,14 @@ def test_a_code_for_each_token_and_a_book_for_each_subspace(
 
 
 @pytest.mark.parametrize("parts", [4, 5])
-def test_two_codes_share_a_byte_and_the_cluster_has_its_own(parts: int) -> None:
+def test_two_codes_share_a_byte_and_clusters_lie_apart(parts: int) -> None:
     """Vectors are bytes with scales: of centroids, of values, and of each book."""
     dim = 8 * parts
     assert residuals(256, parts).shapes(dim, V_DIM) == {
-        "codes": ((parts // 2 + 1, 256), torch.uint8),
+        "codes": (((parts + 1) // 2, 256), torch.uint8),
+        "labels": ((128,), torch.uint8),
+        "places": ((256,), torch.int16),
+        "ends": ((16,), torch.int16),
         "centroids": ((dim, 16), torch.int8),
         "codebooks": ((parts, 8, 16), torch.int8),
         "values": ((16, V_DIM), torch.int8),
