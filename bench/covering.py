@@ -25,6 +25,7 @@ class CoveringLayers:
         method: what ranks.
         layers: queries, K and V.
         inputs: what the i-th layer, counted round, is ranked by.
+        kept: sinks, window and tail of every layer; a server finds them once per step.
         tails: int32 `[rows]`, tokens of each last unit.
         coverage: float32 `[rows]`, so much that about BUDGET tokens are read.
     """
@@ -32,6 +33,7 @@ class CoveringLayers:
     method: SelectionMethod
     layers: Layers
     inputs: Callable[[int], ScoreInputs]
+    kept: KeptUnits
     tails: torch.Tensor
     coverage: torch.Tensor
 
@@ -44,22 +46,22 @@ class CoveringLayers:
         tails: torch.Tensor,
     ) -> "CoveringLayers":
         """Look for the coverage: more of it never reads less."""
-        rows, size = layers.q.shape[0], inputs(0).unit_size
-        found = CoveringLayers(load_method(name), layers, inputs, tails, torch.zeros(rows))
+        rows, given = layers.q.shape[0], inputs(0)
+        kept = KeptUnits.of(given.candidates, given.num_units)
+        found = CoveringLayers(load_method(name), layers, inputs, kept, tails, torch.zeros(rows))
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             found = replace(found, coverage=torch.full((rows,), middle))
-            read = found.select(ops, 0).counts.float().mean().item() * size
+            read = found.select(ops, 0).counts.float().mean().item() * given.unit_size
             low, high = (middle, high) if read < BUDGET else (low, middle)
         return found
 
     def select(self, ops: Ops, i: int) -> Selection:
         """What a KV head reads until it covers enough."""
         given = self.inputs(i)
-        kept = KeptUnits.of(given.candidates, given.num_units)
-        table = kept.table[:, None].expand(-1, given.q.shape[1], -1)
-        known = self._attend(ops, i, table, kept.counts)[1]
+        table = self.kept.table[:, None].expand(-1, given.q.shape[1], -1)
+        known = self._attend(ops, i, table, self.kept.counts)[1]
         told = replace(given, known=known, reduction=Reduction.MEAN_SOFTMAX)
         scores = self.method.score(ops, told)
         shares = sampled_shares(ops, scores, told, self.coverage)

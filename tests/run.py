@@ -40,13 +40,13 @@ class Part:
 PARTS = (
     Part("servers", ("server",)),
     Part("documents", ("docs", "package")),
-    Part("alone", ("server/alone",)),
     Part("backend", ("backend", "page_metadata", "segments", "selection")),
+    Part("alone", ("server/alone",)),
     Part("rest", (".",)),
-    Part("kernels", ("kernels",)),
     Part("tools", ("bench", "evaluation", "models", "report")),
+    Part("kernels", ("kernels",)),
 )
-"""The longest first, so that the two sides end together; the last takes what the others leave."""
+"""In an order in which the two sides end together."""
 
 
 def words(part: Part, parts: tuple[Part, ...] = PARTS) -> list[str]:
