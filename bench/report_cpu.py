@@ -13,9 +13,9 @@ One layer of Llama-3.1-8B (32 query heads, 8 KV heads of 128, bfloat16), and a w
 are milliseconds, the least of the repeats. A floor is what must be read over the bandwidth of
 summing a large buffer; the peer is SGLang's own `torch_native`; both in the same run. From
 `kernels-cpu-20261121-152408` on, another buffer is read before each call: no cache holds anything
-of the call before, as in a step of a whole model; earlier runs repeat an op. Runs after
-`kernels-cpu-20261128-132100` read keys that cluster as a language model's do, all methods the same;
-before, keys were noise: 64 % of its clusters have less than 4 tokens, of a model's 0.3 %. `choose`
+of the call before, as in a step of a whole model; earlier runs repeat an op. From
+`kernels-cpu-20261128-162600` on, keys cluster as a language model's do, the same for all methods;
+before they were noise, 64 % of whose clusters have less than 4 tokens, of a model's 0.3 %. `choose`
 is score, select and what the rest weighs, in one. How the kernels work and what made them fast:
 [CPU kernels](cpu_kernels.md)."""
 OP_NAMES = {
