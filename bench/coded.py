@@ -8,17 +8,11 @@ import torch
 from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS, Layers
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.selection import IndexOptions, load_method
 from sgl_sparsekv.selection.base import SelectionMethod
 from sgl_sparsekv.summaries import CodeSummary, ResidualSummary
-from sgl_sparsekv.types import (
-    Candidates,
-    Reduction,
-    ResidualIndex,
-    ScoreInputs,
-    SegmentIndex,
-    Selection,
-)
+from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, Selection
 
 Summary = CodeSummary | ResidualSummary
 Index = SegmentIndex | ResidualIndex

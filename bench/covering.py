@@ -9,7 +9,7 @@ from bench.layers import BUDGET, PAGE_SIZE, Layers
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.base import SelectionMethod
-from sgl_sparsekv.selection.sampling import sample_size, sampled_shares
+from sgl_sparsekv.selection.sampling import sample_size, sampled_ranking
 from sgl_sparsekv.types import KeptUnits, Reduction, ScoreInputs, Selection
 
 PEER = "same_bytes"
@@ -64,10 +64,10 @@ class CoveringLayers:
         known = self._attend(ops, i, table, self.kept.counts)[1]
         told = replace(given, known=known, reduction=Reduction.MEAN_SOFTMAX)
         scores = self.method.score(ops, told)
-        shares = sampled_shares(ops, scores, told, self.coverage)
+        ranking = sampled_ranking(ops, scores, told, self.coverage)
         units, apart = (told.candidates, told.num_units), torch.zeros_like(told.counts)
-        counts = ops.allot(shares.scores, *units, told.num_units, shares.lowest, apart)
-        return ops.select(shares.scores, *units, counts)
+        counts = ops.allot(ranking.scores, *units, told.num_units, ranking.lowest, apart)
+        return ops.select(ranking.scores, *units, counts)
 
     def fixed(self, ops: Ops, i: int, counts: torch.Tensor) -> Selection:
         """The best of a budget int32 `[rows]`."""

@@ -7,9 +7,10 @@ import torch
 
 from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, Layers
 from sgl_sparsekv.ops import Ops
+from sgl_sparsekv.segment_records import SegmentBounds
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.two_level import OVERSAMPLING, SEGMENT
-from sgl_sparsekv.types import Reduction, ScoreInputs, SegmentBounds, Selection
+from sgl_sparsekv.types import Reduction, ScoreInputs, Selection
 
 METHOD = "quest_two_level"
 PER_SEGMENT = SEGMENT // PAGE_SIZE

@@ -13,14 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "sgl_sparsekv"
-BASE = {"types", "summaries", "geometry", "errors"}
+BASE = {"types", "segment_records", "summaries", "geometry", "errors"}
 ALLOWED = {
     "errors": set(),
     "geometry": set(),
-    "types": set(),
+    "segment_records": set(),
+    "types": {"segment_records"},
     "summaries": set(),
     "routes": {"types"},
-    "ops": {"types", "summaries", "routes"},
+    "ops": {"types", "segment_records", "summaries"},
+    "fused_ops": {"types", "routes", "ops"},
     "selection": {*BASE, "ops", "segments"},
     "page_metadata": {*BASE, "ops"},
     "segments": BASE,

@@ -4,10 +4,11 @@ import torch
 
 from bench.quality.methods import Runner
 from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.segments.exact import dot, product_grid, total
 from sgl_sparsekv.selection.policy import RowPlan
 from sgl_sparsekv.summaries import ResidualSummary
-from sgl_sparsekv.types import Reduction, ResidualIndex, SegmentIndex, Selection
+from sgl_sparsekv.types import Reduction, Selection
 
 State = tuple[torch.Tensor, torch.Tensor]
 

@@ -10,23 +10,15 @@ from bench.quality.eight_bit import rounded
 from sgl_sparsekv.geometry import UNIT_SIZE, Geometry
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentBounds, SegmentIndex
 from sgl_sparsekv.segments.quantise import Codebook, encode
 from sgl_sparsekv.selection import SelectionMethod, load_method
 from sgl_sparsekv.selection.base import IndexOptions
 from sgl_sparsekv.selection.certificate import mass_floor
 from sgl_sparsekv.selection.policy import IntArray, RowOptions, RowPlan, plan_rows
-from sgl_sparsekv.selection.sampling import sampled_shares
+from sgl_sparsekv.selection.sampling import sampled_ranking
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary, PageSummary, ResidualSummary
-from sgl_sparsekv.types import (
-    Candidates,
-    KeptUnits,
-    Reduction,
-    ResidualIndex,
-    ScoreInputs,
-    SegmentBounds,
-    SegmentIndex,
-    Selection,
-)
+from sgl_sparsekv.types import Candidates, KeptUnits, Reduction, ScoreInputs, Selection
 
 SINK, WINDOW = 16, 64
 """Tokens that are always read: the server's defaults."""
@@ -173,10 +165,10 @@ class Runner:
         if ranked not in self._shares:
             self._shares = {ranked: self.method.score(self.ops, told)}
         asked = torch.full((rows,), coverage)
-        shares = sampled_shares(self.ops, self._shares[ranked], told, asked)
+        ranking = sampled_ranking(self.ops, self._shares[ranked], told, asked)
         units, all_pooled = (told.candidates, told.num_units), asked.new_full((rows,), pooled).int()
-        counts = self.ops.allot(shares.scores, *units, told.counts, shares.lowest, all_pooled)
-        return self.ops.select(shares.scores, *units, counts)
+        counts = self.ops.allot(ranking.scores, *units, told.counts, ranking.lowest, all_pooled)
+        return self.ops.select(ranking.scores, *units, counts)
 
     def known(self, plan: RowPlan) -> torch.Tensor:
         """Log-sum-exp float32 `[rows, H, G]` over what is read in any case."""

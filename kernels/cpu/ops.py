@@ -9,16 +9,15 @@ import torch
 
 from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.summaries import CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
     POOL_FLOOR,
     Candidates,
+    Ranking,
     Reduction,
-    ResidualIndex,
     ScoreInputs,
-    SegmentIndex,
     Selection,
-    Shares,
     per_head,
 )
 
@@ -226,7 +225,7 @@ class CpuOps:
 
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
-    ) -> Shares:
+    ) -> Ranking:
         """See `Ops.sample`; writes to the scores."""
         q, keys, known, spans = inputs.q, inputs.keys, inputs.known, inputs.candidates.contiguous()
         _check_rows(q=q, keys=keys, unit_table=spans.unit_table)
@@ -244,7 +243,7 @@ class CpuOps:
         pointer = ctypes.byref(args)
         args.scratch = self._scratch.pointer(self._library.sample_scratch(pointer))
         self._library.sample(pointer)
-        return Shares(scores, lowest)
+        return Ranking(scores, lowest)
 
     def allot(
         self,

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import torch
 
+from sgl_sparsekv.segment_records import ResidualIndex
 from sgl_sparsekv.summaries import ResidualSummary
-from sgl_sparsekv.types import Reduction, ResidualIndex
+from sgl_sparsekv.types import Reduction
 
 from .rows import reduce_group, reduce_shares
 

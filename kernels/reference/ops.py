@@ -2,15 +2,14 @@
 
 import torch
 
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
+    Ranking,
     Reduction,
-    ResidualIndex,
     ScoreInputs,
-    SegmentIndex,
     Selection,
-    Shares,
     per_head,
 )
 
@@ -126,9 +125,9 @@ class ReferenceOps:
 
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
-    ) -> Shares:
+    ) -> Ranking:
         """See `Ops.sample`."""
-        return sample(self, scores, inputs, coverage, size)
+        return sample(self.attend, scores, inputs, coverage, size)
 
     def allot(
         self,

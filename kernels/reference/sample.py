@@ -1,11 +1,11 @@
 """What a sample of keys says about shares of attention: see `sgl_sparsekv.selection.sampling`."""
 
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 
-from sgl_sparsekv.types import ScoreInputs, Shares
+from sgl_sparsekv.types import Ranking, ScoreInputs
 
 POWER = 1 / 3
 """Of shares: between looking where attention should be and looking everywhere alike."""
@@ -13,27 +13,13 @@ BLOCK = 64
 """Odds are summed up block by block, which is faster and more exact."""
 
 
-class Attends(Protocol):
-    """The one op that is needed."""
-
-    def attend(
-        self,
-        q: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        table: torch.Tensor,
-        counts: torch.Tensor,
-        tail_lengths: torch.Tensor,
-        scale: float,
-        unit_size: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Ops.attend`."""
-        ...
+Attend = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""`Ops.attend`."""
 
 
 def sample(
-    ops: Attends, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
-) -> Shares:
+    attend: Attend, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
+) -> Ranking:
     """See `Ops.sample`."""
     assert inputs.known is not None
     finite = scores.nan_to_num(-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
@@ -41,7 +27,7 @@ def sample(
     odds = (POWER * (finite - highest)).exp().nan_to_num(0)  # without candidates -inf less -inf
     units, whole = systematic(odds, size)
     log_chance = (odds.gather(-1, units) / whole).log() + math.log(size)
-    stands_for = unit_weights(ops, units, inputs) - log_chance[:, :, None]  # [rows, H, G, n]
+    stands_for = unit_weights(attend, units, inputs) - log_chance[:, :, None]  # [rows, H, G, n]
     stands_for = stands_for.masked_fill(stands_for.isnan(), -torch.inf)
     known = inputs.known[..., None]
     every = torch.logaddexp(stands_for.logsumexp(-1, keepdim=True), known)
@@ -52,7 +38,7 @@ def sample(
     ends = torch.cat((highest, _lowest(finite)), -1)
     drawn = finite.gather(-1, units)
     lowest = threshold(drawn, weights, ends, 1 - coverage.to(scores)[:, None])
-    return Shares(scores + moved, lowest + moved[..., 0])
+    return Ranking(scores + moved, lowest + moved[..., 0])
 
 
 def threshold(
@@ -106,7 +92,7 @@ def systematic(odds: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tenso
     return units.clamp(max=width - 1), whole.float()
 
 
-def unit_weights(ops: Attends, units: torch.Tensor, inputs: ScoreInputs) -> torch.Tensor:
+def unit_weights(attend: Attend, units: torch.Tensor, inputs: ScoreInputs) -> torch.Tensor:
     """Log-sum-exp `[rows, H, G, n]` of scaled q·k over each of some whole units `[rows, H, n]`.
 
     Each is attended by a row of its own, with keys for values: they are at hand.
@@ -117,7 +103,7 @@ def unit_weights(ops: Attends, units: torch.Tensor, inputs: ScoreInputs) -> torc
     q = inputs.q.repeat_interleave(size, 0)
     ones = torch.ones(rows * size, dtype=torch.int32, device=q.device)
     where = (physical.int().contiguous(), ones, ones * inputs.unit_size)
-    _, lse = ops.attend(q, inputs.keys, inputs.keys, *where, inputs.scale, inputs.unit_size)
+    _, lse = attend(q, inputs.keys, inputs.keys, *where, inputs.scale, inputs.unit_size)
     return lse.unflatten(0, (rows, size)).movedim(1, -1)
 
 

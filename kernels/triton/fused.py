@@ -46,7 +46,7 @@ WORKERS = 16
 
 
 class FusedDecode:
-    """See `sgl_sparsekv.ops.FusedDecode`.
+    """See `sgl_sparsekv.fused_ops.FusedDecode`.
 
     Raises:
         UnsupportedSetup: head sizes or the cache's type have no kernel.

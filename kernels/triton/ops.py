@@ -9,10 +9,10 @@ from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.summaries import PageSummary
 from sgl_sparsekv.types import (
     Candidates,
+    Ranking,
     Reduction,
     ScoreInputs,
     Selection,
-    Shares,
     StepShape,
     per_head,
 )
@@ -144,7 +144,7 @@ class TritonOps:
 
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
-    ) -> Shares:
+    ) -> Ranking:
         """See `Ops.sample`: refused on this device."""
         raise UnsupportedSetup(NO_SHARES)
 

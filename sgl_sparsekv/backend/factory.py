@@ -4,7 +4,8 @@ import logging
 from typing import Any, cast
 
 from ..config import FUSED_DEVICES
-from ..ops import FusedOps, load_ops
+from ..fused_ops import FusedOps
+from ..ops import load_ops
 from ..serving.room import Room
 from .attention import SparseKVBackend
 from .flags import options_of

@@ -14,8 +14,8 @@ import torch
 
 from ..config import ServerOptions
 from ..errors import UnsupportedSetup
+from ..fused_ops import FusedOps
 from ..geometry import ceil_div
-from ..ops import FusedOps
 from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths

@@ -14,9 +14,10 @@ import torch
 from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
 from ..page_metadata import RowSegments, StepSeal
-from ..selection.sampling import sampled_shares
+from ..segment_records import ResidualIndex
+from ..selection.sampling import sampled_ranking
 from ..summaries import ResidualSummary
-from ..types import Reduction, ResidualIndex, ScoreInputs, Selection, Shares
+from ..types import Ranking, Reduction, ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
@@ -237,10 +238,11 @@ class GroupedBackend(SparseKVBackend):
             chosen = group.method.choose(self.ops, self._inputs(group, q, layer))
             if chosen is not None:
                 return chosen
-        shares, units = self._shares(group, q, layer), (group.candidates, group.num_units)
-        scores, counts = shares.scores, group.counts
+        ranking, units = self._ranking(group, q, layer), (group.candidates, group.num_units)
+        scores, counts = ranking.scores, group.counts
         if group.goal is not None:
-            counts = self.ops.allot(scores, *units, counts, shares.lowest, group.goal.pooled)
+            assert ranking.lowest is not None
+            counts = self.ops.allot(scores, *units, counts, ranking.lowest, group.goal.pooled)
         selection = self.ops.select(scores, *units, counts)
         if group.rest is None:
             return selection, None
@@ -249,8 +251,8 @@ class GroupedBackend(SparseKVBackend):
         spans = group.candidates.in_tokens(size)
         return selection, self.ops.weigh(q, index, spans, selection, *how, size)
 
-    def _shares(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Shares:
-        """Held scores where a row does not reselect, else the method's."""
+    def _ranking(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Ranking:
+        """A held one where a row does not reselect, else the method's."""
         assert group.method is not None and self.plan is not None
         local = self._local(layer)
         rows = self.plan.rows[group.index.cpu().numpy()].tolist()
@@ -258,27 +260,27 @@ class GroupedBackend(SparseKVBackend):
         if len(held) == len(rows):
             shape = (len(rows), q.shape[1], group.candidates.unit_table.shape[1])
             scores = q.new_empty(shape, dtype=torch.float32)
-            shares = Shares(scores, scores.new_empty(shape[:2]))
+            lowest = None if group.goal is None else scores.new_empty(shape[:2])
+            ranking = Ranking(scores, lowest)
         else:
-            shares = self._scored(group, q, layer)
+            ranking = self._ranked(group, q, layer)
         for i, row in enumerate(rows):
             if i in held:
-                self.held.load(row, local, shares.row(i))
+                self.held.load(row, local, ranking.row(i))
             else:
-                self.held.store(row, local, shares.row(i))
-        return shares
+                self.held.store(row, local, ranking.row(i))
+        return ranking
 
-    def _scored(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Shares:
+    def _ranked(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Ranking:
         """What the method says; where there is a goal, held against a sample."""
         assert group.method is not None
         inputs = self._inputs(group, q, layer)
         if group.kept is None or group.goal is None:
-            scores = group.method.score(self.ops, inputs)
-            return Shares(scores, scores.new_full(scores.shape[:2], -torch.inf))
+            return Ranking(group.method.score(self.ops, inputs))
         known = self._known(group, q, layer)
         inputs = replace(inputs, known=known, reduction=Reduction.MEAN_SOFTMAX)
         scores = group.method.score(self.ops, inputs)
-        return sampled_shares(self.ops, scores, inputs, group.goal.coverage)
+        return sampled_ranking(self.ops, scores, inputs, group.goal.coverage)
 
     def _inputs(self, group: RowGroup, q: torch.Tensor, layer: Any) -> ScoreInputs:
         assert group.method is not None

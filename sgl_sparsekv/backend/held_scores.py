@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..types import Shares
+from ..types import Ranking
 
 
 @dataclass
 class _Held:
     serial: int
     length: int
-    layers: dict[int, Shares] = field(default_factory=dict)
+    layers: dict[int, Ranking] = field(default_factory=dict)
 
 
 class HeldScores:
@@ -44,16 +44,18 @@ class HeldScores:
         held = self._rows.get(row)
         return held is not None and layer in held.layers
 
-    def store(self, row: int, layer: int, shares: Shares) -> None:
+    def store(self, row: int, layer: int, ranking: Ranking) -> None:
         """Hold scores `[H, U]` of one layer and the lowest that is read, if the row holds any."""
         if row in self._rows:
-            copied = Shares(shares.scores.clone(), shares.lowest.clone())
-            self._rows[row].layers[layer] = copied
+            lowest = None if ranking.lowest is None else ranking.lowest.clone()
+            self._rows[row].layers[layer] = Ranking(ranking.scores.clone(), lowest)
 
-    def load(self, row: int, layer: int, out: Shares) -> None:
+    def load(self, row: int, layer: int, out: Ranking) -> None:
         """Fill `out` with what is held, its scores `[H, U]` with -inf where none are."""
         held = self._rows[row].layers[layer]
         width = min(held.scores.shape[-1], out.scores.shape[-1])
         out.scores.fill_(-torch.inf)
         out.scores[:, :width] = held.scores[:, :width]
-        out.lowest.copy_(held.lowest)
+        if out.lowest is not None:
+            assert held.lowest is not None, "a request keeps its options"
+            out.lowest.copy_(held.lowest)

@@ -3,7 +3,7 @@
 import torch
 
 from ..config import RequestOptions
-from ..ops import FusedDecode
+from ..fused_ops import FusedDecode
 from ..selection import load_method
 
 LONGEST = 1 << 30

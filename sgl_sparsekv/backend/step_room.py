@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 
 from ..config import FUSED_DEVICES, ServerOptions
+from ..fused_ops import FusedOps
 from ..geometry import ceil_div
-from ..ops import FusedOps, load_ops
+from ..ops import load_ops
 from ..selection import load_method
 from ..types import StepShape
 from .flags import options_of

@@ -12,8 +12,8 @@ import torch
 
 from ..geometry import Geometry
 from ..ops import Ops
+from ..segment_records import ResidualIndex, SegmentBounds, SegmentIndex
 from ..summaries import BoundSummary, ResidualSummary
-from ..types import ResidualIndex, SegmentBounds, SegmentIndex
 from .check import Mismatch, find_record_mismatches
 from .records import Cache, SegmentRecords, write_records
 

@@ -17,8 +17,8 @@ import torch
 
 from ..geometry import Geometry, ceil_div
 from ..ops import Ops
+from ..segment_records import SegmentIndex
 from ..summaries import BoundSummary, CodeSummary, ResidualSummary, SegmentSummary
-from ..types import SegmentIndex
 from .layout import KeyLayout
 
 IntArray = npt.NDArray[np.int64]

@@ -13,8 +13,8 @@ from functools import cache, partial
 
 import torch
 
+from ..segment_records import SegmentIndex
 from ..summaries import CodeSummary, IndexSegments, ResidualSummary
-from ..types import SegmentIndex
 from .exact import group_counts, group_sums, sum_grid
 from .index import products
 

@@ -8,8 +8,9 @@ taken is given back (`outward`), so the bound holds for the keys as they lie in 
 
 import torch
 
+from ..segment_records import ResidualIndex, SegmentIndex
 from ..summaries import PageSummary
-from ..types import ResidualIndex, ScoreInputs, SegmentIndex, Selection
+from ..types import ScoreInputs, Selection
 
 ROUNDING = 2.0**-32
 """Of the terms of a sum, more than float64 loses of one with fewer than a million."""

@@ -3,7 +3,8 @@
 import torch
 
 from ..ops import Ops
-from ..types import ResidualIndex, ScoreInputs, SegmentIndex
+from ..segment_records import ResidualIndex, SegmentIndex
+from ..types import ScoreInputs
 from .base import SelectionMethod
 from .certificate import coded_ceilings
 

@@ -10,9 +10,10 @@ estimated by default, with centroids and mean values.
 import torch
 
 from ..ops import Ops
+from ..segment_records import ResidualIndex
 from ..segments.residual import residuals
 from ..summaries import ResidualSummary
-from ..types import ResidualIndex, ScoreInputs, Selection
+from ..types import ScoreInputs, Selection
 from .base import IndexOptions
 from .coded import CodedMethod
 

@@ -12,7 +12,7 @@ chance, so a step is the same whoever runs it again.
 import torch
 
 from ..ops import Ops
-from ..types import ScoreInputs, Shares
+from ..types import Ranking, ScoreInputs
 
 LEAST_UNITS, LEAST_TOKENS = 16, 128
 """Of a sample."""
@@ -23,8 +23,8 @@ def sample_size(unit_size: int) -> int:
     return max(LEAST_UNITS, LEAST_TOKENS // unit_size)
 
 
-def sampled_shares(
+def sampled_ranking(
     ops: Ops, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor
-) -> Shares:
+) -> Ranking:
     """Hold estimated shares `[rows, H, U]` against a sample of them: see `Ops.sample`."""
     return ops.sample(scores, inputs, coverage, sample_size(inputs.unit_size))

@@ -19,8 +19,9 @@ import torch
 
 from ..geometry import ceil_div
 from ..ops import Ops
+from ..segment_records import SegmentBounds
 from ..summaries import BoundSummary
-from ..types import Candidates, Reduction, ScoreInputs, SegmentBounds
+from ..types import Candidates, Reduction, ScoreInputs
 from .base import IndexOptions, SelectionMethod
 from .quest import Quest
 

@@ -17,8 +17,9 @@ import torch
 
 from ..config import RequestOptions, ServerOptions
 from ..errors import UnsupportedSetup
+from ..fused_ops import FusedDecode, FusedOps
 from ..geometry import UNIT_SIZE, Geometry
-from ..ops import FusedDecode, FusedOps, load_ops
+from ..ops import load_ops
 from ..selection import load_method
 from ..selection.policy import RowOptions, RowPlan, plan_rows
 from ..selection.quest import Quest

@@ -14,10 +14,11 @@ from ..config import ServerOptions
 from ..errors import UnsupportedSetup
 from ..geometry import UNIT_SIZE, Geometry
 from ..ops import DEVICES, Ops, load_ops
+from ..segment_records import ResidualIndex, SegmentIndex
 from ..segments.index import clusters
 from ..segments.residual import residuals
 from ..selection import load_method, method_names
-from ..types import Candidates, Reduction, ResidualIndex, ScoreInputs, SegmentIndex
+from ..types import Candidates, Reduction, ScoreInputs
 
 TOLERANCE = 2e-4
 """float32 arithmetic in another order, on sums of a few hundred terms of size one."""

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from sgl_sparsekv.backend.held_scores import HeldScores
-from sgl_sparsekv.types import Shares
+from sgl_sparsekv.types import Ranking
 
 ROW, SERIAL, LENGTH, EVERY = 3, 7, 100, 4
 SCORES = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 LOWEST = torch.tensor([1.5, -torch.inf])
-SHARES = Shares(SCORES, LOWEST)
+RANKING = Ranking(SCORES, LOWEST)
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def held() -> HeldScores:
     made = HeldScores()
     made.begin_step(ROW, SERIAL, LENGTH, EVERY)
     assert not made.holds(ROW, 1)
-    made.store(ROW, 1, SHARES)
+    made.store(ROW, 1, RANKING)
     return made
 
 
@@ -57,7 +57,7 @@ def test_they_serve_their_request_for_its_steps(
 
 def test_a_new_selection_counts_its_own_steps(held: HeldScores) -> None:
     held.begin_step(ROW, SERIAL, 104, EVERY)
-    held.store(ROW, 0, SHARES)
+    held.store(ROW, 0, RANKING)
     held.begin_step(ROW, SERIAL, 107, EVERY)
     assert held.holds(ROW, 0) and not held.holds(ROW, 1)
     held.begin_step(ROW, SERIAL, 108, EVERY)
@@ -66,16 +66,16 @@ def test_a_new_selection_counts_its_own_steps(held: HeldScores) -> None:
 
 def test_who_selects_in_every_step_holds_nothing(held: HeldScores) -> None:
     held.begin_step(ROW, SERIAL, 101, 1)
-    held.store(ROW, 1, SHARES)
+    held.store(ROW, 1, RANKING)
     assert not held.holds(ROW, 1)
     held.begin_step(ROW + 1, SERIAL, 101, 1)
-    held.store(ROW + 1, 1, SHARES)
+    held.store(ROW + 1, 1, RANKING)
     assert not held.holds(ROW + 1, 1)
 
 
 @pytest.mark.parametrize("width", (1, 3, 5))
 def test_units_without_a_score_rank_last(held: HeldScores, width: int) -> None:
-    out = Shares(torch.full((2, width), torch.nan), torch.full((2,), torch.nan))
+    out = Ranking(torch.full((2, width), torch.nan), torch.full((2,), torch.nan))
     held.load(ROW, 1, out)
     expected = torch.full((2, width), -torch.inf)
     expected[:, : min(width, 3)] = SCORES[:, : min(width, 3)]
@@ -83,8 +83,8 @@ def test_units_without_a_score_rank_last(held: HeldScores, width: int) -> None:
 
 
 def test_what_is_held_is_a_copy(held: HeldScores) -> None:
-    given = Shares(SCORES.clone(), LOWEST.clone())
-    out = Shares(torch.empty(2, 3), torch.empty(2))
+    given = Ranking(SCORES.clone(), LOWEST.clone())
+    out = Ranking(torch.empty(2, 3), torch.empty(2))
     held.store(ROW, 2, given)
     given.scores.zero_()
     given.lowest.zero_()

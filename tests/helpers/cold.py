@@ -7,19 +7,11 @@ import torch
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.page_metadata import SINKS, write_records
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentBounds, SegmentIndex
 from sgl_sparsekv.selection import IndexOptions, load_method
-from sgl_sparsekv.selection.sampling import sampled_shares
+from sgl_sparsekv.selection.sampling import sampled_ranking
 from sgl_sparsekv.summaries import BoundSummary, PageSummary, ResidualSummary, SegmentSummary
-from sgl_sparsekv.types import (
-    Candidates,
-    Reduction,
-    ResidualIndex,
-    ScoreInputs,
-    SegmentBounds,
-    SegmentIndex,
-    Selection,
-    Shares,
-)
+from sgl_sparsekv.types import Candidates, Ranking, Reduction, ScoreInputs, Selection
 
 from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, ToyModel
 
@@ -92,7 +84,7 @@ class ColdRun:
         """Tokens of what the method selects."""
         return load_method(self.options.method).unit_size or self.unit
 
-    def shares(self, layer: int, length: int, indexed: list[bool]) -> Shares:
+    def ranking(self, layer: int, length: int, indexed: list[bool]) -> Ranking:
         """Scores `[H, U]` in the step that brings the context to `length` tokens, and the lowest
         that is read `[H]`.
 
@@ -133,10 +125,10 @@ class ColdRun:
         )
         scores = method.score(self.ops, inputs)
         if known is None:
-            return Shares(scores[0], scores.new_full((HEADS,), -torch.inf))
+            return Ranking(scores[0])
         asked = self.options.coverage
         coverage = torch.tensor([1.0 if asked is None else asked])
-        return sampled_shares(self.ops, scores, inputs, coverage).row(0)
+        return sampled_ranking(self.ops, scores, inputs, coverage).row(0)
 
     def _known(self, layer: int, length: int, q: torch.Tensor) -> torch.Tensor:
         """lse `[1, H, G]` over what is read in any case, as the method's scores measure it."""
@@ -154,9 +146,9 @@ class ColdRun:
         )
         return lse
 
-    def _adaptive(self, shares: Shares, length: int) -> list[list[int]]:
+    def _adaptive(self, ranking: Ranking, length: int) -> list[list[int]]:
         """Units `[H][n]` as far as the coverage and the pool of the KV heads go."""
-        scores, total, own = shares.scores, shares.scores.shape[1], self.own
+        scores, total, own = ranking.scores, ranking.scores.shape[1], self.own
         kept = always_kept(length, self.options, self.unit, own)
         rest = [u for u in range(total) if u not in kept]
         begin, end = (rest[0], rest[-1] + 1) if rest else (0, 0)
@@ -167,7 +159,8 @@ class ColdRun:
         pooled = one(self.options.budget_split == "heads")
         candidates = Candidates(torch.arange(total).int()[None], one(begin), one(end))
         ceiling = one(units_to_keep(length, self.options, own))
-        lowest = shares.lowest[None]
+        assert ranking.lowest is not None
+        lowest = ranking.lowest[None]
         found = self.ops.allot(scores[None], candidates, one(total), ceiling, lowest, pooled)
         counts = found[0].tolist()
         if self.options.coverage is None:
@@ -215,10 +208,10 @@ class ColdRun:
         """Logical units `[H][n]`, with scores of the step at `scored_at` tokens."""
         total = -(-length // self.own)
         scores = torch.full((HEADS, total), -torch.inf)
-        old = self.shares(layer, scored_at, indexed)
+        old = self.ranking(layer, scored_at, indexed)
         scores[:, : old.scores.shape[1]] = old.scores
         if self.options.adaptive:
-            return self._adaptive(Shares(scores, old.lowest), length)
+            return self._adaptive(Ranking(scores, old.lowest), length)
         kept = always_kept(length, self.options, self.unit, self.own)
         return best_units(scores, kept, units_to_keep(length, self.options, self.own))
 

@@ -1,4 +1,4 @@
-"""`sgl_sparsekv.ops.FusedDecode` in plain torch, row by row: what the fused kernels must do.
+"""`sgl_sparsekv.fused_ops.FusedDecode` in plain torch, row by row: what the fused kernels must do.
 
 State is where the kernels keep it (the table of options, stamps, the pending list), so a life cycle
 that is right here and kernels that equal this give a right server.

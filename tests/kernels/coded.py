@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from cases import Batch, make_batch
 
+from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.summaries import CodeSummary
-from sgl_sparsekv.types import SegmentIndex
 
 
 def make_coded(

@@ -9,7 +9,8 @@ from coded import make_coded, row_of
 from sgl_sparsekv.kernels.cpu.ops import CpuOps
 from sgl_sparsekv.kernels.reference import load as load_reference
 
-from sgl_sparsekv.types import Candidates, Reduction, SegmentIndex
+from sgl_sparsekv.segment_records import SegmentIndex
+from sgl_sparsekv.types import Candidates, Reduction
 
 REFERENCE = load_reference()
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

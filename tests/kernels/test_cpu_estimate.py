@@ -9,8 +9,9 @@ from coded import bunches
 from sgl_sparsekv.kernels.cpu.ops import CpuOps
 from sgl_sparsekv.kernels.reference import load as load_reference
 
+from sgl_sparsekv.segment_records import ResidualIndex
 from sgl_sparsekv.segments.residual import residuals
-from sgl_sparsekv.types import Candidates, Reduction, ResidualIndex, ScoreInputs, Selection
+from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, Selection
 
 REFERENCE = load_reference()
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

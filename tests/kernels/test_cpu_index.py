@@ -8,9 +8,9 @@ from cases import EPS
 from coded import bunches, distances, empty_index
 from sgl_sparsekv.kernels.cpu.ops import CpuOps
 
+from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.segments.index import clusters, products
 from sgl_sparsekv.summaries import CodeSummary
-from sgl_sparsekv.types import SegmentIndex
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 CASES = [  # summary, H, D, tokens not to learn from

@@ -9,10 +9,10 @@ from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.page_metadata import SINKS, SegmentRecords, StepIndex
 from sgl_sparsekv.page_metadata.indexing import RowSegments
 from sgl_sparsekv.page_metadata.layout import KeyLayout
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentBounds, SegmentIndex
 from sgl_sparsekv.segments.residual import residuals
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary
-from sgl_sparsekv.types import ResidualIndex, SegmentBounds, SegmentIndex
 
 PAGE, SEGMENT, HEADS, DIM, SLOTS = 16, 32, 2, 4, 20 * 16
 LAYOUT, GEOMETRY = KeyLayout(2, HEADS, DIM, torch.float32), Geometry(PAGE, PAGE)

@@ -4,8 +4,9 @@ import torch
 from segments.data import bunches
 
 from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.segments.residual import packed, quantised, residuals, widened
-from sgl_sparsekv.types import Candidates, Reduction, ResidualIndex, SegmentIndex
+from sgl_sparsekv.types import Candidates, Reduction
 
 OPS = load_ops("reference")
 SIZE = 128

@@ -11,6 +11,7 @@ from bench.quality.certificate import exact_mass
 from bench.quality.dump import LayerDump
 from bench.quality.methods import Runner, Variant, clustered, quantised, residual
 from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.selection import certificate
 from sgl_sparsekv.selection.certificate import (
     ROUNDING,
@@ -21,7 +22,7 @@ from sgl_sparsekv.selection.certificate import (
     read_units,
 )
 from sgl_sparsekv.selection.mean_std import furthest, mean_and_std
-from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, SegmentIndex, Selection
+from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, Selection
 
 HEADS, GROUP, DIM, LENGTH, ROWS = 1, 8, 32, 600, 24
 LENGTHS = np.linspace(330, LENGTH, ROWS).astype(np.int64)

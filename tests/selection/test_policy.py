@@ -14,7 +14,7 @@ from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.policy import RowOptions, RowPlan, plan_rows
-from sgl_sparsekv.types import Shares
+from sgl_sparsekv.types import Ranking
 
 METHODS = ("clusterkv", "full", "mean_std", "oracle", "quest", "shadowkv", "streaming")
 GEOMETRY = Geometry(64, 16)
@@ -308,7 +308,7 @@ def test_held_scores_are_used_for_r_steps(every: int) -> None:
     for length in range(100, 100 + 4 * every):
         held.begin_step(1, 7, length, every)
         if not held.holds(1, 0):
-            held.store(1, 0, Shares(torch.full((2, 6), float(length)), torch.zeros(2)))
+            held.store(1, 0, Ranking(torch.full((2, 6), float(length)), torch.zeros(2)))
             taken.append(length)
     assert taken == list(range(100, 100 + 4 * every, every))
 
@@ -318,7 +318,7 @@ def test_held_scores_end_with_their_request() -> None:
     for who, length, every in ((8, 101, 4), (7, 99, 4), (7, 104, 4), (7, 101, 1)):
         held = HeldScores()
         held.begin_step(1, 7, 100, 4)
-        held.store(1, 0, Shares(torch.zeros(2, 6), torch.zeros(2)))
+        held.store(1, 0, Ranking(torch.zeros(2, 6), torch.zeros(2)))
         held.begin_step(1, who, length, every)
         assert not held.holds(1, 0)
 
@@ -328,8 +328,8 @@ def test_held_scores_rank_new_units_last() -> None:
     held = HeldScores()
     held.begin_step(1, 7, 100, 4)
     scores, lowest = torch.randn(2, 6), torch.tensor([-1.0, -2.0])
-    held.store(1, 0, Shares(scores, lowest))
-    wide, narrow = (Shares(torch.zeros(2, n), torch.zeros(2)) for n in (8, 5))
+    held.store(1, 0, Ranking(scores, lowest))
+    wide, narrow = (Ranking(torch.zeros(2, n), torch.zeros(2)) for n in (8, 5))
     held.load(1, 0, wide)
     held.load(1, 0, narrow)
     assert torch.equal(wide.scores[:, :6], scores) and bool(

@@ -7,7 +7,7 @@ import torch
 from sgl_sparsekv.kernels.reference.sample import systematic, threshold
 
 from sgl_sparsekv.ops import load_ops
-from sgl_sparsekv.selection.sampling import sample_size, sampled_shares
+from sgl_sparsekv.selection.sampling import sample_size, sampled_ranking
 from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs
 
 REFERENCE, CPU = load_ops("reference"), load_ops("cpu")
@@ -48,7 +48,7 @@ def test_scores_that_mislead_by_a_factor_or_a_power_are_seen_through(unit: int) 
     for asked in (0.7, 0.9, 0.97):
         coverage = torch.full((60,), asked)
         for scores in (true, true - 3, true + 2, 0.5 * true, 1.5 * true, true + noise):
-            shares = sampled_shares(CPU, scores.clone(), given, coverage)
+            shares = sampled_ranking(CPU, scores.clone(), given, coverage)
             taken = shares.scores >= shares.lowest[..., None]
             read = 1 - true.exp().sum(-1) + (true.exp() * taken).sum(-1)
             assert abs(read.mean().item() - asked) < 0.025, asked
@@ -57,14 +57,14 @@ def test_scores_that_mislead_by_a_factor_or_a_power_are_seen_through(unit: int) 
 def test_the_moved_scores_add_up_to_the_true_share_of_the_candidates():
     given = inputs(rows=40, units=900, unit=1, sharp=2.0)
     true = true_scores(given)
-    found = sampled_shares(CPU, true - 2, given, torch.ones(40)).scores.exp().sum(-1)
+    found = sampled_ranking(CPU, true - 2, given, torch.ones(40)).scores.exp().sum(-1)
     whole = true.exp().sum(-1)
     assert ((found - whole).abs() < 0.1).all() and (found - whole).mean().abs() < 0.005
 
 
 def test_a_coverage_of_one_reads_down_to_the_ceiling_and_a_covered_row_reads_nothing():
     given = inputs(rows=3, units=90, unit=1, sharp=0.1)
-    shares = sampled_shares(REFERENCE, true_scores(given), given, torch.tensor([1.0, 0.9, 1e-3]))
+    shares = sampled_ranking(REFERENCE, true_scores(given), given, torch.tensor([1.0, 0.9, 1e-3]))
     assert (shares.lowest[0] == -torch.inf).all()
     assert shares.lowest[1].isfinite().all()
     assert (shares.lowest[2] == torch.inf).all()
@@ -77,14 +77,14 @@ def test_a_row_without_candidates_and_one_whose_scores_say_nothing_are_left_alon
     given = replace(given, candidates=replace(given.candidates, begin=none))
     scores = true_scores(given)
     scores[1, 0] = torch.nan
-    shares = sampled_shares(REFERENCE, scores, given, torch.full((3,), 0.9))
+    shares = sampled_ranking(REFERENCE, scores, given, torch.full((3,), 0.9))
     assert (shares.scores[0] == -torch.inf).all() and not shares.lowest.isnan().any()
     assert shares.scores[2].isfinite().sum() == scores[2].isfinite().sum()
     alone = replace(
         given, q=given.q[2:], known=given.known[2:],
         candidates=Candidates(*(part[2:] for part in vars(given.candidates).values())),
     )  # fmt: skip
-    again = sampled_shares(REFERENCE, scores[2:], alone, torch.tensor([0.9]))
+    again = sampled_ranking(REFERENCE, scores[2:], alone, torch.tensor([0.9]))
     assert torch.equal(again.scores[0], shares.scores[2]), "the same in any company"
     assert torch.equal(again.lowest[0], shares.lowest[2])
 

@@ -10,11 +10,12 @@ import torch
 
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata import SINKS
+from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.segments.index import clusters, products
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.shadowkv import OUTLIER_SHARE
 from sgl_sparsekv.summaries import CodeSummary
-from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, SegmentIndex
+from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs
 
 Array = npt.NDArray[np.float64]
 DEVICES = ("reference", "cpu")

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.mean_std import SPREAD, MeanStd
 from sgl_sparsekv.selection.quest import Quest, min_max, upper_bound
-from sgl_sparsekv.types import SegmentIndex
 
 KNOWN = object()
 TAKEN = ("q", "candidates", "scale", "reduction", "known")

@@ -9,10 +9,11 @@ import torch
 from helpers.soak import Size
 
 from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.segment_records import SegmentBounds
 from sgl_sparsekv.selection import load_method, two_level
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.selection.two_level import MARGIN, OVERSAMPLING, SEGMENT
-from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, SegmentBounds
+from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs
 
 DEVICES = ("reference", "cpu")
 HEADS, GROUP, DIM, UNIT = 2, 2, 32, 16

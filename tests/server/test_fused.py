@@ -16,12 +16,14 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     server = fleet.get("interpreted")
     document = chain_document(600, num_questions=4, num_hops=size(3, 5), seed=11)
     cold = ask_for(document, document.questions[0])
+    before = metric(server.url, "batch_steps_total", "sparse")  # of SGLang's own first request
     (answer,) = generate_all(server.url, [cold], concurrency=1)
     assert answer is not None
     assert not wrong_answers([cold], [answer])
     report = answer["meta_info"]["sparsekv"]
     assert report["rejected"] is None and report["decode_steps"] == cold.tokens - 1
     assert report["tokens_attended"] < 0.25 * report["tokens_in_context"]
+    assert metric(server.url, "batch_steps_total", "sparse") - before == cold.tokens - 1
     summarised = metric(server.url, "units_summarised_total")
     third = {"method": "quest", "budget": 0.3, "dense_layers": 1, "telemetry": True}
     options = (None, {"method": "full"}, third)
