@@ -71,15 +71,16 @@ class Way:
     barriers: int
 
 
-def shortest(listing: Listing, works: bool) -> Way | None:
+def shortest(listing: Listing, works: bool, through: str = PRODUCTS) -> Way | None:
     """The way with fewest waits, then instructions.
 
     Args:
         listing: kernel.
-        works: of a program that stores a result, of products where the kernel has any; else of one
-            that finds nothing to do.
+        works: of a program that stores a result, and does its work on the way; else of one that
+            finds nothing to do.
+        through: what that work is, where the kernel has any.
     """
-    wanted = PRODUCTS if listing.count(PRODUCTS) else "STG"
+    wanted = through if listing.count(through) else "STG"
     best: Way | None = None
     stack = [(0, Warp(), 0, 0, frozenset[str]())]
     for _ in range(MOST_PATHS):
