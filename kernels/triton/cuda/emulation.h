@@ -28,7 +28,7 @@ extern "C" char __start_shared_memory[], __stop_shared_memory[];
 
 namespace emulation {
 
-constexpr int LANES = 32, MOST_THREADS = 1024, STACK = 1 << 16, GARBAGE = 0xa5;
+constexpr int LANES = 32, MOST_THREADS = 1024, STACK = 1 << 16, GARBAGE = 0x7f;
 enum State { READY, AT_WARP, AT_BLOCK, ENDED };
 
 struct Thread {

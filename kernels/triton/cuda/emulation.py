@@ -42,8 +42,9 @@ def _library(defines: tuple[str, ...]) -> ctypes.CDLL:
         raise UnsupportedSetup(
             "emulating CUDA kernels needs the package ziglang: run `pip install ziglang`"
         )
-    name = hashlib.sha256(repr(defines).encode()).hexdigest()[:12]
-    target = _folder() / f"{name}.so"
+    texts = [path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]*"))]
+    digest = hashlib.sha256(repr((defines, texts)).encode()).hexdigest()
+    target = _folder() / f"{digest[:12]}.so"
     command = [sys.executable, "-m", "ziglang", "c++", *FLAGS, *defines, str(SOURCE)]
     done = subprocess.run(
         [*command, "-o", str(target)], capture_output=True, text=True, check=False
