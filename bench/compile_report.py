@@ -7,12 +7,12 @@ python -m bench.compile_report --common  prints what tests compare with it, as J
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import triton
-from sgl_sparsekv.kernels.triton.catalogue import ARCHITECTURES, COMMON, VARIANTS
-from sgl_sparsekv.kernels.triton.compile import LIMITS, Build, compile_all
+from sgl_sparsekv.kernels.triton.catalogue import ARCHITECTURES, COMMON, VARIANTS, Variant
+from sgl_sparsekv.kernels.triton.compile import LIMITS, Build, compile_all, compile_cuda
 
 from bench.instructions.table import table
 
@@ -34,7 +34,8 @@ anything here. [Triton kernels](../triton_kernels.md) says what each does.
 A cell reads `warps x registers / shared KiB / local bytes / programs`: warps of a program,
 registers per thread, shared memory per program, stack and spills per thread, and the programs that
 registers, shared memory, warps and program slots of one multiprocessor allow at once. A variant is
-head size, element type, tokens per unit, query heads per KV head and reduction.
+head size, element type, tokens per unit, query heads per KV head and reduction. The candidate in CUDA
+C++ is compiled by NVRTC, the others by Triton.
 
 """
 
@@ -42,7 +43,7 @@ head size, element type, tokens per unit, query heads per KV head and reduction.
 def source_hash() -> str:
     """Hash of the kernels' sources, names and contents."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*.py")):
+    for path in sorted(path for kind in ("*.py", "*.cu") for path in SOURCES.rglob(kind)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -62,6 +63,11 @@ def rows(builds: Iterable[Build]) -> list[str]:
     ]
 
 
+def builds_of(variants: Sequence[Variant]) -> list[Build]:
+    """Kernels in Triton, then that in CUDA C++."""
+    return [*compile_all(variants), *compile_cuda(variants)]
+
+
 def page(builds: list[Build]) -> str:
     """The whole page."""
     head = HEAD.format(
@@ -79,10 +85,10 @@ def main() -> None:
     parser.add_argument("--common", action="store_true", help="print the common variant's builds")
     if not parser.parse_args().common:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page(list(compile_all(VARIANTS))))
+        PAGE.write_text(page(builds_of(VARIANTS)))
         print(PAGE)
         return
-    builds = list(compile_all([COMMON]))
+    builds = builds_of([COMMON])
     found = {
         "triton": triton.__version__,
         "hash": source_hash(),

@@ -36,12 +36,21 @@ def run(defines: Sequence[str], arguments: ctypes.Structure, heads: int, rows: i
         raise RuntimeError(f"select.cu: {wrong.decode()}")
 
 
-@cache
-def _library(defines: tuple[str, ...]) -> ctypes.CDLL:
+def check_machine() -> None:
+    """Refuse a machine that cannot compile.
+
+    Raises:
+        UnsupportedSetup: in one sentence.
+    """
     if find_spec("ziglang") is None:
         raise UnsupportedSetup(
             "emulating CUDA kernels needs the package ziglang: run `pip install ziglang`"
         )
+
+
+@cache
+def _library(defines: tuple[str, ...]) -> ctypes.CDLL:
+    check_machine()
     texts = [path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]*"))]
     digest = hashlib.sha256(repr((defines, texts)).encode()).hexdigest()
     target = _folder() / f"{digest[:12]}.so"
