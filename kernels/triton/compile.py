@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import triton
@@ -118,12 +119,13 @@ def compile_case(case: Case, arch: tuple[int, int]) -> Build:
     )  # fmt: skip
 
 
-def compile_all(variants: Iterable[Variant] = VARIANTS) -> Iterator[Build]:
-    """Every case of some variants on every architecture."""
-    for variant in variants:
-        for arch in ARCHITECTURES:
-            for case in cases(arch, variant):
-                yield compile_case(case, arch)
+def compile_all(
+    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = ARCHITECTURES
+) -> Iterator[Build]:
+    """Every case of some variants on some architectures."""
+    for variant, arch in product(variants, architectures):
+        for case in cases(arch, variant):
+            yield compile_case(case, arch)
 
 
 def cuda_build(arch: tuple[int, int], units: int, variant: Variant = COMMON) -> Build:
@@ -141,12 +143,13 @@ def cuda_build(arch: tuple[int, int], units: int, variant: Variant = COMMON) -> 
     return Build(name, variant, arch, registers, shared, stack + local, warps, binary)
 
 
-def compile_cuda(variants: Iterable[Variant] = VARIANTS) -> Iterator[Build]:
+def compile_cuda(
+    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = ARCHITECTURES
+) -> Iterator[Build]:
     """It for the longest rows that it serves; for COMMON also for those of 128k in units of 64."""
-    for variant in variants:
+    for variant, arch in product(variants, architectures):
         for units in (2049, CUDA_SELECT_UNITS) if variant == COMMON else (CUDA_SELECT_UNITS,):
-            for arch in ARCHITECTURES:
-                yield cuda_build(arch, units, variant)
+            yield cuda_build(arch, units, variant)
 
 
 def _type(name: str, case: Case) -> str:

@@ -13,8 +13,9 @@ from start.resolving import SMALL
 
 from sgl_sparsekv.backend.flag_refusals import REFUSALS, Refusal
 from sgl_sparsekv.backend.support import attention_layers
-from sgl_sparsekv.config import PAGE_SIZES, check_page_size
+from sgl_sparsekv.config import check_page_size
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
+from sgl_sparsekv.geometry import PAGE_SIZES
 
 ACCEPTED = {
     "speculative_algorithm": None,
