@@ -83,6 +83,7 @@ def shortest(listing: Listing, works: bool, through: str = PRODUCTS) -> Way | No
     wanted = through if listing.count(through) else "STG"
     best: Way | None = None
     stack = [(0, Warp(), 0, 0, frozenset[str]())]
+    seen: dict[tuple[int, frozenset[str]], tuple[int, int]] = {}
     for _ in range(MOST_PATHS):
         if not stack:
             break
@@ -106,6 +107,10 @@ def shortest(listing: Listing, works: bool, through: str = PRODUCTS) -> Way | No
                 if one.guarded:
                     stack.append((at, warp.copy(), issued, barriers, done))
                 at = one.target
+                known = seen.setdefault((at, done), (warp.now, issued))
+                if known < (warp.now, issued):
+                    break  # another way has come here sooner
+                seen[at, done] = (warp.now, issued)
             elif one.target is not None and not one.guarded:
                 break
     return best
