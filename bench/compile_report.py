@@ -35,8 +35,8 @@ anything here. [Triton kernels](../triton_kernels.md) says what each does.
 A cell reads `warps x registers / shared KiB / local bytes / programs`: warps of a program,
 registers per thread, shared memory per program, stack and spills per thread, and the programs that
 registers, shared memory, warps and program slots of one multiprocessor allow at once. A variant is
-head size, element type, tokens per unit, query heads per KV head and reduction. CUDA C++ is compiled
-by NVRTC; a program of it is a block.
+head size, element type, tokens per unit, query heads per KV head and reduction. CUDA C++ is
+compiled by NVRTC; a program of it is a block.
 
 """
 

@@ -93,14 +93,15 @@ def test_a_broken_kernel_is_named(broken: tuple[str, ...], tmp_path: Path) -> No
 
 
 def test_a_broken_candidate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`select` in CUDA C++, emulated: by each of its checks."""
+    """`select` in CUDA C++, emulated; its other check is made all the same."""
     wrong = ("cuda/select.cu", "0x7fffffff)) ^ 0x80000000", "0x7fffffff)) ^ 0x00000000")
     broken = Variant("CUDA C++", edits=(*points.SELECT_CUDA.edits, wrong))
     monkeypatch.setattr(candidates, "SELECT_CUDA", broken)
     stage = replace(CHECKS, jobs=(JOBS["select-cuda"],))
     assert finish.rehearse([stage], tmp_path, None) == 1
     found = [e.detail for e in read(tmp_path / "select-cuda.jsonl") if is_failed(e)]
-    assert len(found) == 2 and all("first wrong at " in detail for detail in found)
+    assert len(found) == 1 and "first wrong at row 0, head 0" in found[0]
+    assert "select in CUDA C++ in a step" in " ".join(checks(entries_of(tmp_path), OK))
 
 
 def test_kernels_that_are_wrong_are_timed_and_not_judged(tmp_path: Path) -> None:
