@@ -20,12 +20,24 @@ from bench.gpu.log import Skip
 from bench.gpu.variants import made
 from sgl_sparsekv.errors import UnsupportedSetup
 
+NAME = f"select in {SELECT_CUDA.name}"
+
 
 def checked(run: Run) -> None:
     """`select` in CUDA C++, as the one in Triton is checked; a rehearsal emulates it."""
-    name = f"select in {SELECT_CUDA.name}"
-    if run.log.attempt(f"{name} compiles", lambda: compiled(run)) is not None:
-        select.check(replace(run, kernels=made(SELECT_CUDA)), name)
+    if ready(run):
+        select.check(replace(run, kernels=made(SELECT_CUDA)), NAME)
+
+
+def timed(run: Run) -> None:
+    """Every measured shape in a server's buffers, in turns with today's kernel."""
+    if ready(run):
+        measure(run, list(candidates()), SHAPES, served=True)
+
+
+def ready(run: Run) -> bool:
+    """Whether it can be compiled here."""
+    return run.log.attempt(f"{NAME} compiles", lambda: compiled(run)) is not None
 
 
 def compiled(run: Run) -> str:
@@ -46,8 +58,3 @@ def compiled(run: Run) -> str:
         f"{built.registers} registers, {built.local_bytes} bytes spilled, {built.shared_bytes} "
         f"bytes shared"
     )
-
-
-def timed(run: Run) -> None:
-    """Every measured shape in a server's buffers, in turns with today's kernel."""
-    measure(run, list(candidates()), SHAPES, served=True)
