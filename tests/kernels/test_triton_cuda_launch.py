@@ -83,6 +83,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     monkeypatch.setattr(select, "interpreted", lambda: False)
     monkeypatch.setattr(select, "capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     stream = SimpleNamespace(cuda_stream=33)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     select.compiled.cache_clear()

@@ -38,7 +38,7 @@ class Kernel:
     """
 
     def __init__(self, binary: bytes, name: str) -> None:
-        torch.cuda.current_stream()  # makes the device's context the current one
+        torch.cuda.synchronize()  # makes the device's context this thread's
         module, self._function = _HANDLE(), _HANDLE()
         _check(library().cuModuleLoadData(ctypes.byref(module), binary))
         _check(library().cuModuleGetFunction(ctypes.byref(self._function), module, name.encode()))
