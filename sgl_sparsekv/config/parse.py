@@ -8,6 +8,7 @@ from ..errors import ConfigError, RequestOptionError
 from ..selection import IndexOptions
 from ..types import Reduction
 from .checks import check_choice, listed, shown
+from .kv_compress import translated
 from .request import REQUEST_FIELDS, SERVER_ONLY, RequestOptions
 from .server import FUSED_DEVICES, INDEX_FIELDS, SERVER_FIELDS, ServerOptions, unfused
 
@@ -52,6 +53,10 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
     """
     if not isinstance(raw, Mapping):
         raise RequestOptionError(f"sparsekv must be an object of options, got {shown(raw)}")
+    try:
+        raw = translated(raw)
+    except ValueError as error:
+        raise RequestOptionError(f"sparsekv.{error}") from None
     for name in raw:
         if name not in REQUEST_FIELDS:
             raise RequestOptionError(

@@ -28,6 +28,11 @@ class RequestOptions:
         reselect_every: steps for which a selection is used; 1 selects anew in every step.
         estimate: what is not read enters with the weights that codes give it and the mean values of
             its clusters; None: as the method does by itself.
+        observation_window: last queries by which a method that keeps a view chooses.
+        pooling: tokens over which such a method spreads a score, the largest counting; odd.
+        renew_every: tokens of the answer after which a view is made anew; 0: never.
+        pyramid_beta: how steeply the budget of `pyramidkv` falls from layer to layer.
+        head_floor: part of its even share that every KV head keeps in `adakv`.
         telemetry: measure what decode covered and cost, and report it.
         share_generated: offer to the radix cache what sparse decode generated.
         unit_size: tokens per unit; the server's, no request can change it.
@@ -42,6 +47,11 @@ class RequestOptions:
     dense_layers: int = 0
     reselect_every: int = 1
     estimate: bool | None = None
+    observation_window: int = 32
+    pooling: int = 7
+    renew_every: int = 128
+    pyramid_beta: int = 20
+    head_floor: float = 0.2
     telemetry: bool = False
     share_generated: bool = True
     unit_size: int = UNIT_SIZE
@@ -55,6 +65,7 @@ class RequestOptions:
         check_int("reselect_every", self.reselect_every, 1, 1024)
         if self.estimate is not None:
             check_bool("estimate", self.estimate)
+        _check_view(self)
         check_bool("telemetry", self.telemetry)
         check_bool("share_generated", self.share_generated)
         check_int("unit_size", self.unit_size, min(PAGE_SIZES), max(PAGE_SIZES))
@@ -79,7 +90,10 @@ class RequestOptions:
     @property
     def estimates(self) -> bool:
         """Whether what is not read is estimated."""
-        return load_method(self.method).estimates if self.estimate is None else self.estimate
+        method = load_method(self.method)
+        if method.narrows:
+            return False
+        return method.estimates if self.estimate is None else self.estimate
 
     @property
     def minimum_budget(self) -> int:
@@ -97,6 +111,25 @@ class RequestOptions:
 SERVER_ONLY = ("unit_size",)
 """Fields of `RequestOptions` that only a server sets."""
 REQUEST_FIELDS = tuple(f.name for f in fields(RequestOptions) if f.name not in SERVER_ONLY)
+
+
+def _check_view(options: RequestOptions) -> None:
+    check_int("observation_window", options.observation_window, 1, 1024)
+    check_int("pooling", options.pooling, 1, 63)
+    if options.pooling % 2 == 0:
+        raise ValueError(f"pooling must be odd, got {options.pooling}")
+    check_int("renew_every", options.renew_every, 0, 1024)
+    check_int("pyramid_beta", options.pyramid_beta, 1, 1000)
+    floor = options.head_floor
+    if not (isinstance(floor, float) and 0.0 <= floor <= 1.0):
+        raise ValueError(
+            "head_floor must be a part of the even share (fraction in [0, 1], written with a "
+            f"point), got {shown(floor)}"
+        )
+    if options.estimate and load_method(options.method).narrows:
+        raise ValueError(
+            f"estimate must be false with method {options.method}, which keeps a view, got true"
+        )
 
 
 def _check_budget(value: object) -> None:
