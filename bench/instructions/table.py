@@ -24,8 +24,8 @@ HEAD = (
     "|---|---|---|---|---|---|---|---|"
 )
 
-WIDTHS = (1024, 2049, 4097, 8193)
-"""Units of a server's longest row: 128k in units of 64, 32 and 16, and fewer than threads."""
+WIDTHS = (2049, 8193)
+"""Units of a server's longest row: 128k in units of 64 and 16."""
 RANKED = "ATOMS"
 """What only a row whose units are ranked passes: a histogram in shared memory."""
 LANGUAGES = (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sgl_sparsekv.kernels.reference.rows import reduce_group
 from sgl_sparsekv.kernels.triton import tuning
-from sgl_sparsekv.kernels.triton.cuda import emulation
+from sgl_sparsekv.kernels.triton.cuda import emulation, select
 from sgl_sparsekv.kernels.triton.cuda.select import constants_for, launch_select
 from sgl_sparsekv.kernels.triton.launch import interpreted
 from sgl_sparsekv.kernels.triton.spec import MIN_MAX
@@ -56,6 +56,12 @@ def drawn(scene: Scene, seed: int = 0) -> Step:
             held.parts[row, :, first // block] = torch.stack((best, sums), 1)
         held.table[row, int(plan.num_units[row]) :] = -(10**6)
     return step
+
+
+@pytest.fixture(scope="module")
+def long() -> Scene:
+    """Rows whose threads hold several keys, of more blocks of scores than a warp adds at once."""
+    return make_scene(LONG, 2, 8, dtype=torch.float16)
 
 
 def wanted(step: Step, row: int) -> torch.Tensor:
@@ -104,6 +110,16 @@ def test_a_step_chooses_what_the_reference_does(
     for layer in range(2):
         with select_by("cuda", order=layer):
             check_step(drawn(scene), layer)
+
+
+@pytest.mark.parametrize("threads", [64, 512])
+def test_the_number_of_threads_changes_nothing(
+    threads: int, long: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More keys each, up to 69."""
+    monkeypatch.setattr(select, "CUDA_SELECT_THREADS", threads)
+    with select_by("cuda"):
+        check_step(drawn(long), 0)
 
 
 def test_both_kernels_write_the_same() -> None:
@@ -236,12 +252,6 @@ def test_the_kernel_as_it_is_is_not_blamed(sources: Path) -> None:
 def test_a_broken_kernel_is_found(name: str, sources: Path) -> None:
     edit(sources, *MUTANTS[name])
     assert wrong_orders()
-
-
-@pytest.fixture(scope="module")
-def long() -> Scene:
-    """Rows whose threads hold several keys, of more blocks of scores than a warp adds at once."""
-    return make_scene(LONG, 2, 8, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("name", RANKS)
