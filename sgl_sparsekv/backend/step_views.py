@@ -7,7 +7,7 @@ import torch
 
 from ..selection.policy import IntArray
 from ..types import Selection
-from ..views import RequestView
+from ..views import RequestView, selection_of
 from .layers import ModelLayers
 from .planner import StepPlan
 from .request_table import RequestEntry
@@ -107,18 +107,4 @@ class StepViews:
     def selection(self, layer: int, places: Sequence[int]) -> Selection:
         """What the views of decoding rows list in a layer: units of one token."""
         rows = [self._decoding[place] for place in places]
-        listed = [row.view.layers[layer].listed(len(row.slots)) for row in rows]
-        width = max(positions.shape[1] for positions, _ in listed)
-        logical = listed[0][0][None]
-        if len(rows) > 1:
-            logical = torch.full((len(rows), len(logical[0]), width), -1, dtype=torch.int32)
-            for mine, (positions, _) in zip(logical, listed, strict=True):
-                mine[:, : positions.shape[1]] = positions
-        physical = torch.stack(
-            [
-                row.slots[positions.clamp(min=0).long()]
-                for row, positions in zip(rows, logical, strict=True)
-            ]
-        )
-        counts = torch.stack([counts for _, counts in listed]).int()
-        return Selection(logical, physical.masked_fill(logical < 0, 0).int(), counts)
+        return selection_of([row.view.layers[layer] for row in rows], [row.slots for row in rows])

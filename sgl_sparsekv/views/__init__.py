@@ -4,7 +4,7 @@ A view lists positions, never slots: a running request's pages can change betwee
 retracted one comes back on others. It owns nothing of SGLang's pool, and no other request sees it.
 """
 
-from .layer_view import LayerView
+from .layer_view import LayerView, selection_of
 from .request_view import RequestView
 
-__all__ = ["LayerView", "RequestView"]
+__all__ = ["LayerView", "RequestView", "selection_of"]

@@ -9,7 +9,7 @@ from sgl_sparsekv.page_metadata import find_mismatches
 from sgl_sparsekv.selection import load_method
 
 from .cold import ColdRun, always_kept, segment_record, units_to_keep
-from .cold_view import viewed
+from .cold_view import cold_view, viewed
 from .host import Host
 from .recorder import Judged
 from .toy_model import LAYERS, SCALE
@@ -169,7 +169,10 @@ class Checker:
                 total = -(-judged.length // cold.own)
                 view = host.backend.table.entry(judged.row).view
                 everything = options.method == "full" or layer < options.dense_layers
-                everything |= view is not None and view.made == 0
+                if view is not None and not everything:
+                    everything = view.made == 0
+                    cold_made = cold_view(cold, len(live.req.origin_input_ids), judged.length).made
+                    require(not live.as_cold or cold_made == 0, "invariant 5", "no view was made")
                 require(everything or kept == total, "R7 budget", "everything was read")
             unit = host_unit(host) if physical is None else cold.own
             expected = cold.attention(layer, judged.length, units, unit)
