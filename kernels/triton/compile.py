@@ -128,17 +128,19 @@ def compile_all(
             yield compile_case(case, arch)
 
 
-def cuda_build(arch: tuple[int, int], units: int, variant: Variant = COMMON) -> Build:
+def cuda_build(
+    arch: tuple[int, int], units: int, variant: Variant = COMMON, paged: bool = False
+) -> Build:
     """`cuda/select.cu`, compiled for rows of up to `units` units.
 
     Raises:
         UnsupportedSetup: NVRTC is not installed.
     """
     block = variant.tuning(arch).score_units
-    constants = constants_for(units, variant.group, block, variant.mean)
+    constants = constants_for(units, variant.group, block, variant.mean, paged)
     binary = compile_cubin(SOURCE, constants.defines, arch)
     registers, stack, local, shared = _resources(binary)
-    name = f"select in CUDA C++, {constants.keys} keys"
+    name = f"select in CUDA C++, {constants.keys} keys{', stock pages' if paged else ''}"
     warps = constants.threads // WARP
     return Build(name, variant, arch, registers, shared, stack + local, warps, binary)
 
@@ -149,7 +151,7 @@ def compile_cuda(
     """It for the longest rows that it serves; for COMMON also for those of 128k in units of 64."""
     for variant, arch in product(variants, architectures):
         for units in (2049, CUDA_SELECT_UNITS) if variant == COMMON else (CUDA_SELECT_UNITS,):
-            yield cuda_build(arch, units, variant)
+            yield cuda_build(arch, units, variant, paged=variant.unit == 64)
 
 
 def _type(name: str, case: Case) -> str:

@@ -38,7 +38,7 @@ static_assert(sizeof(Arguments) == SELECT_BYTES);
 
 constexpr int WARP = 32, WARPS = THREADS / WARP;
 constexpr int BITS = 8, DIGITS = 1 << BITS, PASSES = 32 / BITS;
-constexpr int AHEAD = KEYS < 24 ? 24 / KEYS : 1;  // query heads whose logits are asked for ahead
+constexpr int AHEAD = KEYS <= 8 ? 24 / KEYS : 1;  // query heads whose logits are asked for ahead
 constexpr int EARLY = GROUP < AHEAD ? GROUP : AHEAD;
 constexpr int TOGETHER = 4;  // sums of blocks that a lane asks for at once
 constexpr unsigned ALL = 0xffffffff, ALWAYS = 0xffffffff;
@@ -293,7 +293,7 @@ __device__ void list_kept(const unsigned (&key)[KEYS], const int (&entry)[KEYS],
 }
 
 // Grid [H, rows].
-extern "C" __global__ void __launch_bounds__(THREADS) select_units(const Arguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) select_units(const Arguments a) {
   __shared__ Shared shared;
   const int thread = threadIdx.x;
   const long long pair = static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x;
