@@ -8,12 +8,12 @@ python -m bench.compile_report --common [sm_90 ...]
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import triton
-from sgl_sparsekv.kernels.triton.catalogue import ARCHITECTURES, COMMON, VARIANTS
-from sgl_sparsekv.kernels.triton.compile import LIMITS, Build, compile_all
+from sgl_sparsekv.kernels.triton.catalogue import ARCHITECTURES, COMMON, VARIANTS, Variant
+from sgl_sparsekv.kernels.triton.compile import LIMITS, Build, compile_all, compile_cuda
 
 from bench.instructions.table import table
 
@@ -35,7 +35,8 @@ anything here. [Triton kernels](../triton_kernels.md) says what each does.
 A cell reads `warps x registers / shared KiB / local bytes / programs`: warps of a program,
 registers per thread, shared memory per program, stack and spills per thread, and the programs that
 registers, shared memory, warps and program slots of one multiprocessor allow at once. A variant is
-head size, element type, tokens per unit, query heads per KV head and reduction.
+head size, element type, tokens per unit, query heads per KV head and reduction. CUDA C++ is
+compiled by NVRTC; a program of it is a block.
 
 """
 
@@ -43,7 +44,7 @@ head size, element type, tokens per unit, query heads per KV head and reduction.
 def source_hash() -> str:
     """Hash of the kernels' sources, names and contents."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*.py")):
+    for path in sorted(path for kind in ("*.py", "*.cu") for path in SOURCES.rglob(kind)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -63,6 +64,13 @@ def rows(builds: Iterable[Build]) -> dict[str, list[str]]:
         cell = f"{used} / {build.local_bytes} / {build.resident}"
         cells.setdefault(f"{build.case} | {kind}", []).append(cell)
     return cells
+
+
+def builds_of(
+    variants: Sequence[Variant], architectures: Sequence[tuple[int, int]] = ARCHITECTURES
+) -> list[Build]:
+    """Kernels in Triton, then that in CUDA C++."""
+    return [*compile_all(variants, architectures), *compile_cuda(variants, architectures)]
 
 
 def page(builds: list[Build]) -> str:
@@ -86,11 +94,11 @@ def main() -> None:
     wanted: list[str] | None = parser.parse_args().common
     if wanted is None:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page(list(compile_all(VARIANTS))))
+        PAGE.write_text(page(builds_of(VARIANTS)))
         print(PAGE)
         return
     chosen = [arch for arch in ARCHITECTURES if named(arch) in (wanted or known)]
-    builds = list(compile_all([COMMON], chosen))
+    builds = builds_of([COMMON], chosen)
     found = {
         "triton": triton.__version__,
         "hash": source_hash(),

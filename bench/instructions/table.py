@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sgl_sparsekv.kernels.triton.catalogue import cases
-from sgl_sparsekv.kernels.triton.compile import compile_case
+from sgl_sparsekv.kernels.triton.compile import compile_case, cuda_build
 from sgl_sparsekv.kernels.triton.fused import WORKERS
 from sgl_sparsekv.kernels.triton.tuning import Tuning, rows_together, score_chunks
 
 from bench.instructions.listing import Listing, disassemble
-from bench.instructions.waits import per_pass, shortest
+from bench.instructions.waits import Way, per_pass, shortest
 from sgl_sparsekv.geometry import ceil_div
 
 BEFORE = Path(__file__).with_name("before.json")
@@ -22,6 +22,15 @@ HEAD = (
     "| kernel | | instructions | barriers | loads, of 128 bits | asynchronous copies, of 128 bits "
     "| waits in turn | inner loops: instructions, barriers, copies, waits of a pass |\n"
     "|---|---|---|---|---|---|---|---|"
+)
+
+WIDTHS = (2049, 8193)
+"""Units of a server's longest row: 128k in units of 64 and 16."""
+RANKED = "ATOMS"
+"""What only a row whose units are ranked passes: a histogram in shared memory."""
+LANGUAGES = (
+    "| `select` of a ranked row | instructions | shortest way: issued by a warp, barriers, waits "
+    "| a further digit: instructions, barriers |\n|---|---|---|---|"
 )
 
 
@@ -89,6 +98,27 @@ def rows(before: dict[str, Any], now: dict[str, Counts]) -> list[str]:
     return lines
 
 
+def languages() -> list[str]:
+    """Lines of `select` in Triton and in CUDA C++, for rows of so many units."""
+    (case,) = (case for case in cases(ARCHITECTURE) if case.name == "select")
+    listing = disassemble(compile_case(case, ARCHITECTURE).binary)
+    lines = [f"| Triton, up to 2,048 units | {way_of(listing)} | all four are on the way |"]
+    for units in WIDTHS:
+        listing = disassemble(cuda_build(ARCHITECTURE, units).binary)
+        (digit,) = (loop for loop in listing.loops if listing.count("BAR", within=loop))
+        size, barriers = digit[1] - digit[0] + 1, listing.count("BAR", within=digit)
+        kind = f"CUDA C++, up to {units:,} units"
+        lines.append(f"| {kind} | {way_of(listing)} | {size}, {barriers} |")
+    return lines
+
+
+def way_of(listing: Listing) -> str:
+    """Size, and the way through of a row whose units are ranked."""
+    way: Way | None = shortest(listing, works=True, through=RANKED)
+    assert way is not None, "no way through the kernel was found"
+    return f"{len(listing.code)} | {way.instructions}, {way.barriers}, {way.waits}"
+
+
 def programs() -> str:
     """How many programs `score` has in one layer, before and now, and how many without a block."""
     rows, heads, unit, processors, width, filled = 8, 8, 16, 132, 131_076, 32_768
@@ -108,4 +138,4 @@ def programs() -> str:
 def table() -> str:
     """All of it, as the page has it."""
     lines = rows(json.loads(BEFORE.read_text())["kernels"], counted())
-    return "\n".join([HEAD, *lines, "", programs()])
+    return "\n".join([HEAD, *lines, "", LANGUAGES, *languages(), "", programs()])

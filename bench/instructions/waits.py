@@ -71,17 +71,19 @@ class Way:
     barriers: int
 
 
-def shortest(listing: Listing, works: bool) -> Way | None:
+def shortest(listing: Listing, works: bool, through: str = PRODUCTS) -> Way | None:
     """The way with fewest waits, then instructions.
 
     Args:
         listing: kernel.
-        works: of a program that stores a result, of products where the kernel has any; else of one
-            that finds nothing to do.
+        works: of a program that stores a result, and does its work on the way; else of one that
+            finds nothing to do.
+        through: what that work is, where the kernel has any.
     """
-    wanted = PRODUCTS if listing.count(PRODUCTS) else "STG"
+    wanted = through if listing.count(through) else "STG"
     best: Way | None = None
     stack = [(0, Warp(), 0, 0, frozenset[str]())]
+    seen: dict[tuple[int, frozenset[str]], tuple[int, int]] = {}
     for _ in range(MOST_PATHS):
         if not stack:
             break
@@ -105,6 +107,10 @@ def shortest(listing: Listing, works: bool) -> Way | None:
                 if one.guarded:
                     stack.append((at, warp.copy(), issued, barriers, done))
                 at = one.target
+                known = seen.setdefault((at, done), (warp.now, issued))
+                if known < (warp.now, issued):
+                    break  # another way has come here sooner
+                seen[at, done] = (warp.now, issued)
             elif one.target is not None and not one.guarded:
                 break
     return best

@@ -15,8 +15,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .catalogue import ARCHITECTURES, VARIANTS, Case, Variant, cases
+from .catalogue import ARCHITECTURES, COMMON, VARIANTS, Case, Variant, cases
+from .cuda.nvrtc import compile_cubin
+from .cuda.select import SOURCE, constants_for
 from .launch import interpreted
+from .tuning import CUDA_SELECT_UNITS
 
 KV_POINTERS = {"q", "keys", "values", "min_max", "mean_std", "out", "out_a", "out_b"}
 FLOAT_POINTERS = {"logits", "parts", "part_lse", "lse", "lse_a", "lse_b"}
@@ -109,7 +112,7 @@ def compile_case(case: Case, arch: tuple[int, int]) -> Build:
     options = {"num_warps": case.warps, "maxnreg": case.registers}
     built = triton.compile(source, target=target, options=options)
     binary = built.asm["cubin"]
-    registers, stack, local = _resources(binary)
+    registers, stack, local, _ = _resources(binary)
     return Build(
         case.name, case.variant, arch, registers, built.metadata.shared, stack + local, case.warps,
         binary,
@@ -123,6 +126,32 @@ def compile_all(
     for variant, arch in product(variants, architectures):
         for case in cases(arch, variant):
             yield compile_case(case, arch)
+
+
+def cuda_build(
+    arch: tuple[int, int], units: int, variant: Variant = COMMON, paged: bool = False
+) -> Build:
+    """`cuda/select.cu`, compiled for rows of up to `units` units.
+
+    Raises:
+        UnsupportedSetup: NVRTC is not installed.
+    """
+    block = variant.tuning(arch).score_units
+    constants = constants_for(units, variant.group, block, variant.mean, paged)
+    binary = compile_cubin(SOURCE, constants.defines, arch)
+    registers, stack, local, shared = _resources(binary)
+    name = f"select in CUDA C++, {constants.keys} keys{', stock pages' if paged else ''}"
+    warps = constants.threads // WARP
+    return Build(name, variant, arch, registers, shared, stack + local, warps, binary)
+
+
+def compile_cuda(
+    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = ARCHITECTURES
+) -> Iterator[Build]:
+    """It for the longest rows that it serves; for COMMON also for those of 128k in units of 64."""
+    for variant, arch in product(variants, architectures):
+        for units in (2049, CUDA_SELECT_UNITS) if variant == COMMON else (CUDA_SELECT_UNITS,):
+            yield cuda_build(arch, units, variant, paged=variant.unit == 64)
 
 
 def _type(name: str, case: Case) -> str:
@@ -147,8 +176,8 @@ def _is_aligned(name: str) -> bool:
     return name.startswith("stride_") or name in ("width", "capacity")
 
 
-def _resources(binary: bytes) -> tuple[int, int, int]:
-    """Registers, stack bytes and local bytes of the one kernel in a cubin."""
+def _resources(binary: bytes) -> tuple[int, int, int, int]:
+    """Registers, stack, local and static shared bytes of the one kernel in a cubin."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
@@ -156,6 +185,6 @@ def _resources(binary: bytes) -> tuple[int, int, int]:
         text = subprocess.run(
             [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     assert found, f"cuobjdump says nothing about resources: {text!r}"
-    return int(found[1]), int(found[2]), int(found[3])
+    return int(found[1]), int(found[2]), int(found[4]), int(found[3])

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 from .attend import attend_kernel
 from .buffers import StepBuffers, allocate
-from .launch import check_shape, interpreted, processors, tuning
+from .cuda.select import constants_for, launch_select
+from .launch import check_shape, interpreted, processors, selects_by_cuda, tuning
 from .score import score_kernel
 from .select import select_kernel
 from .spec import FORMULAS, SPREAD
@@ -187,16 +188,26 @@ class FusedDecode:
         pages, offsets = held.selected, held.offsets
         if paged is not None:
             pages, offsets = paged.pages, paged.offsets
-        chunks = triton.cdiv(shape.max_units, SELECT_CHUNK)
-        select_kernel[(chunks, shape.heads, rows)](
+        mean, block = shape.reduction is Reduction.MEAN_SOFTMAX, self.tuning.score_units
+        scores = (
             held.logits, held.parts, held.table, held.plan[0], held.plan[1], held.plan[2],
-            held.plan[3], held.plan[4], held.plan[6], pages, held.logical, offsets, held.tickets,
+            held.plan[3], held.plan[4], held.plan[6],
+        )  # fmt: skip
+        numbers = (
             layer, self._blocks, held.logits.shape[3], shape.max_selected, held.table.stride(0),
             1 if paged is None else shape.unit_size * shape.heads,
-            BLOCK=self.tuning.score_units, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS,
-            GROUP=shape.group, MEAN=shape.reduction is Reduction.MEAN_SOFTMAX, REDUCED=False,
-            COPY_DENSE=paged is not None, LOGICAL=self.watched, num_warps=SELECT_WARPS,
-            maxnreg=SELECT_REGISTERS,
+        )  # fmt: skip
+        if selects_by_cuda(shape.max_units):
+            constants = constants_for(shape.max_units, shape.group, block, mean, paged is not None)
+            tensors = (*scores, pages, held.logical if self.watched else None, offsets)
+            launch_select(constants, shape.heads, rows, tensors, numbers)
+            return
+        chunks = triton.cdiv(shape.max_units, SELECT_CHUNK)
+        select_kernel[(chunks, shape.heads, rows)](
+            *scores, pages, held.logical, offsets, held.tickets, *numbers,
+            BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
+            REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
+            num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS,
         )  # fmt: skip
 
     def _attend(

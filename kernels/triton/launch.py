@@ -7,7 +7,7 @@ import torch
 import triton
 from sgl_sparsekv.errors import UnsupportedSetup
 
-from .tuning import Tuning, tuning_for
+from .tuning import Tuning, select_by, tuning_for
 
 OLDEST = (8, 0)
 """Oldest compute capability: bf16 matrix units and asynchronous copies."""
@@ -42,6 +42,11 @@ def processors() -> int:
 def tuning(head_dim: int, dtype: torch.dtype) -> Tuning:
     """Constants for this machine."""
     return tuning_for(capability(), head_dim, dtype.itemsize)
+
+
+def selects_by_cuda(units: int) -> bool:
+    """Whether `cuda/select.cu` serves rows of up to `units` units on this machine."""
+    return select_by(capability(), units) == "cuda"
 
 
 def check_machine() -> None:

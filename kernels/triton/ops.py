@@ -19,8 +19,9 @@ from sgl_sparsekv.types import (
 
 from .attend import attend_kernel, merge_kernel
 from .buffers import allocate
+from .cuda.select import constants_for, launch_select
 from .fused import FusedDecode
-from .launch import interpreted, processors, tuning
+from .launch import interpreted, processors, selects_by_cuda, tuning
 from .primitives import PENDING_BLOCK
 from .score import score_kernel
 from .select import select_kernel
@@ -172,17 +173,26 @@ class TritonOps:
         widest = int(counts.max()) if rows else 0
         logical = scores.new_full((rows, heads, widest), -1, dtype=torch.int32)
         physical = torch.zeros_like(logical)
-        zeros, chunks = constant(scores, rows, 0), triton.cdiv(width, SELECT_CHUNK)
+        table, chunks = candidates.unit_table, triton.cdiv(width, SELECT_CHUNK)
+        rows_of = (
+            table, constant(scores, rows, MIN_MAX), candidates.begin, candidates.end, num_units,
+            counts, constant(scores, rows, 0),
+        )  # fmt: skip
+        lists = (physical, logical, run_offsets(rows * heads, widest, scores.device))
+        numbers = (0, 0, width, widest, table.stride(0), 1)
+        chosen = Selection(logical, physical, per_head(counts, heads))
+        if selects_by_cuda(width):
+            tensors = (scores.contiguous(), None, *rows_of, *lists)
+            launch_select(constants_for(width), heads, rows, tensors, numbers)
+            return chosen
         kept = scores.clone(memory_format=torch.contiguous_format) if chunks > 1 else scores
         select_kernel[(chunks, heads, rows)](
-            kept.contiguous(), scores, candidates.unit_table, constant(scores, rows, MIN_MAX),
-            candidates.begin, candidates.end, num_units, counts, zeros, physical, logical,
-            run_offsets(rows * heads, widest, scores.device), constant(scores, rows * heads, 0), 0,
-            0, width, widest, candidates.unit_table.stride(0), 1,
-            BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
-            COPY_DENSE=False, LOGICAL=True, num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS,
+            kept.contiguous(), scores, *rows_of, *lists, constant(scores, rows * heads, 0),
+            *numbers, BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False,
+            REDUCED=True, COPY_DENSE=False, LOGICAL=True, num_warps=SELECT_WARPS,
+            maxnreg=SELECT_REGISTERS,
         )  # fmt: skip
-        return Selection(logical, physical, per_head(counts, heads))
+        return chosen
 
     def attend(
         self,

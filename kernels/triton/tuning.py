@@ -25,6 +25,11 @@ SELECT_REGISTERS = 128
 SELECT_PARTS = 128
 """Blocks of scores whose sums `select` adds at a time."""
 
+CUDA_SELECT_THREADS = 1024
+"""Threads of `cuda/select.cu`, one block per row and KV head."""
+CUDA_SELECT_UNITS = 9 * 1024
+"""Units of a row that they hold in registers; with more of them some would spill."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -62,6 +67,15 @@ TUNING = {
     (12, 0): Tuning(attend_tokens=32),
 }
 """By compute capability. 8.9 and 12.0 have 100 KiB of shared memory, the others more."""
+SELECT_BY = {
+    (8, 0): "triton",
+    (8, 9): "triton",
+    (9, 0): "triton",
+    (10, 0): "triton",
+    (12, 0): "triton",
+}
+"""Who serves `select`: `select.py` ("triton") or `cuda/select.cu` ("cuda"). The latter is nowhere
+chosen as long as `bench.gpu.harvest` has not measured both there."""
 MOST_REGISTERS = 255
 """That a thread can have at all."""
 NARROW_HEAD, WIDE_HEAD = 64, 256
@@ -93,6 +107,16 @@ def tuning_for(capability: tuple[int, int], head_dim: int, itemsize: int = 2) ->
     if head_dim <= NARROW_HEAD:
         return replace(tuned, attend_tokens=2 * tuned.attend_tokens)
     return tuned
+
+
+def select_by(capability: tuple[int, int], units: int) -> str:
+    """Who serves `select` of rows of up to `units` units: "triton" or "cuda".
+
+    A longer row than one block holds is Triton's on every GPU: it would need several blocks that
+    wait for each other, which the emulation of `cuda/` cannot show to be right.
+    """
+    known = max((key for key in SELECT_BY if key <= capability), default=min(SELECT_BY))
+    return SELECT_BY[known] if units <= CUDA_SELECT_UNITS else "triton"
 
 
 def num_splits(heads: int) -> int:

@@ -18,7 +18,7 @@ from sgl_sparsekv.kernels.triton.catalogue import COMMON, cases
 from sgl_sparsekv.kernels.triton.ops import TritonOps
 
 from bench.gpu.harvest import __main__ as command
-from bench.gpu.harvest import drive, finish, points
+from bench.gpu.harvest import candidates, drive, finish, points
 from bench.gpu.harvest.archive import write_archive
 from bench.gpu.harvest.differ import near, same
 from bench.gpu.harvest.drive import Drive, child
@@ -80,7 +80,8 @@ def broken_kernels(*names: str) -> TritonOps:
 @pytest.mark.parametrize("broken", [("score", "plan"), ("select", "attend")], ids=" and ".join)
 def test_a_broken_kernel_is_named(broken: tuple[str, ...], tmp_path: Path) -> None:
     """Two at once: neither hides the other, nor is another launch blamed for what it was given."""
-    alone = replace(CHECKS, jobs=tuple(job for job in CHECKS.jobs if job.name != "gate"))
+    others = ("gate", "select-cuda")
+    alone = replace(CHECKS, jobs=tuple(job for job in CHECKS.jobs if job.name not in others))
     assert finish.rehearse([alone], tmp_path, None, broken_kernels(*broken)) == 1
     wrong = {
         job.name: [e for e in read(tmp_path / f"{job.name}.jsonl") if is_failed(e)]
@@ -89,6 +90,18 @@ def test_a_broken_kernel_is_named(broken: tuple[str, ...], tmp_path: Path) -> No
     assert {name for name, found in wrong.items() if found} == set(broken)
     for name in broken:
         assert "first wrong at " in wrong[name][0].detail and "are wrong" in wrong[name][0].detail
+
+
+def test_a_broken_candidate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`select` in CUDA C++, emulated; its other check is made all the same."""
+    wrong = ("cuda/select.cu", "0x7fffffff)) ^ 0x80000000", "0x7fffffff)) ^ 0x00000000")
+    broken = Variant("CUDA C++", edits=(*points.SELECT_CUDA.edits, wrong))
+    monkeypatch.setattr(candidates, "SELECT_CUDA", broken)
+    stage = replace(CHECKS, jobs=(JOBS["select-cuda"],))
+    assert finish.rehearse([stage], tmp_path, None) == 1
+    found = [e.detail for e in read(tmp_path / "select-cuda.jsonl") if is_failed(e)]
+    assert len(found) == 1 and "first wrong at row 0, head 0" in found[0]
+    assert "select in CUDA C++ in a step" in " ".join(checks(entries_of(tmp_path), OK))
 
 
 def test_kernels_that_are_wrong_are_timed_and_not_judged(tmp_path: Path) -> None:
@@ -288,7 +301,7 @@ def test_launches_are_compiled_as_a_gpu_would() -> None:
 
 def test_every_variant_changes_todays_sources() -> None:
     """An ablation whose line is gone tells nothing on a GPU."""
-    measured = [*points.ablations(), *list(points.sweeps())[::9]]
+    measured = [*points.ablations(), *points.candidates(), *list(points.sweeps())[::9]]
     assert {point.launch for point in measured} == {"score", "select", "attend"}
     for point in measured:
         assert inspect.signature(made(point.variant).fused)

@@ -1,9 +1,14 @@
-"""Selection: ties, numbers that are none, long rows, and what stands beside the scores."""
+"""Selection: ties, numbers that are none, long rows, and what stands beside the scores.
+
+By the kernel in Triton, and by that in CUDA C++ with its warps in several orders.
+"""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 from cases import make_batch
-from triton_kit import REDUCTIONS, REFERENCE, SUMMARIES, HostOps
+from triton_kit import REDUCTIONS, REFERENCE, SUMMARIES, HostOps, select_by
 
 from sgl_sparsekv.types import Candidates, Reduction
 
@@ -18,6 +23,13 @@ def ops() -> HostOps:
     return HostOps()
 
 
+@pytest.fixture(params=[("triton", 0), ("cuda", 0), ("cuda", 1), ("cuda", 5)], ids=str)
+def chooser(request: pytest.FixtureRequest, ops: HostOps) -> Iterator[HostOps]:
+    """The same, with one kernel or the other."""
+    with select_by(*request.param):
+        yield ops
+
+
 def candidates_of(units: list[int], seed: int = 0) -> tuple[torch.Tensor, Candidates]:
     """Rows with 2 sink units and a window of 3."""
     rng = torch.Generator().manual_seed(seed)
@@ -30,7 +42,10 @@ def candidates_of(units: list[int], seed: int = 0) -> tuple[torch.Tensor, Candid
 def same_selection(
     ops: HostOps, scores: torch.Tensor, candidates: Candidates, units: torch.Tensor, counts: list
 ) -> None:
-    """The reference and the kernel choose the same, in the same order."""
+    """The reference and the kernel choose the same, in the same order, from candidates alone."""
+    unit, begin, end = torch.arange(scores.shape[2]), candidates.begin, candidates.end
+    inside = (unit >= begin[:, None]) & (unit < end[:, None])
+    scores = scores.where(inside[:, None], torch.nan)
     kept = torch.tensor(counts, dtype=torch.int32)
     got = ops.select(scores, candidates, units, kept)
     want = REFERENCE.select(scores, candidates, units, kept)
@@ -40,7 +55,7 @@ def same_selection(
 
 
 @pytest.mark.parametrize("levels", [2, 10**6])
-def test_ties_go_to_the_lower_unit(ops: HostOps, levels: int) -> None:
+def test_ties_go_to_the_lower_unit(chooser: HostOps, levels: int) -> None:
     rng = torch.Generator().manual_seed(levels)
     num_units, candidates = candidates_of(UNITS, levels)
     shape = (len(UNITS), 3, max(UNITS))
@@ -48,10 +63,10 @@ def test_ties_go_to_the_lower_unit(ops: HostOps, levels: int) -> None:
     scores[torch.rand(scores.shape, generator=rng) < 0.2] = -torch.inf
     scores[:, 1][scores[:, 1] == 0] = -0.0
     for counts in (UNITS, [1, 3, 9, 20, 128, 700, 2500], [1, 2, 5, 6, 6, 6, 6]):
-        same_selection(ops, scores, candidates, num_units, counts)
+        same_selection(chooser, scores, candidates, num_units, counts)
 
 
-def test_what_is_not_a_number_ranks_behind_what_is_always_kept(ops: HostOps) -> None:
+def test_what_is_not_a_number_ranks_behind_what_is_always_kept(chooser: HostOps) -> None:
     """NaN, both infinities, the largest floats, denormals, and both zeros as equals."""
     rng = torch.Generator().manual_seed(5)
     largest, smallest = torch.finfo(torch.float32).max, 2.0**-149
@@ -64,13 +79,13 @@ def test_what_is_not_a_number_ranks_behind_what_is_always_kept(ops: HostOps) -> 
     scores[1, 1] = -0.0
     scores[1, 1, ::3] = 0.0
     for counts in ([40, 300, 17], [6, 6, 6], [12, 90, 9], [30, 200, 15], [5, 5, 5]):
-        same_selection(ops, scores, candidates, num_units, counts)
+        same_selection(chooser, scores, candidates, num_units, counts)
 
 
-def test_fewer_units_than_are_always_kept(ops: HostOps) -> None:
+def test_fewer_units_than_are_always_kept(chooser: HostOps) -> None:
     """No server asks for it; the lowest are taken, as the reference does."""
     num_units, candidates = candidates_of([16, 40])
-    same_selection(ops, torch.rand(2, 2, 40), candidates, num_units, [1, 4])
+    same_selection(chooser, torch.rand(2, 2, 40), candidates, num_units, [1, 4])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -99,4 +114,7 @@ def test_a_broken_key_selects_as_the_reference_does(
     ranks = [scores.nan_to_num(3e38, posinf=3e38, neginf=-3e38) for scores in (got, want)]
     assert (ranks[0] - ranks[1]).abs().max() <= 1e-4
     args = (batch.candidates, batch.num_units, torch.full((2,), 20, dtype=torch.int32))
-    assert torch.equal(ops.select(got, *args).logical, REFERENCE.select(want, *args).logical)
+    chosen = REFERENCE.select(want, *args).logical
+    for who in ("triton", "cuda"):
+        with select_by(who):
+            assert torch.equal(ops.select(got, *args).logical, chosen)

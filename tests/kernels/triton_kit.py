@@ -7,15 +7,18 @@ twice the error. Loads, stores, masks, addresses, control flow and float32 sums 
 GPU the same tests run with 16-bit operands, and the bands below grow by what that rounding allows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import pytest
 import torch
 from cases import EPS, Batch, allowed_error, attention
 from sgl_sparsekv.kernels.reference import load as load_reference
 from sgl_sparsekv.kernels.reference.rows import candidate_spans, reduce_group, unit_rows
-from sgl_sparsekv.kernels.triton import load
+from sgl_sparsekv.kernels.triton import load, tuning
+from sgl_sparsekv.kernels.triton.cuda import emulation
 from sgl_sparsekv.kernels.triton.launch import interpreted
 from sgl_sparsekv.kernels.triton.spec import SPREAD
 
@@ -75,6 +78,15 @@ class HostOps:
         there = out.to(DEVICE)
         self.ops.summarise(summary, keys.to(DEVICE), there, units.to(DEVICE))
         out.copy_(there)
+
+
+@contextmanager
+def select_by(who: str, order: int = 0) -> Iterator[None]:
+    """`select` is served by one kernel on every GPU; see `emulation.order`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "SELECT_BY", dict.fromkeys(tuning.SELECT_BY, who))
+        patch.setattr(emulation, "order", order)
+        yield
 
 
 def candidate_fields(batch: Batch, name: str, ops: Any = REFERENCE) -> torch.Tensor:

@@ -21,6 +21,7 @@ from bench.gpu.graphs import FORMULAS
 from bench.gpu.harvest.checks.inputs import server_units, settings
 from bench.gpu.harvest.launches import Launch, recorded
 from bench.gpu.harvest.points import (
+    HOPPER,
     NARROW_SHAPE,
     SHAPES,
     SWEPT,
@@ -37,7 +38,6 @@ from bench.gpu.variants import made
 from sgl_sparsekv.types import Candidates, Reduction, StepShape
 
 PROCESSES = min(12, os.cpu_count() or 1)
-HOPPER = (9, 0)
 NOWHERE = torch.device("meta")
 
 
@@ -57,7 +57,7 @@ def compiled(one: Launch) -> str:
     start = monotonic()
     built = one.compile()
     seconds = monotonic() - start
-    registers, stack, local = resources(built.asm["cubin"])
+    registers, stack, local, _ = resources(built.asm["cubin"])
     return (
         f"{registers} registers, {stack + local} bytes spilled, {built.metadata.shared} bytes "
         f"shared, {seconds:.1f} s"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from bench.gpu.harvest import candidates
 from bench.gpu.harvest.checks import attend, plan, score, select, summaries, whole
 from bench.gpu.harvest.compile import PROCESSES, compile_share
 from bench.gpu.harvest.dense import dense
@@ -67,12 +68,14 @@ STAGES = (
         (
             Job("plan", plan.check), Job("summaries", summaries.check), Job("score", score.check),
             Job("select", select.check), Job("attend", attend.check), Job("gate", whole.check),
+            Job("select-cuda", candidates.checked),
         ),
     ),
     alone("bandwidth", 15, "what memory gives; gaps between launches; idle programs", gaps),
     alone("rows", 60, "selection, attend, attention, shared prefix; in a server's buffers", rows),
     alone("dense", 25, "dense decode by our own kernel and everybody else's", dense),
     alone("sweeps", 45, "other constants of score, select and attend", swept),
+    alone("candidates", 20, "kernels that could serve in place of today's", candidates.timed),
     alone("ablations", 15, "what a part of a kernel costs: the time without it", ablated),
     alone("replays", 40, "2,000 replays against one checksum; replay equals eager", replays),
     alone("profile", 40, "Nsight Compute's report of a layer", profile),

@@ -12,6 +12,8 @@ SHAPES = (
     Shape(64 * K, 1),
 )  # fmt: skip
 """The most telling first."""
+HOPPER = (9, 0)
+"""Compiled for where there is no GPU."""
 SWEPT = (Shape(32 * K, 1), Shape(32 * K, 8))
 NARROW = (("8 ranks", 1, 8), ("Qwen2.5-7B", 4, 7))
 """Name, KV heads and query heads per KV head of layers with fewer heads: fewer programs."""
@@ -76,6 +78,17 @@ def ablations() -> Iterator[Point]:
     yield Point("attend", Variant("does not join splits", edits=(joined,)))
     stamps = ("score.py", MARKED, "")
     yield Point("score", Variant("looks for no missing stamps", edits=(stamps,)))
+
+
+CUDA = ("tuning.py", "return SELECT_BY[known] if", 'return "cuda" if')
+SELECT_CUDA = Variant("CUDA C++", edits=(CUDA,))
+
+
+def candidates() -> Iterator[Point]:
+    """Kernels that could serve in place of today's."""
+    yield Point("select", SELECT_CUDA)
+    fewer = (("CUDA_SELECT_THREADS", 512),)
+    yield Point("select", Variant("CUDA C++, 512 threads", edits=(CUDA,), constants=fewer))
 
 
 def narrow(extents: Extents) -> Iterator[tuple[str, Extents]]:

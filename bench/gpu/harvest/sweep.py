@@ -1,9 +1,10 @@
 """One launch by many variants of its kernel: other constants, or a part of it left out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from triton.errors import TritonError
 
+from bench.gpu.harvest.checks.inputs import server_units
 from bench.gpu.harvest.points import SWEPT, Point, ablations, sweeps
 from bench.gpu.kernels import Run
 from bench.gpu.log import Fact, Skip
@@ -27,19 +28,29 @@ def ablated(run: Run) -> None:
     measure(run, list(ablations()))
 
 
-def measure(run: Run, points: list[Point]) -> None:
+def measure(
+    run: Run, points: list[Point], shapes: Sequence[Shape] = SWEPT, served: bool = False
+) -> None:
     """Every shape and unit size; a launch's points take turns with today's kernel.
 
     A rehearsal takes the first point of each launch.
+
+    Args:
+        run: where and how.
+        points: launches and variants.
+        shapes: batches.
+        served: buffers are as wide as a server's, else as the batch.
     """
     if run.rehearse:
         points = [next(p for p in points if p.launch == name) for name in launches(points)]
-    for shape in [REHEARSED_ALONE] if run.rehearse else SWEPT:
+    for shape in [REHEARSED_ALONE] if run.rehearse else shapes:
         scene = run.log.attempt(f"tensors of {shape}", lambda s=shape: make(run, s))
         for unit in UNITS[:1] if run.rehearse else UNITS:
+            exact = shape.context // unit
+            units = server_units(run, exact, unit) if served else exact
             step = scene and run.log.attempt(
                 f"step of {shape}, units of {unit}",
-                lambda s=scene, u=unit: make_step(s, u, kernels=run.kernels),
+                lambda s=scene, u=unit, n=units: make_step(s, u, kernels=run.kernels, units=n),
             )
             for launch in launches(points) if step else ():
                 if launch == "attend" and unit != UNITS[0]:

@@ -23,10 +23,10 @@ EQUALS = 7
 """Different scores, where ties are wanted."""
 
 
-def check(run: Run) -> None:
+def check(run: Run, name: str = "select") -> None:
     """The op by scores with and without ties, then as a step launches it."""
-    each(run, "select", alone)
-    each(run, "select in a step", in_step)
+    each(run, name, alone)
+    each(run, f"{name} in a step", in_step)
 
 
 def alone(run: Run, setting: Setting) -> str:
