@@ -8,13 +8,15 @@ import math
 
 import pytest
 import torch
+from helpers.soak import Size
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_sparsekv.selection.mean_std import SPREAD, MeanStd, mean_and_std
 from sgl_sparsekv.selection.quest import Quest, min_max, upper_bound
 
-CASES = 5000
+CASES = (1500, 5000)
+"""In `make test`, and in soak."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPECIAL = (0.0, -0.0, 5e-8, -5e-8, 1e-40, -1e-40, 3e-39, 1.0, -1.0, 6e4, -6e4)
 SLACK = 1e-5
@@ -34,9 +36,6 @@ def numbers(
     return values
 
 
-@settings(
-    max_examples=CASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
 @given(
     number=st.integers(0, 2**32 - 1),
     shape=st.sampled_from([(1, 8), (3, 1), (4, 64), (16, 64), (16, 80)]),
@@ -68,11 +67,14 @@ def check_bounds(
     assert bool((lower[..., None] <= dots + slack).all())
 
 
-def test_quest_bound_is_never_below_a_product() -> None:
-    """R5: 5,000 cases over all element types."""
-    check_bounds()
+def test_quest_bound_is_never_below_a_product(size: Size) -> None:
+    """R5: thousands of cases over all element types."""
+    cases = size(*CASES)
+    settings(
+        max_examples=cases, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )(check_bounds)()
     print(f"R5: {seen['cases']} cases, 0 violations, worst excess {seen['worst']:.1e} of sum|qk|")
-    assert seen["cases"] >= CASES
+    assert seen["cases"] >= cases
 
 
 def test_bound_of_one_key_is_its_product() -> None:

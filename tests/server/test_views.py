@@ -11,7 +11,7 @@ from .client import ask_for, generate_all, post, wrong_answers
 from .fleet import VIEWS, Fleet
 from .test_sharing import ask, words
 
-BUDGET, EVERY = 192, 16
+BUDGET, EVERY = 192, 8
 
 
 @pytest.mark.parametrize("method", VIEWS)
