@@ -9,6 +9,7 @@ from .segment_records import ResidualIndex, SegmentIndex
 from .summaries import CodeSummary, PageSummary
 from .types import (
     Candidates,
+    Goal,
     Ranking,
     Reduction,
     ScoreInputs,
@@ -186,6 +187,15 @@ class Ops(Protocol):
             most the ceiling. Of pooled rows the ceilings of all KV heads add up to H times the
             row's: each has `POOL_FLOOR` of it, the rest goes to the largest shares, among equal
             ones to the lower head.
+        """
+        ...
+
+    def cover(self, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal, size: int) -> Selection:
+        """`sample`, `allot`, then `select`: all at once.
+
+        Args:
+            scores, inputs, size: as of `sample`; the counts of the inputs are ceilings.
+            goal: what decides how much is read below them.
         """
         ...
 

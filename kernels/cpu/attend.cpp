@@ -296,14 +296,10 @@ void attend(const AttendArgs& a) {
 
 }  // namespace
 
-extern "C" int64_t attend_scratch(const AttendArgs* a) {
-  return a->rows * a->heads * (chunks_of(*a, a->width) * state_size(*a) + a->group * padded(a->dim));
-}
-
-extern "C" void attend(const AttendArgs* a) {
-  switch (a->dtype) {
-    case kBFloat16: return attend<BF16>(*a);
-    case kFloat16: return attend<F16>(*a);
-    default: return attend<float>(*a);
-  }
+extern "C" int64_t attend(const AttendArgs* a) {
+  int64_t needed = a->rows * a->heads *
+                   (chunks_of(*a, a->width) * state_size(*a) + a->group * padded(a->dim));
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() { attend<T>(*a); });
+  return 0;
 }

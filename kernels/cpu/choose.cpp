@@ -155,13 +155,10 @@ void choose(const Choice& a) {
 
 }  // namespace
 
-extern "C" int64_t choose_scratch(const ChooseArgs* a) { return Choice(*a).floats; }
-
-extern "C" void choose(const ChooseArgs* a) {
+extern "C" int64_t choose(const ChooseArgs* a) {
   Choice scene(*a);
-  switch (a->codes.dtype) {
-    case kBFloat16: return choose<BF16>(scene);
-    case kFloat16: return choose<F16>(scene);
-    default: return choose<float>(scene);
-  }
+  int64_t needed = scene.floats;
+  if (needed > a->codes.scratch_size) return needed;
+  for_dtype(a->codes.dtype, [&]<typename T>() { choose<T>(scene); });
+  return 0;
 }

@@ -291,7 +291,7 @@ void score_keys(const Probe& a) {
 template <typename T, typename Finish>
 void for_lists(const Probe& a, const Finish& finish) {
   constexpr int64_t kPart = 16;  // segments
-  lay_out(a);
+  lay_out(a, true);
   score_keys<T>(a);
   int64_t lists = a.rows * a.heads, parts = (a.spans + kPart - 1) / kPart;
   if (a.by_thread()) {

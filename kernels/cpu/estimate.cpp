@@ -151,16 +151,10 @@ void estimate(const Rest& a) {
 
 }  // namespace
 
-extern "C" int64_t estimate_scratch(const EstimateArgs* e) {
-  Rest rest(*e);
-  return e->rows * e->heads * rest.floats_of_list();
-}
-
-extern "C" void estimate(const EstimateArgs* e) {
-  Rest rest(*e);
-  switch (e->dtype) {
-    case kBFloat16: return estimate<BF16>(rest);
-    case kFloat16: return estimate<F16>(rest);
-    default: return estimate<float>(rest);
-  }
+extern "C" int64_t estimate(const EstimateArgs* a) {
+  Rest rest(*a);
+  int64_t needed = a->rows * a->heads * rest.floats_of_list();
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() { estimate<T>(rest); });
+  return 0;
 }

@@ -13,8 +13,17 @@ SOURCES = (
     *("index.cpp", "sample.cpp", "score.cpp", "select.cpp", "summarise.cpp", "weigh.cpp"),
 )
 HEADERS = (
-    *("args.h", "cluster_scene.h", "cluster_steps.h", "cluster_tables.h", "cluster_weights.h"),
-    *("code_keys.h", "code_scene.h", "code_tables.h", "dot.h", "exact.h", "kmeans.h", "lookup.h"),
+    *("allot.h", "args.h", "cluster_scene.h", "cluster_steps.h", "cluster_tables.h"),
+    *(
+        "cluster_weights.h",
+        "code_keys.h",
+        "code_scene.h",
+        "code_tables.h",
+        "dot.h",
+        "exact.h",
+        "kmeans.h",
+        "lookup.h",
+    ),
     *("order.h", "parallel.h", "permute.h", "shares.h", "simd.h"),
 )
 FLAGS = (

@@ -1,6 +1,7 @@
 // How far a row reads to cover a share of attention, from the keys of a few units: see
 // kernels/reference/sample.py, which does the same step by step.
 
+#include "allot.h"
 #include "args.h"
 #include "exact.h"
 #include "parallel.h"
@@ -85,22 +86,32 @@ Sums sum_up(const float* scores, int64_t begin, int64_t end, double* ends) {
   return sums;
 }
 
+// Odds of the units of block b, side by side.
+void put_odds(const float* scores, int64_t begin, int64_t end, int64_t b, float highest, float* odds) {
+  for (int64_t u = b * kBlock; u < (b + 1) * kBlock; u += LANES) {
+    VecF x = splat(-kInf);
+    if (u < end) x = scores_at(scores, u, end);
+    VecF own = exp2_vec((x - highest) * (kPower * kLog2E));
+    VecI place = lane_numbers() + static_cast<int32_t>(u);
+    store(odds + u - b * kBlock, place >= static_cast<int32_t>(begin) ? own : VecF{});
+  }
+}
+
 // Draws the units in the middle of equal steps of the odds.
 void draw(const float* scores, int64_t begin, int64_t end, const Sums& sums, const Sample& s) {
-  int64_t b = begin / kBlock, last = (end - 1) / kBlock;
+  int64_t b = begin / kBlock, last = (end - 1) / kBlock, known = -1;
+  float odds[kBlock];
   for (int64_t i = 0; i < s.size; ++i) {
     double point = sums.odds * (static_cast<double>(i) + 0.5) / static_cast<double>(s.size);
     while (b < last && s.ends[b] < point) ++b;
+    if (b != known) put_odds(scores, begin, end, known = b, sums.highest, odds);
     double before = b > begin / kBlock ? s.ends[b - 1] : 0, sum = 0;
-    int64_t stop = (b + 1) * kBlock < end ? (b + 1) * kBlock : end;
-    int64_t u = b * kBlock > begin ? b * kBlock : begin, chosen = u;
-    for (bool found = false; u < stop && !found; ++u) {
-      float odds = exp2_one((finite(splat(scores[u]))[0] - sums.highest) * (kPower * kLog2E));
-      if (!(odds > 0)) continue;
-      sum += odds;
-      chosen = u;
-      s.chances[i] = odds / static_cast<float>(sums.odds) * static_cast<float>(s.size);
-      found = sum > point - before;
+    int64_t chosen = b * kBlock > begin ? b * kBlock : begin;
+    for (int64_t u = 0; u < kBlock && !(sum > point - before); ++u) {
+      if (!(odds[u] > 0)) continue;
+      sum += odds[u];
+      chosen = b * kBlock + u;
+      s.chances[i] = odds[u] / static_cast<float>(sums.odds) * static_cast<float>(s.size);
     }
     s.units[i] = static_cast<int32_t>(chosen);
     s.scores[i] = scores[chosen];
@@ -138,9 +149,11 @@ float weigh(const SampleArgs& a, const float* known, const Sample& s) {
   for (int64_t g = 0; g < a.group; ++g) {
     const float* logits = s.logits + g * s.size;
     float whole = log_sum_exp(joined(mass_of(logits, s.size), {known[g], 1}));
-    for (int64_t i = 0; i < s.size; ++i) {
-      float share = exp2_one((logits[i] - whole) * kLog2E);
-      if (share == share) s.weights[i] += share / static_cast<float>(a.group);
+    for (int64_t i = 0; i < s.size; i += LANES) {
+      VecF share = exp2_vec((load_at_most(logits + i, s.size - i) - whole) * kLog2E);
+      VecF weight = load_at_most(s.weights + i, s.size - i);
+      weight += (share == share ? share : VecF{}) / static_cast<float>(a.group);
+      put_first(s.weights + i, weight, s.size - i);
     }
   }
   float mass = 0;
@@ -182,10 +195,10 @@ float threshold(const Sample& s, const Sums& sums, float mass, float unread) {
 }
 
 template <typename T>
-void sample(const SampleArgs& a, int64_t i) {
+void sample(const SampleArgs& a, int64_t i, float* lowest) {
   int64_t row = i / a.heads, begin = a.begin[row], end = a.end[row];
   float *scores = a.scores + i * a.width, unread = 1 - a.coverage[row];
-  a.lowest[i] = unread <= 0 ? -kInf : kInf;
+  *lowest = unread <= 0 ? -kInf : kInf;
   if (begin >= end) return;
   Sample s = sample_at(a, i);
   Sums sums = sum_up(scores, begin, end, s.ends);
@@ -196,22 +209,32 @@ void sample(const SampleArgs& a, int64_t i) {
   sort(s);
   float shares = static_cast<float>(sums.shares);
   float moved = mass > 0 ? (log2_one(mass) - log2_one(shares)) * kLn2 - sums.highest : 0;
-  a.lowest[i] = threshold(s, sums, mass, unread) + moved;
+  *lowest = threshold(s, sums, mass, unread) + moved;
   for (int64_t u = begin; u < end; ++u) scores[u] += moved;
+}
+
+// What of the scores is read, behind a sample's scratch.
+AllotArgs allotment(const SampleArgs& a, const float* lowest, float* scratch) {
+  AllotArgs all = {};
+  all.scratch = scratch, all.scores = a.scores, all.begin = a.begin, all.end = a.end;
+  all.num_units = a.num_units, all.counts = a.ceilings, all.pooled = a.pooled;
+  all.lowest = lowest, all.out = a.counts;
+  all.rows = a.rows, all.heads = a.heads, all.width = a.width, all.threads = a.threads;
+  all.least = a.least;
+  return all;
 }
 
 }  // namespace
 
-extern "C" int64_t sample_scratch(const SampleArgs* a) {
-  return a->rows * a->heads * floats_of(*a);
-}
-
-extern "C" void sample(const SampleArgs* a) {
-  parallel_for(a->rows * a->heads, a->threads, [&](int64_t i, int64_t) {
-    switch (a->dtype) {
-      case kBFloat16: return sample<BF16>(*a, i);
-      case kFloat16: return sample<F16>(*a, i);
-      default: return sample<float>(*a, i);
-    }
+extern "C" int64_t sample(const SampleArgs* a) {
+  int64_t lists = a->rows * a->heads, own = lists * (floats_of(*a) + 1);
+  float* lowest = a->lowest ? a->lowest : a->scratch + lists * floats_of(*a);
+  AllotArgs all = allotment(*a, lowest, a->scratch + own);
+  int64_t needed = own + (a->counts ? pool_floats(all) : 0);
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() {
+    parallel_for(lists, a->threads, [&](int64_t i, int64_t) { sample<T>(*a, i, lowest + i); });
   });
+  if (a->counts) allot_all(all);
+  return 0;
 }

@@ -105,7 +105,7 @@ void select_head(const SelectArgs& a, int64_t row, int64_t head) {
   if (window > total) window = total;
   int64_t n = 0;
   for (int64_t u = 0; u < sinks && n < wanted; ++u) logical[n++] = static_cast<int32_t>(u);
-  int32_t* keys = a.scratch + (row * a.heads + head) * 2 * a.width;
+  int32_t* keys = bits_of(a.scratch) + (row * a.heads + head) * 2 * a.width;
   n += take_best(scores, sinks, window, wanted - sinks - (total - window), keys, keys + a.width,
                  logical + n);
   for (int64_t u = window; u < total && n < wanted; ++u) logical[n++] = static_cast<int32_t>(u);
@@ -118,7 +118,10 @@ void select_head(const SelectArgs& a, int64_t row, int64_t head) {
 
 }  // namespace
 
-extern "C" void select_units(const SelectArgs* a) {
+extern "C" int64_t select_units(const SelectArgs* a) {
+  int64_t needed = a->rows * a->heads * 2 * a->width;
+  if (needed > a->scratch_size) return needed;
   parallel_for(a->rows * a->heads, a->threads,
                [&](int64_t i, int64_t) { select_head(*a, i / a->heads, i % a->heads); });
+  return 0;
 }

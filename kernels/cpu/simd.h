@@ -37,6 +37,16 @@ struct F16 {
 
 enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+// Calls visit.template operator()<T>() with the element type.
+template <typename Visit>
+INLINE void for_dtype(int64_t dtype, const Visit& visit) {
+  switch (dtype) {
+    case kBFloat16: return visit.template operator()<BF16>();
+    case kFloat16: return visit.template operator()<F16>();
+    default: return visit.template operator()<float>();
+  }
+}
+
 INLINE VecF splat(float x) { return x - VecF{}; }  // x - 0 keeps the sign of a zero
 INLINE VecU splat_bits(uint32_t x) { return x | VecU{}; }
 INLINE VecF as_float(VecU x) { return reinterpret_cast<VecF>(x); }

@@ -6,6 +6,7 @@ from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
+    Goal,
     Ranking,
     Reduction,
     ScoreInputs,
@@ -150,6 +151,14 @@ class ReferenceOps:
                 rooms = shared(ranked, room)
             out[row] = always + rooms.minimum((ranked >= lowest[row, :, None]).sum(-1))
         return out
+
+    def cover(self, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal, size: int) -> Selection:
+        """See `Ops.cover`: one after the other."""
+        ranking = self.sample(scores, inputs, goal.coverage, size)
+        assert ranking.lowest is not None
+        units = (inputs.candidates, inputs.num_units)
+        how = (inputs.counts, ranking.lowest, goal.pooled)
+        return self.select(ranking.scores, *units, self.allot(ranking.scores, *units, *how))
 
     def select(
         self,

@@ -9,6 +9,7 @@ from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.summaries import PageSummary
 from sgl_sparsekv.types import (
     Candidates,
+    Goal,
     Ranking,
     Reduction,
     ScoreInputs,
@@ -158,6 +159,10 @@ class TritonOps:
         pooled: torch.Tensor,
     ) -> torch.Tensor:
         """See `Ops.allot`: `coverage` and `budget_split` are refused on this device."""
+        raise UnsupportedSetup(NO_SHARES)
+
+    def cover(self, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal, size: int) -> Selection:
+        """See `Ops.cover`: refused on this device."""
         raise UnsupportedSetup(NO_SHARES)
 
     def select(

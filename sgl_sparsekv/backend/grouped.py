@@ -5,7 +5,6 @@ be captured in a CUDA graph.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
 from ..page_metadata import RowSegments, StepSeal
 from ..segment_records import ResidualIndex
-from ..selection.sampling import sampled_ranking
+from ..selection.sampling import covering_selection, sampled_ranking
 from ..summaries import ResidualSummary
 from ..types import Ranking, Reduction, ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
@@ -238,18 +237,27 @@ class GroupedBackend(SparseKVBackend):
             chosen = group.method.choose(self.ops, self._inputs(group, q, layer))
             if chosen is not None:
                 return chosen
-        ranking, units = self._ranking(group, q, layer), (group.candidates, group.num_units)
-        scores, counts = ranking.scores, group.counts
-        if group.goal is not None:
-            assert ranking.lowest is not None
-            counts = self.ops.allot(scores, *units, counts, ranking.lowest, group.goal.pooled)
-        selection = self.ops.select(scores, *units, counts)
+        selection = self._selection(group, q, layer, self.held.any(rows))
         if group.rest is None:
             return selection, None
         size, index = group.unit_size, self._clusters(group, layer)
         how = (layer.scaling, self.options.reduction, group.counts * size * ResidualSummary.REACH)
         spans = group.candidates.in_tokens(size)
         return selection, self.ops.weigh(q, index, spans, selection, *how, size)
+
+    def _selection(self, group: RowGroup, q: torch.Tensor, layer: Any, holding: bool) -> Selection:
+        """The best units; `holding` scores for later steps, or some of earlier ones."""
+        units, counts = (group.candidates, group.num_units), group.counts
+        if group.goal is None:
+            return self.ops.select(self._ranking(group, q, layer).scores, *units, counts)
+        if not holding:
+            scores, inputs = self._shares(group, q, layer)
+            return covering_selection(self.ops, scores, inputs, group.goal)
+        ranking = self._ranking(group, q, layer)
+        assert ranking.lowest is not None
+        how = (counts, ranking.lowest, group.goal.pooled)
+        counts = self.ops.allot(ranking.scores, *units, *how)
+        return self.ops.select(ranking.scores, *units, counts)
 
     def _ranking(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Ranking:
         """A held one where a row does not reselect, else the method's."""
@@ -274,15 +282,22 @@ class GroupedBackend(SparseKVBackend):
     def _ranked(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Ranking:
         """What the method says; where there is a goal, held against a sample."""
         assert group.method is not None
-        inputs = self._inputs(group, q, layer)
-        if group.kept is None or group.goal is None:
-            return Ranking(group.method.score(self.ops, inputs))
-        known = self._known(group, q, layer)
-        inputs = replace(inputs, known=known, reduction=Reduction.MEAN_SOFTMAX)
-        scores = group.method.score(self.ops, inputs)
+        if group.goal is None:
+            return Ranking(group.method.score(self.ops, self._inputs(group, q, layer)))
+        scores, inputs = self._shares(group, q, layer)
         return sampled_ranking(self.ops, scores, inputs, group.goal.coverage)
 
-    def _inputs(self, group: RowGroup, q: torch.Tensor, layer: Any) -> ScoreInputs:
+    def _shares(
+        self, group: RowGroup, q: torch.Tensor, layer: Any
+    ) -> tuple[torch.Tensor, ScoreInputs]:
+        """Scores as shares of all attention, and what they were made from."""
+        assert group.method is not None
+        inputs = self._inputs(group, q, layer, self._known(group, q, layer))
+        return group.method.score(self.ops, inputs), inputs
+
+    def _inputs(
+        self, group: RowGroup, q: torch.Tensor, layer: Any, known: torch.Tensor | None = None
+    ) -> ScoreInputs:
         assert group.method is not None
         local, index = self._local(layer), None
         keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
@@ -297,8 +312,9 @@ class GroupedBackend(SparseKVBackend):
             num_units=group.num_units,
             counts=group.counts,
             scale=layer.scaling,
-            reduction=self.options.reduction,
+            reduction=self.options.reduction if known is None else Reduction.MEAN_SOFTMAX,
             unit_size=group.unit_size,
+            known=known,
         )
 
     def _known(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
