@@ -1,7 +1,7 @@
 """Steps that read until a share of attention is covered, beside fixed ones of as many bytes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -31,7 +31,7 @@ class CoveringLayers:
         tails: int32 `[rows]`, tokens of each last unit.
         scale: softmax scale.
         unit_size: tokens of a unit.
-        goal: a coverage so high that about BUDGET tokens are read.
+        goals: of each layer a coverage so high that about BUDGET tokens are read.
     """
 
     method: SelectionMethod
@@ -41,31 +41,34 @@ class CoveringLayers:
     tails: torch.Tensor
     scale: float
     unit_size: int
-    goal: Goal
+    goals: list[Goal]
 
     @staticmethod
     def make(
         ops: Ops, layers: Layers, name: str, inputs: Inputs, tails: torch.Tensor
     ) -> "CoveringLayers":
-        """Look for the coverage: more of it never reads less."""
+        """Look for the coverages: more of it never reads less."""
         rows, given = layers.q.shape[0], inputs(0, None)
         kept = KeptUnits.of(given.candidates, given.num_units)
-        goal = Goal(torch.zeros(rows), torch.zeros(rows, dtype=torch.int32))
-        shape = (tails, given.scale, given.unit_size)
-        found = CoveringLayers(load_method(name), layers, inputs, kept, *shape, goal)
-        low, high = 0.0, 1.0
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            found = replace(found, goal=replace(goal, coverage=torch.full((rows,), middle)))
-            read = found.select(ops, 0).counts.float().mean().item() * given.unit_size
-            low, high = (middle, high) if read < BUDGET else (low, middle)
+        apart, shape = torch.zeros(rows, dtype=torch.int32), (tails, given.scale, given.unit_size)
+        goals = [Goal(torch.zeros(rows), apart)] * len(layers.keys)
+        found = CoveringLayers(load_method(name), layers, inputs, kept, *shape, goals)
+        for i in range(len(goals)):
+            low, high = 0.0, 1.0
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                goals[i] = Goal(torch.full((rows,), middle), apart)
+                read = found.select(ops, i).counts.float().mean().item() * given.unit_size
+                low, high = (middle, high) if read < BUDGET else (low, middle)
         return found
 
     def select(self, ops: Ops, i: int) -> Selection:
         """What a KV head reads until it covers enough."""
-        table = self.kept.table[:, None].expand(-1, self.layers.q.shape[1], -1)
-        told = self.inputs(i, self._attend(ops, i, table, self.kept.counts)[1])
-        return covering_selection(ops, self.method.score(ops, told), told, self.goal)
+        keys, _ = self.layers.pool(i)
+        how = (self.kept, self.tails, self.scale, self.unit_size)
+        told = self.inputs(i, ops.known(self.layers.q, keys, *how))
+        goal = self.goals[i % len(self.goals)]
+        return covering_selection(ops, self.method.score(ops, told), told, goal)
 
     def fixed(self, ops: Ops, i: int, counts: torch.Tensor) -> Selection:
         """The best of a budget int32 `[rows]`."""
@@ -76,16 +79,18 @@ class CoveringLayers:
     def calls(self, ops: Ops) -> dict[str, Callable[[int], object]]:
         """The timed calls, each a function of the repeat's number."""
         given = self.inputs(0, None)
-        read = self.select(ops, 0).counts.float().mean(-1)
-        counts = (read + sample_size(given.unit_size) / 2).round().int()  # of keys alone
-        counts = counts.minimum(given.num_units)
+        sample = sample_size(given.unit_size) / 2  # of keys alone
+        counts = [
+            (self.select(ops, i).counts.float().mean(-1) + sample).round().int()
+            for i in range(len(self.goals))
+        ]
 
         def attended(i: int, chosen: Selection) -> object:
             return self._attend(ops, i, chosen.physical, chosen.counts)
 
         return {
             "decode_covering": lambda i: attended(i, self.select(ops, i)),
-            PEER: lambda i: attended(i, self.fixed(ops, i, counts)),
+            PEER: lambda i: attended(i, self.fixed(ops, i, counts[i % len(counts)])),
         }
 
     def sizes(self, ops: Ops, metadata: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ from .summaries import CodeSummary, PageSummary
 from .types import (
     Candidates,
     Goal,
+    KeptUnits,
     Ranking,
     Reduction,
     ScoreInputs,
@@ -142,6 +143,30 @@ class Ops(Protocol):
 
         Returns:
             As `score`; tokens of one code and m = 1 have equal scores.
+        """
+        ...
+
+    def known(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        kept: KeptUnits,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """Log-sum-exp of scaled q·k over what is read in any case.
+
+        Args:
+            q: `[rows, H, G, D]`.
+            keys: `[slots, H, D]`, the pool's K.
+            kept: sinks, window and tail of the rows, at least one unit of each.
+            tail_lengths: int32 `[rows]`, tokens of each last unit (1..unit_size).
+            scale: softmax scale.
+            unit_size: tokens per unit.
+
+        Returns:
+            float32 `[rows, H, G]`, as `score` takes it.
         """
         ...
 

@@ -117,12 +117,27 @@ struct SampleArgs : Memory {
   float* scores;         // [rows, H, U] contiguous, logs of shares of attention; moved
   const int32_t *table, *begin, *end;
   const float *known, *coverage;  // [rows, H, G] contiguous; [rows]
-  const int32_t *num_units, *ceilings, *pooled;  // [rows]
-  float* lowest;    // [rows, H] contiguous, or null
-  int32_t* counts;  // units to read, [rows, H] contiguous, or null
+  float* lowest;                  // [rows, H] contiguous
   int64_t rows, heads, group, dim, width, unit, size, dtype, threads;
   int64_t q_row, q_head, q_group, k_slot, k_head, t_row;
-  double scale, least;
+  double scale;
+};
+
+struct CoverArgs {
+  SampleArgs sample;                             // without lowest
+  const int32_t *num_units, *ceilings, *pooled;  // [rows]
+  int32_t* counts;                               // [rows, H] contiguous
+  int32_t* units;  // room for 2 [rows, H, U]: logical and physical units as close as counts allow
+  double least;
+};
+
+struct KnownArgs : Memory {
+  const void *q, *keys;                   // [rows, H, G, D], [slots, H, D]
+  const int32_t *table, *counts, *tails;  // [rows, n], [rows], [rows]
+  float* lse;                             // [rows, H, G] contiguous
+  int64_t rows, heads, group, dim, unit, dtype, threads;
+  int64_t q_row, q_head, q_group, k_slot, k_head, t_row;
+  double scale;
 };
 
 struct SummariseArgs : Memory {

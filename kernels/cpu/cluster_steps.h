@@ -207,7 +207,9 @@ void enter_tables(const Probe& a, int64_t row, int64_t head, int64_t s, const in
   }
   int32_t first = static_cast<int32_t>(s * a.segment), *to = tokens;
   for_open(record, found, [&](int, int64_t begin, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) to[i] = first + record.places[begin + i];
+    for (int64_t i = 0; i < count; i += LANES) {
+      put_first(to + i, load_first(record.places + begin + i, count - i) + first, count - i);
+    }
     to += count;
   });
   for (int64_t i = 0; i < found.count && !a.whole(span); ++i) {

@@ -19,6 +19,10 @@ _CODES = (
     "rows heads group dim width segments segment subspaces entries dtype threads "
     "q_row q_head q_group r_row s_row scale keys reach known out k_slot k_head reduction"
 )
+_SAMPLE = (
+    "q keys scores table begin end known coverage lowest rows heads group dim width unit size "
+    "dtype threads q_row q_head q_group k_slot k_head t_row scale"
+)
 FIELDS = {
     "attend": "q keys values table counts tails out lse "
     "rows heads group dim vdim width unit dtype threads "
@@ -35,9 +39,10 @@ FIELDS = {
     "select_units": "scores table begin end num_units counts logical physical "
     "rows heads width n threads t_row c_row c_head",
     "allot": "scores begin end num_units counts pooled lowest out rows heads width threads least",
-    "sample": "q keys scores table begin end known coverage num_units ceilings pooled "
-    "lowest counts rows heads group dim width unit size dtype threads "
-    "q_row q_head q_group k_slot k_head t_row scale least",
+    "sample": _SAMPLE,
+    "cover": f"{_SAMPLE} num_units ceilings pooled counts units least",
+    "known": "q keys table counts tails lse rows heads group dim unit dtype threads "
+    "q_row q_head q_group k_slot k_head t_row scale",
     "summarise": "keys fields units count heads dim unit dtype threads planes "
     "k_slot k_head f_unit f_head f_plane",
     "index_segments": "keys slots skips records codes codebooks "
@@ -101,6 +106,8 @@ class Library:
         self.select_units = Kernel(library, "select_units", scratch)
         self.allot = Kernel(library, "allot", scratch)
         self.sample = Kernel(library, "sample", scratch)
+        self.cover = Kernel(library, "cover", scratch)
+        self.known = Kernel(library, "known", scratch)
         self.summarise = Kernel(library, "summarise", scratch)
         self.index_segments = Kernel(library, "index_segments", scratch)
 

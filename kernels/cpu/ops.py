@@ -14,6 +14,7 @@ from sgl_sparsekv.types import (
     POOL_FLOOR,
     Candidates,
     Goal,
+    KeptUnits,
     Ranking,
     Reduction,
     ScoreInputs,
@@ -177,53 +178,55 @@ class CpuOps:
         )
         return out
 
+    def known(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        kept: KeptUnits,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.known`."""
+        dtype, table = _dtype(q, keys), kept.table
+        counts, tail_lengths = kept.counts.contiguous(), tail_lengths.contiguous()
+        rows, heads, group, dim = q.shape
+        lse = torch.empty(rows, heads, group)
+        self._kernels.known(
+            *(q.data_ptr(), keys.data_ptr(), table.data_ptr(), counts.data_ptr()),
+            *(tail_lengths.data_ptr(), lse.data_ptr(), rows, heads, group, dim, unit_size),
+            *(dtype, torch.get_num_threads(), *_strides(q=q)[:3], *_strides(keys=keys)[:2]),
+            *(_strides(table=table)[0], scale),
+        )
+        return lse
+
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
     ) -> Ranking:
         """See `Ops.sample`; writes to the scores."""
+        spans, coverage = inputs.candidates.contiguous(), coverage.contiguous()
         lowest = torch.empty(scores.shape[:2])
-        self._sample(scores, inputs, coverage, size, lowest)
+        self._kernels.sample(*_sample(scores, inputs, spans, coverage, size, lowest.data_ptr()))
         return Ranking(scores, lowest)
 
     def cover(self, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal, size: int) -> Selection:
         """See `Ops.cover`; writes to the scores."""
-        read = torch.empty(scores.shape[:2], dtype=torch.int32)
-        self._sample(scores, inputs, goal.coverage, size, read, goal.pooled)
-        return self.select(scores, inputs.candidates, inputs.num_units, read)
-
-    def _sample(
-        self,
-        scores: torch.Tensor,
-        inputs: ScoreInputs,
-        coverage: torch.Tensor,
-        size: int,
-        found: torch.Tensor,
-        pooled: torch.Tensor | None = None,
-    ) -> None:
-        """Write the lowest scores; where it is told what is pooled, what each KV head reads."""
-        q, keys, known, spans = inputs.q, inputs.keys, inputs.known, inputs.candidates
-        dtype, table = _dtype(q, keys), spans.unit_table
-        assert known is not None and known.is_contiguous() and scores.is_contiguous()
-        rows, heads, group, dim = q.shape
-        begin, end, coverage = (
-            spans.begin.contiguous(),
-            spans.end.contiguous(),
-            coverage.contiguous(),
+        spans, coverage = inputs.candidates.contiguous(), goal.coverage.contiguous()
+        num_units, ceilings = inputs.num_units.contiguous(), inputs.counts.contiguous()
+        pooled = goal.pooled.contiguous()
+        rows, heads, width = scores.shape
+        counts = torch.empty(rows, heads, dtype=torch.int32)
+        units = torch.empty(2 * rows * heads * width, dtype=torch.int32)
+        self._kernels.cover(
+            *_sample(scores, inputs, spans, coverage, size, 0),
+            *(num_units.data_ptr(), ceilings.data_ptr(), pooled.data_ptr()),
+            *(counts.data_ptr(), units.data_ptr(), POOL_FLOOR),
         )
-        num_units, counts = inputs.num_units.contiguous(), inputs.counts.contiguous()
-        if pooled is None:
-            wanted = (0, found.data_ptr(), 0)
-        else:
-            pooled = pooled.contiguous()
-            wanted = (pooled.data_ptr(), 0, found.data_ptr())
-        self._kernels.sample(
-            *(q.data_ptr(), keys.data_ptr(), scores.data_ptr(), table.data_ptr()),
-            *(begin.data_ptr(), end.data_ptr(), known.data_ptr(), coverage.data_ptr()),
-            *(num_units.data_ptr(), counts.data_ptr(), *wanted),
-            *(rows, heads, group, dim, scores.shape[-1], inputs.unit_size, size, dtype),
-            *(torch.get_num_threads(), *_strides(q=q)[:3], *_strides(keys=keys)[:2]),
-            *(_strides(unit_table=table)[0], inputs.scale, POOL_FLOOR),
-        )
+        widest = max(map(max, counts.tolist())) if rows else 0
+        shape, strides = (rows, heads, widest), (heads * widest, widest, 1)
+        logical = units.as_strided(shape, strides)
+        physical = units.as_strided(shape, strides, rows * heads * width)
+        return Selection(logical, physical, counts)
 
     def allot(
         self,
@@ -376,6 +379,28 @@ class CpuOps:
     ) -> torch.Tensor:
         """See `Ops.prefill`."""
         return prefill(q, keys, values, slots, scale)
+
+
+def _sample(
+    scores: torch.Tensor,
+    inputs: ScoreInputs,
+    spans: Candidates,
+    coverage: torch.Tensor,
+    size: int,
+    lowest: int,
+) -> tuple[float, ...]:
+    """`SampleArgs` of args.h; spans are the inputs' candidates."""
+    q, keys, known, table = inputs.q, inputs.keys, inputs.known, spans.unit_table
+    dtype = _dtype(q, keys)
+    assert known is not None and known.is_contiguous() and scores.is_contiguous()
+    rows, heads, group, dim = q.shape
+    return (
+        *(q.data_ptr(), keys.data_ptr(), scores.data_ptr(), table.data_ptr()),
+        *(spans.begin.data_ptr(), spans.end.data_ptr(), known.data_ptr(), coverage.data_ptr()),
+        *(lowest, rows, heads, group, dim, scores.shape[-1], inputs.unit_size, size, dtype),
+        *(torch.get_num_threads(), *_strides(q=q)[:3], *_strides(keys=keys)[:2]),
+        *(_strides(unit_table=table)[0], inputs.scale),
+    )
 
 
 def _codes(

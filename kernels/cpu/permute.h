@@ -72,9 +72,8 @@ struct Permuted {
     }
     if (i == count) return;
     at(x, i, count - i);
-    for (int g = 0; g < N; ++g) {
-      for (int64_t lane = count - i; lane < LANES; ++lane) x[g][lane] = rest;
-    }
+    VecI there = lane_numbers() < static_cast<int32_t>(count - i);
+    UNROLL for (int g = 0; g < N; ++g) x[g] = there ? x[g] : splat(rest);
     visit(x, i);
   }
 

@@ -188,6 +188,24 @@ INLINE void put_first(float* p, VecF x, int64_t count) {
 #endif
 }
 
+INLINE void put_first(int32_t* p, VecI x, int64_t count) {
+  put_first(reinterpret_cast<float*>(p), reinterpret_cast<VecF>(x), count);
+}
+
+// The first `count` numbers from p on, or as many as there are lanes.
+INLINE VecI load_first(const int16_t* p, int64_t count) {
+#if defined(__AVX512VL__)
+  typedef int16_t Shorts __attribute__((vector_size(LANES * 2)));
+  __mmask16 mask = static_cast<__mmask16>(count < LANES ? (1u << count) - 1 : 0xffff);
+  __m256i raw = _mm256_maskz_loadu_epi16(mask, p);
+  return __builtin_convertvector(reinterpret_cast<Shorts>(raw), VecI);
+#else
+  VecI x = {};
+  for (int64_t i = 0; i < (count < LANES ? count : LANES); ++i) x[i] = p[i];
+  return x;
+#endif
+}
+
 INLINE VecF vmax(VecF a, VecF b) { return a > b ? a : b; }
 
 // Lane i of the result is the sum over the lanes of x[i]: a transpose that adds as it goes.

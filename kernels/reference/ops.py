@@ -7,6 +7,7 @@ from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
     Goal,
+    KeptUnits,
     Ranking,
     Reduction,
     ScoreInputs,
@@ -123,6 +124,19 @@ class ReferenceOps:
                 own = reduce_group(logits, reduction, known_of(known, row))
             scores[row, :, begin:end] = own
         return scores
+
+    def known(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        kept: KeptUnits,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.known`: attended, with keys for values as they are at hand."""
+        table = kept.table[:, None].expand(-1, q.shape[1], -1)
+        return self.attend(q, keys, keys, table, kept.counts, tail_lengths, scale, unit_size)[1]
 
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int

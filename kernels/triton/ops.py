@@ -10,6 +10,7 @@ from sgl_sparsekv.summaries import PageSummary
 from sgl_sparsekv.types import (
     Candidates,
     Goal,
+    KeptUnits,
     Ranking,
     Reduction,
     ScoreInputs,
@@ -142,6 +143,18 @@ class TritonOps:
             MEAN=reduction is Reduction.MEAN_SOFTMAX, num_warps=SELECT_WARPS,
         )  # fmt: skip
         return out
+
+    def known(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        kept: KeptUnits,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.known`: refused on this device."""
+        raise UnsupportedSetup(NO_SHARES)
 
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int

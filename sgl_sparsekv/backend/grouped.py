@@ -320,9 +320,6 @@ class GroupedBackend(SparseKVBackend):
     def _known(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
         """lse `[rows, H, G]` over what the group reads in any case."""
         assert group.kept is not None
-        table = group.kept.table[:, None].expand(-1, q.shape[1], -1)
-        counts, size = group.kept.counts, group.unit_size
-        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
-        where = (table, counts, group.tails)
-        _, lse = self.ops.attend(q, keys, values, *where, layer.scaling, size)
-        return lse
+        keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        how = (group.tails, layer.scaling, group.unit_size)
+        return self.ops.known(q, keys, group.kept, *how)
