@@ -152,10 +152,13 @@ inline void open(const Probe& a, int64_t row, int64_t head) {
   }
 }
 
+// Most runs lie in one or two cache lines: no loop whose end would be mispredicted.
 template <typename T>
 void prefetch_run(const T* from, int64_t count) {
-  prefetch_row(from, count);
-  if (count) __builtin_prefetch(from + count - 1, 0, 2);
+  const char *first = reinterpret_cast<const char*>(from), *last = first + count * sizeof(T) - 1;
+  __builtin_prefetch(first, 0, 2);
+  __builtin_prefetch(last, 0, 2);
+  for (first += 64; first < last; first += 64) __builtin_prefetch(first, 0, 2);
 }
 
 // Asks for codes and places of what is opened of a segment; returns its codebooks.

@@ -157,9 +157,12 @@ INLINE float sum_lanes(VecF x) {
 }
 
 INLINE float max_lanes(VecF x) {
-  float best = x[0];
-  for (int i = 1; i < LANES; ++i) best = x[i] > best ? x[i] : best;
-  return best;
+  float lane[LANES];
+  __builtin_memcpy(lane, &x, sizeof x);
+  for (int width = LANES / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+  }
+  return lane[0];
 }
 
 INLINE VecI lane_numbers() {
