@@ -17,7 +17,7 @@ def peer_of(key: Key) -> Key | None:
 
 
 def beside(times: Mapping[Key, Sequence[float]], key: Key) -> dict[str, Any]:
-    """The peer's name and quartiles of the time over the peer's, turn by turn; {} without a peer."""
+    """The peer and quartiles of the time over the peer's, turn by turn; {} without a peer."""
     peer = peer_of(key)
     if peer is None or peer not in times:
         return {}
