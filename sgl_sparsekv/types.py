@@ -181,6 +181,19 @@ class Selection:
         return Selection(self.logical[rows], self.physical[rows], self.counts[rows])
 
 
+@dataclass(frozen=True)
+class Rest:
+    """What answers for tokens that a selection leaves out.
+
+    Attributes:
+        weights: float32 `[rows, H, G, 16 * segments]`, as `Ops.weigh` returns them.
+        index: records of the clusters.
+    """
+
+    weights: torch.Tensor
+    index: ResidualIndex
+
+
 def per_head(counts: torch.Tensor, heads: int) -> torch.Tensor:
     """Counts `[rows, H]` of `[rows, H]`, or of `[rows]` where every KV head reads as much."""
     if counts.dim() == 2:

@@ -91,9 +91,18 @@ struct EstimateArgs : Memory {
   const int32_t* records;  // [rows, segments]
   const void* read;        // [rows, H, G, Dv] contiguous, q's dtype, with lse [rows, H, G]
   const float* read_lse;
-  void* out;       // as they are
-  float* lse;
+  void* out;   // as they are; may be these
+  float* lse;  // or null
   int64_t rows, heads, group, vdim, segments, subspaces, dtype, threads, r_row;
+};
+
+struct AttendAllArgs {
+  AttendArgs attend;
+  const float* weights;  // from here on as of EstimateArgs
+  const int8_t* values;
+  const float* scales;
+  const int32_t* records;
+  int64_t segments, subspaces, r_row;
 };
 
 struct SelectArgs : Memory {

@@ -119,7 +119,7 @@ void join(const Rest& a, int64_t list) {
     float factor = any ? exp2_one((max - best) * kLog2E) : 0;
     for (int64_t part = 0; part < a.parts; ++part) total += a.sums(list, part)[g];
     total = before + total * factor;
-    a.lse[at] = any ? best + log2_one(total) * kLn2 : -kInf;
+    if (a.lse) a.lse[at] = any ? best + log2_one(total) * kLn2 : -kInf;
     for (int64_t d = 0; d < a.vdim; d += LANES) {
       int64_t n = a.vdim - d;
       VecF out = {};
@@ -157,4 +157,20 @@ extern "C" int64_t estimate(const EstimateArgs* a) {
   if (needed > a->scratch_size) return needed;
   for_dtype(a->dtype, [&]<typename T>() { estimate<T>(rest); });
   return 0;
+}
+
+extern "C" int64_t attend(const AttendArgs* a);
+
+extern "C" int64_t attend_all(const AttendAllArgs* a) {
+  const AttendArgs& read = a->attend;
+  int64_t needed = attend(&read);
+  if (needed) return needed;
+  EstimateArgs rest = {};
+  rest.scratch = read.scratch, rest.scratch_size = read.scratch_size;
+  rest.weights = a->weights, rest.values = a->values, rest.scales = a->scales;
+  rest.records = a->records, rest.read = rest.out = read.out, rest.read_lse = read.lse;
+  rest.rows = read.rows, rest.heads = read.heads, rest.group = read.group, rest.vdim = read.vdim;
+  rest.segments = a->segments, rest.subspaces = a->subspaces, rest.r_row = a->r_row;
+  rest.dtype = read.dtype, rest.threads = read.threads;
+  return estimate(&rest);
 }

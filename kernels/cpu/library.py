@@ -23,10 +23,13 @@ _SAMPLE = (
     "q keys scores table begin end known coverage lowest rows heads group dim width unit size "
     "dtype threads q_row q_head q_group k_slot k_head t_row scale"
 )
+_ATTEND = (
+    "q keys values table counts tails out lse rows heads group dim vdim width unit dtype threads "
+    "q_row q_head q_group k_slot k_head v_slot v_head t_row t_head c_row c_head scale"
+)
 FIELDS = {
-    "attend": "q keys values table counts tails out lse "
-    "rows heads group dim vdim width unit dtype threads "
-    "q_row q_head q_group k_slot k_head v_slot v_head t_row t_head c_row c_head scale",
+    "attend": _ATTEND,
+    "attend_all": f"{_ATTEND} weights values scales records segments subspaces r_row",
     "score": "q data table begin end known out "
     "rows heads group dim width unit dtype threads formula reduction "
     "q_row q_head q_group d_item d_head d_plane t_row scale spread",
@@ -97,6 +100,7 @@ class Library:
         library, scratch = ctypes.CDLL(str(path)), Scratch()
         library.set_parallel_region(ctypes.cast(openmp_library().GOMP_parallel, ctypes.c_void_p))
         self.attend = Kernel(library, "attend", scratch)
+        self.attend_all = Kernel(library, "attend_all", scratch)
         self.score = Kernel(library, "score", scratch)
         self.score_codes = Kernel(library, "score_codes", scratch)
         self.score_clusters = Kernel(library, "score_clusters", scratch)

@@ -17,6 +17,7 @@ from sgl_sparsekv.types import (
     KeptUnits,
     Ranking,
     Reduction,
+    Rest,
     ScoreInputs,
     Selection,
     per_head,
@@ -349,17 +350,32 @@ class CpuOps:
         unit_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.attend`."""
-        dtype, tail_lengths = _dtype(q, keys), tail_lengths.contiguous()
-        rows, heads, group, dim = q.shape
-        counts = per_head(counts, heads)
-        out = q.new_empty(rows, heads, group, values.shape[-1])
-        lse = torch.empty(rows, heads, group)
-        self._kernels.attend(
-            *(q.data_ptr(), keys.data_ptr(), values.data_ptr(), table.data_ptr()),
-            *(counts.data_ptr(), tail_lengths.data_ptr(), out.data_ptr(), lse.data_ptr()),
-            *(rows, heads, group, dim, values.shape[-1], table.shape[2], unit_size),
-            *(dtype, torch.get_num_threads(), *_strides(q=q)[:3], *_strides(keys=keys)[:2]),
-            *(*_strides(values=values)[:2], *_strides(table=table)[:2], *counts.stride(), scale),
+        tails, counts = tail_lengths.contiguous(), per_head(counts, q.shape[1])
+        out, lse = q.new_empty(*q.shape[:3], values.shape[-1]), torch.empty(q.shape[:3])
+        listed = (table, counts, tails, out, lse)
+        self._kernels.attend(*_attend(q, (keys, values), listed, scale, unit_size))
+        return out, lse
+
+    def attend_all(
+        self,
+        q: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        selection: Selection,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+        rest: Rest,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.attend_all`."""
+        tails, (weights, index) = tail_lengths.contiguous(), (rest.weights, rest.index)
+        held = (weights, index.values, index.scales)
+        assert all(one.is_contiguous() for one in held)
+        out, lse = q.new_empty(*q.shape[:3], cache[1].shape[-1]), torch.empty(q.shape[:3])
+        listed = (selection.physical, selection.counts, tails, out, lse)
+        self._kernels.attend_all(
+            *_attend(q, cache, listed, scale, unit_size),
+            *(*(one.data_ptr() for one in held), index.table.data_ptr(), index.table.shape[1]),
+            *(index.codebooks.shape[2], _strides(table=index.table)[0]),
         )
         return out, lse
 
@@ -379,6 +395,24 @@ class CpuOps:
     ) -> torch.Tensor:
         """See `Ops.prefill`."""
         return prefill(q, keys, values, slots, scale)
+
+
+def _attend(
+    q: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    listed: tuple[torch.Tensor, ...],
+    scale: float,
+    unit_size: int,
+) -> tuple[float, ...]:
+    """`AttendArgs` of args.h; listed are table, counts, tails, and what is written to."""
+    (keys, values), (table, counts, *_) = cache, listed
+    rows, heads, group, dim = q.shape
+    return (
+        *(q.data_ptr(), keys.data_ptr(), values.data_ptr(), *(one.data_ptr() for one in listed)),
+        *(rows, heads, group, dim, values.shape[-1], table.shape[2], unit_size, _dtype(q, keys)),
+        *(torch.get_num_threads(), *_strides(q=q)[:3], *_strides(keys=keys)[:2]),
+        *(*_strides(values=values)[:2], *_strides(table=table)[:2], *counts.stride(), scale),
+    )
 
 
 def _sample(

@@ -10,6 +10,7 @@ from sgl_sparsekv.types import (
     KeptUnits,
     Ranking,
     Reduction,
+    Rest,
     ScoreInputs,
     Selection,
     per_head,
@@ -286,6 +287,21 @@ class ReferenceOps:
             joined[row] = (rest + share[..., -1:] * out[row].float()).to(out.dtype)
             joined_lse[row] = every.logsumexp(-1)
         return joined, joined_lse
+
+    def attend_all(
+        self,
+        q: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        selection: Selection,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+        rest: Rest,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.attend_all`: one after the other."""
+        how = (selection.physical, selection.counts, tail_lengths, scale, unit_size)
+        out, lse = self.attend(q, *cache, *how)
+        return self.estimate(rest.weights, rest.index, out, lse)[0], lse
 
     def merge(
         self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor

@@ -16,7 +16,7 @@ from ..page_metadata import RowSegments, StepSeal
 from ..segment_records import ResidualIndex
 from ..selection.sampling import covering_selection, sampled_ranking
 from ..summaries import ResidualSummary
-from ..types import Ranking, Reduction, ScoreInputs, Selection
+from ..types import Ranking, Reduction, Rest, ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
@@ -191,13 +191,13 @@ class GroupedBackend(SparseKVBackend):
         self.telemetry.selecting()
         table, counts, selection, rest = self._table(group, q, layer)
         self.telemetry.attending()
-        part, lse = self.ops.attend(
-            q, keys, values, table, counts, group.tails, layer.scaling, group.unit_size
-        )
-        if rest is not None:
-            part, _ = self.ops.estimate(rest, self._clusters(group, layer), part, lse)
+        cache, how = (keys, values), (group.tails, layer.scaling, group.unit_size)
+        if rest is None or selection is None:
+            part, lse = self.ops.attend(q, keys, values, table, counts, *how)
+        else:
+            beside = Rest(rest, self._clusters(group, layer))
+            part, lse = self.ops.attend_all(q, cache, selection, *how, beside)
         self.telemetry.attended(group)
-        cache = (keys, values)
         mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
         if mass is not None and selection is not None:
             self.observer.covered(group, mass)

@@ -64,7 +64,7 @@ def test_arguments_are_packed_in_the_order_of_their_structs():
         return found
 
     names = {"score_clusters": "CodeArgs", "score_codes": "CodeArgs", "select_units": "SelectArgs"}
-    names["index_segments"] = "IndexArgs"
+    names |= {"index_segments": "IndexArgs", "attend_all": "AttendAllArgs"}
     for kernel, listed in library.FIELDS.items():
         want = fields(names.get(kernel, f"{kernel.capitalize()}Args"))
         assert [(one, one in library.REAL) for one in listed.split()] == want, kernel
