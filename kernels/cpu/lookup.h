@@ -201,15 +201,17 @@ struct Lookup {
     }
   }
 
-  // out[g * stride + t] = base and entries of token first + t, combined, for each of four heads.
-  template <typename Combine>
+  // out[g * stride + t] = base and entries of token first + t, combined, for each of four heads; calls
+  // beside(i, count - i) for i = 0, LANES, ...
+  template <typename Combine, typename Beside>
   __attribute__((always_inline)) void put_each(const float* table, int64_t first, int64_t count,
                                                int64_t stride, Combine combine, Vec4 base,
-                                               float* out) const {
+                                               float* out, Beside beside) const {
     for (int64_t t = 0; t < count; ++t) {
       Vec4 x = combine(all(table, first + t, combine), base);
       for (int g = 0; g < 4; ++g) out[g * stride + t] = x[g];
     }
+    for (int64_t i = 0; i < count; i += LANES) beside(i, count - i);
   }
 
   // out[t] = share of the only code of token first + t.
