@@ -1,7 +1,8 @@
 """What every kernel needs on every architecture, from the compiler: no GPU is needed.
 
 python -m bench.compile_report           writes docs/results/kernels.md (a few minutes)
-python -m bench.compile_report --common  prints what tests compare with it, as JSON
+python -m bench.compile_report --common [sm_90 ...]
+                                         prints what tests compare with it, as JSON
 """
 
 import argparse
@@ -47,19 +48,21 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def rows(builds: Iterable[Build]) -> list[str]:
-    """Lines of the table, one per kernel and variant."""
-    cells: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
+def named(arch: tuple[int, int]) -> str:
+    """An architecture as compilers name it: `sm_90`."""
+    return f"sm_{arch[0]}{arch[1]}"
+
+
+def rows(builds: Iterable[Build]) -> dict[str, list[str]]:
+    """Cells of the table's lines: kernel and variant -> one per architecture that was built."""
+    cells: dict[str, list[str]] = {}
     for build in builds:
         v = build.variant
         kind = f"{v.head_dim} {v.dtype} {v.unit} {v.group} {'mean' if v.mean else 'max'}"
         used = f"{build.warps}x{build.registers} / {build.shared_bytes / 1024:.3g}"
         cell = f"{used} / {build.local_bytes} / {build.resident}"
-        cells.setdefault((build.case, kind), {})[build.arch] = cell
-    return [
-        f"| {case} | {kind} | " + " | ".join(found[a] for a in ARCHITECTURES) + " |"
-        for (case, kind), found in cells.items()
-    ]
+        cells.setdefault(f"{build.case} | {kind}", []).append(cell)
+    return cells
 
 
 def page(builds: list[Build]) -> str:
@@ -68,21 +71,26 @@ def page(builds: list[Build]) -> str:
         version=triton.__version__, hash=source_hash(), builds=len(builds),
         spilling=sum(build.local_bytes > 0 for build in builds),
     )  # fmt: skip
-    names = " | ".join(f"sm_{major}{minor}" for major, minor in ARCHITECTURES)
+    names = " | ".join(map(named, ARCHITECTURES))
     lines = [f"| kernel | variant | {names} |", "|---" * (2 + len(ARCHITECTURES)) + "|"]
-    return head + "\n".join([*lines, *rows(builds)]) + "\n"
+    lines += (f"| {kind} | {' | '.join(cells)} |" for kind, cells in rows(builds).items())
+    return head + "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Write the page, or print the builds of the common variant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--common", action="store_true", help="print the common variant's builds")
-    if not parser.parse_args().common:
+    told = "print the common variant's builds on these (default: all) architectures"
+    known = [named(arch) for arch in ARCHITECTURES]
+    parser.add_argument("--common", nargs="*", choices=known, metavar="sm_NN", help=told)
+    wanted: list[str] | None = parser.parse_args().common
+    if wanted is None:
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(page(list(compile_all(VARIANTS))))
         print(PAGE)
         return
-    builds = list(compile_all([COMMON]))
+    chosen = [arch for arch in ARCHITECTURES if named(arch) in (wanted or known)]
+    builds = list(compile_all([COMMON], chosen))
     found = {
         "triton": triton.__version__,
         "hash": source_hash(),
@@ -90,7 +98,7 @@ def main() -> None:
         "instructions": table(),
         "builds": [
             {
-                "name": f"{build.case} sm_{build.arch[0]}{build.arch[1]}",
+                "name": f"{build.case} {named(build.arch)}",
                 "local_bytes": build.local_bytes,
                 "shared_bytes": build.shared_bytes,
                 "shared_limit": LIMITS[build.arch].shared_bytes - 1024,

@@ -124,6 +124,11 @@ HOOKS = (
         "backend.request_table:note_batch",
     ),
     Hook(
+        "sglang.srt.managers.schedule_batch.Req._compute_max_prefix_len",
+        "around",
+        "backend.view_prefix:leave_queries",
+    ),
+    Hook(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.apply_logits_bias",
         "after",
         "backend.unspelled:keep_a_distribution",

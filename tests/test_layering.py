@@ -30,6 +30,7 @@ ALLOWED = {
     "tooling": {"errors", "geometry"},
     "config_file": {"errors"},
     "config": {*BASE, "selection", "ops", "routes"},
+    "views": {"types", "selection", "config"},
 }
 """Parts below the backend or the tools, and the parts they may import."""
 SGLANG = ("plugin.py", "platform_cpu.py", "backend/")

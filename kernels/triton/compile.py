@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import triton
@@ -115,12 +116,13 @@ def compile_case(case: Case, arch: tuple[int, int]) -> Build:
     )  # fmt: skip
 
 
-def compile_all(variants: Iterable[Variant] = VARIANTS) -> Iterator[Build]:
-    """Every case of some variants on every architecture."""
-    for variant in variants:
-        for arch in ARCHITECTURES:
-            for case in cases(arch, variant):
-                yield compile_case(case, arch)
+def compile_all(
+    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = ARCHITECTURES
+) -> Iterator[Build]:
+    """Every case of some variants on some architectures."""
+    for variant, arch in product(variants, architectures):
+        for case in cases(arch, variant):
+            yield compile_case(case, arch)
 
 
 def _type(name: str, case: Case) -> str:

@@ -97,6 +97,9 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
         """Prefill of this step's rows: q `[tokens, Hq, D]` -> `[tokens, Hq, Dv]`."""
         raise NotImplementedError
 
+    def _extended(self, q: torch.Tensor, layer: Any) -> None:
+        """Prompts were read in a layer of ours: q `[tokens, Hq, D]`."""
+
     def _is_sparse_step(self) -> bool:
         """Whether decode rows go our way in this step."""
         return True
@@ -163,6 +166,8 @@ class SparseKVBackend(AttentionBackend):  # type: ignore[misc]
             )
             self._summarise(layer)
             rows = out.view(-1, layer.tp_q_head_num, layer.v_head_dim)
+        if served:
+            self._extended(queries, layer)
         if self._decode_tokens is not None and served:
             rows[self._decode_tokens] = self._decode(queries[self._decode_tokens], layer)
         return rows.reshape(rows.shape[0], -1)

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from ..config import FUSED_DEVICES, ServerOptions, parse_server_options
+from ..selection import view_names
 
 MAX_RUNNING_REQUESTS = 256
 """SGLang's own thousands each reserve a row as long as the context."""
@@ -27,7 +28,7 @@ Ten, as SGLang has it, are too few on a busy machine."""
 
 
 def with_cpu_method(named: Mapping[str, Any]) -> ServerOptions:
-    """Options with the method that a CPU serves, where the user named none and offers it.
+    """Options with the methods that a CPU serves, where the user named none.
 
     Args:
         named: flat values of the options that the user gave.
@@ -36,10 +37,14 @@ def with_cpu_method(named: Mapping[str, Any]) -> ServerOptions:
         ConfigError: one of them is wrong.
     """
     options = parse_server_options(named)
-    chosen = "method" in named or options.device in FUSED_DEVICES
-    if chosen or ("methods" in named and METHOD not in options.methods):
+    if options.device in FUSED_DEVICES:
         return options
-    return parse_server_options({**named, "method": METHOD})
+    served = dict(named)
+    if "methods" not in named:
+        served["methods"] = [*options.methods, *view_names()]
+    if "method" not in named and ("methods" not in named or METHOD in options.methods):
+        served["method"] = METHOD
+    return parse_server_options(served)
 
 
 def cpu_defaults(config: Any) -> dict[str, Any]:

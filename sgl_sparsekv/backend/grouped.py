@@ -22,6 +22,7 @@ from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
 from .planner import RowGroup, StepPlan
 from .segment_indexes import SegmentIndexes
+from .step_views import StepViews
 from .telemetry_step import StepTelemetry
 
 
@@ -41,6 +42,7 @@ class GroupedBackend(SparseKVBackend):
         self.metadata.poison = options.check != "off"
         self.indexes = SegmentIndexes(self.metadata, self.ops, options)
         self.held = HeldScores()
+        self.views = StepViews(self.layers)
         listen_to_allocator(self.seal.hand_out)
         self.plan: StepPlan | None = None
         self._extend_rows: list[tuple[slice, torch.Tensor]] = []
@@ -53,6 +55,7 @@ class GroupedBackend(SparseKVBackend):
         self.dense.init_forward_metadata(forward_batch)
         self.plan = None
         self._extend_rows, self._decode_tokens = [], None
+        self.views.begin_step()
         mode = forward_batch.forward_mode
         if mode.is_idle():
             return
@@ -75,7 +78,9 @@ class GroupedBackend(SparseKVBackend):
             [entry.options for entry in entries],
             self.req_to_token_pool.req_to_token,
             self.geometry,
+            self.views.narrowed(entries, lengths),
         )
+        self.views.decode(entries, lengths, self.plan)
         self.telemetry = StepTelemetry(
             self.plan,
             [entry.telemetry if entry.watched else None for entry in entries],
@@ -97,6 +102,7 @@ class GroupedBackend(SparseKVBackend):
                 slots = table[int(rows[i]), : int(lengths[i])].long()
                 self._extend_rows.append((slice(end - new, end), slots))
                 entry = self.table.entry(int(rows[i]))
+                self.views.extend(entry, slice(end - new, end), slots)
                 if not entry.extended:
                     entry.extended = True
                     self.observer.prefix_hit(slots[: int(lengths[i]) - new])
@@ -161,14 +167,23 @@ class GroupedBackend(SparseKVBackend):
             out[tokens] = ops.prefill(q[tokens], keys, values, slots, layer.scaling)
         return out
 
+    def _extended(self, q: torch.Tensor, layer: Any) -> None:
+        keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        grouped = self._grouped(q.to(keys.dtype), layer)
+        self.views.extended(layer.layer_id, grouped, keys, layer.scaling)
+
+    @staticmethod
+    def _grouped(q: torch.Tensor, layer: Any) -> torch.Tensor:
+        """Queries `[n, Hq, D]` by KV head: `[n, H, G, D]`."""
+        heads = layer.tp_k_head_num
+        return q.view(len(q), heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
+
     def _decode(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
         """q `[rows, Hq, D]` -> `[rows, Hq, Dv]`, group by group."""
         assert self.plan is not None
-        heads = layer.tp_k_head_num
         cache = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         keys = cache[0]
-        shape = (q.shape[0], heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
-        grouped = q.to(keys.dtype).view(shape)
+        grouped = self._grouped(q.to(keys.dtype), layer)
         out: torch.Tensor | None = None
         for group in self.plan.groups(layer.layer_id):
             part = self._read(group, group.take(grouped), layer)
@@ -180,6 +195,7 @@ class GroupedBackend(SparseKVBackend):
                 )
                 out[group.index] = part
         assert out is not None
+        self.views.decoded(layer.layer_id, grouped, keys, layer.scaling)
         self.observer.end_layer(self._local(layer), keys)
         for index in self.indexes:
             self.observer.check_records(index, self._local(layer), cache)
@@ -232,6 +248,8 @@ class GroupedBackend(SparseKVBackend):
     ) -> tuple[Selection, torch.Tensor | None]:
         """What the group reads, and what clusters of the rest weigh, if they answer for it."""
         assert group.method is not None and self.plan is not None
+        if group.view:
+            return self.views.selection(layer.layer_id, group.index.tolist()), None
         rows = self.plan.rows[group.index.cpu().numpy()].tolist()
         if group.goal is None and group.rest is not None and not self.held.any(rows):
             chosen = group.method.choose(self.ops, self._inputs(group, q, layer))

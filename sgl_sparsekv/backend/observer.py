@@ -181,7 +181,7 @@ class StepObserver:
 
     def selected(self, layer: int, group: RowGroup, selection: Selection) -> None:
         """Rows read a selection in a layer."""
-        if group.goal is not None:
+        if group.goal is not None or group.view:
             tokens = (selection.counts - 1) * group.unit_size + group.tails[:, None]
             self._count(group.index.tolist(), tokens)
         if self.trace is not None:

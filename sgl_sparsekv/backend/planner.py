@@ -1,5 +1,6 @@
 """The plan of one decode step: host work, once per step, from lengths and options alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -46,6 +47,11 @@ class RowGroup:
     goal: Goal | None = None
     kept: KeptUnits | None = None
 
+    @property
+    def view(self) -> bool:
+        """Whether its rows read what their views list."""
+        return self.method is not None and self.method.narrows
+
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows `[step rows, ...]` of this group."""
         return rows if self.whole else rows[self.index]
@@ -59,6 +65,7 @@ class HostPlan:
         lengths: `[n]`, tokens of each, the current one included.
         options: one per row.
         geometry: unit size.
+        narrowed: which rows have a view; None: no row has.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class HostPlan:
         lengths: IntArray,
         options: list[RequestOptions],
         geometry: Geometry,
+        narrowed: Sequence[bool] | None = None,
     ) -> None:
         self.rows = rows
         self.lengths = lengths
@@ -77,8 +85,12 @@ class HostPlan:
         chosen = RowOptions.resolve(options, lengths)
         self.plan: RowPlan = plan_rows(lengths, chosen, geometry, units)
         self._dense_layers = np.array([o.dense_layers for o in options], np.int64)
-        self.adaptive = np.array([o.adaptive for o in options], dtype=bool)
-        self._always_dense = self.plan.dense | np.array([m.dense for m in self.methods], bool)
+        views = np.array([m.narrows for m in self.methods], dtype=bool)
+        has_view = np.zeros_like(views) if narrowed is None else np.array(narrowed, dtype=bool)
+        self.adaptive = np.array([o.adaptive for o in options], dtype=bool) | views
+        self._always_dense = np.where(
+            views, ~has_view, self.plan.dense | np.array([m.dense for m in self.methods], bool)
+        )
 
     @cached_property
     def max_dense_layers(self) -> int:
@@ -119,7 +131,7 @@ class StepPlan(HostPlan):
         rest: int32 `[rows, segments]`, records that estimates read; filled likewise.
 
     Args:
-        rows, lengths, options, geometry: see `HostPlan`.
+        rows, lengths, options, geometry, narrowed: see `HostPlan`.
         req_to_token: int32 `[max rows, max context]`, slot of each position.
     """
 
@@ -130,8 +142,9 @@ class StepPlan(HostPlan):
         options: list[RequestOptions],
         req_to_token: torch.Tensor,
         geometry: Geometry,
+        narrowed: Sequence[bool] | None = None,
     ) -> None:
-        super().__init__(rows, lengths, options, geometry)
+        super().__init__(rows, lengths, options, geometry, narrowed)
         self._device = req_to_token.device
         span = geometry.num_units(int(lengths.max())) * geometry.unit_size
         index = torch.from_numpy(rows).to(self._device)

@@ -15,6 +15,7 @@ import numpy as np
 from ..config import REQUEST_KEY, RequestOptions, ServerOptions, parse_request_options
 from ..errors import RequestOptionError
 from ..selection.policy import IntArray
+from ..views import RequestView
 from .prefix_order import Prefix, prefix_of
 from .telemetry import RARELY, RequestTelemetry
 
@@ -38,6 +39,7 @@ class RequestEntry:
         tokens_from_sparser: tokens of its prefix hit that a request which reads less had generated;
             None: not known.
         extended: its first extend step was seen, so a longer prefix is its own work.
+        view: what it keeps, if its method keeps views.
         prefix: what its prompt begins with; known where the table orders rows.
         telemetry: what its decode steps covered and cost; filled only if it is watched.
     """
@@ -55,6 +57,7 @@ class RequestEntry:
     exact: int = 0
     tokens_from_sparser: int | None = None
     extended: bool = False
+    view: RequestView | None = None
     prefix: Prefix = ()
     telemetry: RequestTelemetry = field(default_factory=RequestTelemetry)
 
@@ -63,6 +66,8 @@ class RequestEntry:
         self.decode_steps = self.tokens_attended = self.tokens_in_context = 0
         self.tokens_by_data = 0
         self.telemetry = RequestTelemetry(self.telemetry.every)
+        if self.view is not None:
+            self.view = self.view.unmade()
 
     @property
     def watched(self) -> bool:
@@ -123,14 +128,17 @@ class RequestTable:
             row: row of `req_to_token`.
             request: SGLang's `Req`: hashable by identity.
         """
-        entry = self._entries.get(request)
-        if entry is None:
-            entry = self._enter(request)
+        entry = self.enter(request)
         if request.retraction_count != entry.retractions:
             entry.retractions = request.retraction_count
             if request.input_embeds is not None:  # output tokens cannot follow embeddings again
                 entry.start_over()
         self._by_row[row] = entry
+
+    def enter(self, request: Any) -> RequestEntry:
+        """The entry of a request, which need not have run yet."""
+        known = self._entries.get(request)
+        return self._enter(request) if known is None else known
 
     def _enter(self, request: Any) -> RequestEntry:
         entry = RequestEntry(request.rid, self.server.request, serial=next(self._serials))
@@ -142,6 +150,8 @@ class RequestTable:
             except RequestOptionError as error:
                 entry.rejected = str(error)
                 self.rejected_count += 1
+        prompt, block = len(request.origin_input_ids), entry.options.unit_size
+        entry.view = RequestView.of(entry.options, prompt, block)
         if self.orders:
             entry.prefix = prefix_of(request.origin_input_ids)
         if entry.watched and not entry.options.telemetry:

@@ -48,6 +48,7 @@ class SelectionMethod(ABC):
         tells_shares: its scores with `ScoreInputs.known` are estimated shares of attention, so it
             serves `coverage` and `budget_split`.
         estimates: what is not read is estimated where a request does not say.
+        narrows: it keeps a view of the request (`view.ViewMethod`) and scores nothing in a step.
         citation: paper, or "" for our own.
     """
 
@@ -58,6 +59,7 @@ class SelectionMethod(ABC):
     dense: ClassVar[bool] = False
     tells_shares: ClassVar[bool] = False
     estimates: ClassVar[bool] = False
+    narrows: ClassVar[bool] = False
     citation: ClassVar[str] = ""
 
     @abstractmethod

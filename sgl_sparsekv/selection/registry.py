@@ -13,16 +13,21 @@ from .base import SelectionMethod
 
 ENTRY_POINTS = "sgl_sparsekv.methods"
 BUILT_IN = {
+    "adakv": "adakv:AdaKV",
     "clusterkv": "clusterkv:ClusterKV",
     "full": "full:Full",
+    "h2o": "h2o:H2O",
+    "kvcompress": "kvcompress:KVCompress",
     "mean_std": "mean_std:MeanStd",
     "oracle": "oracle:Oracle",
     "pqcache": "pqcache:PQCache",
+    "pyramidkv": "pyramidkv:PyramidKV",
     "quest": "quest:Quest",
     "quest_two_level": "two_level:TwoLevel",
     "quest_two_level_exact": "two_level:TwoLevelExact",
     "residual_pq": "residual_pq:ResidualPQ",
     "shadowkv": "shadowkv:ShadowKV",
+    "snapkv": "snapkv:SnapKV",
     "streaming": "streaming:Streaming",
 }
 
@@ -42,6 +47,11 @@ METHODS: dict[str, str | EntryPoint] = {**BUILT_IN, **_brought()}
 def method_names() -> list[str]:
     """Known method names, sorted."""
     return sorted(METHODS)
+
+
+def view_names() -> list[str]:
+    """Built-in methods that keep views: they need no memory before a request asks for one."""
+    return [name for name in sorted(BUILT_IN) if load_method(name).narrows]
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from ..config import KV_COMPRESS_FIELDS
 from . import placement
 from .front_end import FrontEnd
 
@@ -33,7 +34,8 @@ WITHOUT_OPTIONS = (
 ROUTES = (NATIVE, VERTEX, *OPENAI, *WITHOUT_OPTIONS)
 SCORES_OWN = ("token_indices_to_pool", "multi_item_delimiter_indices")
 """Fields that /v1/score makes for itself: beside other requests they end the scheduler."""
-_SEARCHED = (b"sparse", b"custom_params", b"health_check", *(n.encode() for n in SCORES_OWN))
+_NAMES = ("sparse", "custom_params", "health_check", *SCORES_OWN, *KV_COMPRESS_FIELDS)
+_SEARCHED = tuple(name.encode() for name in _NAMES)
 _OVERLAP = max(map(len, _SEARCHED)) - 1
 _ERROR_EVENT = b'data: {"error":'
 _READER = "fastapi.dependencies.utils"

@@ -4,15 +4,16 @@ SGLang ignores keys it does not know at the top level of a request, and everythi
 `custom_params` that no logit processor asks for. A request that meant to be sparse would be served
 with the server's defaults; instead it is refused, naming the right place.
 
-Only names that can be nothing but ours are refused (`sparsekv`, `sparse`, `sparsekv_...`), with one
-exception: a bare option name such as `budget` directly in `custom_params`. Two readers know that
-dictionary, we and a custom logit processor, so it is refused when the request names no
-`custom_logit_processor`: nobody else could have read it.
+Only names that can be nothing but ours are refused (`sparsekv`, `sparse`, `sparsekv_...`, and what
+KV-Compress's server took there, such as `max_cache_tokens`), with one exception: a bare option
+name such as `budget` directly in `custom_params`. Two readers know that dictionary, we and a custom
+logit processor, so it is refused when the request names no `custom_logit_processor`: nobody else
+could have read it.
 """
 
 from collections.abc import Iterator, Mapping
 
-from ..config import REQUEST_FIELDS, REQUEST_KEY
+from ..config import KV_COMPRESS_FIELDS, REQUEST_FIELDS, REQUEST_KEY
 from ..errors import RequestOptionError
 
 NATIVE_PLACE = f"sampling_params.custom_params.{REQUEST_KEY}"
@@ -79,7 +80,8 @@ def is_ours(name: object) -> bool:
     if not isinstance(name, str):
         return False
     folded = name.lower().replace("-", "_")
-    return folded in (REQUEST_KEY, "sparse") or folded.startswith(REQUEST_KEY + "_")
+    known = (REQUEST_KEY, "sparse", *KV_COMPRESS_FIELDS)
+    return folded in known or folded.startswith(REQUEST_KEY + "_")
 
 
 def _refuse_names(level: Mapping[str, object], prefix: str, place: str) -> None:

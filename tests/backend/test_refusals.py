@@ -13,8 +13,9 @@ from start.resolving import SMALL
 
 from sgl_sparsekv.backend.flag_refusals import REFUSALS, Refusal
 from sgl_sparsekv.backend.support import attention_layers
-from sgl_sparsekv.config import PAGE_SIZES, check_page_size
+from sgl_sparsekv.config import check_page_size
 from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
+from sgl_sparsekv.geometry import PAGE_SIZES
 
 ACCEPTED = {
     "speculative_algorithm": None,
@@ -239,7 +240,7 @@ def test_bad_server_flags_are_one_line_and_exit_2(
     common = ["--model-path", model, "--device", "cpu", "--skip-tokenizer-init"]
     chosen = ["--attention-backend", "sparsekv"]
     for flags, says in [
-        ([*chosen, "--sparsekv-method", "quset"], "method must be one of clusterkv"),
+        ([*chosen, "--sparsekv-method", "quset"], "method must be one of adakv"),
         ([*chosen, "--sparsekv-budget", "64"], "budget must be at least 96 tokens"),
         ([*chosen, "--sparsekv-sink", "many"], "sink must be an integer"),
         ([*chosen, "--sparsekv-config", "/nowhere.json"], "No such file"),

@@ -56,7 +56,7 @@ class Request:
     """As much of SGLang's `Req` as the table reads."""
 
     def __init__(self, rid: str, options: Any = None, row: int | None = None) -> None:
-        self.rid, self.extend_end = rid, 100
+        self.rid, self.extend_end, self.origin_input_ids = rid, 100, range(90)
         custom = None if options is None else {"sparsekv": options}
         self.sampling_params = SimpleNamespace(custom_params=custom)
         self.kv = SimpleNamespace(req_pool_idx=row)
@@ -195,6 +195,23 @@ def test_a_request_of_embeddings_starts_over_once_for_each_retraction() -> None:
             *(steps, 10 * steps, 100 * steps),
         )
         assert entry.retractions == retractions
+
+
+def test_a_request_of_a_method_that_keeps_a_view_has_one_and_starts_it_over_with_its_output() -> (
+    None
+):
+    server = ServerOptions(methods=("full", "snapkv"))
+    table, plain, own = RequestTable(server), Request("a"), Request("b", {"method": "snapkv"})
+    own.input_embeds = [[0.5]]
+    assert table.enter(plain).view is None
+    table.note(3, own)
+    view = table.enter(own).view
+    assert view is not None and table.entry(3).view is view
+    assert view.first_needed == 90 - server.request.observation_window
+    own.retraction_count = 1
+    table.note(5, own)
+    again = table.entry(5).view
+    assert again is not None and again is not view
 
 
 def test_rows_of_an_extend_batch_that_decode_are_told() -> None:

@@ -7,12 +7,14 @@ step goes through our attention backend's own methods. What a device does behind
 
 from array import array
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from sgl_sparsekv.backend.request_table import note_batch
+from sgl_sparsekv.backend.view_prefix import leave_queries
 
 from .cold import leaves_out
 from .memory import Memory
@@ -34,6 +36,8 @@ class Live:
     req: Any
     paths: list[int]
     decoding: bool = False
+    as_cold: bool = True
+    """It went the way that it would have gone alone: prompt by us, then token by token."""
 
     @property
     def row(self) -> int:
@@ -86,6 +90,7 @@ class Host(Memory):
         options = self.served(options or {})
         params = SamplingParams(custom_params={"sparsekv": options})
         req = Req(f"r{self.serial}", "", array("q", prompt), params, extra_key=namespace)
+        req._compute_max_prefix_len = partial(leave_queries, Req._compute_max_prefix_len, req)
         live = Live(req, self.model.paths(prompt, namespace))
         self.live.append(live)
         return live
@@ -144,6 +149,7 @@ class Host(Memory):
                 everyone, extend=len(admitted), fused=fused, padding=padding, die_after=die_after
             )
         for live in lives:
+            live.as_cold &= not foreign
             self._after_chunk(live)
         for live, _ in decode:
             self._append_output(live)
@@ -279,6 +285,7 @@ class Host(Memory):
         live.req.output_ids = output[: len(output) - tokens - 1] + array("q", [other])
         live.req.kv.kv_committed_len = live.req.kv.kv_allocated_len = end
         live.paths = self.model.paths(live.tokens, live.req.extra_key)
+        live.as_cold = False
         self.decode([live])
 
     def zombie(self, live: Live, *, insert: bool, late: bool) -> None:
@@ -379,6 +386,7 @@ class Host(Memory):
             self.model.version += 1
             for live in self.live:
                 live.paths = self.model.paths(live.tokens, live.req.extra_key)
+                live.as_cold = False
 
     # -- forward ---------------------------------------------------------------------------
 
@@ -472,8 +480,11 @@ class Host(Memory):
         """Note which of the slots that a step writes others must not read."""
         self.kept_back[batch.out_cache_loc] = False
         for live, slot in decode:
-            options = self.backend.table.of(live.req).options
+            entry = self.backend.table.of(live.req)
+            options = entry.options
             less = leaves_out(length_of(live, lengths), options, self.geometry.unit_size)
+            if entry.view is not None:
+                less = entry.view.made > 0 and options.dense_layers < LAYERS
             self.kept_back[slot] = self.chooses and less and not options.share_generated
 
 

@@ -9,6 +9,7 @@ from sgl_sparsekv.page_metadata import find_mismatches
 from sgl_sparsekv.selection import load_method
 
 from .cold import ColdRun, always_kept, segment_record, units_to_keep
+from .cold_view import cold_view, viewed
 from .host import Host
 from .recorder import Judged
 from .toy_model import LAYERS, SCALE
@@ -166,7 +167,12 @@ class Checker:
             elif host.chooses:
                 kept = units_to_keep(judged.length, options, cold.own)
                 total = -(-judged.length // cold.own)
+                view = host.backend.table.entry(judged.row).view
                 everything = options.method == "full" or layer < options.dense_layers
+                if view is not None and not everything:
+                    everything = view.made == 0
+                    cold_made = cold_view(cold, len(live.req.origin_input_ids), judged.length).made
+                    require(not live.as_cold or cold_made == 0, "invariant 5", "no view was made")
                 require(everything or kept == total, "R7 budget", "everything was read")
             unit = host_unit(host) if physical is None else cold.own
             expected = cold.attention(layer, judged.length, units, unit)
@@ -198,14 +204,14 @@ class Checker:
         cold: ColdRun,
     ) -> None:
         host, length, unit, own = self.host, judged.length, host_unit(self.host), cold.own
-        kept = always_kept(length, cold.options, unit, own)
+        method = load_method(cold.options.method)
+        kept = always_kept(length, cold.options, 1 if method.narrows else unit, own)
         count = units_to_keep(length, cold.options, own)
         slots = host.row_pool.req_to_token[judged.row, :length]
         table = (slots[::own] // own).tolist()
-        method = load_method(cold.options.method)
         for chosen, places in zip(units, physical, strict=True):
             require(chosen == sorted(set(chosen)), "R7 order", chosen)
-            planned = cold.options.adaptive or len(chosen) == count
+            planned = cold.options.adaptive or method.narrows or len(chosen) == count
             require(planned and kept <= set(chosen), "R7 budget", chosen)
             require(places == [table[u] for u in chosen], "ownership", "not the row's units")
             freed = free & {place * own // unit for place in places}
@@ -217,6 +223,13 @@ class Checker:
             require(bool(host.metadata.sealed[scored.long()].all()), "R2 sealed", "unsealed")
             if cold.options.method == "quest":
                 self._check_bound(layer, scored.long(), cold.query(layer, length))
+        if method.narrows:
+            if judged.live.as_cold:
+                prompt = len(judged.live.req.origin_input_ids)
+                expected = viewed(cold, layer, prompt, length)
+                what = f"{cold.options.method} of {prompt} at {length}"
+                require(units == expected, "invariant 5", f"{what}: {units} but cold {expected}")
+            return
         now = (length, self._indexed(judged, layer, cold.options.method))
         scored_at, indexed = self.scored[judged.row][2].setdefault(layer, now)
         expected = cold.selection(layer, length, scored_at, indexed)

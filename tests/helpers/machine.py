@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 
 from sgl_sparsekv.config import parse_request_options
 from sgl_sparsekv.selection import load_method
+from sgl_sparsekv.views import RequestView
 
 from .host import Host, Live, OutOfPages, StepDied
 from .invariants import Checker, require
@@ -32,9 +33,10 @@ MAX_TOKENS = 384
 
 def _served(options: dict[str, Any]) -> dict[str, Any]:
     """Options without what the method cannot do."""
-    if not load_method(options["method"]).tells_shares:
-        return options | {"coverage": None, "budget_split": "even"}
-    return options
+    method = load_method(options["method"])
+    if not method.tells_shares:
+        options = options | {"coverage": None, "budget_split": "even"}
+    return options | ({"estimate": None} if method.narrows else {})
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -48,6 +50,9 @@ OPTIONS = st.fixed_dictionaries(
         "dense_layers": st.sampled_from((0, 0, 1)),
         "reselect_every": st.sampled_from((1, 1, 3)),
         "estimate": st.sampled_from((None, None, True, False)),
+        "observation_window": st.sampled_from((1, 8, 32)),
+        "pooling": st.sampled_from((1, 5)),
+        "renew_every": st.sampled_from((0, 2, 5, 128)),
         "telemetry": st.booleans(),
         "share_generated": st.booleans(),
     }
@@ -310,6 +315,9 @@ class CacheMachine(RuleBasedStateMachine):
         if entry.rid == live.req.rid:
             asked = self.host.served(options | {"reselect_every": 1, "estimate": None})
             entry.options = parse_request_options(asked, self.host.options)
+            prompt = len(live.req.origin_input_ids)
+            entry.view = RequestView.of(entry.options, prompt, self.host.geometry.unit_size)
+            live.as_cold = False
         self.attempt("select", lambda: self.host.decode([live]))
 
     @invariant()

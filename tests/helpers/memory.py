@@ -28,7 +28,9 @@ from .fused_backend import fused_backend
 from .recorder import Recorder
 from .toy_model import DIM, HEADS, LAYERS, ToyModel, toy_layers
 
+VIEWS = ("adakv", "h2o", "kvcompress", "pyramidkv", "snapkv")
 METHODS = (
+    *VIEWS,
     *("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "quest_two_level"),
     *("quest_two_level_exact", "residual_pq", "shadowkv", "streaming"),
 )
@@ -154,6 +156,7 @@ class Memory:
         """Our attention backend as its constructor leaves it, without a model runner."""
         from sgl_sparsekv.backend.grouped import GroupedBackend
         from sgl_sparsekv.backend.segment_indexes import SegmentIndexes
+        from sgl_sparsekv.backend.step_views import StepViews
 
         backend = GroupedBackend.__new__(GroupedBackend)
         backend.options, backend.on_cpu = self.options, True
@@ -166,6 +169,7 @@ class Memory:
         backend.seal = StepSeal(self.metadata, backend.ops)
         backend.indexes = SegmentIndexes(self.metadata, backend.ops, self.options)
         backend.held = HeldScores()
+        backend.views = StepViews(backend.layers)
         backend.observer = self.recorder
         backend.plan, backend._extend_rows, backend._decode_tokens = None, [], None
         kv_pool.listen_to_allocator(backend.seal.hand_out)

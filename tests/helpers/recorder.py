@@ -70,7 +70,7 @@ class Recorder:
 
     def selected(self, layer: int, group: Any, selection: Selection) -> None:
         """See `StepObserver.selected`."""
-        if getattr(group, "goal", None) is not None:
+        if getattr(group, "goal", None) is not None or getattr(group, "view", False):
             tokens = (selection.counts - 1) * group.unit_size + group.tails[:, None]
             for place, total in zip(group.index.tolist(), tokens.sum(1).tolist(), strict=True):
                 row = int(self.plan.rows[place])

@@ -249,3 +249,54 @@ def segment_second_batch(script: Script) -> None:
     lives = [script.start([i, *prompt(3), *[2] * (2 * PAGE)], CODED) for i in (0, 1)]
     script.prefill(lives, 1000)
     script.decode(lives)
+
+
+NARROWED = SPARSE | {"method": "snapkv", "observation_window": 20, "renew_every": 3, "pooling": 3}
+"""Views of 64 tokens for prompts of 97, made anew twice in eight steps."""
+
+
+def views_on_one_prefix(script: Script) -> None:
+    """A dense request and four views decode together upon one prefix, cold and then on a hit."""
+    methods = ("full", "snapkv", "kvcompress", "adakv", "h2o")
+    lives = [script.serve(2, steps=0, **(NARROWED | {"method": name})) for name in methods]
+    for _ in range(8):
+        script.decode(lives)
+    for live in lives[1:]:
+        script.release(live, insert=True)
+    script.decode(lives[:1])
+    again = script.serve(2, steps=8, **NARROWED)
+    script.decode([lives[0], again])
+
+
+def view_row_reuse(script: Script) -> None:
+    """A row is handed to another request; each has a view of its own."""
+    live = script.serve(2, steps=2, **NARROWED)
+    script.release(live, insert=False)
+    script.serve(3, steps=2, **NARROWED)
+
+
+def view_moved(script: Script) -> None:
+    """A private page of a running request is moved to another place."""
+    live = script.serve(2, steps=PAGE + 3, **NARROWED)
+    script.move_private_page(live, 1)
+    script.decode([live])
+
+
+def view_retracted(script: Script) -> None:
+    """Retracted right behind its prefill, and again in the middle of its answer."""
+    live = script.serve(2, steps=0, **NARROWED)
+    for steps in (4, 5):
+        script.retract(live)
+        used_once(script)
+        script.prefill([live], 1000)
+        for _ in range(steps):
+            script.decode([live])
+
+
+def view_chunks(script: Script) -> None:
+    """A prompt in chunks that are shorter than the window of its last queries."""
+    live = script.start(prompt(2), NARROWED)
+    while not live.decoding:
+        script.prefill([live], PAGE - 3)
+    for _ in range(4):
+        script.decode([live])

@@ -78,7 +78,7 @@ REASONS = (
     Reason("*guard.py:HeldAnswer.__init__", r"= False -> .*= None", AS_FALSE),
     Reason("*guard.py:_read", r"more_body", AS_FALSE),
     Reason("*results.py:Results.__init__", r"= False -> .*= None", AS_FALSE),
-    Reason("*config.py:parse_request_options", r"quote=None", AS_FALSE),
+    Reason("*config/parse.py:parse_request_options", r"quote=None", AS_FALSE),
     Reason("*echo.py:take_report", r'"stream", None', AS_FALSE),
     Reason(
         "*guard.py:RequestGuard.__call__", r"or True", "no body is no JSON, which is not refused"
@@ -98,7 +98,7 @@ REASONS = (
     Reason(
         "*records.py:SegmentRecords.*", r"self\._step (= 1|\+= 2)", "only the order of steps counts"
     ),
-    Reason("*config.py:check_chunks", r"tokens >= 0", "nothing ends a page"),
+    Reason("*config/pages.py:check_chunks", r"tokens >= 0", "nothing ends a page"),
     Reason("*cpu_defaults.py:cpu_defaults", r"or 1\)", "less than what it is compared with"),
     Reason(
         "*requests.py:check_fields",

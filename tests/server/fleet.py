@@ -26,10 +26,13 @@ READ_AT_IMPORT = {"SGLANG_TEST_RETRACT", "SGLANG_PLUGINS", "TRITON_INTERPRET"}
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
 SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
 """Methods that read segment records, or chunks smaller than a unit."""
+VIEWS = ("adakv", "h2o", "kvcompress", "pyramidkv", "snapkv")
+"""Methods that keep views."""
 SPARSE = (
     *("--attention-backend", "sparsekv", "--sparsekv-check", "raise"),
     *("--sparsekv-check-interval", "5", "--sparsekv-budget", "512", "--sparsekv-dense-layers", "0"),
-    *("--sparsekv-methods", "full,oracle,quest,mean_std,streaming," + ",".join(SEGMENTED)),
+    "--sparsekv-methods",
+    ",".join(("full", "oracle", "quest", "mean_std", "streaming", *SEGMENTED, *VIEWS)),
 )
 TIGHT = (
     "--max-total-tokens",

@@ -13,6 +13,7 @@ import pytest
 from sgl_sparsekv.tooling.servers import ServerProcess
 
 from .client import metric, post
+from .fleet import VIEWS
 
 FULL = {"method": "full"}
 SPARSE = [
@@ -20,6 +21,7 @@ SPARSE = [
     {"method": "quest", "budget": 128},
     {"method": "clusterkv", "budget": 128},
 ]
+NARROWED = [{"method": method, "budget": 128, "renew_every": 24} for method in VIEWS]
 ALONE = {"share_generated": False}
 ANSWER = 70
 """Tokens that a sparse turn generates: more than a page."""
@@ -77,7 +79,11 @@ def conversation(
     return seen
 
 
-@pytest.mark.parametrize("options", SPARSE, ids=lambda options: str(options["method"]))
+@pytest.mark.parametrize(
+    "options",
+    [*SPARSE, NARROWED[0], *(pytest.param(one, marks=pytest.mark.soak) for one in NARROWED[1:])],
+    ids=lambda options: str(options["method"]),
+)
 def test_a_full_answer_is_bit_equal_to_one_that_never_saw_a_sparse_request(
     ours: ServerProcess, options: dict[str, Any]
 ) -> None:

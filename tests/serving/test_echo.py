@@ -30,7 +30,7 @@ class Request:
     def __init__(self, rid: str) -> None:
         self.rid = rid
         self.sampling_params = SimpleNamespace(custom_params=None)
-        self.input_embeds, self.retraction_count = None, 0
+        self.input_embeds, self.retraction_count, self.origin_input_ids = None, 0, [1, 2, 3]
 
 
 @pytest.fixture

@@ -1,0 +1,133 @@
+"""What a server is started with."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..geometry import PAGE_SIZES
+from ..ops import DEVICES
+from ..routes import ROUTES
+from ..selection import METHODS, IndexOptions, load_method, method_names
+from ..summaries import ResidualSummary
+from ..types import Reduction
+from .checks import check_bool, check_choice, check_int, listed
+from .request import SERVER_ONLY, RequestOptions, adaptive_option
+
+CHECK_MODES = ("off", "log", "raise")
+FUSED_DEVICES = ("triton",)
+"""Devices that serve whole steps: their selections are made anew in every step."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server is started with.
+
+    Attributes:
+        request: options of a request that names none.
+        methods: methods a request may choose; each with a page summary costs metadata memory.
+        reduction: how the query heads of a KV head share one selection.
+        index: how segments are indexed, for methods that read segment records.
+        device: kernels to use; "auto" takes the ones of the model's device.
+        attend: on a GPU, the kernel that reads the selection: our own, or a stock one.
+        dense_below: on a GPU, steps that would save fewer than this many tokens a layer over the
+            whole batch run SGLang's own dense decode; "auto" asks what choosing costs.
+        check: compare sampled metadata with the keys it summarises: off, log or raise.
+        check_interval: steps between two checks.
+        validate_requests: refuse what SGLang itself would end on (`serving/fields.py`).
+        trace: ZMQ endpoint to publish selections on, or "" for none.
+    """
+
+    request: RequestOptions = field(default_factory=RequestOptions)
+    methods: tuple[str, ...] = ("full", "oracle", "quest", "streaming")
+    reduction: Reduction = Reduction.MAX_SOFTMAX
+    index: IndexOptions = field(default_factory=IndexOptions)
+    device: str = "auto"
+    attend: str = "triton"
+    dense_below: int | str = "auto"
+    check: str = "off"
+    check_interval: int = 50
+    validate_requests: bool = True
+    trace: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(f"methods must be among {listed(method_names())}, got {name!r}")
+        if self.request.method not in self.methods:
+            object.__setattr__(self, "methods", tuple(sorted({*self.methods, self.request.method})))
+        _check_index(self.index)
+        check_choice("device", self.device, ("auto", *sorted(DEVICES)))
+        check_choice("attend", self.attend, ("triton", *sorted(ROUTES)))
+        if self.dense_below != "auto":
+            check_int('dense_below must be "auto", or it', self.dense_below, 0)
+        refusal = unfused(self.device, self.request)
+        if refusal:
+            raise ValueError(refusal)
+        if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
+            raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
+        if self.device in FUSED_DEVICES and self.request.estimates:
+            raise ValueError(f"estimate must be false on device {self.device}: it has no kernels")
+        check_choice("check", self.check, CHECK_MODES)
+        check_int("check_interval", self.check_interval, 1)
+        check_bool("validate_requests", self.validate_requests)
+        if self.trace and "://" not in self.trace:
+            raise ValueError(
+                f"trace must be a ZMQ endpoint such as tcp://*:5560, got {self.trace!r}"
+            )
+
+    @property
+    def residuals(self) -> ResidualSummary | None:
+        """What estimates read, where the server keeps it."""
+        ranks = load_method("residual_pq").segments(self.index)
+        kept = "residual_pq" in self.methods or self.request.estimates
+        return ranks if kept and isinstance(ranks, ResidualSummary) else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat JSON form, as a configuration file would hold it."""
+        flat = asdict(self)
+        request, index = flat.pop("request"), flat.pop("index")
+        return {
+            **request,
+            **index,
+            **flat,
+            "methods": list(self.methods),
+            "reduction": str(self.reduction),
+        }
+
+
+INDEX_FIELDS = tuple(f.name for f in fields(IndexOptions))
+SERVER_FIELDS = (
+    *SERVER_ONLY,
+    *(f.name for f in fields(ServerOptions) if f.name not in ("request", "index")),
+    *INDEX_FIELDS,
+)
+
+
+def _check_index(index: IndexOptions) -> None:
+    for name in ("cluster_segment", "pq_segment", "residual_segment"):
+        size = getattr(index, name)
+        check_int(name, size, max(PAGE_SIZES), 16384)
+        if size % max(PAGE_SIZES):
+            raise ValueError(f"{name} must be a multiple of {max(PAGE_SIZES)} tokens, got {size}")
+    check_int("tokens_per_centroid", index.tokens_per_centroid, 1, index.cluster_segment)
+    check_int("pq_bits", index.pq_bits, 1, 8)
+    for name in ("pq_subspaces", "residual_subspaces"):
+        check_choice(name, getattr(index, name), (1, 2, 4, 8, 16))
+    load_method("clusterkv").segments(index)  # refuses more clusters than codes
+
+
+def unfused(device: str, options: RequestOptions) -> str:
+    """Why a device cannot read as a request asks; "" if it can."""
+    if device not in FUSED_DEVICES:
+        return ""
+    every = options.reselect_every
+    if every != 1:
+        return (
+            f"reselect_every must be 1 on device {device}, which selects in every step, got {every}"
+        )
+    if options.adaptive:
+        rule = "null" if options.coverage is not None else '"even"'
+        return (
+            f"{adaptive_option(options)} must be {rule} on device {device}, where every KV head of "
+            "a row reads as much"
+        )
+    return ""

@@ -1,0 +1,101 @@
+"""What one layer of a request still reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.nn.functional import pad
+
+from ..types import Selection
+
+GROWTH = 256
+"""Tokens of an answer for which a list has room before it is made longer."""
+
+
+@dataclass
+class LayerView:
+    """Tokens that the KV heads of one layer keep, and all that came since.
+
+    Attributes:
+        made: tokens of the context when it was made.
+        counts: int64 `[H]`, tokens that were kept then.
+        positions: int32 `[H, n]`: these, ascending, and behind them the tokens from `made` on.
+        scores: float32 `[H, n]` of the kept ones, 0 behind them.
+    """
+
+    made: int
+    counts: torch.Tensor
+    positions: torch.Tensor
+    scores: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, made: int, kept: Sequence[torch.Tensor], scores: Sequence[torch.Tensor]
+    ) -> "LayerView":
+        """From the kept positions of each head, int `[n]`, ascending, and their scores."""
+        counts = torch.tensor([len(one) for one in kept])
+        width = int(counts.max())
+        positions = torch.zeros(len(kept), width, dtype=torch.int32)
+        padded = torch.zeros(len(kept), width)
+        for head, (own, worth) in enumerate(zip(kept, scores, strict=True)):
+            positions[head, : len(own)] = own
+            padded[head, : len(own)] = worth
+        return cls(made, counts, _continued(positions, counts, made, width + GROWTH), padded)
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether every KV head keeps as many."""
+        return bool((self.counts == self.counts[0]).all())
+
+    def listed(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions int32 `[H, n]` that are read in a context of `length` tokens, ascending, -1
+        behind them; and their number, int64 `[H]`."""
+        counts = self.counts + (length - self.made)
+        width = int(counts.max())
+        if width > self.positions.shape[1]:
+            self.positions = _continued(self.positions, self.counts, self.made, 2 * width)
+        listed = self.positions[:, :width]
+        if self.even:
+            return listed, counts
+        return listed.masked_fill(torch.arange(width) >= counts[:, None], -1), counts
+
+
+def selection_of(views: Sequence[LayerView], slots: Sequence[torch.Tensor]) -> Selection:
+    """What some rows read of one layer, as units of one token.
+
+    Args:
+        views: of the rows.
+        slots: of each row, int32 `[L]`, slot of each position of its context.
+    """
+    listed = [view.listed(len(own)) for view, own in zip(views, slots, strict=True)]
+    logical = [positions for positions, _ in listed]
+    counts = torch.stack([counts for _, counts in listed]).int()
+    if len(views) == 1 and views[0].even:
+        physical = slots[0].index_select(0, logical[0].flatten()).view_as(logical[0])
+        return Selection(logical[0][None], physical[None], counts)
+    places = [row.clamp(min=0) for row in logical]
+    physical = [
+        own.index_select(0, row.flatten()).view_as(row)
+        for own, row in zip(slots, places, strict=True)
+    ]
+    chosen = _padded(logical, -1)
+    return Selection(chosen, _padded(physical, 0).masked_fill_(chosen < 0, 0), counts)
+
+
+def _padded(rows: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
+    """Rows `[H, n]` of different widths as one `[rows, H, widest]`."""
+    width = max(row.shape[1] for row in rows)
+    return torch.stack([pad(row, (0, width - row.shape[1]), value=fill) for row in rows])
+
+
+def _continued(
+    positions: torch.Tensor, counts: torch.Tensor, made: int, width: int
+) -> torch.Tensor:
+    """Lists `[H, n]` of `counts` positions, and `made`, `made + 1`, ... behind: `[H, width]`."""
+    place = torch.arange(width, dtype=torch.int32)
+    behind = place - counts[:, None].int() + made
+    behind[:, : positions.shape[1]] = torch.where(
+        place[: positions.shape[1]] < counts[:, None], positions, behind[:, : positions.shape[1]]
+    )
+    return behind

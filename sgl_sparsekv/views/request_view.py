@@ -1,0 +1,175 @@
+"""The view of one request: which tokens every KV head of every layer still reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..config import RequestOptions
+from ..selection import load_method
+from ..selection.view import Room, Viewed, ViewMethod
+from .attention import shares_of
+from .layer_view import LayerView
+from .queries import LastQueries
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """What one layer read when a view was due, int32 `[H, n]`, -1 behind it, and its scores."""
+
+    positions: torch.Tensor
+    scores: torch.Tensor
+
+
+class RequestView:
+    """What one request keeps; everything as long as `made` is 0.
+
+    It is made in two halves: every layer weighs what it reads when it is run, and before the next
+    step `settle` divides the budget over all of them.
+
+    Attributes:
+        made: tokens of the context when the view was made: younger ones are read as they come.
+        layers: by number of the layer.
+
+    Args:
+        method: how tokens are chosen.
+        options: of the request.
+        prompt: tokens of the prompt.
+        block: tokens of a block, where whole blocks are given up.
+    """
+
+    def __init__(self, method: ViewMethod, options: Viewed, prompt: int, block: int) -> None:
+        self.made = 0
+        self.layers: dict[int, LayerView] = {}
+        self._method, self._options = method, options
+        self._prompt, self._block = prompt, block
+        self._queries: dict[int, LastQueries] = {}
+        self._weighed: dict[int, _Weighed] = {}
+        self._length = 0
+
+    @classmethod
+    def of(cls, options: RequestOptions, prompt: int, block: int) -> "RequestView | None":
+        """That of a request whose method keeps one, else None."""
+        method = load_method(options.method)
+        return cls(method, options, prompt, block) if isinstance(method, ViewMethod) else None
+
+    def unmade(self) -> "RequestView":
+        """That of the same request before it was read."""
+        return RequestView(self._method, self._options, self._prompt, self._block)
+
+    @property
+    def first_needed(self) -> int | None:
+        """First position of the prompt whose query is still to be seen; None: none is."""
+        seen = min((queries.end for queries in self._queries.values()), default=0)
+        begin = max(0, self._prompt - self._options.observation_window)
+        return None if seen >= self._prompt else max(seen, begin)
+
+    def is_due(self, length: int) -> bool:
+        """Whether the step that brings the context to `length` tokens makes the view.
+
+        Where somebody else read the prompt, it waits until the answer's queries fill the window.
+        """
+        seen = min((len(queries) for queries in self._queries.values()), default=0)
+        if length < self._prompt or seen < min(self._options.observation_window, length):
+            return False
+        if self.made:
+            every = self._options.renew_every
+            return every > 0 and length - self.made >= every
+        slack = self._options.renew_every or self._options.observation_window
+        more = 1 if length == self._prompt else slack
+        return length >= self._options.budget_tokens(length) + more
+
+    # -- once per layer ------------------------------------------------------------------------
+
+    def observe(self, layer: int, q: torch.Tensor, first: int) -> None:
+        """Note queries `[n, H, G, D]` of the positions from `first` on."""
+        size = self._options.observation_window
+        if self._method.accumulates:
+            size = max(size, self._options.renew_every)
+        self._queries.setdefault(layer, LastQueries(size)).add(q, first)
+
+    def weigh(self, layer: int, keys: torch.Tensor, slots: torch.Tensor, scale: float) -> None:
+        """Score what the layer reads by the queries that were observed.
+
+        Args:
+            layer: its number.
+            keys: `[slots, H, D]`, the pool's K of this layer.
+            slots: int `[L]`, slot of each position of the context.
+            scale: softmax scale.
+        """
+        length, view = len(slots), self.layers.get(layer)
+        goes_on = view is not None and self._method.accumulates
+        since = length - self.made if goes_on else self._options.observation_window
+        q, at = self._queries[layer].last(since)
+        if view is None:
+            listed = torch.arange(length, dtype=torch.int32).expand(keys.shape[1], -1)
+        else:
+            listed, _ = view.listed(length)
+        scores = torch.zeros(listed.shape)
+        if view is not None and goes_on:
+            scores[:, : view.scores.shape[1]] = view.scores
+        for head, positions in enumerate(listed.long()):
+            known = positions[positions >= 0]
+            own = keys[slots[known].long(), head]
+            shares = shares_of(q[:, head], at, own, known, scale)
+            scores[head, : len(known)] += self._scored(shares, known, goes_on, length)
+        self._weighed[layer], self._length = _Weighed(listed, scores), length
+
+    def _scored(
+        self, shares: torch.Tensor, positions: torch.Tensor, goes_on: bool, length: int
+    ) -> torch.Tensor:
+        """Scores `[T]`; the window, which is kept anyway, is spread over no others."""
+        pooling = 1 if goes_on else self._options.pooling
+        old = int((positions < length - self._options.window).sum())
+        parts = (shares[..., :old], pooling), (shares[..., old:], 1)
+        return torch.cat([self._method.weigh(*part) for part in parts if part[0].numel()])
+
+    # -- between two steps ---------------------------------------------------------------------
+
+    def settle(self, numbers: Sequence[int]) -> None:
+        """Divide the budget over what was weighed, if anything was.
+
+        Args:
+            numbers: of all layers that have views, other stages' too.
+        """
+        whole = self._weighed.keys() == self._queries.keys()
+        if not (self._weighed and whole):
+            self._weighed.clear()  # a step that was broken off
+            return
+        length, options = self._length, self._options
+        always = options.sink + options.window
+        ranked = [self._ranked(one) for one in self._weighed.values()]
+        room = Room(
+            tokens=options.budget_tokens(length) - always,
+            always=always,
+            layers=[numbers.index(number) for number in self._weighed],
+            num_layers=len(numbers),
+            block=self._block,
+            options=options,
+        )
+        counts = self._method.divide(ranked, room)
+        for (number, weighed), scores, rooms in zip(
+            self._weighed.items(), ranked, counts.tolist(), strict=True
+        ):
+            self.layers[number] = self._kept(weighed, scores, rooms)
+        self.made = length
+        self._weighed.clear()
+
+    def _ranked(self, weighed: _Weighed) -> torch.Tensor:
+        """Scores `[H, n]` of the candidates: -inf for sinks and window."""
+        positions, end = weighed.positions, self._length - self._options.window
+        candidate = (positions >= self._options.sink) & (positions < end)
+        return weighed.scores.masked_fill(~candidate, -torch.inf)
+
+    def _kept(self, weighed: _Weighed, ranked: torch.Tensor, rooms: Sequence[int]) -> LayerView:
+        """The best of each head, equal scores to the older token, with sinks and window."""
+        keep = (weighed.positions >= 0) & ranked.isinf()
+        for head, room in enumerate(rooms):
+            best = ranked[head].sort(descending=True, stable=True).indices[:room]
+            keep[head, best] = True
+        heads = range(len(keep))
+        return LayerView.of(
+            self._length,
+            [weighed.positions[head, keep[head]] for head in heads],
+            [weighed.scores[head, keep[head]] for head in heads],
+        )

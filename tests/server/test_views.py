@@ -1,0 +1,91 @@
+"""Views over HTTP: the same answer however a prompt came in, and what is told of it."""
+
+from typing import Any
+
+import pytest
+from helpers.soak import Size
+
+from sgl_sparsekv.models.documents import chain_document
+
+from .client import ask_for, generate_all, post, wrong_answers
+from .fleet import VIEWS, Fleet
+from .test_sharing import ask, words
+
+BUDGET, EVERY = 192, 16
+
+
+@pytest.mark.parametrize("method", VIEWS)
+def test_a_view_is_the_same_cold_on_a_hit_in_chunks_and_after_retractions(
+    fleet: Fleet, method: str
+) -> None:
+    """`tight` reads prompts in chunks of 512 and retracts whoever runs; its views are renewed."""
+    options = {"method": method, "budget": BUDGET, "renew_every": EVERY, "share_generated": False}
+    text, told = words(1100, 5), []
+    for name in ("ours", "ours", "tight"):
+        answer = ask(fleet.get(name), text, 3 * EVERY, options, extra_key=f"view-{method}")
+        told.append((answer["output_ids"], answer["meta_info"]["sparsekv"]["tokens_attended"]))
+    assert told[1] == told[0] and told[2] == told[0]
+
+
+def test_the_last_tokens_of_a_prompt_are_read_again_on_a_hit(fleet: Fleet) -> None:
+    """A window of 200 queries, and the rest of their page; other methods take all but a token."""
+    server, text = fleet.get("ours"), words(1089, 6)
+    cached = {}
+    for method in ("full", "quest", "snapkv", "snapkv"):
+        options = {"method": method, "budget": BUDGET, "observation_window": 200}
+        cached[method] = ask(server, text, 2, options)["meta_info"]["cached_tokens"]
+    assert cached == {"full": 0, "quest": 1088, "snapkv": (1089 - 200) // 64 * 64}
+
+
+def test_what_a_view_reads_is_counted_and_measured(fleet: Fleet) -> None:
+    """The budget, and one more with every token; its attention mass layer by layer."""
+    asked = {"method": "snapkv", "budget": BUDGET, "renew_every": 0, "telemetry": True}
+    answer = ask(fleet.get("ours"), words(1000, 8), 21, asked)["meta_info"]["sparsekv"]
+    layers = answer["tokens_in_context"] // sum(range(1001, 1021))
+    assert answer["tokens_attended"] == layers * sum(BUDGET + step for step in range(1, 21))
+    masses = answer["telemetry"]["attention_mass"]
+    assert masses is not None and 0 < masses["mean"] < 1
+
+
+def test_short_prompts_with_long_answers_stay_bounded(fleet: Fleet, size: Size) -> None:
+    """Below the budget nothing is left out; from `renew_every` above it on a view is kept."""
+    tokens = size(200, 1500)
+    asked = {"method": "h2o", "budget": BUDGET, "renew_every": EVERY}
+    answer = ask(fleet.get("ours"), words(100, 9), tokens, asked)["meta_info"]["sparsekv"]
+    layers = answer["tokens_in_context"] // sum(range(101, 100 + tokens))
+    most = sum(min(length, BUDGET + EVERY) for length in range(101, 100 + tokens))
+    assert answer["tokens_attended"] <= layers * most
+    assert answer["tokens_attended"] < answer["tokens_in_context"]
+
+
+def test_views_of_many_requests_on_one_prefix(fleet: Fleet) -> None:
+    """Every method and `full` at once, upon one document: the dense reader is right."""
+    server, document = fleet.get("ours"), chain_document(2000, num_questions=6, num_hops=4, seed=2)
+    options: list[dict[str, Any]] = [{"method": method, "budget": BUDGET} for method in VIEWS]
+    asks = [
+        ask_for(document, question, option)
+        for question, option in zip(document.questions, [{"method": "full"}, *options], strict=True)
+    ]
+    answers = generate_all(server.url, asks, concurrency=6)
+    assert not wrong_answers(asks[:1], answers[:1])
+    for answer, option in zip(answers[1:], options, strict=True):
+        assert answer is not None
+        report = answer["meta_info"]["sparsekv"]
+        assert report["method"] == option["method"] and report["rejected"] is None
+        assert report["tokens_attended"] < 0.2 * report["tokens_in_context"]
+
+
+def test_names_of_kv_compress_are_taken_in_their_place_and_refused_elsewhere(fleet: Fleet) -> None:
+    url = fleet.get("ours").url
+    theirs = {"max_cache_tokens": 128, "protected_window_size": 32, "compress_once": True}
+    sampling = {"max_new_tokens": 4, "custom_params": {"sparsekv": theirs}}
+    status, answer = post(
+        f"{url}/generate", {"input_ids": words(500, 1), "sampling_params": sampling}
+    )
+    assert status == 200, answer
+    told = answer["meta_info"]["sparsekv"]
+    assert (told["method"], told["budget"], told["window"]) == ("kvcompress", 128, 32)
+    assert told["renew_every"] == 0
+    body = {"model": "default", "prompt": "a", "max_tokens": 2, "max_cache_tokens": 128}
+    status, answer = post(f"{url}/v1/completions", body)
+    assert status == 400 and "max_cache_tokens would be ignored here" in str(answer)
