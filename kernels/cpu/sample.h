@@ -48,9 +48,9 @@ inline Sample sample_at(const SampleArgs& a, int64_t i) {
 INLINE VecF finite(VecF x) { return x < kInf ? x : splat(-kInf); }
 
 INLINE VecF scores_at(const float* scores, int64_t u, int64_t end) {
+  if (end - u >= LANES) return finite(load(scores + u));
   VecF x = splat(-kInf);
-  int64_t lanes = end - u < LANES ? end - u : LANES;
-  __builtin_memcpy(&x, scores + u, lanes * sizeof(float));
+  __builtin_memcpy(&x, scores + u, (end - u) * sizeof(float));
   return finite(x);
 }
 
