@@ -169,8 +169,8 @@ def free_memory() -> None:
     """Give back what a failed or finished attempt held on the device."""
     import torch
 
-    gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
+        gc.collect()
         try:
             torch.cuda.empty_cache()
         except RuntimeError:

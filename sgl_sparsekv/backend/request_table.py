@@ -92,6 +92,7 @@ class RequestEntry:
             "tokens_in_context": self.tokens_in_context,
             "tokens_from_sparser": self.tokens_from_sparser,
             "telemetry": self.telemetry.report(self.decode_steps) if self.watched else None,
+            "view": self.view.told() if self.view and self.options.telemetry else None,
             "rejected": self.rejected,
         }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -78,6 +79,11 @@ class RequestView:
         slack = self._options.renew_every or self._options.observation_window
         more = 1 if length == self._prompt else slack
         return length >= self._options.budget_tokens(length) + more
+
+    def told(self) -> dict[str, Any]:
+        """For a response: of how many tokens it was made, and what each KV head kept, by layer."""
+        kept = {str(number): view.counts.tolist() for number, view in sorted(self.layers.items())}
+        return {"made": self.made, "kept": kept}
 
     # -- once per layer ------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ def test_a_report_tells_options_steps_and_tokens() -> None:
     assert report == {
         **asdict(entry.options), "decode_steps": 2, "tokens_attended": 25,
         "tokens_in_context": 210, "tokens_from_sparser": None,
-        "telemetry": entry.telemetry.report(2), "rejected": None,
+        "telemetry": entry.telemetry.report(2), "view": None, "rejected": None,
     }  # fmt: skip
     assert entry.report()["tokens_from_sparser"] == 7
     table.note(1, Request("two"))

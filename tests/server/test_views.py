@@ -43,6 +43,9 @@ def test_what_a_view_reads_is_counted_and_measured(fleet: Fleet) -> None:
     answer = ask(fleet.get("ours"), words(1000, 8), 21, asked)["meta_info"]["sparsekv"]
     layers = answer["tokens_in_context"] // sum(range(1001, 1021))
     assert answer["tokens_attended"] == layers * sum(BUDGET + step for step in range(1, 21))
+    view = answer["view"]
+    assert view["made"] == 1000 and len(view["kept"]) == layers
+    assert {kept for heads in view["kept"].values() for kept in heads} == {BUDGET}
     masses = answer["telemetry"]["attention_mass"]
     assert masses is not None and 0 < masses["mean"] < 1
 
