@@ -12,7 +12,7 @@ from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.selection import IndexOptions, load_method
 from sgl_sparsekv.selection.base import SelectionMethod
 from sgl_sparsekv.summaries import CodeSummary, ResidualSummary
-from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, Selection
+from sgl_sparsekv.types import Candidates, Reduction, Rest, ScoreInputs, Selection
 
 Summary = CodeSummary | ResidualSummary
 Index = SegmentIndex | ResidualIndex
@@ -114,8 +114,12 @@ class CodedLayers:
     def decode(self, ops: Ops, i: int) -> State:
         """A whole step of the i-th layer."""
         selection, weights = self.choose(ops, i)
-        state = self.attend(ops, i, selection.physical)
-        return state if weights is None else self.estimate(ops, i, weights, state)
+        if weights is None:
+            return self.attend(ops, i, selection.physical)
+        index = self.indices[i % len(self.indices)]
+        assert isinstance(index, ResidualIndex)
+        how = (self.tails, self.scale, 1, Rest(weights, index))
+        return ops.attend_all(self.layers.q, self.layers.pool(i), selection, *how)
 
     def calls(self, ops: Ops) -> dict[str, Callable[[int], object]]:
         """The timed calls, each a function of the repeat's number."""
@@ -175,6 +179,11 @@ class CodedLayers:
             wanted = reference.weigh(self.layers.q, index, self.candidates, best, *how)
             pairs.append((weights, wanted))
             pairs += zip(*(self.estimate(o, 0, weights, state) for o in both), strict=True)
+            whole = ops.attend_all(
+                self.layers.q, self.layers.pool(0), chosen, self.tails, self.scale, 1,
+                Rest(weights, index),
+            )  # fmt: skip
+            pairs.append((whole[0], self.estimate(ops, 0, weights, state)[0]))
         for one, other in pairs:
             torch.testing.assert_close(one, other, atol=1e-3, rtol=2.0**-7)
 

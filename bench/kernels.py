@@ -5,7 +5,8 @@
 One layer of Llama-3.1-8B: 32 query and 8 KV heads of 128, bfloat16, page 16, budget 2048. Several
 layers' buffers take turns and another buffer is read before each call, so that no read comes from a
 cache. `ms` is the least of the repeats and `median_ms` their median; all methods, the peer and the
-memory's bandwidth take turns in one run.
+memory's bandwidth take turns in one run. `ratio` is the median over the turns of a step's time over
+that of the step it must not be slower than; keys and queries are the same in every run.
 `floor_ms` is the bytes that must be read over the best bandwidth of summing a large buffer.
 A busy machine says nothing: where a worker waits for a core, every op takes milliseconds. The
 header has the load before and after. Until FILE is written, each shape is kept in FILE's
@@ -17,7 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,6 +33,7 @@ from bench import coded, covering, two_level
 from bench.bandwidth import clock, read_bandwidth
 from bench.layers import BUDGET, DIM, GROUP, HEADS, PAGE_SIZE, Layers, gate, prefill_layer
 from bench.peer import torch_native_decode, torch_native_extend
+from bench.ratios import beside
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.tooling.environment import environment
@@ -71,6 +73,9 @@ class Row:
         peer: what it is compared with; `prefill`, of the same prompt, for indexing it.
         peer_ms: the peer's least.
         speedup: peer_ms / ms.
+        beside: what it must not be slower than: `quest`, or `same_bytes`; None: nothing.
+        ratio: median over the turns of its time over that one's in the same turn.
+        ratio_spread: the middle half of these lies between.
     """
 
     op: str
@@ -87,6 +92,9 @@ class Row:
     peer: str | None = None
     peer_ms: float | None = None
     speedup: float | None = None
+    beside: str | None = None
+    ratio: float | None = None
+    ratio_spread: Sequence[float] | None = None
 
 
 def decode_calls(ops: Ops, layers: Layers) -> dict[str, Callable[[int], object]]:
@@ -170,7 +178,8 @@ def decode_rows(ops: Ops, context: int, batch: int, repeats: int, speed: float) 
         budget = context if key[1] == "dense" else BUDGET
         compared = ("torch_native", min(peer["peer", ""])) if key in peer else None
         shape = (key[1], context, batch, budget)
-        rows.append(_row(key[0], shape, found, sizes[key], speed, compared, peer.get(key, [])))
+        row = _row(key[0], shape, found, sizes[key], speed, compared, peer.get(key, []))
+        rows.append(replace(row, **beside(times, key)))
     return rows
 
 
@@ -314,6 +323,9 @@ def _line(row: Row) -> str:
         text += f"  floor {row.floor_ms:8.3f} ({row.of_floor:.2f}x)"
     if row.peer_ms and row.speedup:
         text += f"  {row.peer} {row.peer_ms:9.1f} ({row.speedup:.1f}x)"
+    if row.ratio and row.ratio_spread:
+        low, high = row.ratio_spread
+        text += f"  {row.ratio:.2f} of {row.beside} ({low:.2f}-{high:.2f})"
     return text
 
 
@@ -327,7 +339,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(GO_ON, action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--contexts", type=numbers, default=[4096, 8192, 32768, 131072])
     parser.add_argument("--batches", type=numbers, default=[1, 4])
-    parser.add_argument("--repeats", type=int, default=24, help="timed runs of each decode op")
+    parser.add_argument("--repeats", type=int, default=96, help="timed runs of each decode op")
     parser.add_argument("--prefill", type=int, default=16384, help="prompt tokens; 0: none")
     parser.add_argument("--chunk", type=int, default=2048, help="prompt tokens per chunk")
     parser.add_argument("--prefill-repeats", type=int, default=2)

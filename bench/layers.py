@@ -66,8 +66,9 @@ class Layers:
         def full(value: int) -> torch.Tensor:
             return torch.full((batch,), value, dtype=torch.int32)
 
+        draw = torch.Generator().manual_seed(0)
         return Layers(
-            torch.randn(batch, HEADS, GROUP, DIM).bfloat16(),
+            torch.randn(batch, HEADS, GROUP, DIM, generator=draw).bfloat16(),
             *(keys, values, fields),
             Candidates(table, full(SINK_UNITS), full(units - WINDOW_UNITS)),
             *(full(units), full(min(BUDGET, context) // PAGE_SIZE), full(PAGE_SIZE // 2), context),

@@ -134,7 +134,13 @@ def _targets(kernels: list[tuple[str, Result]], served: list[tuple[str, Result]]
 
 
 def _value(field: str, row: Result, rows: list[Result]) -> float | None:
-    """A row's figure; where it is no field of the row, its time over that of another row."""
+    """A row's figure; where it is no field of the row, its time over that of another row.
+
+    That is the median over the turns where the run kept it, else the least over the least.
+    """
+    if field in ("of_quest", "of_same_bytes") and row.get("ratio"):
+        ratio: float = row["ratio"]
+        return ratio
     shape = {key: row[key] for key in ("op", "method", "context", "batch")}
     others = {
         "of_prefill": {"op": "prefill", "context": row["context"]},

@@ -53,6 +53,8 @@ class Candidates:
 
     def contiguous(self) -> "Candidates":
         """The same with `begin` and `end` in one piece each."""
+        if self.begin.is_contiguous() and self.end.is_contiguous():
+            return self
         return Candidates(self.unit_table, self.begin.contiguous(), self.end.contiguous())
 
 
@@ -179,9 +181,24 @@ class Selection:
         return Selection(self.logical[rows], self.physical[rows], self.counts[rows])
 
 
+@dataclass(frozen=True)
+class Rest:
+    """What answers for tokens that a selection leaves out.
+
+    Attributes:
+        weights: float32 `[rows, H, G, 16 * segments]`, as `Ops.weigh` returns them.
+        index: records of the clusters.
+    """
+
+    weights: torch.Tensor
+    index: ResidualIndex
+
+
 def per_head(counts: torch.Tensor, heads: int) -> torch.Tensor:
     """Counts `[rows, H]` of `[rows, H]`, or of `[rows]` where every KV head reads as much."""
-    return counts if counts.dim() == 2 else counts[:, None].expand(-1, heads)
+    if counts.dim() == 2:
+        return counts
+    return counts.as_strided((len(counts), heads), (counts.stride(0), 0))
 
 
 @dataclass(frozen=True)

@@ -173,10 +173,9 @@ class Runner:
     def known(self, plan: RowPlan) -> torch.Tensor:
         """Log-sum-exp float32 `[rows, H, G]` over what is read in any case."""
         kept = KeptUnits.of(self.candidates(plan), torch.from_numpy(plan.num_units).int())
-        table = kept.table[:, None].expand(-1, self.keys.shape[1], -1)
         tails = torch.from_numpy(plan.tail).int()
-        shape = (table, kept.counts, tails, self.layer.scale, self.variant.unit_size)
-        return self.ops.attend(self.layer.q, self.keys, self.values, *shape)[1]
+        how = (kept, tails, self.layer.scale, self.variant.unit_size)
+        return self.ops.known(self.layer.q, self.keys, *how)
 
     def inputs(self, plan: RowPlan) -> ScoreInputs:
         """What the method looks at under a plan."""

@@ -4,23 +4,27 @@
 
 #include <stdint.h>
 
-struct AttendArgs {
+// Scratch of so many floats. A kernel that needs more returns how many, and has done nothing; else 0.
+struct Memory {
+  float* scratch;
+  int64_t scratch_size;
+};
+
+struct AttendArgs : Memory {
   const void *q, *keys, *values;  // [rows, H, G, D], [slots, H, D], [slots, H, Dv]
   const int32_t *table, *counts, *tails;
   void* out;       // [rows, H, G, Dv] contiguous, q's dtype
   float* lse;      // [rows, H, G] contiguous
-  float* scratch;  // attend_scratch() floats
   int64_t rows, heads, group, dim, vdim, width, unit, dtype, threads;
   int64_t q_row, q_head, q_group, k_slot, k_head, v_slot, v_head, t_row, t_head, c_row, c_head;
   double scale;
 };
 
-struct ScoreArgs {
+struct ScoreArgs : Memory {
   const void *q, *data;  // [rows, H, G, D]; fields [units, H, planes, D], or keys
   const int32_t *table, *begin, *end;
   const float* known;  // [rows, H, G] contiguous, or null
   float* out;          // [rows, H, U] contiguous
-  float* scratch;      // score_scratch() floats
   int64_t rows, heads, group, dim, width, unit, dtype, threads;
   int64_t formula;    // Formula
   int64_t reduction;  // Reduction
@@ -34,9 +38,9 @@ enum Formula : int64_t { kUpperBound = 0, kExpectedMaximum = 1, kExact = 2, kPro
 // maximum of their logits.
 enum Reduction : int64_t { kMaxSoftmax = 0, kMeanSoftmax = 1, kMax = 2 };
 
-struct CodeArgs {
-  const void *q, *keys, *codebooks;  // [rows, H, G, D]; [slots, H, D]; [records, H, m, K, D / m]
-  const uint8_t* codes;              // [records, H, m, S]; as the codebooks contiguous
+struct CodeArgs : Memory {
+  const void *q, *codebooks;  // [rows, H, G, D]; [records, H, m, K, D / m]
+  const uint8_t* codes;       // [records, H, m, S]; as the codebooks contiguous
   // Keys coded as a cluster and what is left of it, or null: centroids int8 [records, H, D, 16],
   // codebooks int8 [records, H, m, D / m, 16], codes [records, H, (m + 1) / 2, S], two in a byte,
   // in the order of clusters; each ends at one of `ends` [records, H, 16], its tokens are `places`
@@ -45,16 +49,17 @@ struct CodeArgs {
   const float* scales;             // [records, H, 32 + m]: of centroids, values, codebooks
   const uint8_t* labels;
   const int16_t *places, *ends;
-  const int32_t* reach;            // [rows], tokens whose codes are looked at, or null: all
   const int32_t *records, *slots;  // [rows, segments]; [rows, U]
   const int32_t *begin, *end;
-  const float* known;  // [rows, H, G] contiguous, or null
-  float* out;          // [rows, H, U] contiguous
-  float* scratch;      // score_codes_scratch() floats
   int64_t rows, heads, group, dim, width, segments, segment, subspaces, entries, dtype, threads;
-  int64_t reduction;  // Reduction
-  int64_t q_row, q_head, q_group, k_slot, k_head, r_row, s_row;
+  int64_t q_row, q_head, q_group, r_row, s_row;
   double scale;
+  const void* keys;      // [slots, H, D], or null: nobody asks for shares of what has no record
+  const int32_t* reach;  // [rows], tokens whose codes are looked at, or null: all
+  const float* known;    // [rows, H, G] contiguous, or null
+  float* out;            // [rows, H, U] contiguous
+  int64_t k_slot, k_head;
+  int64_t reduction;     // Reduction
 };
 
 // Added to logits of what is not read.
@@ -63,7 +68,7 @@ struct Gains {
 };
 
 struct ChooseArgs {
-  CodeArgs codes;  // without out; scratch of choose_scratch() floats
+  CodeArgs codes;  // without out
   const int32_t *num_units, *counts;
   int32_t *logical, *physical;  // [rows, H, n] contiguous
   float* weights;               // [rows, H, G, 16 segments] contiguous
@@ -72,57 +77,79 @@ struct ChooseArgs {
 };
 
 struct WeighArgs {
-  CodeArgs codes;  // without out; scratch of weigh_scratch() floats
+  CodeArgs codes;  // without out
   const int32_t *logical, *counts;  // [rows, H, n] contiguous: units that are read
   float* weights;                   // as above
   int64_t n, unit, c_row, c_head;
   Gains gains;
 };
 
-struct EstimateArgs {
+struct EstimateArgs : Memory {
   const float* weights;    // [rows, H, G, 16 segments] contiguous
   const int8_t* values;    // [records, H, 16, Dv] contiguous
   const float* scales;     // [records, H, 32 + m]
   const int32_t* records;  // [rows, segments]
   const void* read;        // [rows, H, G, Dv] contiguous, q's dtype, with lse [rows, H, G]
   const float* read_lse;
-  void* out;       // as they are
-  float* lse;
-  float* scratch;  // estimate_scratch() floats
+  void* out;   // as they are; may be these
+  float* lse;  // or null
   int64_t rows, heads, group, vdim, segments, subspaces, dtype, threads, r_row;
 };
 
-struct SelectArgs {
+struct AttendAllArgs {
+  AttendArgs attend;
+  const float* weights;  // from here on as of EstimateArgs
+  const int8_t* values;
+  const float* scales;
+  const int32_t* records;
+  int64_t segments, subspaces, r_row;
+};
+
+struct SelectArgs : Memory {
   const float* scores;  // [rows, H, U] contiguous
   const int32_t *table, *begin, *end, *num_units, *counts;
   int32_t *logical, *physical;  // [rows, H, n] contiguous
-  int32_t* scratch;             // [rows, H, 2, U]
   int64_t rows, heads, width, n, threads, t_row, c_row, c_head;
 };
 
-struct AllotArgs {
+struct AllotArgs : Memory {
   const float* scores;  // [rows, H, U] contiguous, logs of shares of attention
   const int32_t *begin, *end, *num_units, *counts, *pooled;
   const float* lowest;  // [rows, H] contiguous
   int32_t* out;         // [rows, H] contiguous
-  int32_t* scratch;     // [rows, H, U]
   int64_t rows, heads, width, threads;
   double least;
 };
 
-struct SampleArgs {
+struct SampleArgs : Memory {
   const void *q, *keys;  // [rows, H, G, D], [slots, H, D]
   float* scores;         // [rows, H, U] contiguous, logs of shares of attention; moved
   const int32_t *table, *begin, *end;
   const float *known, *coverage;  // [rows, H, G] contiguous; [rows]
   float* lowest;                  // [rows, H] contiguous
-  float* scratch;                 // sample_scratch() floats
   int64_t rows, heads, group, dim, width, unit, size, dtype, threads;
   int64_t q_row, q_head, q_group, k_slot, k_head, t_row;
   double scale;
 };
 
-struct SummariseArgs {
+struct CoverArgs {
+  SampleArgs sample;                             // without lowest
+  const int32_t *num_units, *ceilings, *pooled;  // [rows]
+  int32_t* counts;                               // [rows, H] contiguous
+  int32_t* units;  // room for 2 [rows, H, U]: logical and physical units as close as counts allow
+  double least;
+};
+
+struct KnownArgs : Memory {
+  const void *q, *keys;                   // [rows, H, G, D], [slots, H, D]
+  const int32_t *table, *counts, *tails;  // [rows, n], [rows], [rows]
+  float* lse;                             // [rows, H, G] contiguous
+  int64_t rows, heads, group, dim, unit, dtype, threads;
+  int64_t q_row, q_head, q_group, k_slot, k_head, t_row;
+  double scale;
+};
+
+struct SummariseArgs : Memory {
   const void* keys;      // [slots, H, D]
   void* fields;          // [units, H, planes, D]; kMisfit: [units, H, 1, 1]
   const int64_t* units;  // [m]
@@ -133,12 +160,11 @@ struct SummariseArgs {
 
 enum Planes : int64_t { kMinMax = 0, kMeanStd = 1, kMean = 2, kMisfit = 3 };
 
-struct IndexArgs {
+struct IndexArgs : Memory {
   const void* keys;                        // [slots, H, D]
   const int64_t *slots, *skips, *records;  // [n, S], [n], [n]
   uint8_t* codes;                          // [records, H, m, S]
   void* codebooks;                         // [records, H, m, K, D / m]
-  float* scratch;                          // index_segments_scratch() floats
   int64_t count, heads, dim, segment, subspaces, entries, cosine, iterations;
   int64_t capacity;  // most tokens of a cluster; 0: no bound
   int64_t dtype, threads, k_slot, k_head;

@@ -47,6 +47,12 @@ Query<T>* queries_of(const AttendArgs& a, int64_t row, int64_t head) {
   return reinterpret_cast<Query<T>*>(a.scratch + states) + index;
 }
 
+// States, queries, and where the chunks of each list begin.
+int64_t floats_of(const AttendArgs& a) {
+  int64_t list = chunks_of(a, a.width) * state_size(a) + a.group * padded(a.dim);
+  return a.rows * a.heads * (list + 1) + 1;
+}
+
 // Slots of a tile; from `count` on the last one repeats, so that whole vectors can be computed.
 struct Tile {
   int64_t slot[kTile];
@@ -268,27 +274,44 @@ void merge_chunks(const AttendArgs& a, int64_t row, int64_t head) {
   }
 }
 
+// The chunks of all lists, one list after the other: those of list i begin at begins[i].
+struct Tasks {
+  int64_t lists, heads;  // lists of a row, KV heads that share one
+  int32_t* begins;       // behind the queries
+
+  explicit Tasks(const AttendArgs& a) {
+    heads = a.t_head == 0 ? a.heads : 1;
+    lists = a.heads / heads;
+    begins = reinterpret_cast<int32_t*>(a.scratch + floats_of(a) - (a.rows * a.heads + 1));
+    begins[0] = 0;
+    for (int64_t i = 0; i < a.rows * lists; ++i) {
+      int64_t chunks = chunks_of(a, count_of(a, i / lists, i % lists * heads));
+      begins[i + 1] = begins[i] + static_cast<int32_t>(chunks);
+    }
+  }
+  Task at(int64_t i, int64_t rows) const {
+    int64_t low = 0, high = rows * lists;  // the list lies in [low, high)
+    while (high - low > 1) {
+      int64_t middle = (low + high) / 2;
+      (begins[middle] <= i ? low : high) = middle;
+    }
+    int64_t head = low % lists * heads;
+    return {low / lists, i - begins[low], head, head + heads};
+  }
+};
+
 template <typename T>
 void attend(const AttendArgs& a) {
-  int64_t chunks = chunks_of(a, a.width);
-  bool shared = a.t_head == 0;
-  int64_t lists = shared ? 1 : a.heads, heads = shared ? a.heads : 1;
-  int64_t count = a.rows * lists * chunks;
-  auto task_at = [&](int64_t i) {
-    int64_t list = i / chunks % lists;
-    return Task{i / (lists * chunks), i % chunks, list * heads, (list + 1) * heads};
-  };
-  auto exists = [&](const Task& task) {
-    return task.chunk < chunks_of(a, count_of(a, task.row, task.head));
-  };
+  Tasks tasks(a);
+  int64_t count = tasks.begins[a.rows * tasks.lists];
   parallel_for(a.rows * a.heads, 1, [&](int64_t i, int64_t) {
     int64_t row = i / a.heads, head = i % a.heads;
     const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
     copy_queries(queries_of<T>(a, row, head), q, a.group, a.q_group, a.dim);
   });
   parallel_for(count, a.threads, [&](int64_t i, int64_t after) {
-    Task task = task_at(i), next = task_at(after < count ? after : i);
-    if (exists(task)) attend_chunk<T>(a, task, after < count && exists(next) ? &next : nullptr);
+    Task task = tasks.at(i, a.rows), next = tasks.at(after < count ? after : i, a.rows);
+    attend_chunk<T>(a, task, after < count ? &next : nullptr);
   });
   parallel_for(a.rows * a.heads, a.threads,
                [&](int64_t i, int64_t) { merge_chunks<T>(a, i / a.heads, i % a.heads); });
@@ -296,14 +319,9 @@ void attend(const AttendArgs& a) {
 
 }  // namespace
 
-extern "C" int64_t attend_scratch(const AttendArgs* a) {
-  return a->rows * a->heads * (chunks_of(*a, a->width) * state_size(*a) + a->group * padded(a->dim));
-}
-
-extern "C" void attend(const AttendArgs* a) {
-  switch (a->dtype) {
-    case kBFloat16: return attend<BF16>(*a);
-    case kFloat16: return attend<F16>(*a);
-    default: return attend<float>(*a);
-  }
+extern "C" int64_t attend(const AttendArgs* a) {
+  int64_t needed = floats_of(*a);
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() { attend<T>(*a); });
+  return 0;
 }

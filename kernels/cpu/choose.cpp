@@ -56,6 +56,22 @@ void set_where(uint64_t* bits, uint32_t which, const int32_t* tokens) {
   for (; which; which &= which - 1) set_bit(bits, tokens[__builtin_ctz(which)]);
 }
 
+// Sets the bits of what is taken of the list. They are written side by side first: a loop over the bits of
+// each few would mispredict its end as often. `room` is as long as the list.
+void set_taken(const Cut& cut, const float* shares, const int32_t* tokens, int64_t count, int32_t* room,
+               uint64_t* bits, uint64_t* equal) {
+  bool with_equal = cut.equal && !cut.surplus;
+  int64_t taken = 0;
+  for (int64_t i = 0; i < count; i += LANES) {
+    VecF x = known(load(shares + i));
+    uint32_t which = lane_bits(with_equal ? x >= cut.least : x > cut.least);
+    put_lanes(room + taken, load_keys(tokens + i), which);
+    taken += __builtin_popcount(which);
+    if (cut.surplus) set_where(equal, lane_bits(x == cut.least), tokens + i);
+  }
+  for (int64_t i = 0; i < taken; ++i) set_bit(bits, room[i]);
+}
+
 // Marks the best `wanted` of the candidates; the first ones among equals, and where too few have a
 // share the first of the others.
 Cut mark(const Probe& a, int64_t row, int64_t head, int64_t count, int64_t wanted) {
@@ -81,12 +97,7 @@ Cut mark(const Probe& a, int64_t row, int64_t head, int64_t count, int64_t wante
     for (; i < some; ++i) differ |= static_cast<uint32_t>(keys[i] ^ keys[0]);
     cut = cut_at(keys, some, differ | any_bits(varied), wanted);
   }
-  for (int64_t i = 0; i < count; i += LANES) {
-    VecF x = known(load(shares + i));
-    set_where(bits, lane_bits(x > cut.least), tokens + i);
-    if (cut.surplus) set_where(equal, lane_bits(x == cut.least), tokens + i);
-    else if (cut.equal) set_where(bits, lane_bits(x == cut.least), tokens + i);
-  }
+  set_taken(cut, shares, tokens, count, keys, bits, equal);
   int64_t left = cut.surplus ? cut.equal : 0;
   for (int64_t w = a.begin[row] / 64; left > 0 && w < a.words; ++w) {
     for (uint64_t x = equal[w]; x && left > 0; x &= x - 1, --left) bits[w] |= x & -x;
@@ -100,18 +111,37 @@ Cut mark(const Probe& a, int64_t row, int64_t head, int64_t count, int64_t wante
   return cut;
 }
 
+// Writes the numbers of the bits that are set, in ascending order, and up to 7 more behind; returns how
+// many they are.
+int64_t list_bits(const uint64_t* bits, int64_t words, int32_t* to) {
+  int64_t n = 0;
+  for (int64_t w = 0; w < words; ++w) {
+    int32_t first = static_cast<int32_t>(w * 64);
+    uint64_t x = bits[w];
+    int64_t end = n + __builtin_popcountll(x);
+    for (; n < end; n += 8) {
+      UNROLL for (int i = 0; i < 8; ++i) {
+        to[n + i] = first + __builtin_ctzll(x | 1ull << 63);
+        x &= x - 1;
+      }
+    }
+    n = end;
+  }
+  return n;
+}
+
 // Writes sinks, what is marked, and the window; returns their number.
 int64_t list_marked(const Probe& a, int64_t row, int64_t head, int64_t total, int64_t wanted,
                     int32_t* to) {
-  const uint64_t* bits = a.bits(row, head);
+  int32_t* marked = a.keys_of(row, head);  // no longer needed
+  int64_t count = list_bits(a.bits(row, head), a.words, marked);
   int64_t sinks = a.begin[row] < total ? a.begin[row] : total, n = 0;
   int64_t window = a.end[row] > sinks ? a.end[row] : sinks;
   if (window > total) window = total;
   for (int64_t t = 0; t < sinks && n < wanted; ++t) to[n++] = static_cast<int32_t>(t);
-  for (int64_t w = sinks / 64; w * 64 < window && n < wanted; ++w) {
-    int32_t first = static_cast<int32_t>(w * 64);
-    for (uint64_t x = bits[w]; x && n < wanted; x &= x - 1) to[n++] = first + __builtin_ctzll(x);
-  }
+  if (count > wanted - n) count = wanted - n;
+  for (int64_t i = 0; i < count; ++i) to[n + i] = marked[i];
+  n += count;
   for (int64_t t = window; t < total && n < wanted; ++t) to[n++] = static_cast<int32_t>(t);
   return n;
 }
@@ -155,13 +185,10 @@ void choose(const Choice& a) {
 
 }  // namespace
 
-extern "C" int64_t choose_scratch(const ChooseArgs* a) { return Choice(*a).floats; }
-
-extern "C" void choose(const ChooseArgs* a) {
+extern "C" int64_t choose(const ChooseArgs* a) {
   Choice scene(*a);
-  switch (a->codes.dtype) {
-    case kBFloat16: return choose<BF16>(scene);
-    case kFloat16: return choose<F16>(scene);
-    default: return choose<float>(scene);
-  }
+  int64_t needed = scene.floats;
+  if (needed > a->codes.scratch_size) return needed;
+  for_dtype(a->codes.dtype, [&]<typename T>() { choose<T>(scene); });
+  return 0;
 }

@@ -152,10 +152,13 @@ inline void open(const Probe& a, int64_t row, int64_t head) {
   }
 }
 
+// Most runs lie in one or two cache lines: no loop whose end would be mispredicted.
 template <typename T>
 void prefetch_run(const T* from, int64_t count) {
-  prefetch_row(from, count);
-  if (count) __builtin_prefetch(from + count - 1, 0, 2);
+  const char *first = reinterpret_cast<const char*>(from), *last = first + count * sizeof(T) - 1;
+  __builtin_prefetch(first, 0, 2);
+  __builtin_prefetch(last, 0, 2);
+  for (first += 64; first < last; first += 64) __builtin_prefetch(first, 0, 2);
 }
 
 // Asks for codes and places of what is opened of a segment; returns its codebooks.
@@ -193,29 +196,32 @@ void enter_tables(const Probe& a, int64_t row, int64_t head, int64_t s, const in
   float table[kMostParts * kBlock * kClusters];
   float* logits = a.entered(row, head) + found.first;
   int32_t* tokens = a.tokens(row, head) + found.first;
+  int32_t begins = static_cast<int32_t>(s * a.segment);
   for (int64_t block = 0; block < a.blocks; ++block) {
     const float* whole = a.logits(row, head) + block * kBlock * a.cells + s * kClusters;
     float* to = logits + block * kBlock * a.room;
+    int32_t* names = tokens;
     fill_books<Tables>(a, a.wide_of(row, head), block, record, next, table);
     for_open(record, found, [&](int c, int64_t begin, int64_t count) {
       Vec4 base;
       for (int g = 0; g < kBlock; ++g) base[g] = whole[g * a.cells + c];
       lookup.put_each(table, begin, count, a.room,
-                      [](auto x, auto y) __attribute__((always_inline)) { return x + y; }, base, to);
+                      [](auto x, auto y) __attribute__((always_inline)) { return x + y; }, base, to,
+                      [&](int64_t i, int64_t left) __attribute__((always_inline)) {
+                        if (block > 0) return;
+                        VecI places = load_first(record.places + begin + i, left);
+                        put_first(names + i, places + begins, left);
+                      });
       to += count;
+      names += count;
     });
   }
-  int32_t first = static_cast<int32_t>(s * a.segment), *to = tokens;
-  for_open(record, found, [&](int, int64_t begin, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) to[i] = first + record.places[begin + i];
-    to += count;
-  });
   for (int64_t i = 0; i < found.count && !a.whole(span); ++i) {
     if (tokens[i] >= span.first && tokens[i] < span.last) continue;
     for (int64_t g = 0; g < a.blocks * kBlock; ++g) logits[g * a.room + i] = -kInf;
   }
   for (int64_t i = found.count; i < padded(found.count); ++i) {
-    tokens[i] = first;
+    tokens[i] = begins;
     for (int64_t g = 0; g < a.blocks * kBlock; ++g) logits[g * a.room + i] = -kInf;
   }
 }
@@ -291,7 +297,7 @@ void score_keys(const Probe& a) {
 template <typename T, typename Finish>
 void for_lists(const Probe& a, const Finish& finish) {
   constexpr int64_t kPart = 16;  // segments
-  lay_out(a);
+  lay_out(a, true);
   score_keys<T>(a);
   int64_t lists = a.rows * a.heads, parts = (a.spans + kPart - 1) / kPart;
   if (a.by_thread()) {

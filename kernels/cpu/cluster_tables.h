@@ -18,7 +18,7 @@ struct Clustered : Scene {
 
   explicit Clustered(const CodeArgs& args) : Scene(args) {
     width_of_query = padded(dim);
-    wide_at = padded(lay_out(*this));
+    wide_at = padded(lay_out(*this, false));
     free_at = wide_at + rows * heads * blocks * kBlock * width_of_query;
   }
 

@@ -54,7 +54,8 @@ INLINE void sum_run(const Probe& a, const float* weights, int64_t i, int64_t cou
         total[h] += lanes ? weight : VecF{};
       }
     }
-    UNROLL for (int64_t h = 0; h < kBlock; ++h) sums[(g + h) * kClusters] = sum_lanes(total[h]);
+    Vec4 sum = sum_lanes_of_each(total);
+    UNROLL for (int64_t h = 0; h < kBlock; ++h) sums[(g + h) * kClusters] = sum[h];
   }
 }
 

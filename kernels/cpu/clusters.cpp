@@ -44,13 +44,10 @@ void score_clusters(const Probe& a) {
 
 }  // namespace
 
-extern "C" int64_t score_clusters_scratch(const CodeArgs* a) { return Probe(*a).floats; }
-
-extern "C" void score_clusters(const CodeArgs* a) {
+extern "C" int64_t score_clusters(const CodeArgs* a) {
   Probe scene(*a);
-  switch (a->dtype) {
-    case kBFloat16: return score_clusters<BF16>(scene);
-    case kFloat16: return score_clusters<F16>(scene);
-    default: return score_clusters<float>(scene);
-  }
+  int64_t needed = scene.floats;
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() { score_clusters<T>(scene); });
+  return 0;
 }

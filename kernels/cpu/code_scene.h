@@ -73,13 +73,13 @@ INLINE float* logits_of(const Scene& a, int64_t row, int64_t s, int64_t head, co
   return a.scratch + *place_of(a, row, s) + head * a.group * logit_stride(span.count());
 }
 
-// Floats of scratch; writes the places if there is scratch.
-INLINE int64_t lay_out(const Scene& a) {
+// Floats of scratch; writes the places of logits where they are to be `placed`.
+INLINE int64_t lay_out(const Scene& a, bool placed) {
   int64_t next = a.logits_at;
   for (int64_t row = 0; row < a.rows; ++row) {
     for (int64_t s = 0; s < a.spans; ++s) {
       Span span = span_of(a, row, s);
-      if (a.scratch) *place_of(a, row, s) = next;
+      if (placed) *place_of(a, row, s) = next;
       if (span.record < 0) next += a.heads * a.group * logit_stride(span.count());
     }
   }

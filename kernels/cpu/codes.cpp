@@ -85,7 +85,7 @@ void finish_codes(const Scene& a, int64_t row, int64_t s, int64_t head, const Sp
 
 template <typename T>
 void score_codes(const Scene& a) {
-  lay_out(a);
+  lay_out(a, true);
   parallel_for(a.rows * a.heads, 1,
                [&](int64_t i, int64_t) { prepare_queries<T>(a, i / a.heads, i % a.heads); });
   int64_t runs = (a.segment + kRun - 1) / kRun, parts = runs > a.heads ? runs : a.heads;
@@ -116,15 +116,10 @@ void score_codes(const Scene& a) {
 
 }  // namespace
 
-extern "C" int64_t score_codes_scratch(const CodeArgs* a) {
-  return lay_out(Scene(*a));
-}
-
-extern "C" void score_codes(const CodeArgs* a) {
+extern "C" int64_t score_codes(const CodeArgs* a) {
   Scene scene(*a);
-  switch (a->dtype) {
-    case kBFloat16: return score_codes<BF16>(scene);
-    case kFloat16: return score_codes<F16>(scene);
-    default: return score_codes<float>(scene);
-  }
+  int64_t needed = lay_out(scene, false);
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() { score_codes<T>(scene); });
+  return 0;
 }

@@ -119,7 +119,7 @@ void join(const Rest& a, int64_t list) {
     float factor = any ? exp2_one((max - best) * kLog2E) : 0;
     for (int64_t part = 0; part < a.parts; ++part) total += a.sums(list, part)[g];
     total = before + total * factor;
-    a.lse[at] = any ? best + log2_one(total) * kLn2 : -kInf;
+    if (a.lse) a.lse[at] = any ? best + log2_one(total) * kLn2 : -kInf;
     for (int64_t d = 0; d < a.vdim; d += LANES) {
       int64_t n = a.vdim - d;
       VecF out = {};
@@ -151,16 +151,26 @@ void estimate(const Rest& a) {
 
 }  // namespace
 
-extern "C" int64_t estimate_scratch(const EstimateArgs* e) {
-  Rest rest(*e);
-  return e->rows * e->heads * rest.floats_of_list();
+extern "C" int64_t estimate(const EstimateArgs* a) {
+  Rest rest(*a);
+  int64_t needed = a->rows * a->heads * rest.floats_of_list();
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() { estimate<T>(rest); });
+  return 0;
 }
 
-extern "C" void estimate(const EstimateArgs* e) {
-  Rest rest(*e);
-  switch (e->dtype) {
-    case kBFloat16: return estimate<BF16>(rest);
-    case kFloat16: return estimate<F16>(rest);
-    default: return estimate<float>(rest);
-  }
+extern "C" int64_t attend(const AttendArgs* a);
+
+extern "C" int64_t attend_all(const AttendAllArgs* a) {
+  const AttendArgs& read = a->attend;
+  int64_t needed = attend(&read);
+  if (needed) return needed;
+  EstimateArgs rest = {};
+  rest.scratch = read.scratch, rest.scratch_size = read.scratch_size;
+  rest.weights = a->weights, rest.values = a->values, rest.scales = a->scales;
+  rest.records = a->records, rest.read = rest.out = read.out, rest.read_lse = read.lse;
+  rest.rows = read.rows, rest.heads = read.heads, rest.group = read.group, rest.vdim = read.vdim;
+  rest.segments = a->segments, rest.subspaces = a->subspaces, rest.r_row = a->r_row;
+  rest.dtype = read.dtype, rest.threads = read.threads;
+  return estimate(&rest);
 }

@@ -113,14 +113,9 @@ void index_segments(const IndexArgs& a) {
 
 }  // namespace
 
-extern "C" int64_t index_segments_scratch(const IndexArgs* a) {
-  return a->threads * scratch_of(*a);
-}
-
-extern "C" void index_segments(const IndexArgs* a) {
-  switch (a->dtype) {
-    case kBFloat16: return index_segments<BF16>(*a);
-    case kFloat16: return index_segments<F16>(*a);
-    default: return index_segments<float>(*a);
-  }
+extern "C" int64_t index_segments(const IndexArgs* a) {
+  int64_t needed = a->threads * scratch_of(*a);
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() { index_segments<T>(*a); });
+  return 0;
 }

@@ -9,13 +9,15 @@ FOLDER = Path(__file__).parent
 GLIBC = "2.17"
 """The oldest C library that the kernels run on."""
 SOURCES = (
-    *("allot.cpp", "attend.cpp", "choose.cpp", "clusters.cpp", "codes.cpp", "estimate.cpp"),
-    *("index.cpp", "sample.cpp", "score.cpp", "select.cpp", "summarise.cpp", "weigh.cpp"),
+    *("allot.cpp", "attend.cpp", "choose.cpp", "clusters.cpp", "codes.cpp", "cover.cpp"),
+    *("estimate.cpp", "index.cpp", "known.cpp", "sample.cpp", "score.cpp", "select.cpp"),
+    *("summarise.cpp", "weigh.cpp"),
 )
 HEADERS = (
-    *("args.h", "cluster_scene.h", "cluster_steps.h", "cluster_tables.h", "cluster_weights.h"),
-    *("code_keys.h", "code_scene.h", "code_tables.h", "dot.h", "exact.h", "kmeans.h", "lookup.h"),
-    *("order.h", "parallel.h", "permute.h", "shares.h", "simd.h"),
+    *("allot.h", "args.h", "cluster_scene.h", "cluster_steps.h", "cluster_tables.h"),
+    *("cluster_weights.h", "code_keys.h", "code_scene.h", "code_tables.h", "dot.h", "exact.h"),
+    *("kmeans.h", "lookup.h", "order.h", "parallel.h", "permute.h", "sample.h", "select.h"),
+    *("shares.h", "simd.h"),
 )
 FLAGS = (
     *("-std=c++20", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra"),

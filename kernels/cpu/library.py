@@ -1,6 +1,8 @@
-"""The built kernels as ctypes functions; argument structs mirror `args.h` field by field."""
+"""The built kernels as ctypes functions; arguments mirror `args.h` field by field."""
 
 import ctypes
+import struct
+import threading
 from pathlib import Path
 
 import torch
@@ -12,125 +14,106 @@ from .levels import built_library, runnable_levels
 BUILD = "run `python -m sgl_sparsekv.kernels.cpu.build`"
 
 
-def _fields(names: str, kind: type = ctypes.c_int64) -> list[tuple[str, type]]:
-    return [(name, kind) for name in names.split()]
+_CODES = (
+    "q codebooks codes centroids scales labels places ends records slots begin end "
+    "rows heads group dim width segments segment subspaces entries dtype threads "
+    "q_row q_head q_group r_row s_row scale keys reach known out k_slot k_head reduction"
+)
+_SAMPLE = (
+    "q keys scores table begin end known coverage lowest rows heads group dim width unit size "
+    "dtype threads q_row q_head q_group k_slot k_head t_row scale"
+)
+_ATTEND = (
+    "q keys values table counts tails out lse rows heads group dim vdim width unit dtype threads "
+    "q_row q_head q_group k_slot k_head v_slot v_head t_row t_head c_row c_head scale"
+)
+FIELDS = {
+    "attend": _ATTEND,
+    "attend_all": f"{_ATTEND} weights values scales records segments subspaces r_row",
+    "score": "q data table begin end known out "
+    "rows heads group dim width unit dtype threads formula reduction "
+    "q_row q_head q_group d_item d_head d_plane t_row scale spread",
+    "score_codes": _CODES,
+    "score_clusters": _CODES,
+    "choose": f"{_CODES} num_units counts logical physical weights n by_code by_centroid",
+    "weigh": f"{_CODES} logical counts weights n unit c_row c_head by_code by_centroid",
+    "estimate": "weights values scales records read read_lse out lse "
+    "rows heads group vdim segments subspaces dtype threads r_row",
+    "select_units": "scores table begin end num_units counts logical physical "
+    "rows heads width n threads t_row c_row c_head",
+    "allot": "scores begin end num_units counts pooled lowest out rows heads width threads least",
+    "sample": _SAMPLE,
+    "cover": f"{_SAMPLE} num_units ceilings pooled counts units least",
+    "known": "q keys table counts tails lse rows heads group dim unit dtype threads "
+    "q_row q_head q_group k_slot k_head t_row scale",
+    "summarise": "keys fields units count heads dim unit dtype threads planes "
+    "k_slot k_head f_unit f_head f_plane",
+    "index_segments": "keys slots skips records codes codebooks "
+    "count heads dim segment subspaces entries cosine iterations capacity "
+    "dtype threads k_slot k_head",
+}
+"""Kernel -> fields of its arguments in args.h, behind `Memory`."""
+REAL = frozenset({"scale", "spread", "least", "by_code", "by_centroid"})
+"""Fields that are doubles; the others are whole numbers or addresses, 0 for none."""
 
 
-class AttendArgs(ctypes.Structure):
-    """`AttendArgs` of args.h."""
+class Scratch(threading.local):
+    """Float32 working memory of one thread, kept between calls: fresh pages cost a fault each."""
 
-    _fields_ = [
-        *_fields("q keys values table counts tails out lse scratch", ctypes.c_void_p),
-        *_fields("rows heads group dim vdim width unit dtype threads"),
-        *_fields("q_row q_head q_group k_slot k_head v_slot v_head t_row t_head c_row c_head"),
-        *_fields("scale", ctypes.c_double),
-    ]
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+        self.memory = (0, 0)
+        """`Memory` of args.h."""
 
-
-class ScoreArgs(ctypes.Structure):
-    """`ScoreArgs` of args.h."""
-
-    _fields_ = [
-        *_fields("q data table begin end known out scratch", ctypes.c_void_p),
-        *_fields("rows heads group dim width unit dtype threads formula reduction"),
-        *_fields("q_row q_head q_group d_item d_head d_plane t_row"),
-        *_fields("scale spread", ctypes.c_double),
-    ]
+    def grow(self, floats: int) -> None:
+        """Make room for at least `floats` elements."""
+        self._buffer = torch.empty(floats + floats // 4)
+        self.memory = (self._buffer.data_ptr(), self._buffer.numel())
 
 
-class CodeArgs(ctypes.Structure):
-    """`CodeArgs` of args.h."""
+class Kernel:
+    """A function of the library.
 
-    _fields_ = [
-        *_fields("q keys codebooks codes centroids scales labels places ends", ctypes.c_void_p),
-        *_fields("reach records slots begin end known out scratch", ctypes.c_void_p),
-        *_fields("rows heads group dim width segments segment subspaces entries dtype threads"),
-        *_fields("reduction q_row q_head q_group k_slot k_head r_row s_row"),
-        *_fields("scale", ctypes.c_double),
-    ]
+    Its arguments are packed in one go. A ctypes structure finds every field by its name, which
+    takes longer than a small kernel where a model's weights have just gone through the caches.
+    """
 
+    def __init__(self, library: ctypes.CDLL, name: str, scratch: Scratch) -> None:
+        kinds = ("d" if field in REAL else "q" for field in FIELDS[name].split())
+        self._pack = struct.Struct("qq" + "".join(kinds)).pack
+        self._function = getattr(library, name)
+        self._function.argtypes = [ctypes.c_char_p]
+        self._function.restype = ctypes.c_int64
+        self._scratch = scratch
 
-class ChooseArgs(ctypes.Structure):
-    """`ChooseArgs` of args.h."""
-
-    _fields_ = [
-        ("codes", CodeArgs),
-        *_fields("num_units counts logical physical weights", ctypes.c_void_p),
-        *_fields("n"),
-        *_fields("by_code by_centroid", ctypes.c_double),
-    ]
-
-
-class WeighArgs(ctypes.Structure):
-    """`WeighArgs` of args.h."""
-
-    _fields_ = [
-        ("codes", CodeArgs),
-        *_fields("logical counts weights", ctypes.c_void_p),
-        *_fields("n unit c_row c_head"),
-        *_fields("by_code by_centroid", ctypes.c_double),
-    ]
+    def __call__(self, *values: float) -> None:
+        """Run on the fields' values, in their order."""
+        scratch = self._scratch
+        while floats := self._function(self._pack(*scratch.memory, *values)):
+            scratch.grow(floats)
 
 
-class EstimateArgs(ctypes.Structure):
-    """`EstimateArgs` of args.h."""
+class Library:
+    """The kernels of one build; threads that call them have scratch of their own."""
 
-    _fields_ = [
-        *_fields("weights values scales records read read_lse out lse scratch", ctypes.c_void_p),
-        *_fields("rows heads group vdim segments subspaces dtype threads r_row"),
-    ]
-
-
-class SelectArgs(ctypes.Structure):
-    """`SelectArgs` of args.h."""
-
-    _fields_ = [
-        *_fields("scores table begin end num_units counts", ctypes.c_void_p),
-        *_fields("logical physical scratch", ctypes.c_void_p),
-        *_fields("rows heads width n threads t_row c_row c_head"),
-    ]
-
-
-class AllotArgs(ctypes.Structure):
-    """`AllotArgs` of args.h."""
-
-    _fields_ = [
-        *_fields("scores begin end num_units counts pooled", ctypes.c_void_p),
-        *_fields("lowest out scratch", ctypes.c_void_p),
-        *_fields("rows heads width threads"),
-        *_fields("least", ctypes.c_double),
-    ]
-
-
-class SampleArgs(ctypes.Structure):
-    """`SampleArgs` of args.h."""
-
-    _fields_ = [
-        *_fields("q keys scores table begin end known coverage lowest scratch", ctypes.c_void_p),
-        *_fields("rows heads group dim width unit size dtype threads"),
-        *_fields("q_row q_head q_group k_slot k_head t_row"),
-        *_fields("scale", ctypes.c_double),
-    ]
-
-
-class SummariseArgs(ctypes.Structure):
-    """`SummariseArgs` of args.h."""
-
-    _fields_ = [
-        *_fields("keys fields units", ctypes.c_void_p),
-        *_fields("count heads dim unit dtype threads planes"),
-        *_fields("k_slot k_head f_unit f_head f_plane"),
-    ]
-
-
-class IndexArgs(ctypes.Structure):
-    """`IndexArgs` of args.h."""
-
-    _fields_ = [
-        *_fields("keys slots skips records codes codebooks scratch", ctypes.c_void_p),
-        *_fields("count heads dim segment subspaces entries cosine iterations capacity"),
-        *_fields("dtype threads k_slot k_head"),
-    ]
+    def __init__(self, path: Path) -> None:
+        library, scratch = ctypes.CDLL(str(path)), Scratch()
+        library.set_parallel_region(ctypes.cast(openmp_library().GOMP_parallel, ctypes.c_void_p))
+        self.attend = Kernel(library, "attend", scratch)
+        self.attend_all = Kernel(library, "attend_all", scratch)
+        self.score = Kernel(library, "score", scratch)
+        self.score_codes = Kernel(library, "score_codes", scratch)
+        self.score_clusters = Kernel(library, "score_clusters", scratch)
+        self.choose = Kernel(library, "choose", scratch)
+        self.weigh = Kernel(library, "weigh", scratch)
+        self.estimate = Kernel(library, "estimate", scratch)
+        self.select_units = Kernel(library, "select_units", scratch)
+        self.allot = Kernel(library, "allot", scratch)
+        self.sample = Kernel(library, "sample", scratch)
+        self.cover = Kernel(library, "cover", scratch)
+        self.known = Kernel(library, "known", scratch)
+        self.summarise = Kernel(library, "summarise", scratch)
+        self.index_segments = Kernel(library, "index_segments", scratch)
 
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -157,7 +140,7 @@ def openmp_library() -> ctypes.CDLL:
     raise UnsupportedSetup("the CPU kernels need a torch that runs on OpenMP: install a PyPI torch")
 
 
-def load_library(level_name: str | None = None) -> ctypes.CDLL:
+def load_library(level_name: str | None = None) -> Library:
     """Load the best level that is built and runs here, or the named one.
 
     Raises:
@@ -169,36 +152,4 @@ def load_library(level_name: str | None = None) -> ctypes.CDLL:
     path = built_library(levels[0])
     if path is None:
         raise UnsupportedSetup(f"the CPU kernels are not built for {levels[0].name}: {BUILD}")
-    library = ctypes.CDLL(str(path))
-    region = ctypes.cast(openmp_library().GOMP_parallel, ctypes.c_void_p)
-    library.set_parallel_region(region)
-    for name, args in (
-        ("allot", AllotArgs),
-        ("sample", SampleArgs),
-        ("attend", AttendArgs),
-        ("score", ScoreArgs),
-        ("score_codes", CodeArgs),
-        ("score_clusters", CodeArgs),
-        ("choose", ChooseArgs),
-        ("weigh", WeighArgs),
-        ("estimate", EstimateArgs),
-        ("select_units", SelectArgs),
-        ("summarise", SummariseArgs),
-        ("index_segments", IndexArgs),
-    ):
-        getattr(library, name).argtypes = [ctypes.POINTER(args)]
-        getattr(library, name).restype = None
-    for name, args in (
-        ("attend_scratch", AttendArgs),
-        ("sample_scratch", SampleArgs),
-        ("score_scratch", ScoreArgs),
-        ("score_codes_scratch", CodeArgs),
-        ("score_clusters_scratch", CodeArgs),
-        ("choose_scratch", ChooseArgs),
-        ("weigh_scratch", WeighArgs),
-        ("estimate_scratch", EstimateArgs),
-        ("index_segments_scratch", IndexArgs),
-    ):
-        getattr(library, name).argtypes = [ctypes.POINTER(args)]
-        getattr(library, name).restype = ctypes.c_int64
-    return library
+    return Library(path)

@@ -52,6 +52,28 @@ INLINE void transpose4(Vec4 (&x)[4]) {
   x[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
 }
 
+// Sums of the lanes of each of four vectors, in the order of sum_lanes.
+INLINE Vec4 sum_lanes_of_each(const VecF (&x)[4]) {
+  Vec4 part[4];
+  UNROLL for (int i = 0; i < 4; ++i) {
+#if LANES == 16
+    typedef float Vec8 __attribute__((vector_size(32)));
+    Vec8 half = __builtin_shufflevector(x[i], x[i], 0, 1, 2, 3, 4, 5, 6, 7) +
+                __builtin_shufflevector(x[i], x[i], 8, 9, 10, 11, 12, 13, 14, 15);
+#elif LANES == 8
+    VecF half = x[i];
+#endif
+#if LANES == 4
+    part[i] = x[i];
+#else
+    part[i] = __builtin_shufflevector(half, half, 0, 1, 2, 3) +
+              __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#endif
+  }
+  transpose4(part);
+  return (part[0] + part[2]) + (part[1] + part[3]);
+}
+
 // Codes [m, S] of one KV head and tables [m, entries, 4] to look them up in; M is m, or 0 for any.
 // Packed: codes below 16, [(m + 1) / 2, S], an even part in the low half of a byte.
 template <int M, bool Packed = false>
@@ -179,15 +201,17 @@ struct Lookup {
     }
   }
 
-  // out[g * stride + t] = base and entries of token first + t, combined, for each of four heads.
-  template <typename Combine>
+  // out[g * stride + t] = base and entries of token first + t, combined, for each of four heads; calls
+  // beside(i, count - i) for i = 0, LANES, ...
+  template <typename Combine, typename Beside>
   __attribute__((always_inline)) void put_each(const float* table, int64_t first, int64_t count,
                                                int64_t stride, Combine combine, Vec4 base,
-                                               float* out) const {
+                                               float* out, Beside beside) const {
     for (int64_t t = 0; t < count; ++t) {
       Vec4 x = combine(all(table, first + t, combine), base);
       for (int g = 0; g < 4; ++g) out[g * stride + t] = x[g];
     }
+    for (int64_t i = 0; i < count; i += LANES) beside(i, count - i);
   }
 
   // out[t] = share of the only code of token first + t.

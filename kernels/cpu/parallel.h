@@ -8,27 +8,31 @@ extern __attribute__((visibility("hidden"))) ParallelRegion parallel_region;
 
 // Runs task(i, next) for i in [0, count), each once, on at most `threads` threads. Which thread
 // runs a task is left to chance, so a task must compute the same whoever runs it. `next` is the
-// task the same thread runs afterwards, for prefetching; `count` when there is none.
+// task the same thread runs afterwards, for prefetching; `count` when there is none, or too few are
+// left for every thread to have one: what is claimed ahead keeps others idle.
 template <typename Task>
 static void parallel_for(int64_t count, int64_t threads, const Task& task) {
   struct Job {
     const Task* task;
-    int64_t count, next;
+    int64_t count, threads, next;
     int64_t claim() {
       int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
       return i < count ? i : count;
+    }
+    int64_t claim_ahead() {
+      return __atomic_load_n(&next, __ATOMIC_RELAXED) + threads <= count ? claim() : count;
     }
   };
   auto body = [](void* data) {
     Job* job = static_cast<Job*>(data);
     for (int64_t i = job->claim(); i < job->count;) {
-      int64_t next = job->claim();
+      int64_t next = job->claim_ahead();
       (*job->task)(i, next);
-      i = next;
+      i = next < job->count ? next : job->claim();
     }
   };
-  Job job = {&task, count, 0};
   if (threads > count) threads = count;
+  Job job = {&task, count, threads, 0};
   if (threads <= 1) {
     body(&job);
   } else {

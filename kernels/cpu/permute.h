@@ -50,31 +50,34 @@ struct Permuted {
   // Heads looked up together: as many as have their tables in registers.
   static constexpr int kHeads = M > 0 && M * R <= 5 ? 4 : M > 0 && M * R <= 9 && Packed ? 2 : 1;
 
+  // The entries of LANES tokens from t on and N heads, combined over the sub-vectors.
+  template <int N, typename Combine>
+  __attribute__((always_inline)) void combined(const float* tables, int64_t t, int64_t count,
+                                               Combine combine, VecF (&x)[N]) const {
+    for (int64_t j = 0; j < parts(); ++j) {
+      VecI code = part(j, t, count);
+      UNROLL for (int g = 0; g < N; ++g) {
+        VecF entry = pick(tables + (g * parts() + j) * kEntries, code);
+        x[g] = j == 0 ? entry : combine(x[g], entry);
+      }
+    }
+  }
+
   // Calls visit(x, i) with the entries of LANES tokens and N heads, combined over the sub-vectors;
   // i counts tokens from `first` on. Lanes behind the last token are `rest`.
   template <int N, typename Combine, typename Visit>
   __attribute__((always_inline)) void each(const float* tables, int64_t first, int64_t count,
                                            float rest, Combine combine, Visit visit) const {
-    auto at = [&](VecF(&x)[N], int64_t i, int64_t n) __attribute__((always_inline)) {
-      for (int64_t j = 0; j < parts(); ++j) {
-        VecI code = part(j, first + i, n);
-        UNROLL for (int g = 0; g < N; ++g) {
-          VecF entry = pick(tables + (g * parts() + j) * kEntries, code);
-          x[g] = j == 0 ? entry : combine(x[g], entry);
-        }
-      }
-    };
     VecF x[N];
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
-      at(x, i, LANES);
+      combined<N>(tables, first + i, LANES, combine, x);
       visit(x, i);
     }
     if (i == count) return;
-    at(x, i, count - i);
-    for (int g = 0; g < N; ++g) {
-      for (int64_t lane = count - i; lane < LANES; ++lane) x[g][lane] = rest;
-    }
+    combined<N>(tables, first + i, count - i, combine, x);
+    VecI there = lane_numbers() < static_cast<int32_t>(count - i);
+    UNROLL for (int g = 0; g < N; ++g) x[g] = there ? x[g] : splat(rest);
     visit(x, i);
   }
 
@@ -205,19 +208,22 @@ struct Permuted {
     }
   }
 
-  // See Lookup.
-  template <typename Combine>
+  // See Lookup. Runs are short, so one loop does all of one, the last vector as the others.
+  template <typename Combine, typename Beside>
   __attribute__((always_inline)) void put_each(const float* tables, int64_t first, int64_t count,
                                                int64_t stride, Combine combine, Vec4 base,
-                                               float* out) const {
+                                               float* out, Beside beside) const {
     for_heads(4, [&]<int N>(int64_t head) __attribute__((always_inline)) {
-      each<N>(tables + head * parts() * kEntries, first, count, 0, combine,
-              [&](const VecF(&x)[N], int64_t i) __attribute__((always_inline)) {
-                UNROLL for (int g = 0; g < N; ++g) {
-                  VecF sum = combine(x[g], splat(base[head + g]));
-                  put_first(out + (head + g) * stride + i, sum, count - i);
-                }
-              });
+      const float* own = tables + head * parts() * kEntries;
+      for (int64_t i = 0; i < count; i += LANES) {
+        VecF x[N];
+        combined<N>(own, first + i, count - i, combine, x);
+        UNROLL for (int g = 0; g < N; ++g) {
+          VecF sum = combine(x[g], splat(base[head + g]));
+          put_first(out + (head + g) * stride + i, sum, count - i);
+        }
+        if (head == 0) beside(i, count - i);
+      }
     });
   }
 

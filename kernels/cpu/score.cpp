@@ -168,14 +168,9 @@ void score(const ScoreArgs& a) {
 
 }  // namespace
 
-extern "C" int64_t score_scratch(const ScoreArgs* a) {
-  return a->rows * a->heads * a->group * (logit_stride(*a) + 2 * padded(a->dim) + 1);
-}
-
-extern "C" void score(const ScoreArgs* a) {
-  switch (a->dtype) {
-    case kBFloat16: return score<BF16>(*a);
-    case kFloat16: return score<F16>(*a);
-    default: return score<float>(*a);
-  }
+extern "C" int64_t score(const ScoreArgs* a) {
+  int64_t needed = a->rows * a->heads * a->group * (logit_stride(*a) + 2 * padded(a->dim) + 1);
+  if (needed > a->scratch_size) return needed;
+  for_dtype(a->dtype, [&]<typename T>() { score<T>(*a); });
+  return 0;
 }

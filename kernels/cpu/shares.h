@@ -47,26 +47,17 @@ INLINE Mass joined(Mass a, Mass b) {
 
 INLINE float log_sum_exp(Mass mass) { return mass.max + log2_one(mass.sum) * kLn2; }
 
-// out[u] = log of the maximum or mean over the group of exp(logits[g][u] - lse[g]).
-INLINE void reduce_logits(float* logits, int64_t stride, int64_t group, const float* lse, bool mean,
-                          int64_t count, float* out) {
-  for (int64_t u = 0; u < count; ++u) out[u] = -kInf;
-  for (int64_t g = 0; g < group; ++g) {
-    for (int64_t u = 0; u < count; ++u) {
-      float share = logits[g * stride + u] - lse[g];
-      logits[g * stride + u] = share;
-      out[u] = share > out[u] ? share : out[u];
-    }
-  }
-  if (!mean) return;
+// out[u] = log of the maximum or mean over the group of exp(logits[g][u] - lse[g]). Whole vectors are
+// read of the logits.
+INLINE void reduce_logits(const float* logits, int64_t stride, int64_t group, const float* lse,
+                          bool mean, int64_t count, float* out) {
   for (int64_t u = 0; u < count; u += LANES) {
-    int64_t n = count - u < LANES ? count - u : LANES;
-    VecF best = {}, total = {};
-    __builtin_memcpy(&best, out + u, n * sizeof(float));
-    for (int64_t g = 0; g < group; ++g) {
-      total += exp2_vec((load(logits + g * stride + u) - best) * kLog2E);
+    VecF best = splat(-kInf), total = {};
+    for (int64_t g = 0; g < group; ++g) best = vmax(load(logits + g * stride + u) - lse[g], best);
+    for (int64_t g = 0; mean && g < group; ++g) {
+      total += exp2_vec((load(logits + g * stride + u) - lse[g] - best) * kLog2E);
     }
-    VecF log_mean = best + log2_vec(total / static_cast<float>(group)) * kLn2;
-    __builtin_memcpy(out + u, &log_mean, n * sizeof(float));
+    if (mean) best += log2_vec(total / static_cast<float>(group)) * kLn2;
+    put_first(out + u, best, count - u);
   }
 }

@@ -37,6 +37,16 @@ struct F16 {
 
 enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+// Calls visit.template operator()<T>() with the element type.
+template <typename Visit>
+INLINE void for_dtype(int64_t dtype, const Visit& visit) {
+  switch (dtype) {
+    case kBFloat16: return visit.template operator()<BF16>();
+    case kFloat16: return visit.template operator()<F16>();
+    default: return visit.template operator()<float>();
+  }
+}
+
 INLINE VecF splat(float x) { return x - VecF{}; }  // x - 0 keeps the sign of a zero
 INLINE VecU splat_bits(uint32_t x) { return x | VecU{}; }
 INLINE VecF as_float(VecU x) { return reinterpret_cast<VecF>(x); }
@@ -147,9 +157,12 @@ INLINE float sum_lanes(VecF x) {
 }
 
 INLINE float max_lanes(VecF x) {
-  float best = x[0];
-  for (int i = 1; i < LANES; ++i) best = x[i] > best ? x[i] : best;
-  return best;
+  float lane[LANES];
+  __builtin_memcpy(lane, &x, sizeof x);
+  for (int width = LANES / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+  }
+  return lane[0];
 }
 
 INLINE VecI lane_numbers() {
@@ -175,6 +188,24 @@ INLINE void put_first(float* p, VecF x, int64_t count) {
   _mm512_mask_storeu_ps(p, mask, (__m512)x);
 #else
   __builtin_memcpy(p, &x, (count < LANES ? count : LANES) * sizeof(float));
+#endif
+}
+
+INLINE void put_first(int32_t* p, VecI x, int64_t count) {
+  put_first(reinterpret_cast<float*>(p), reinterpret_cast<VecF>(x), count);
+}
+
+// The first `count` numbers from p on, or as many as there are lanes.
+INLINE VecI load_first(const int16_t* p, int64_t count) {
+#if defined(__AVX512VL__)
+  typedef int16_t Shorts __attribute__((vector_size(LANES * 2)));
+  __mmask16 mask = static_cast<__mmask16>(count < LANES ? (1u << count) - 1 : 0xffff);
+  __m256i raw = _mm256_maskz_loadu_epi16(mask, p);
+  return __builtin_convertvector(reinterpret_cast<Shorts>(raw), VecI);
+#else
+  VecI x = {};
+  for (int64_t i = 0; i < (count < LANES ? count : LANES); ++i) x[i] = p[i];
+  return x;
 #endif
 }
 

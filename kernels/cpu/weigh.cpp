@@ -43,13 +43,10 @@ void weigh(const Weighing& a) {
 
 }  // namespace
 
-extern "C" int64_t weigh_scratch(const WeighArgs* a) { return Weighing(*a).floats; }
-
-extern "C" void weigh(const WeighArgs* a) {
+extern "C" int64_t weigh(const WeighArgs* a) {
   Weighing scene(*a);
-  switch (a->codes.dtype) {
-    case kBFloat16: return weigh<BF16>(scene);
-    case kFloat16: return weigh<F16>(scene);
-    default: return weigh<float>(scene);
-  }
+  int64_t needed = scene.floats;
+  if (needed > a->codes.scratch_size) return needed;
+  for_dtype(a->codes.dtype, [&]<typename T>() { weigh<T>(scene); });
+  return 0;
 }

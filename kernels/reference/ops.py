@@ -6,8 +6,11 @@ from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.summaries import CodeSummary, PageSummary
 from sgl_sparsekv.types import (
     Candidates,
+    Goal,
+    KeptUnits,
     Ranking,
     Reduction,
+    Rest,
     ScoreInputs,
     Selection,
     per_head,
@@ -123,6 +126,19 @@ class ReferenceOps:
             scores[row, :, begin:end] = own
         return scores
 
+    def known(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        kept: KeptUnits,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.known`: attended, with keys for values as they are at hand."""
+        table = kept.table[:, None].expand(-1, q.shape[1], -1)
+        return self.attend(q, keys, keys, table, kept.counts, tail_lengths, scale, unit_size)[1]
+
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
     ) -> Ranking:
@@ -150,6 +166,14 @@ class ReferenceOps:
                 rooms = shared(ranked, room)
             out[row] = always + rooms.minimum((ranked >= lowest[row, :, None]).sum(-1))
         return out
+
+    def cover(self, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal, size: int) -> Selection:
+        """See `Ops.cover`: one after the other."""
+        ranking = self.sample(scores, inputs, goal.coverage, size)
+        assert ranking.lowest is not None
+        units = (inputs.candidates, inputs.num_units)
+        how = (inputs.counts, ranking.lowest, goal.pooled)
+        return self.select(ranking.scores, *units, self.allot(ranking.scores, *units, *how))
 
     def select(
         self,
@@ -263,6 +287,21 @@ class ReferenceOps:
             joined[row] = (rest + share[..., -1:] * out[row].float()).to(out.dtype)
             joined_lse[row] = every.logsumexp(-1)
         return joined, joined_lse
+
+    def attend_all(
+        self,
+        q: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        selection: Selection,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+        rest: Rest,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.attend_all`: one after the other."""
+        how = (selection.physical, selection.counts, tail_lengths, scale, unit_size)
+        out, lse = self.attend(q, *cache, *how)
+        return self.estimate(rest.weights, rest.index, out, lse)[0], lse
 
     def merge(
         self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor

@@ -9,6 +9,8 @@ from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.summaries import PageSummary
 from sgl_sparsekv.types import (
     Candidates,
+    Goal,
+    KeptUnits,
     Ranking,
     Reduction,
     ScoreInputs,
@@ -143,6 +145,18 @@ class TritonOps:
         )  # fmt: skip
         return out
 
+    def known(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        kept: KeptUnits,
+        tail_lengths: torch.Tensor,
+        scale: float,
+        unit_size: int,
+    ) -> torch.Tensor:
+        """See `Ops.known`: refused on this device."""
+        raise UnsupportedSetup(NO_SHARES)
+
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
     ) -> Ranking:
@@ -159,6 +173,10 @@ class TritonOps:
         pooled: torch.Tensor,
     ) -> torch.Tensor:
         """See `Ops.allot`: `coverage` and `budget_split` are refused on this device."""
+        raise UnsupportedSetup(NO_SHARES)
+
+    def cover(self, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal, size: int) -> Selection:
+        """See `Ops.cover`: refused on this device."""
         raise UnsupportedSetup(NO_SHARES)
 
     def select(

@@ -5,7 +5,6 @@ be captured in a CUDA graph.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,9 +14,9 @@ from ..config import ServerOptions
 from ..ops import Ops, PrefillOps
 from ..page_metadata import RowSegments, StepSeal
 from ..segment_records import ResidualIndex
-from ..selection.sampling import sampled_ranking
+from ..selection.sampling import covering_selection, sampled_ranking
 from ..summaries import ResidualSummary
-from ..types import Ranking, Reduction, ScoreInputs, Selection
+from ..types import Ranking, Reduction, Rest, ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
@@ -208,13 +207,13 @@ class GroupedBackend(SparseKVBackend):
         self.telemetry.selecting()
         table, counts, selection, rest = self._table(group, q, layer)
         self.telemetry.attending()
-        part, lse = self.ops.attend(
-            q, keys, values, table, counts, group.tails, layer.scaling, group.unit_size
-        )
-        if rest is not None:
-            part, _ = self.ops.estimate(rest, self._clusters(group, layer), part, lse)
+        cache, how = (keys, values), (group.tails, layer.scaling, group.unit_size)
+        if rest is None or selection is None:
+            part, lse = self.ops.attend(q, keys, values, table, counts, *how)
+        else:
+            beside = Rest(rest, self._clusters(group, layer))
+            part, lse = self.ops.attend_all(q, cache, selection, *how, beside)
         self.telemetry.attended(group)
-        cache = (keys, values)
         mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
         if mass is not None and selection is not None:
             self.observer.covered(group, mass)
@@ -256,18 +255,27 @@ class GroupedBackend(SparseKVBackend):
             chosen = group.method.choose(self.ops, self._inputs(group, q, layer))
             if chosen is not None:
                 return chosen
-        ranking, units = self._ranking(group, q, layer), (group.candidates, group.num_units)
-        scores, counts = ranking.scores, group.counts
-        if group.goal is not None:
-            assert ranking.lowest is not None
-            counts = self.ops.allot(scores, *units, counts, ranking.lowest, group.goal.pooled)
-        selection = self.ops.select(scores, *units, counts)
+        selection = self._selection(group, q, layer, self.held.any(rows))
         if group.rest is None:
             return selection, None
         size, index = group.unit_size, self._clusters(group, layer)
         how = (layer.scaling, self.options.reduction, group.counts * size * ResidualSummary.REACH)
         spans = group.candidates.in_tokens(size)
         return selection, self.ops.weigh(q, index, spans, selection, *how, size)
+
+    def _selection(self, group: RowGroup, q: torch.Tensor, layer: Any, holding: bool) -> Selection:
+        """The best units; `holding` scores for later steps, or some of earlier ones."""
+        units, counts = (group.candidates, group.num_units), group.counts
+        if group.goal is None:
+            return self.ops.select(self._ranking(group, q, layer).scores, *units, counts)
+        if not holding:
+            scores, inputs = self._shares(group, q, layer)
+            return covering_selection(self.ops, scores, inputs, group.goal)
+        ranking = self._ranking(group, q, layer)
+        assert ranking.lowest is not None
+        how = (counts, ranking.lowest, group.goal.pooled)
+        counts = self.ops.allot(ranking.scores, *units, *how)
+        return self.ops.select(ranking.scores, *units, counts)
 
     def _ranking(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Ranking:
         """A held one where a row does not reselect, else the method's."""
@@ -292,15 +300,22 @@ class GroupedBackend(SparseKVBackend):
     def _ranked(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Ranking:
         """What the method says; where there is a goal, held against a sample."""
         assert group.method is not None
-        inputs = self._inputs(group, q, layer)
-        if group.kept is None or group.goal is None:
-            return Ranking(group.method.score(self.ops, inputs))
-        known = self._known(group, q, layer)
-        inputs = replace(inputs, known=known, reduction=Reduction.MEAN_SOFTMAX)
-        scores = group.method.score(self.ops, inputs)
+        if group.goal is None:
+            return Ranking(group.method.score(self.ops, self._inputs(group, q, layer)))
+        scores, inputs = self._shares(group, q, layer)
         return sampled_ranking(self.ops, scores, inputs, group.goal.coverage)
 
-    def _inputs(self, group: RowGroup, q: torch.Tensor, layer: Any) -> ScoreInputs:
+    def _shares(
+        self, group: RowGroup, q: torch.Tensor, layer: Any
+    ) -> tuple[torch.Tensor, ScoreInputs]:
+        """Scores as shares of all attention, and what they were made from."""
+        assert group.method is not None
+        inputs = self._inputs(group, q, layer, self._known(group, q, layer))
+        return group.method.score(self.ops, inputs), inputs
+
+    def _inputs(
+        self, group: RowGroup, q: torch.Tensor, layer: Any, known: torch.Tensor | None = None
+    ) -> ScoreInputs:
         assert group.method is not None
         local, index = self._local(layer), None
         keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
@@ -315,16 +330,14 @@ class GroupedBackend(SparseKVBackend):
             num_units=group.num_units,
             counts=group.counts,
             scale=layer.scaling,
-            reduction=self.options.reduction,
+            reduction=self.options.reduction if known is None else Reduction.MEAN_SOFTMAX,
             unit_size=group.unit_size,
+            known=known,
         )
 
     def _known(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
         """lse `[rows, H, G]` over what the group reads in any case."""
         assert group.kept is not None
-        table = group.kept.table[:, None].expand(-1, q.shape[1], -1)
-        counts, size = group.kept.counts, group.unit_size
-        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
-        where = (table, counts, group.tails)
-        _, lse = self.ops.attend(q, keys, values, *where, layer.scaling, size)
-        return lse
+        keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        how = (group.tails, layer.scaling, group.unit_size)
+        return self.ops.known(q, keys, group.kept, *how)

@@ -12,7 +12,7 @@ chance, so a step is the same whoever runs it again.
 import torch
 
 from ..ops import Ops
-from ..types import Ranking, ScoreInputs
+from ..types import Goal, Ranking, ScoreInputs, Selection
 
 LEAST_UNITS, LEAST_TOKENS = 16, 128
 """Of a sample."""
@@ -28,3 +28,10 @@ def sampled_ranking(
 ) -> Ranking:
     """Hold estimated shares `[rows, H, U]` against a sample of them: see `Ops.sample`."""
     return ops.sample(scores, inputs, coverage, sample_size(inputs.unit_size))
+
+
+def covering_selection(
+    ops: Ops, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal
+) -> Selection:
+    """What is read by estimated shares `[rows, H, U]` held against a sample: see `Ops.cover`."""
+    return ops.cover(scores, inputs, goal, sample_size(inputs.unit_size))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.stop import StoppedAt
 
-from bench import kernels
+from bench import kernels, ratios
 
 
 def row(op: str, context: int, batch: int = 1) -> kernels.Row:
@@ -38,3 +38,17 @@ def test_a_stopped_run_is_gone_on_with(
     rows = [kernels.Row(**one) for one in json.loads(path.read_text())["rows"]]
     assert rows == [row("decode_sparse", 4096), row("decode_sparse", 8192), row("prefill", 64)]
     assert [one.name for one in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_a_step_is_held_against_its_peer_turn_by_turn() -> None:
+    times = {
+        ("decode_sparse", "quest"): [1.0, 2.0, 4.0],
+        ("decode_sparse", "residual_pq"): [2.0, 2.0, 2.0],
+        ("decode_covering", "quest"): [3.0, 3.0, 3.0],
+        ("same_bytes", "quest"): [2.0, 3.0, 1.5],
+    }
+    found = ratios.beside(times, ("decode_sparse", "residual_pq"))
+    assert found == {"beside": "quest", "ratio": 1.0, "ratio_spread": [0.75, 1.5]}
+    found = ratios.beside(times, ("decode_covering", "quest"))
+    assert found == {"beside": "same_bytes", "ratio": 1.5, "ratio_spread": [1.25, 1.75]}
+    assert ratios.beside(times, ("decode_sparse", "quest")) == {}

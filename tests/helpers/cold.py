@@ -11,7 +11,7 @@ from sgl_sparsekv.segment_records import ResidualIndex, SegmentBounds, SegmentIn
 from sgl_sparsekv.selection import IndexOptions, load_method
 from sgl_sparsekv.selection.sampling import sampled_ranking
 from sgl_sparsekv.summaries import BoundSummary, PageSummary, ResidualSummary, SegmentSummary
-from sgl_sparsekv.types import Candidates, Ranking, Reduction, ScoreInputs, Selection
+from sgl_sparsekv.types import Candidates, KeptUnits, Ranking, Reduction, ScoreInputs, Selection
 
 from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, ToyModel
 
@@ -132,19 +132,14 @@ class ColdRun:
 
     def _known(self, layer: int, length: int, q: torch.Tensor) -> torch.Tensor:
         """lse `[1, H, G]` over what is read in any case, as the method's scores measure it."""
-        keys, values = (
-            torch.nn.functional.pad(rows(layer, self.paths[:length]), (0, 0, 0, 0, 0, self.unit))
-            for rows in (self.model.keys, self.model.values)
-        )
+        keys = self.model.keys(layer, self.paths[:length])
+        keys = torch.nn.functional.pad(keys, (0, 0, 0, 0, 0, self.unit))
         kept = sorted(always_kept(length, self.options, self.unit, self.own))
-        table = torch.tensor(kept, dtype=torch.int32).expand(1, HEADS, -1)
+        table = torch.tensor([kept], dtype=torch.int32)
         count = torch.tensor([len(kept)], dtype=torch.int32)
         tail = torch.tensor([(length - 1) % self.own + 1], dtype=torch.int32)
         whole = len(keys) // self.own * self.own
-        _, lse = self.ops.attend(
-            q, keys[:whole], values[:whole], table, count, tail, SCALE, self.own
-        )
-        return lse
+        return self.ops.known(q, keys[:whole], KeptUnits(table, count), tail, SCALE, self.own)
 
     def _adaptive(self, ranking: Ranking, length: int) -> list[list[int]]:
         """Units `[H][n]` as far as the coverage and the pool of the KV heads go."""

@@ -1,6 +1,6 @@
 """The kernels are built once, found again, and missed with one clear sentence."""
 
-import ctypes
+import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -50,16 +50,24 @@ def test_a_level_that_this_cpu_lacks_is_refused():
         cpu.load("neon2")
 
 
-def test_argument_structs_are_the_size_of_their_fields():
-    for struct in (
-        library.AttendArgs,
-        library.CodeArgs,
-        library.IndexArgs,
-        library.ScoreArgs,
-        library.SelectArgs,
-        library.SummariseArgs,
-    ):
-        assert ctypes.sizeof(struct) == 8 * len(struct._fields_)
+def test_arguments_are_packed_in_the_order_of_their_structs():
+    source = re.sub(r"//.*", "", (levels.FOLDER / "args.h").read_text())
+    bodies = dict(re.findall(r"struct (\w+)(?: : Memory)? \{(.*?)\};", source, re.DOTALL))
+
+    def fields(name: str) -> list[tuple[str, bool]]:
+        """Names, each with whether it is a double; those of a member struct in its place."""
+        found = []
+        for kind, names in re.findall(r"(?:const )?(\w+)\** ([^;]+);", bodies[name]):
+            members = [one.strip(" *") for one in names.split(",")]
+            inner = fields(kind) if kind in bodies else None
+            found += inner or [(one, kind == "double") for one in members]
+        return found
+
+    names = {"score_clusters": "CodeArgs", "score_codes": "CodeArgs", "select_units": "SelectArgs"}
+    names |= {"index_segments": "IndexArgs", "attend_all": "AttendAllArgs"}
+    for kernel, listed in library.FIELDS.items():
+        want = fields(names.get(kernel, f"{kernel.capitalize()}Args"))
+        assert [(one, one in library.REAL) for one in listed.split()] == want, kernel
 
 
 def test_unknown_summary_and_wrong_tensors_are_refused():

@@ -11,7 +11,7 @@ from sgl_sparsekv.kernels.reference import load as load_reference
 
 from sgl_sparsekv.segment_records import ResidualIndex
 from sgl_sparsekv.segments.residual import residuals
-from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs, Selection
+from sgl_sparsekv.types import Candidates, Reduction, Rest, ScoreInputs, Selection
 
 REFERENCE = load_reference()
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -232,6 +232,25 @@ def test_kv_heads_that_read_unlike_numbers_leave_out_their_own(ops: CpuOps) -> N
     for head in range(2):  # as where every KV head reads as much as this one
         same = ops.select(scores, batch.candidates, lengths, counts[:, head].contiguous())
         assert torch.equal(weighed(ops, batch, index, same)[:, head], got[:, head])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attending_and_estimating_at_once_is_one_after_the_other(ops: CpuOps, shape: tuple) -> None:
+    batch, index = make_residual(ops, *shape[:4], torch.bfloat16, *shape[4:])
+    lengths, spans = torch.tensor(batch.lengths, dtype=torch.int32), batch.candidates
+    counts = (spans.begin + lengths - spans.end + lengths // 5).clamp(max=lengths)
+    chosen, weights = ops.choose(
+        ScoreInputs(
+            *(batch.q, batch.keys, {}, index, spans, lengths, counts, 0.2),
+            *(Reduction.MAX_SOFTMAX, 1),
+        ),
+        2,
+    )
+    cache, how = (batch.keys, batch.values), (torch.ones_like(counts), 0.2, 1)
+    out, lse = ops.attend(batch.q, *cache, chosen.physical, chosen.counts, *how)
+    got = ops.attend_all(batch.q, cache, chosen, *how, Rest(weights, index))
+    assert torch.equal(got[0], ops.estimate(weights, index, out, lse)[0])
+    assert torch.equal(got[1], lse)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

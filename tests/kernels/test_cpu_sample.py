@@ -7,7 +7,7 @@ import torch
 from sgl_sparsekv.kernels.cpu.ops import CpuOps
 from sgl_sparsekv.kernels.reference import load as load_reference
 
-from sgl_sparsekv.types import Candidates, Reduction, ScoreInputs
+from sgl_sparsekv.types import Candidates, Goal, KeptUnits, Reduction, ScoreInputs
 
 REFERENCE = load_reference()
 SIZE = 16
@@ -89,3 +89,43 @@ def test_a_row_is_sampled_alike_alone(ops: CpuOps) -> None:
     alone = ops.sample(scores[1:2].clone(), one, asked[1:2], SIZE)
     assert torch.equal(alone.scores[0], both.scores[1])
     assert torch.equal(alone.lowest[0], both.lowest[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("unit", "group", "dim"), [(1, 1, 64), (16, 4, 128), (3, 7, 80)])
+def test_what_is_read_in_any_case_is_known(
+    ops: CpuOps, dtype: torch.dtype, unit: int, group: int, dim: int
+) -> None:
+    for seed in range(14):
+        _, inputs = scene(seed, dtype, unit, group, dim)
+        kept = KeptUnits.of(inputs.candidates, inputs.num_units)
+        if int(kept.counts.min()) == 0:
+            kept = replace(kept, counts=kept.counts.clamp(min=1))
+        keys, tails = inputs.keys.clone(), torch.full_like(kept.counts, 1 + seed % unit)
+        listed = [set(row[:n].tolist()) for row, n in zip(kept.table, kept.counts, strict=True)]
+        unread = [u for u in range(len(keys) // unit) if u not in set.union(*listed)]
+        keys.view(-1, unit, *keys.shape[1:])[unread] = torch.nan
+        how = (kept, tails, inputs.scale, unit)
+        want = REFERENCE.known(inputs.q, keys, *how)
+        torch.testing.assert_close(ops.known(inputs.q, keys, *how), want, atol=1e-5, rtol=1e-5)
+        one = KeptUnits(kept.table[-1:], kept.counts[-1:])
+        alone = ops.known(inputs.q[-1:], keys, one, tails[-1:], *how[2:])
+        assert torch.equal(alone[0], ops.known(inputs.q, keys, *how)[-1])
+
+
+@pytest.mark.parametrize("pooled", [0, 1])
+def test_covering_is_sampling_allotting_and_selecting(ops: CpuOps, pooled: int) -> None:
+    for seed in range(14):
+        scores, inputs = scene(seed, torch.bfloat16, 16, 4, 128)
+        rows = len(scores)
+        always = inputs.num_units - (inputs.candidates.end - inputs.candidates.begin)
+        inputs = replace(inputs, counts=always + 2 * seed)
+        goal = Goal(torch.tensor([0.9, 0.5, 1.0])[:rows], torch.full((rows,), pooled).int())
+        got = ops.cover(scores.clone(), inputs, goal, SIZE)
+        ranking = ops.sample(scores.clone(), inputs, goal.coverage, SIZE)
+        units = (inputs.candidates, inputs.num_units)
+        how = (inputs.counts, ranking.lowest, goal.pooled)
+        counts = ops.allot(ranking.scores, *units, *how)
+        want = ops.select(ranking.scores, *units, counts)
+        assert torch.equal(got.counts, counts) and torch.equal(got.logical, want.logical), seed
+        assert torch.equal(got.physical, want.physical), seed
