@@ -29,7 +29,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
-from bench import coded, covering, two_level
+from bench import coded, covering, two_level, viewing
 from bench.bandwidth import clock, read_bandwidth
 from bench.layers import BUDGET, DIM, GROUP, HEADS, PAGE_SIZE, Layers, gate, prefill_layer
 from bench.peer import torch_native_decode, torch_native_extend
@@ -59,8 +59,10 @@ class Row:
     Attributes:
         op: op; `decode_sparse` for score + select + attend with everything around them;
             `decode_covering` where a share of attention says how much is read, and `same_bytes`
-            for a fixed budget that reads as many bytes.
-        method: `quest`, `quest_two_level`, `clusterkv`, `pqcache`, `residual_pq` or `dense`.
+            for a fixed budget that reads as many bytes; `decode_view` for what a view lists, and
+            `same_tokens` for a dense step over as many.
+        method: `quest`, `quest_two_level`, `clusterkv`, `pqcache`, `residual_pq`, `snapkv` or
+            `dense`.
         context: tokens of each row.
         batch: rows.
         page_size: slots per page.
@@ -73,7 +75,7 @@ class Row:
         peer: what it is compared with; `prefill`, of the same prompt, for indexing it.
         peer_ms: the peer's least.
         speedup: peer_ms / ms.
-        beside: what it must not be slower than: `quest`, or `same_bytes`; None: nothing.
+        beside: what it is held against: `quest`, `same_bytes` or `same_tokens`; None: nothing.
         ratio: median over the turns of its time over that one's in the same turn.
         ratio_spread: the middle half of these lies between.
     """
@@ -169,6 +171,9 @@ def decode_rows(ops: Ops, context: int, batch: int, repeats: int, speed: float) 
         adaptive = covering.CoveringLayers.make(ops, layers, "quest", pages, layers.tails)
         calls |= {(name, "quest"): call for name, call in adaptive.calls(ops).items()}
         sizes |= {(n, "quest"): size for n, size in adaptive.sizes(ops, metadata).items()}
+        viewed = viewing.ViewLayers.make(layers, SCALE)
+        calls |= {(name, viewing.METHOD): call for name, call in viewed.calls(ops).items()}
+        sizes |= {(name, viewing.METHOD): size for name, size in viewed.sizes().items()}
     times = clock_cold(calls, repeats)
     whole = {key: call for key, call in calls.items() if key[0] in WHOLE}
     native = {("peer", ""): torch_native_decode(layers, SCALE)}

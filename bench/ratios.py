@@ -6,13 +6,15 @@ from typing import Any
 
 Key = tuple[str, str]
 """Op and method."""
+SAME = {"decode_covering": "same_bytes", "decode_view": "same_tokens"}
+"""Op -> one of the same method that reads as much."""
 
 
 def peer_of(key: Key) -> Key | None:
     """What a step must not be slower than; None: nothing."""
     op, method = key
-    if op == "decode_covering":
-        return "same_bytes", method
+    if op in SAME:
+        return SAME[op], method
     return ("decode_sparse", "quest") if op == "decode_sparse" and method != "quest" else None
 
 

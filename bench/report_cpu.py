@@ -23,6 +23,8 @@ OP_NAMES = {
     "decode_dense": "decode, dense",
     "decode_covering": "decode, a share covered",
     "same_bytes": "decode, as many bytes",
+    "decode_view": "decode, a view",
+    "same_tokens": "decode dense, as many tokens",
     "summarise": "summarise that prompt",
     "index": "index that prompt",
 }
@@ -35,7 +37,8 @@ class Bound:
     Attributes:
         op: op that is judged.
         field: `speedup` (over the peer), `of_floor`, `of_prefill` (a share), `of_quest`,
-            `of_same_bytes` (of a fixed budget) or `of_32k` (its own time at 32k).
+            `of_same_bytes` (of a fixed budget), `of_same_tokens` (of a dense step over as many)
+            or `of_32k` (its own time at 32k).
         limit: the bound; `speedup` is at least that, the others at most.
         contexts: contexts that are judged, from the first to the last.
         method: the only method that is judged; None: any.
@@ -56,6 +59,8 @@ class Bound:
             return f"<= {self.limit:g} times quest's"
         if self.field == "of_same_bytes":
             return f"<= {self.limit:g} times a fixed budget of as many bytes"
+        if self.field == "of_same_tokens":
+            return f"<= {self.limit:g} times a dense step over as many tokens"
         if self.field == "of_32k":
             return f"<= {self.limit:g} times its time at 32k"
         if self.field == "speedup":
@@ -82,6 +87,7 @@ BOUNDS = (
     Bound("decode_sparse", "of_quest", 1, (32 * K, 1 << 30), "residual_pq"),
     Bound("decode_sparse", "of_32k", 1.5, (128 * K, 1 << 30), "quest_two_level"),
     Bound("decode_covering", "of_same_bytes", 1.1, (32 * K, 1 << 30)),
+    Bound("decode_view", "of_same_tokens", 1.3, (32 * K, 32 * K)),
     Bound("decode_dense", "of_floor", 2),
     Bound("prefill", "speedup", 3),
     Bound("summarise", "of_prefill", 0.03),
@@ -138,7 +144,7 @@ def _value(field: str, row: Result, rows: list[Result]) -> float | None:
 
     That is the median over the turns where the run kept it, else the least over the least.
     """
-    if field in ("of_quest", "of_same_bytes") and row.get("ratio"):
+    if field in ("of_quest", "of_same_bytes", "of_same_tokens") and row.get("ratio"):
         ratio: float = row["ratio"]
         return ratio
     shape = {key: row[key] for key in ("op", "method", "context", "batch")}
@@ -146,6 +152,7 @@ def _value(field: str, row: Result, rows: list[Result]) -> float | None:
         "of_prefill": {"op": "prefill", "context": row["context"]},
         "of_quest": shape | {"method": "quest"},
         "of_same_bytes": shape | {"op": "same_bytes"},
+        "of_same_tokens": shape | {"op": "same_tokens"},
         "of_32k": shape | {"context": 32 * K},
     }
     if field not in others:

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.layers import BUDGET, DIM, HEADS, Layers
+from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, Layers
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.views import LayerView, selection_of
 
 METHOD = "snapkv"
-PART = "decode_part"
-"""A dense step over as many tokens as a view keeps, in a context of that length."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,22 @@ class ViewLayers:
         args = (chosen.physical, chosen.counts, tails, self.scale, 1)
         return ops.attend(self.layers.q, *self.layers.pool(i), *args)
 
+    def decode_short(self, ops: Ops, i: int) -> object:
+        """A dense step of a request that has no more tokens than a view keeps."""
+        units = BUDGET // PAGE_SIZE
+        table = self.layers.candidates.unit_table[:, None, :units].expand(-1, HEADS, -1)
+        counts = torch.full_like(self.layers.counts, units)
+        args = (table, counts, torch.full_like(counts, PAGE_SIZE), self.scale, PAGE_SIZE)
+        return ops.attend(self.layers.q, *self.layers.pool(i), *args)
+
     def calls(self, ops: Ops) -> dict[str, Callable[[int], object]]:
         """The timed calls, each a function of the repeat's number."""
-        return {"decode_sparse": lambda i: self.decode(ops, i)}
+        return {
+            "decode_view": lambda i: self.decode(ops, i),
+            "same_tokens": lambda i: self.decode_short(ops, i),
+        }
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each call must read."""
-        rows, width = self.layers.q.shape[0], HEADS * DIM * 2
-        return {"decode_sparse": rows * BUDGET * (2 * width + HEADS * 4)}
+        read = self.layers.q.shape[0] * BUDGET * 2 * HEADS * DIM * 2
+        return {"decode_view": read + read // (DIM * 2), "same_tokens": read}
