@@ -28,6 +28,8 @@ def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
         op = method.missing_op(ops)
         if hasattr(ops, "fused") and not method.formula:
             op = "fused decode"
+        elif method.narrows and runner.device != "cpu":
+            op = "views of a GPU's cache"
         if op:
             raise UnsupportedOnDevice(name, op, ops.name)
     for module in attention_layers(runner.model):

@@ -14,7 +14,7 @@ from start.resolving import SMALL
 from sgl_sparsekv.backend.flag_refusals import REFUSALS, Refusal
 from sgl_sparsekv.backend.support import attention_layers
 from sgl_sparsekv.config import check_page_size
-from sgl_sparsekv.errors import ConfigError, UnsupportedSetup
+from sgl_sparsekv.errors import ConfigError, UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.geometry import PAGE_SIZES
 
 ACCEPTED = {
@@ -213,6 +213,17 @@ def test_models_of_other_kinds_are_refused(changes: dict[str, Any], says: str) -
     with pytest.raises(UnsupportedSetup, match=says) as refused:
         check_runner(runner(**changes), ("quest",), ops)
     assert "use another backend" in str(refused.value)
+
+
+@pytest.mark.usefixtures("sglang_plugins")
+def test_views_are_refused_off_a_cpu() -> None:
+    from sgl_sparsekv.backend.support import check_runner
+    from sgl_sparsekv.ops import load_ops
+
+    ops = load_ops("reference")
+    check_runner(runner(), ("snapkv",), ops)
+    with pytest.raises(UnsupportedOnDevice, match="method 'snapkv' needs the op 'views of a GPU"):
+        check_runner(runner(device="cuda"), ("snapkv",), ops)
 
 
 @pytest.mark.usefixtures("sglang_plugins")

@@ -122,6 +122,7 @@ def test_one_batch_runs_llama_with_plugins(tmp_path: Path, monkeypatch: pytest.M
     assert texts["sparsekv"] == texts["torch_native"]
 
 
+@pytest.mark.soak
 def test_offline_throughput_runs_qwen3_with_plugins(tmp_path: Path) -> None:
     """`offline_throughput` parses its flags before it would load plugins."""
     folder = write_model(tmp_path / "qwen3", "Qwen3")
