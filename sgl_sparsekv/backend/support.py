@@ -29,7 +29,7 @@ def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
         if hasattr(ops, "fused") and not method.formula:
             op = "fused decode"
         elif method.narrows and runner.device != "cpu":
-            op = "views of a GPU's cache"
+            op = "views on a GPU"
         if op:
             raise UnsupportedOnDevice(name, op, ops.name)
     for module in attention_layers(runner.model):

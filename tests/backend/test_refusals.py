@@ -222,7 +222,7 @@ def test_views_are_refused_off_a_cpu() -> None:
 
     ops = load_ops("reference")
     check_runner(runner(), ("snapkv",), ops)
-    with pytest.raises(UnsupportedOnDevice, match="method 'snapkv' needs the op 'views of a GPU"):
+    with pytest.raises(UnsupportedOnDevice, match="method 'snapkv' needs the op 'views on a GPU'"):
         check_runner(runner(device="cuda"), ("snapkv",), ops)
 
 
