@@ -11,7 +11,8 @@ from .toy_model import GROUP, HEADS, LAYERS, SCALE
 
 def cold_view(cold: ColdRun, prompt: int, length: int) -> RequestView:
     """That of a request whose `prompt` was read at once, before the step over `length` tokens."""
-    view = RequestView(load_method(cold.options.method), cold.options, prompt, cold.unit)
+    method, block = load_method(cold.options.method), cold.options.unit_size
+    view = RequestView(method, cold.options, prompt, block)
     layers = range(cold.options.dense_layers, LAYERS)
     for now in range(prompt, length):
         first = 0 if now == prompt else now - 1
