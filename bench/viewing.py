@@ -39,7 +39,7 @@ class ViewLayers:
                 torch.randperm(context - 1, generator=drawn)[: BUDGET - 1].sort().values
                 for _ in range(HEADS)
             ]
-            return LayerView.of(context - 1, kept, [torch.zeros(len(one)) for one in kept])
+            return LayerView.of(context - 1, kept)
 
         views = [[view() for _ in range(rows)] for _ in layers.keys]
         slots = torch.arange(rows * context, dtype=torch.int32).view(rows, context)

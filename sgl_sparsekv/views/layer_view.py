@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Selection
 
@@ -21,27 +22,27 @@ class LayerView:
         made: tokens of the context when it was made.
         counts: int64 `[H]`, tokens that were kept then.
         positions: int32 `[H, n]`: these, ascending, and behind them the tokens from `made` on.
-        scores: float32 `[H, n]` of the kept ones, 0 behind them.
+        scores: float32 `[H, n]` of the kept ones, 0 behind them, where a method goes on from them.
     """
 
     made: int
     counts: torch.Tensor
     positions: torch.Tensor
-    scores: torch.Tensor
+    scores: torch.Tensor | None = None
 
     @classmethod
     def of(
-        cls, made: int, kept: Sequence[torch.Tensor], scores: Sequence[torch.Tensor]
+        cls,
+        made: int,
+        kept: Sequence[torch.Tensor],
+        scores: Sequence[torch.Tensor] | None = None,
     ) -> "LayerView":
         """From the kept positions of each head, int `[n]`, ascending, and their scores."""
         counts = torch.tensor([len(one) for one in kept])
-        width = int(counts.max())
-        positions = torch.zeros(len(kept), width, dtype=torch.int32)
-        padded = torch.zeros(len(kept), width)
-        for head, (own, worth) in enumerate(zip(kept, scores, strict=True)):
-            positions[head, : len(own)] = own
-            padded[head, : len(own)] = worth
-        return cls(made, counts, _continued(positions, counts, made, width + GROWTH), padded)
+        positions = pad_sequence(list(kept), batch_first=True).int()
+        width = positions.shape[1] + GROWTH
+        worth = None if scores is None else pad_sequence(list(scores), batch_first=True)
+        return cls(made, counts, _continued(positions, counts, made, width), worth)
 
     @cached_property
     def even(self) -> bool:

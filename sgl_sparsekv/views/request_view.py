@@ -112,7 +112,7 @@ class RequestView:
         else:
             listed, _ = view.listed(length)
         scores = torch.zeros(listed.shape)
-        if view is not None and goes_on:
+        if view is not None and view.scores is not None:
             scores[:, : view.scores.shape[1]] = view.scores
         for head, positions in enumerate(listed.long()):
             known = positions[positions >= 0]
@@ -177,5 +177,7 @@ class RequestView:
         return LayerView.of(
             self._length,
             [weighed.positions[head, keep[head]] for head in heads],
-            [weighed.scores[head, keep[head]] for head in heads],
+            [weighed.scores[head, keep[head]] for head in heads]
+            if self._method.accumulates
+            else None,
         )
