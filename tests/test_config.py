@@ -57,6 +57,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reselect_every": 0}, f"reselect_every {INT} [1, 1024], got 0"),
     ({"reselect_every": 1025}, f"reselect_every {INT} [1, 1024], got 1025"),
     ({"telemetry": 1}, "telemetry must be true or false, got 1"),
+    ({"kept_map": "yes"}, "kept_map must be true or false, got 'yes'"),
     ({"estimate": 1}, "estimate must be true or false, got 1"),
     *(
         ({"coverage": value}, f"{COVERAGE}{value!r}")

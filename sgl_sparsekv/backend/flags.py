@@ -24,7 +24,7 @@ from .cpu_defaults import with_cpu_method
 from .gpu_defaults import with_gpu_unit
 
 ATTRIBUTE = "_sparsekv"
-YES_OR_NO = ("estimate", "telemetry", "share_generated", "validate_requests")
+YES_OR_NO = ("estimate", "kept_map", "telemetry", "share_generated", "validate_requests")
 _HELP = {
     "method": "selection method of requests that name none",
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
@@ -40,6 +40,7 @@ _HELP = {
     "renew_every": "tokens of an answer after which a view is made anew, 0 for never",
     "pyramid_beta": "how steeply pyramidkv's budget falls over the layers",
     "head_floor": "part of its even share that each KV head keeps in adakv",
+    "kept_map": "tell in every response which tokens a view keeps: true or false",
     "telemetry": "measure what decode covers and costs, in every response: true or false",
     "share_generated": "offer what sparse decode generated to the radix cache: true or false",
     "methods": "comma-separated methods that requests may choose",

@@ -74,6 +74,10 @@ class RequestEntry:
         """Whether it is measured what its steps cover: it asked for that, or for a coverage."""
         return self.options.telemetry or self.options.coverage is not None
 
+    @property
+    def _shows_view(self) -> bool:
+        return self.options.telemetry or self.options.kept_map
+
     def read(self, tokens: int, heads: int) -> None:
         """Count what a layer read that no plan knew of, `tokens` summed over its KV heads."""
         self.tokens_by_data += tokens
@@ -92,7 +96,7 @@ class RequestEntry:
             "tokens_in_context": self.tokens_in_context,
             "tokens_from_sparser": self.tokens_from_sparser,
             "telemetry": self.telemetry.report(self.decode_steps) if self.watched else None,
-            "view": self.view.told() if self.view and self.options.telemetry else None,
+            "view": self.view.told() if self.view and self._shows_view else None,
             "rejected": self.rejected,
         }
 

@@ -33,6 +33,7 @@ class RequestOptions:
         renew_every: tokens of the answer after which a view is made anew; 0: never.
         pyramid_beta: how steeply the budget of `pyramidkv` falls from layer to layer.
         head_floor: part of its even share that every KV head keeps in `adakv`.
+        kept_map: tell which tokens a view keeps, and what attention they held.
         telemetry: measure what decode covered and cost, and report it.
         share_generated: offer to the radix cache what sparse decode generated.
         unit_size: tokens per unit; the server's, no request can change it.
@@ -52,6 +53,7 @@ class RequestOptions:
     renew_every: int = 128
     pyramid_beta: int = 20
     head_floor: float = 0.2
+    kept_map: bool = False
     telemetry: bool = False
     share_generated: bool = True
     unit_size: int = UNIT_SIZE
@@ -120,6 +122,7 @@ def _check_view(options: RequestOptions) -> None:
         raise ValueError(f"pooling must be odd, got {options.pooling}")
     check_int("renew_every", options.renew_every, 0, 1024)
     check_int("pyramid_beta", options.pyramid_beta, 1, 1000)
+    check_bool("kept_map", options.kept_map)
     floor = options.head_floor
     if not (isinstance(floor, float) and 0.0 <= floor <= 1.0):
         raise ValueError(

@@ -9,6 +9,7 @@ from .fields import Wanted, check_all, check_known, numbers
 from .looks import looks_of
 from .markup import charts, details, number, paragraph, percent, pictured, side_by_side, table
 from .section import Kind, Section, Source, rests_on, tokens
+from .squares import head_squares
 
 Row = dict[str, Any]
 MEANS = (
@@ -21,8 +22,8 @@ _ROW: Wanted = {"context": float, "method": str, "got": float, "got_p10": float,
 _ROW |= {"metadata_bytes": None, "kv_bytes": float, "error": None, "error_p90": None, "asked": None}
 MAPPED = 0.95
 """Asked share whose layers and heads are drawn."""
-CELL = 14
-"""Pixels of a head's square."""
+MISSING = "#b5179e"
+"""Of a head's square: clear where all is covered, dark at a half."""
 IDEAL = "as asked"
 
 
@@ -99,28 +100,13 @@ def _maps(rows: Sequence[Row]) -> str:
         if not layers or len({len(one) for one in layers}) > 1 or not layers[0]:
             raise ValueError(f"heads of {row['method']} must be a list per layer, of one length")
         least = min(min(one) for one in layers)
-        found.append(pictured(row["method"], f"least {least:.1%}", head_squares(layers)))
+        names = [f"layer {i} of {len(layers)}" for i in range(1, len(layers) + 1)]
+        squares = head_squares(layers, names, MISSING, lambda mass: 2 * (1 - mass), "{:.1%}".format)
+        found.append(pictured(row["method"], f"least {least:.1%}", squares))
     if not found:
         return ""
     title = f"Attention got where {MAPPED:.0%} was asked: layers across, KV heads down"
     return f"<h4>{escape(title)}</h4>{side_by_side(found)}"
-
-
-def head_squares(layers: Sequence[Sequence[float]]) -> str:
-    """Masses of each layer's KV heads as squares: clear where all is covered, dark at a half."""
-    high, wide = len(layers[0]), len(layers)
-    squares = []
-    for x, heads in enumerate(layers):
-        for y, mass in enumerate(heads):
-            missing = min(1.0, max(0.0, 2 * (1 - mass)))
-            box = f'x="{x * CELL}" y="{y * CELL}" width="{CELL - 1}" height="{CELL - 1}"'
-            said = f"<title>layer {x + 1} of {wide}, KV head {y}: {mass:.1%}</title>"
-            squares.append(
-                f'<rect {box} fill="#b5179e" fill-opacity="{missing:.2f}" '
-                f'stroke="#8884" stroke-width=".5">{said}</rect>'
-            )
-    size = f'width="{wide * CELL}" height="{high * CELL}" viewBox="0 0 {wide * CELL} {high * CELL}"'
-    return f'<svg {size} role="img" aria-label="attention got">{"".join(squares)}</svg>'
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -12,7 +12,8 @@ from .section import Kind, Section, Source
 
 MOST_BYTES = 256 << 20
 """Of a file that is read as a whole."""
-FIRST_LINE = 1 << 20
+FIRST_LINE = 64 << 20
+"""Of a line by which a file is known: a long prompt's answer may tell of every token."""
 
 
 @dataclass
@@ -83,8 +84,10 @@ def recognise(path: Path, name: str, kinds: Sequence[Kind]) -> tuple[Kind, Sourc
     lines = path.suffix == ".jsonl"
     content = _first_line(path) if lines else _whole(path)
     for kind in kinds:
-        if kind.lines == lines and isinstance(content, dict) and kind.claims(content):
-            return kind, Source(path, name, content)
+        first = content[0] if kind.many and isinstance(content, list) and content else content
+        fits = kind.many or kind.lines == lines
+        if fits and isinstance(first, dict) and kind.claims(first):
+            return kind, Source(path, name, first)
     raise ValueError("is JSON, but of no kind of result that this page shows")
 
 

@@ -12,7 +12,7 @@ from .. import __version__
 from ..evaluation.picture import EXTRA
 from ..tooling import charts
 from ..tooling.figure import STYLE
-from . import coverage, decode, evaluation, gpu, kernels, quality, selections, serving
+from . import coverage, decode, evaluation, gpu, kernels, quality, selections, serving, views
 from .files import Found, read, under
 from .markup import table
 from .section import Kind, Section, Source
@@ -25,6 +25,7 @@ KINDS = (
     decode.KIND,
     kernels.KIND,
     gpu.KIND,
+    views.KIND,
     selections.KIND,
 )
 """In the order of the page."""

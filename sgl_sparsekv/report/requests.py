@@ -92,12 +92,19 @@ class Request:
         method: how it selected.
         found: all that the trace has of it.
         layers: those that selected and are shown, by index.
+        last: of single tokens, what the last step that is shown read: by layer and rank, the tokens
+            of each KV head.
     """
 
     rid: str
     method: str
     found: Tally
     layers: dict[int, Layer] = field(default_factory=dict)
+    last: dict[int, dict[int, list[Units]]] = field(default_factory=lambda: defaultdict(dict))
+
+    def note_last(self, record: SelectionRecord) -> None:
+        """Take in one record of the last step that is shown."""
+        self.last[record.layer][record.tp_rank] = [np.unique(one) for one in record.units]
 
     def add(self, record: SelectionRecord) -> None:
         """Take in one record of it."""
@@ -145,6 +152,8 @@ def collect(
     for record in records:
         if record.step not in steps.get(record.rid, ()) or record.method == DENSE:
             continue
+        if record.unit_size == 1 and record.step == max(steps[record.rid]):
+            requests[record.rid].note_last(record)
         if record.layer in layers[record.rid]:
             requests[record.rid].add(record)
     return list(requests.values())

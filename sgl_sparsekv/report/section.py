@@ -51,6 +51,7 @@ class Kind:
         lines: whether it is JSON lines.
         claims: whether the JSON, or its first line, is of this kind.
         section: makes the section; raises ValueError for what is broken.
+        many: a file may also hold a list of such JSON, or one a line.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Kind:
     lines: bool
     claims: Callable[[dict[str, Any]], bool]
     section: Callable[[Source], Section]
+    many: bool = False
 
 
 def rests_on(found: Mapping[str, Any], machine: str | None = None) -> str:

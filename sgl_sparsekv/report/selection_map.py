@@ -1,4 +1,4 @@
-"""Which parts of the context each step read: steps down, context across, as a picture."""
+"""Which parts of the context were read: steps or layers down, context across, as a picture."""
 
 from collections.abc import Sequence
 
@@ -35,21 +35,41 @@ def columns(steps: Sequence[Sequence[Units]], total: int) -> list[bytes]:
 
 
 def layer_map(layer: Layer, name: str) -> str:
-    """One layer, all KV heads."""
+    """One layer, all KV heads, a row per step."""
     steps = layer.steps()
-    high = row_height(len(steps))
-    image = _image(columns(steps, layer.total), high, PLOT)
-    tall = high * len(steps)
-    body = f'<g transform="translate({LEFT} {TOP})">{image}</g>{_axes(layer, len(steps), high)}'
-    return _svg(WIDTH, TOP + tall + AXIS, body, name)
+    return context_map(steps, layer.total, layer.length, ("1", str(len(steps))), name)
+
+
+def context_map(
+    rows: Sequence[Sequence[Units]], total: int, length: int, ends: tuple[str, str], name: str
+) -> str:
+    """Rows across a context, with axes.
+
+    Args:
+        rows: per row, the units of every KV head.
+        total: units in the context.
+        length: tokens in it.
+        ends: what the first and the last row are called.
+        name: of the picture.
+    """
+    high = row_height(len(rows))
+    image = _image(columns(rows, total), high, PLOT)
+    tall = high * len(rows)
+    axes = _axes(length, ends, len(rows), high)
+    body = f'<g transform="translate({LEFT} {TOP})">{image}</g>{axes}'
+    return framed(WIDTH, TOP + tall + AXIS, body, name)
 
 
 def head_map(layer: Layer, head: int, name: str) -> str:
     """One KV head of a layer, without axes."""
     steps = [heads[head : head + 1] for heads in layer.steps()]
-    high, wide = max(2, row_height(len(steps)) // 2), 240
-    image = _image(columns(steps, layer.total), high, wide)
-    return _svg(wide, high * len(steps), image, name)
+    return bare_map(steps, layer.total, name)
+
+
+def bare_map(rows: Sequence[Sequence[Units]], total: int, name: str) -> str:
+    """Rows across a context of `total` units, without axes."""
+    high, wide = max(2, row_height(len(rows)) // 2), 240
+    return framed(wide, high * len(rows), _image(columns(rows, total), high, wide), name)
 
 
 def row_height(steps: int) -> int:
@@ -71,21 +91,22 @@ def _image(rows: Sequence[bytes], high: int, wide: float) -> str:
     )
 
 
-def _axes(layer: Layer, steps: int, high: int) -> str:
-    bottom = TOP + steps * high
-    parts = [_text(LEFT - 6, TOP + high / 2 + 4, "1", "end")]
-    if steps * high > 30:
-        parts.append(_text(LEFT - 6, bottom - high / 2 + 4, str(steps), "end"))
+def _axes(length: int, ends: tuple[str, str], rows: int, high: int) -> str:
+    bottom = TOP + rows * high
+    parts = [_text(LEFT - 6, TOP + high / 2 + 4, ends[0], "end")]
+    if rows * high > 30:
+        parts.append(_text(LEFT - 6, bottom - high / 2 + 4, ends[1], "end"))
     for i in range(5):
         x = LEFT + PLOT * i / 4
         anchor = "end" if i == 4 else "middle" if i else "start"
         parts.append(f'<path class="rule" d="M{x:.1f} {bottom}v4"/>')
-        place = f"{layer.length * i // 4:,}" + (" tokens" if i == 4 else "")
+        place = f"{length * i // 4:,}" + (" tokens" if i == 4 else "")
         parts.append(_text(x, bottom + 17, place, anchor))
     return "".join(parts)
 
 
-def _svg(wide: float, high: float, body: str, name: str) -> str:
+def framed(wide: float, high: float, body: str, name: str) -> str:
+    """A picture of so many pixels, under a name that is read aloud."""
     label = name.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return (
         f'<svg class="fig" viewBox="0 0 {wide} {high}" role="img" aria-label="{label}">{body}</svg>'

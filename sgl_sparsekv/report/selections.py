@@ -7,6 +7,7 @@ from html import escape
 from ..tooling.charts import Line, Panel, in_percent
 from . import recording
 from .fields import check
+from .kept_map import Kept, pictures
 from .looks import variants
 from .markup import charts, details, paragraph, percent, pictured, side_by_side
 from .requests import DENSE, MOST_STEPS, Layer, Request, Tally, choose, collect, tally
@@ -81,7 +82,23 @@ def _request(number: int, one: Request) -> str:
         for index in drawn
     ]  # fmt: skip
     head = f"<h4>{_title(number, one)}</h4>"
-    return head + paragraph(_left_out(one), "soft note") + side_by_side(maps) + _heads(one, drawn)
+    kept = pictures(_kept(one), f"request {number}") if one.last else ""
+    note = paragraph(_left_out(one), "soft note")
+    return head + note + kept + side_by_side(maps) + _heads(one, drawn)
+
+
+def _kept(one: Request) -> Kept:
+    """What the last step that is shown read: what the view keeps, and what came since."""
+    ranks = {layer: sorted(found.items()) for layer, found in one.last.items()}
+    return Kept(
+        method=one.method,
+        budget="",
+        length=max(layer.length for layer in one.layers.values()),
+        since=None,
+        layers={
+            layer: [head for _, heads in found for head in heads] for layer, found in ranks.items()
+        },
+    )
 
 
 def _heads(one: Request, drawn: Sequence[int]) -> str:

@@ -43,6 +43,10 @@ class Viewed(Budgeted, Protocol):
     def head_floor(self) -> float:
         """Part of its even share that a KV head keeps in `adakv`."""
 
+    @property
+    def kept_map(self) -> bool:
+        """Whether the response tells which tokens were kept."""
+
 
 @dataclass(frozen=True)
 class Room:

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Selection
+from .stretches import stretches_of
 
 GROWTH = 256
 """Tokens of an answer for which a list has room before it is made longer."""
@@ -23,12 +24,14 @@ class LayerView:
         counts: int64 `[H]`, tokens that were kept then.
         positions: int32 `[H, n]`: these, ascending, and behind them the tokens from `made` on.
         scores: float32 `[H, n]` of the kept ones, 0 behind them, where a method goes on from them.
+        mass: float32 `[H]`, share of attention that they held then, where the request asks.
     """
 
     made: int
     counts: torch.Tensor
     positions: torch.Tensor
     scores: torch.Tensor | None = None
+    mass: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -48,6 +51,13 @@ class LayerView:
     def even(self) -> bool:
         """Whether every KV head keeps as many."""
         return bool((self.counts == self.counts[0]).all())
+
+    def stretches(self) -> list[list[int]]:
+        """By KV head, which of the first `made` tokens are kept; see `stretches_of`."""
+        return [
+            stretches_of(own[:count], self.made)
+            for own, count in zip(self.positions, self.counts.tolist(), strict=True)
+        ]
 
     def listed(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions int32 `[H, n]` that are read in a context of `length` tokens, ascending, -1

@@ -16,10 +16,17 @@ from .queries import LastQueries
 
 @dataclass(frozen=True)
 class _Weighed:
-    """What one layer read when a view was due, int32 `[H, n]`, -1 behind it, and its scores."""
+    """What one layer read when a view was due.
+
+    Attributes:
+        positions: int32 `[H, n]`, -1 behind them.
+        scores: float32 `[H, n]` of these.
+        mass: float32 `[H, n]`, mean share of attention of these, where the request asks.
+    """
 
     positions: torch.Tensor
     scores: torch.Tensor
+    mass: torch.Tensor | None
 
 
 class RequestView:
@@ -81,9 +88,20 @@ class RequestView:
         return length >= self._options.budget_tokens(length) + more
 
     def told(self) -> dict[str, Any]:
-        """For a response: of how many tokens it was made, and what each KV head kept, by layer."""
-        kept = {str(number): view.counts.tolist() for number, view in sorted(self.layers.items())}
-        return {"made": self.made, "kept": kept}
+        """For a response, as `docs/views.md` lists it: what was kept by layer and KV head."""
+        seen = min((queries.end for queries in self._queries.values()), default=0)
+        layers = {str(number): view for number, view in sorted(self.layers.items())}
+        told: dict[str, Any] = {
+            "made": self.made,
+            "since": max(0, seen - self.made),
+            "kept": {number: view.counts.tolist() for number, view in layers.items()},
+            "mass": None,
+            "map": None,
+        }
+        if self._options.kept_map:
+            told["mass"] = {n: _rounded(v.mass) for n, v in layers.items() if v.mass is not None}
+            told["map"] = {number: view.stretches() for number, view in layers.items()}
+        return told
 
     # -- once per layer ------------------------------------------------------------------------
 
@@ -112,6 +130,7 @@ class RequestView:
         else:
             listed, _ = view.listed(length)
         scores = torch.zeros(listed.shape)
+        mass = torch.zeros(listed.shape) if self._options.kept_map else None
         if view is not None and view.scores is not None:
             scores[:, : view.scores.shape[1]] = view.scores
         for head, positions in enumerate(listed.long()):
@@ -119,7 +138,9 @@ class RequestView:
             own = keys[slots[known].long(), head]
             shares = shares_of(q[:, head], at, own, known, scale)
             scores[head, : len(known)] += self._scored(shares, known, goes_on, length)
-        self._weighed[layer], self._length = _Weighed(listed, scores), length
+            if mass is not None:
+                mass[head, : len(known)] = shares.mean((0, 1))
+        self._weighed[layer], self._length = _Weighed(listed, scores, mass), length
 
     def _scored(
         self, shares: torch.Tensor, positions: torch.Tensor, goes_on: bool, length: int
@@ -174,10 +195,17 @@ class RequestView:
             best = ranked[head].sort(descending=True, stable=True).indices[:room]
             keep[head, best] = True
         heads = range(len(keep))
-        return LayerView.of(
+        view = LayerView.of(
             self._length,
             [weighed.positions[head, keep[head]] for head in heads],
             [weighed.scores[head, keep[head]] for head in heads]
             if self._method.accumulates
             else None,
         )
+        if weighed.mass is not None:
+            view.mass = weighed.mass.masked_fill(~keep, 0.0).sum(-1)
+        return view
+
+
+def _rounded(mass: torch.Tensor) -> list[float]:
+    return [round(share, 6) for share in mass.tolist()]

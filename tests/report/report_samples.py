@@ -125,6 +125,29 @@ def serving(path: Path) -> None:
     sweep.save(sweep.Result(header, rows, [sweep.Failure(f"hit {ODD}", "it died")]), path)
 
 
+def told(method: str, **change: Any) -> dict[str, Any]:
+    """What an answer tells of a view of two layers with two KV heads: 40 of 200 tokens each."""
+    view = {
+        **{"made": 200, "since": 7, "kept": {"3": [40, 40], "10": [50, 30]}},
+        "mass": {"3": [0.5, 0.75], "10": [0.9, 1.0]},
+        "map": {"3": [[0, 20, 160, 20], [20, 40, 140]], "10": [[150, 50], [0, 10, 170, 20]]},
+    }
+    report = {"method": method, "budget": 40, "view": {**view, **change}, "rejected": None}
+    return {**report, "telemetry": {"attention_mass": {"mean": 0.625}}}
+
+
+def answers(path: Path) -> None:
+    """Native, an answer of `quest`, two choices of a chat, and what stands under `sparsekv`."""
+    both = [told("snapkv"), told("h2o", made=100, map={}, mass={})]
+    lines = [
+        {"text": ODD, "meta_info": {"id": "a", "sparsekv": told(ODD)}},
+        {"text": ODD, "meta_info": {"sparsekv": {"method": "quest", "view": None}}},
+        {"id": "b", "choices": [{}, {}], "metadata": {"sparsekv": both}},
+        told("adakv"),
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
 def coverage(path: Path, **change: object) -> None:
     """Two methods asked for two shares; of one of them the heads of three layers are there."""
     rows = [
@@ -153,6 +176,7 @@ def everything(folder: Path) -> Path:
     gpu(folder / "gpu")
     serving(folder / "serving.json")
     coverage(folder / "coverage.json")
+    answers(folder / "answers.jsonl")
     (folder / f"broken {ODD.replace('/', '')}.json").write_text('{"a": ')
     (folder / "torn.jsonl").write_text("")
     (folder / "other.json").write_text('{"schema": 7}')

@@ -89,7 +89,7 @@ def test_nothing_is_asked_for(page: Path) -> None:
 def test_links_lead_to_every_section(page: Path) -> None:
     html = page.read_text()
     places = set(re.findall(r'<section id="(s\d+)"', html))
-    assert len(places) == 9 and set(re.findall(r'href="#(\w+)"', html)) == places
+    assert len(places) == 10 and set(re.findall(r'href="#(\w+)"', html)) == places
 
 
 @pytest.mark.parametrize("width", WIDTHS)

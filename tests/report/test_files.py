@@ -25,7 +25,7 @@ def test_every_kind_is_recognised(tmp_path: Path) -> None:
     shown = [(kind.title, source.name) for kind, source, _ in found.sections]
     assert [title for title, _ in shown] == [
         *("Evaluations", "Evaluations", "Quality", "Coverage", "Serving", "Decode", "Kernels"),
-        *("GPU", "Selections"),
+        *("GPU", "Views", "Selections"),
     ]
     reasons = {name[:5]: why for name, why in found.unread}
     assert "is not JSON" in reasons["broke"]
@@ -52,6 +52,9 @@ def test_files_of_other_endings_are_counted_and_hidden_ones_passed_over(tmp_path
         ('{"kind": "trace", "schema": 9, "environment": {}}\n', "schema must be 1"),
         ('{"kind": "trace", "schema": 1, "environment": {}}\n', "no record"),
         ("no json\n", "line 1"),
+        ('{"meta_info": {}}\n', "no answer that tells which tokens were kept"),
+        ('{"choices": []}\n[2]\n', "answer 2 must be one of a server"),
+        ('{"choices": []}\n{"choi', "line 2 is not"),
         ("[1]\n", "no kind"),
         ("[" * 100_000 + "\n", "is not JSON"),
     ],
@@ -67,6 +70,8 @@ def changed(content: Any) -> list[Any]:
     found = []
     places: list[tuple[Any, ...]] = [(), ("header",), ("rows", 0), ("header", "environment")]
     places += [("environment",), ("detail",)]
+    told = ("meta_info", "sparsekv")
+    places += [told, (*told, "view"), (*told, "view", "map"), (*told, "view", "mass")]
     for place in places:
         try:
             names = list(_at(content, place))
@@ -102,7 +107,10 @@ def test_no_odd_field_of_a_file_ends_the_page(tmp_path: Path, name: str) -> None
         render(found, "odd")
 
 
-@pytest.mark.parametrize("name", ["needle.jsonl", "perplexity.jsonl", "trace.jsonl"])
+LINES = ("answers.jsonl", "needle.jsonl", "perplexity.jsonl", "trace.jsonl")
+
+
+@pytest.mark.parametrize("name", LINES)
 def test_no_odd_line_ends_the_page(tmp_path: Path, name: str) -> None:
     samples.everything(tmp_path)
     path = tmp_path / name
@@ -128,7 +136,7 @@ def test_a_trace_that_is_still_written_is_shown(tmp_path: Path) -> None:
 def test_the_command_writes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = samples.everything(tmp_path / "in"), tmp_path / "deep" / "r.html"
     assert cli.main(["report", str(folder), "--out", str(out)]) == 0
-    assert "9 files of results, 3 not shown" in capsys.readouterr().out
+    assert "10 files of results, 3 not shown" in capsys.readouterr().out
     before = out.read_bytes()
     assert cli.main(["report", str(folder), "--out", str(out)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1 and out.read_bytes() == before

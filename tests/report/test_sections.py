@@ -2,7 +2,7 @@
 
 import json
 import re
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 import pytest
@@ -163,6 +163,54 @@ def test_coverage_shows_what_was_got_and_by_which_heads(tmp_path: Path) -> None:
     assert ("0.00", "layer 1 of 3, KV head 0: 100.0%") in squares
     (rows,) = tables(found.body)
     assert [row[0] for row in rows[1:]] == ["quest", "quest", *["clusterkv 16/1024"] * 2]
+
+
+def test_answers_show_what_each_view_keeps_and_retains(tmp_path: Path) -> None:
+    """Of every answer and choice that tells a view; a `quest` one tells none."""
+    samples.answers(tmp_path / "a.jsonl")
+    found = section(tmp_path / "a.jsonl")
+    assert "3 views in 4 answers" in found.body
+    assert "snapkv kept 40.0 of 200 tokens and 78.8% of the attention" in found.gist
+    head, *rows = tables(found.body)[0]
+    named = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [row[""].partition(": ")[2] for row in named] == [escape(samples.ODD), "snapkv", "adakv"]
+    assert {row["least"] for row in named} == {"30"} and {row["most"] for row in named} == {"50"}
+    assert named[1]["retained"] == "78.8%" and named[1]["least layer"] == "62.5% (3)"
+    assert named[1]["made of"] == "200" and named[1]["since"] == "7"
+    assert named[1]["in decode"] == "62.5%"
+    assert tables(found.body)[1][2] == ["10", "30", "40.0", "50", "95.0%", "90.0%"]
+    squares = re.findall(r'fill-opacity="([\d.]+)".*?<title>(.*?)</title>', found.body)
+    assert ("0.60", "layer 10, KV head 1: 30 tokens") in squares
+    assert ("0.50", "layer 3, KV head 0: 50.0%") in squares
+
+
+def test_answers_are_read_however_they_were_saved(tmp_path: Path) -> None:
+    """One, or a list of them; a stream's last chunk; what stands under `sparsekv`."""
+    told = samples.told("snapkv")
+    chunk = {"id": "a", "choices": [{}], "metadata": {"sparsekv": told}}
+    for content in (told, chunk, [chunk], {"meta_info": {"sparsekv": told}}, [told, chunk]):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        found = section(tmp_path / "a.json")
+        both = isinstance(content, list) and len(content) == 2
+        assert ("2 views in 2 answers." if both else "1 view in 1 answer.") in found.body
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"map": {"3": [[1, 2]]}, "mass": {"3": [1]}}, "lengths that sum to the 200 tokens"),
+        ({"map": {"3": [[-1, 201]]}, "mass": {"3": [1]}}, "lengths that sum to the 200 tokens"),
+        ({"map": {"3": []}, "mass": {"3": []}}, "must be a list per KV head"),
+        ({"map": {"x": [[200]]}, "mass": {"x": [1]}}, "a layer must be a number, got 'x'"),
+        ({"mass": {"3": [0.5, 0.5]}}, "a map and a mass of the same layers"),
+        ({"map": {"3": [[200]]}, "mass": {"3": [0.5, 0.5]}}, "must be a number per KV head"),
+        ({"made": 1 << 40}, "made of answer 1 must be from 1 to"),
+    ],
+)
+def test_a_broken_view_is_named(tmp_path: Path, change: dict, reason: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(samples.told("snapkv", **change)))
+    ((_, why),) = read([tmp_path / "a.json"], None, KINDS).unread
+    assert reason in why
 
 
 @pytest.mark.parametrize(

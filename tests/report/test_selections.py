@@ -23,7 +23,7 @@ from sgl_sparsekv.report.page import KINDS
 from sgl_sparsekv.report.requests import Layer, choose, collect, tally
 from sgl_sparsekv.report.section import Section
 from sgl_sparsekv.report.selection_map import COLUMNS, columns, layer_map
-from sgl_sparsekv.serving.trace import TracePublisher
+from sgl_sparsekv.serving.trace import TracePublisher, encode
 
 PATIENCE = 60.0
 """Seconds; only a failure waits so long."""
@@ -106,6 +106,24 @@ def test_the_page_of_a_trace(tmp_path: Path) -> None:
     # Of heads with 3 and 2 units, 2 and 2 were read in the step before.
     assert "overlap 83%" in found.body and "read 25.0% of the context" in found.body
     assert "commit abc123" in found.rests_on
+
+
+def test_a_trace_of_a_view_shows_which_tokens_all_layers_keep(tmp_path: Path) -> None:
+    """Those that the last step read, of every layer and rank, beside the maps of some layers."""
+    lines = []
+    for step in range(3):
+        for layer in range(20):
+            for rank in range(2):
+                units = [[0, 1, 100 + step], [5]]
+                how = {"units": units, "method": "snapkv", "unit_size": 1, "tp_rank": rank}
+                lines.append(encode(samples.selection(step, layer, length=150, **how)))
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join([*lines, b""]))
+    body = section(tmp_path / "t.jsonl").body
+    assert "layers 0 to 19, downwards" in body and "heads down; 1 to 3 tokens" in body
+    found = tally(recording.records(tmp_path / "t.jsonl"))
+    (one,) = collect(recording.records(tmp_path / "t.jsonl"), found, choose(found))
+    assert len(one.layers) == 12 and len(one.last) == 20
+    assert [head.tolist() for head in one.last[19][1]] == [[0, 1, 102], [5]]
 
 
 def test_a_map_stays_small(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def test_the_mass_tells_a_method_that_finds_from_one_that_does_not(ours: ServerP
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_openai_responses_tell_it(ours: ServerProcess, route: str, stream: bool) -> None:
-    """In `metadata`, streamed or not."""
-    asked = {"method": "quest", "budget": 128, "telemetry": True}
+    """In `metadata`, streamed or not; and which tokens a view kept."""
+    asked = {"method": "snapkv", "budget": 128, "telemetry": True, "kept_map": True}
     prompt = chain_document(700, 1, 4, seed=5).text
     said = {"prompt": prompt} if "chat" not in route else {}
     if not said:
@@ -73,6 +73,9 @@ def test_openai_responses_tell_it(ours: ServerProcess, route: str, stream: bool)
     report = _streamed(ours.url + route, body) if stream else _whole(ours.url + route, body)
     assert report["telemetry"]["how"] == "sampled"
     assert 0 < report["telemetry"]["attention_mass"]["mean"] <= 1
+    view = report["view"]
+    assert all(sum(head) == view["made"] for heads in view["map"].values() for head in heads)
+    assert view["map"].keys() == view["mass"].keys() == view["kept"].keys() == {"0", "1", "2"}
 
 
 def _whole(url: str, body: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from .client import ask_for
 from .fleet import Fleet
 from .test_answers import selections
 
-METHODS = ("quest", "clusterkv")
+METHODS = ("quest", "clusterkv", "snapkv")
 
 
 def test_two_ranks_select_per_head_what_one_selects(fleet: Fleet, ours: ServerProcess) -> None:

@@ -1,14 +1,17 @@
 """Views over HTTP: the same answer however a prompt came in, and what is told of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from helpers.soak import Size
 
 from sgl_sparsekv.models.documents import chain_document
+from sgl_sparsekv.views.stretches import kept_in
 
-from .client import ask_for, generate_all, post, wrong_answers
+from .client import ask_for, body_of, generate, generate_all, post, wrong_answers
 from .fleet import VIEWS, Fleet
+from .test_answers import selections
 from .test_sharing import ask, words
 
 BUDGET, EVERY = 192, 8
@@ -48,6 +51,34 @@ def test_what_a_view_reads_is_counted_and_measured(fleet: Fleet) -> None:
     assert {kept for heads in view["kept"].values() for kept in heads} == {BUDGET}
     masses = answer["telemetry"]["attention_mass"]
     assert masses is not None and 0 < masses["mean"] < 1
+
+
+def test_a_response_tells_which_tokens_each_head_kept(fleet: Fleet) -> None:
+    """Those that the trace says were read; each answer of `n` by itself. Asking changes none."""
+    server, document = fleet.get("ours"), chain_document(900, 1, num_hops=12, seed=10)
+    asked = {"method": "kvcompress", "budget": BUDGET, "renew_every": EVERY}
+    plain = ask_for(document, document.questions[0], asked)
+    mapped = ask_for(document, document.questions[0], {**asked, "kept_map": True}, rid="kept-map")
+    read = selections(fleet, server, mapped)
+    other, answer = (generate(server.url, one) for one in (plain, mapped))
+    assert answer["output_ids"] == other["output_ids"]
+    assert other["meta_info"]["sparsekv"]["view"] is None
+    view = answer["meta_info"]["sparsekv"]["view"]
+    end = view["made"] + view["since"]
+    assert view["since"] < EVERY and end == max(length for length, _, _ in read)
+    assert {"0", "1", "2"} == view["map"].keys() == view["mass"].keys()
+    for number, heads in view["map"].items():
+        kept = [kept_in(head).tolist() for head in heads]
+        assert [len(one) for one in kept] == view["kept"][number]
+        since = list(range(view["made"], end))
+        assert [one + since for one in kept] == read[end, int(number), 0]
+        assert all(0 < share <= 1.000001 for share in view["mass"][number])
+    body = body_of(replace(mapped, rid=None))
+    body["sampling_params"] |= {"n": 2, "max_new_tokens": 2}
+    status, answers = post(f"{server.url}/generate", body)
+    assert status == 200, answers
+    first, second = (one["meta_info"]["sparsekv"]["view"] for one in answers)
+    assert first == second and first["map"]["0"]
 
 
 def test_short_prompts_with_long_answers_stay_bounded(fleet: Fleet, size: Size) -> None:
