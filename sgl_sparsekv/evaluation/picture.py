@@ -6,13 +6,12 @@ from xml.sax.saxutils import escape
 
 from ..tooling.figure import STYLE
 from .results import Cell, read
-from .summary import Score, Square, ranking, short, squares
+from .summary import Score, kept_squares, ranking, short, squares
 
 COLUMNS = 3
 LEFT, TOP, RIGHT, BOTTOM = 64, 52, 16, 30
 SQUARE, LOW = 46, 24
 EXTRA = ".fig .edge{stroke:var(--back);stroke-width:2}.fig .sum{font-size:11px}"
-Squares = dict[Square, tuple[float, int]]
 
 
 def write_picture(results: Path) -> Path | None:
@@ -28,6 +27,8 @@ def write_picture(results: Path) -> Path | None:
 def needle_picture(cells: Sequence[Cell], depths: int) -> str:
     """A panel per way of reading, the best first; from red (wrong) over yellow to green (right).
 
+    Squares of a method that keeps views also say how much of the needle it kept.
+
     Args:
         cells: of a needle run; squares without one stay empty.
         depths: rows.
@@ -40,7 +41,7 @@ def needle_picture(cells: Sequence[Cell], depths: int) -> str:
     for i, score in enumerate(scores):
         own = [c for c in cells if (c.method, c.budget) == (score.method, score.budget)]
         x, y = i % COLUMNS * width, i // COLUMNS * height
-        panel = _panel(score, squares(own), lengths, depths)
+        panel = _panel(score, own, lengths, depths)
         panels.append(f'<g transform="translate({x} {y})">{panel}</g>')
     across, down = width * min(COLUMNS, len(scores)), height * -(-len(scores) // COLUMNS)
     return (
@@ -51,7 +52,8 @@ def needle_picture(cells: Sequence[Cell], depths: int) -> str:
     )
 
 
-def _panel(score: Score, found: Squares, lengths: Sequence[int], depths: int) -> str:
+def _panel(score: Score, cells: Sequence[Cell], lengths: Sequence[int], depths: int) -> str:
+    found, kept = squares(cells), kept_squares(cells)
     width = max(200, SQUARE * len(lengths)) / len(lengths)
     parts = [
         f'<text class="title" x="{LEFT}" y="22">{escape(score.name)}</text>',
@@ -64,9 +66,8 @@ def _panel(score: Score, found: Squares, lengths: Sequence[int], depths: int) ->
             label = f"{(row + 0.5) / depths:.0%}"
             parts.append(_text(LEFT - 8, y + LOW / 2 + 4, label, "end"))
         for column, length in enumerate(lengths):
-            parts.append(
-                _square(LEFT + column * width, y, width, *found.get((length, row), (0.0, 0)))
-            )
+            square = found.get((length, row), (0.0, 0))
+            parts.append(_square(LEFT + column * width, y, width, *square, kept.get((length, row))))
     for column, length in enumerate(lengths):
         x = LEFT + (column + 0.5) * width
         parts.append(_text(x, TOP + depths * LOW + 18, short(length), "middle"))
@@ -74,7 +75,8 @@ def _panel(score: Score, found: Squares, lengths: Sequence[int], depths: int) ->
     return "".join(parts)
 
 
-def _square(x: float, y: float, width: float, value: float, asked: int) -> str:
+def _square(x: float, y: float, width: float, value: float, asked: int, kept: float | None) -> str:
+    """One square; in it the verdict, and how much of the needle a view kept where that is known."""
     box = f'class="{{}}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{LOW}" rx="3"'
     if not asked:
         return f"<rect {box.format('field edge')}/>"
@@ -85,6 +87,8 @@ def _square(x: float, y: float, width: float, value: float, asked: int) -> str:
         kind = f'<rect {box.format("edge")} style="{hue}"/>'
     label = ("✓" if value else "✗") if value in (0.0, 1.0) and asked == 1 else f"{value:.0%}"
     middle = f'x="{x + width / 2:.1f}" y="{y + LOW / 2 + 4}" text-anchor="middle"'
+    if kept is not None:
+        return f'{kind}<text class="on sum" {middle}>{label} {kept:.0%}</text>'
     return f'{kind}<text class="on" {middle}>{label}</text>'
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .kept import KEPT
 from .metrics import Metric, metric_of
 from .results import Cell
 
@@ -68,6 +69,16 @@ def squares(cells: Iterable[Cell]) -> dict[Square, tuple[float, int]]:
     for cell in cells:
         found.setdefault((cell.length, cell.nth), []).append(cell.value)
     return {square: (sum(values) / len(values), len(values)) for square, values in found.items()}
+
+
+def kept_squares(cells: Iterable[Cell]) -> dict[Square, float]:
+    """Mean share of the needle that a view kept, where that was told."""
+    found: dict[Square, list[float]] = {}
+    for cell in cells:
+        share = cell.detail.get(KEPT)
+        if share is not None:
+            found.setdefault((cell.length, cell.nth), []).append(share)
+    return {square: sum(shares) / len(shares) for square, shares in found.items()}
 
 
 def table(cells: Sequence[Cell]) -> str:

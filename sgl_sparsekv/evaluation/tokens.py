@@ -50,6 +50,15 @@ class Tokens:
             said = whole
         return found
 
+    def spelling(self, text: str, first: int, end: int) -> range:
+        """Positions of the tokens of a text that spell its characters from `first` to `end`.
+
+        A token that spells characters beside these is among them.
+        """
+        whole, before, until = (self.ids(one) for one in (text, text[:first], text[:end]))
+        same = shared(until, whole)
+        return range(shared(before, whole), same if same == len(until) else same + 1)
+
     def chat(self) -> tuple[str, str]:
         """Text before and after the words of a user's turn, the answer's turn opened.
 
@@ -85,6 +94,12 @@ class Tokens:
 
     def _begins(self, begin: str) -> bool:
         return bool(begin) and self.ids("")[:1] == self.tokenizer.convert_tokens_to_ids([begin])
+
+
+def shared(head: Sequence[int], whole: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    pairs = zip(head, whole, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(head), len(whole)))
 
 
 def _generation_ends(folder: Path) -> set[int]:

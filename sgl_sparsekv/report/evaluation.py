@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from ..evaluation.kept import KEPT
 from ..evaluation.metrics import METRICS, SHARE, Metric, metric_of
 from ..evaluation.picture import needle_picture
 from ..evaluation.results import Cell, read
@@ -174,6 +175,11 @@ def _maps(cells: Sequence[Cell], depths: int, scores: Sequence[Score]) -> str:
     ]
     shown, more = maps[:OPEN_MAPS], maps[OPEN_MAPS:]
     note = "Across: tokens of context; down: where in it the needle was. Green was found."
+    if any(KEPT in cell.detail for cell in cells):
+        note += (
+            " Of views, the number is the share of the needle's tokens that was kept, the mean "
+            "over layers and KV heads."
+        )
     rest = details(f"{len(more)} more maps", side_by_side(more, "maps")) if more else ""
     return f"<h4>Needle maps</h4>{paragraph(note)}{side_by_side(shown, 'maps')}{rest}"
 
@@ -247,6 +253,7 @@ def _check(header: dict[str, Any], cells: Sequence[Cell]) -> None:
         found = check(vars(cell), _CELL, f"cell {number}")
         if found["value"] is None or (cell.metric == "nll" and cell.value > _MOST_NATS):
             raise ValueError(f"value of cell {number} must be a number in reach, got {cell.value}")
+        check_known(cell.detail, {KEPT: None}, f"detail of cell {number}")
         if cell.metric in METRICS:
             check(cell.detail, {"tokens": float}, f"detail of cell {number}")
 

@@ -80,6 +80,22 @@ def test_a_cell_says_what_was_read_and_the_header_what_it_means(call, chain_mode
     assert server.bodies[0]["sampling_params"]["custom_params"]["sparsekv"]["dense_layers"] == 0
 
 
+@pytest.mark.parametrize("protocol", ["prefilled", "decoded"])
+def test_table_and_map_say_how_much_of_a_needle_a_view_kept(call, chain_model, protocol):
+    """Of two heads one keeps all of the first 500 tokens, and one all tokens."""
+    told = {"made": 5000, "map": {"1": [[0, 500, 4500], [0, 5000]]}}
+    with fake_server(chain_model, applied={"view": told}) as server:
+        arguments = ("--methods", "quest", "--lengths", "1k", "--protocol", protocol)
+        done = call(*arguments, url=server.url)
+    assert server.bodies[0]["sampling_params"]["custom_params"]["sparsekv"]["kept_map"] is True
+    kept = [cell.detail["needle kept"] for cell in read(done.path)[1]]
+    assert kept[:2] == [1.0, 1.0] and kept[3:] == [0.5, 0.5]
+    assert "needle kept" in done.out[0] and "0.7" in done.out[2]
+    picture = done.path.with_suffix(".svg").read_text()
+    assert picture.count("✓ 100%</text>") >= 2 and picture.count("✓ 50%</text>") >= 2
+    assert "share of the needle" in done.path.with_suffix(".html").read_text()
+
+
 def test_questions_about_one_document_share_it_as_a_prefix(call, chain_model):
     with fake_server(chain_model) as server:
         call("--methods", "full,quest", url=server.url)

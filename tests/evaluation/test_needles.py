@@ -46,6 +46,16 @@ def test_the_seed_decides_and_nothing_else(build):
     assert build(2048, 3, 1, 5).text != build(2048, 3, 1, 6).text
 
 
+@pytest.mark.parametrize("build", [chain_haystack, facts_haystack, ProseBuilder(ids)])
+def test_it_is_known_where_what_must_be_found_stands(build):
+    """All of an answer's parts are in there, but for what prefill finds of a chain."""
+    haystack = build(4096, 4, 1, 6)
+    for needle in haystack.needles:
+        found = " ".join(haystack.text[first:end] for first, end in needle.spans)
+        assert needle.parts[-1] in found and len(found) < 120
+        assert abs(needle.spans[0][0] / len(haystack.text) - needle.place) < 0.02
+
+
 @pytest.mark.parametrize("build", [chain_haystack, facts_haystack])
 def test_question_and_answer_fit_beside_a_document_of_words(build):
     haystack = build(1024, 4, 1, 0)

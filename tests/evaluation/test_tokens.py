@@ -58,3 +58,16 @@ def test_turns_one_after_the_other_are_what_the_template_makes_of_them(tmp_path:
     )
     asked = f"{before}words{after}question{between}model{after}"
     assert rendered == f"{made.bos_token}{asked}"
+
+
+def test_tokens_that_spell_a_stretch_of_text_are_found(prose_model: Path) -> None:
+    """All of them and no others, wherever in a word it begins and ends."""
+    tokens = Tokens(prose_model)
+    text = "The secret number of Ashbank is 4830275916. The river runs past the old mill."
+    ids = tokens.ids(text)
+    for first, end in ((0, 10), (4, 43), (21, 28), (23, 25), (44, len(text)), (32, 42)):
+        found = tokens.spelling(text, first, end)
+        assert text[first:end] in tokens.tokenizer.decode(ids[found.start : found.stop])
+        for less in (range(found.start + 1, found.stop), range(found.start, found.stop - 1)):
+            shorter = tokens.tokenizer.decode(ids[less.start : less.stop])
+            assert text[first:end] not in shorter

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..client import Client, Reply
 from ..forced import FORCED, processor
+from ..kept import KEPT, share_kept
 from ..settings import Reading
-from ..tokens import Tokens
+from ..tokens import Tokens, shared
 from .base import Outcome, Part
 
 PROTOCOLS = ("prefilled", "decoded")
@@ -31,6 +32,8 @@ class Question:
         place: share of the document before what is looked for, 0 to 1; None if there is no such.
         classes: all labels of a classification.
         chat: it is a user's turn where the model has a chat template; else text to go on with.
+        spans: where in the document what is looked for stands, of which it is told whether a view
+            kept it: first character, and one past the last.
     """
 
     document: str
@@ -43,6 +46,7 @@ class Question:
     place: float | None = None
     classes: tuple[str, ...] = ()
     chat: bool = True
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,14 +116,34 @@ class QuestionTask(ABC):
             cached_tokens=reply.cached_tokens,
             report=reply.report,
             place=None if question.place is None else round(question.place, 4),
+            detail=self._kept(question, reply),
         )
+
+    def _kept(self, question: Question, reply: Reply) -> dict[str, Any]:
+        """How much of what is looked for a view kept, where the answer tells."""
+        view = reply.report.get("view")
+        if not question.spans or view is None:
+            return {}
+        before, rest = self._around(question)
+        tokens, text = self.asking.tokens, before + question.document + rest
+        wanted = [
+            token
+            for first, end in question.spans
+            for token in tokens.spelling(text, len(before) + first, len(before) + end)
+        ]
+        return {KEPT: round(share_kept(view, wanted), 4)}
+
+    def _around(self, question: Question) -> tuple[str, str]:
+        """Text of a prompt before and behind the document."""
+        before, after = self.asking.chat if question.chat else ("", "")
+        return before, question.question + after + question.start
 
     def _body(self, question: Question, reading: Reading) -> tuple[dict[str, Any], int]:
         """A request, and how many tokens of its answer are not the model's own."""
-        before, after = self.asking.chat if question.chat else ("", "")
+        before, rest = self._around(question)
         document = before + question.document
-        rest = question.question + after + question.start
-        custom: dict[str, Any] = {"sparsekv": reading.options()}
+        told = {"kept_map": True} if question.spans else {}
+        custom: dict[str, Any] = {"sparsekv": {**reading.options(), **told}}
         sampling: dict[str, Any] = {"temperature": 0, "custom_params": custom}
         body: dict[str, Any] = {"sampling_params": sampling}
         if not self.forces:
@@ -130,8 +154,7 @@ class QuestionTask(ABC):
         # A tokenizer may join the document's last letters and the question's first: then that token
         # is fed in decode.
         head, whole = self.asking.tokens.ids(document), self.asking.tokens.ids(document + rest)
-        pairs = zip(head, whole, strict=False)
-        kept = next((i for i, (a, b) in enumerate(pairs) if a != b), len(head))
+        kept = shared(head, whole)
         head, forced = whole[:kept], whole[kept:]
         custom[FORCED] = forced
         sampling["max_new_tokens"] = len(forced) + question.max_new_tokens

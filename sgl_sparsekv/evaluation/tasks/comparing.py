@@ -9,7 +9,7 @@ from typing import Any
 
 from ..client import Client, EvaluationStopped, Reply
 from ..settings import Reading
-from ..tokens import Tokens
+from ..tokens import Tokens, shared
 from .following import Note, follow
 
 LIKELIEST = 128
@@ -142,6 +142,5 @@ def _rest(logs: Sequence[float]) -> float:
 def split(tokens: Tokens, text: str, continuation: str) -> tuple[list[int], list[int]]:
     """Token ids of a text and of what follows it; a token that joins both is of the latter."""
     ids, whole = tokens.ids(text), tokens.ids(text + continuation)
-    pairs = zip(ids, whole, strict=False)
-    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids), len(whole)))
+    start = shared(ids, whole)
     return whole[:start], whole[start:]

@@ -1,5 +1,6 @@
 """What a haystack is, whoever makes it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ class Needle:
         parts: of the answer, in order.
         tokens: new tokens to ask for.
         exact: the parts must be all that is said; else they must occur in it.
+        spans: where in the text what must be found stands: first character, and one past the last.
     """
 
     place: float
@@ -24,6 +26,7 @@ class Needle:
     parts: tuple[str, ...]
     tokens: int
     exact: bool
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class Haystack:
 
     text: str
     needles: tuple[Needle, ...]
+
+
+def spans_of(text: str, pieces: Iterable[str]) -> tuple[tuple[int, int], ...]:
+    """Where each piece stands in a text: first character, and one past the last."""
+    starts = [(text.index(piece), len(piece)) for piece in pieces]
+    return tuple((start, start + size) for start, size in starts)
 
 
 class Builder(Protocol):

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 
-from .haystack import Haystack, Needle
+from .haystack import Haystack, Needle, spans_of
 
 DIGITS = 10
 """Of a number: several tokens in any tokenizer, as the first of an answer is dense."""
@@ -58,6 +58,7 @@ class ProseBuilder:
                     tuple(numbers[k] for k in group),
                     answer,
                     False,
+                    spans_of(text, [facts[k] for k in group]),
                 )
                 for group, question in zip(groups, asked, strict=True)
             ),

@@ -1,8 +1,10 @@
 """Haystacks for the models that this package brings; they read their own vocabulary alone."""
 
+from itertools import pairwise
+
 from ...tokens import Tokens
 from ..texts import Text
-from .haystack import Haystack, Needle
+from .haystack import Haystack, Needle, spans_of
 
 WORD_ROOM = 32
 """Tokens kept free for question and answer of a document of words."""
@@ -24,7 +26,9 @@ def chain_haystack(length: int, depths: int, needles: int, seed: int) -> Haystac
         nearest = min(document.questions, key=lambda q: abs(q.positions[1] - wanted))
         place = nearest.positions[1] / document.num_tokens
         parts = tuple(nearest.answer.split())
-        found.append(Needle(place, f" {nearest.suffix}", parts, needles + 1, True))
+        posts = [f"{a}: {b}" for a, b in pairwise(parts)]
+        spans = spans_of(document.text, posts)
+        found.append(Needle(place, f" {nearest.suffix}", parts, needles + 1, True, spans))
     return Haystack(document.text, tuple(found))
 
 
@@ -43,7 +47,14 @@ def facts_haystack(length: int, depths: int, needles: int, seed: int) -> Haystac
     return Haystack(
         document.text,
         tuple(
-            Needle(q.depth, f" {q.suffix}", (q.answer,), len(q.answer_tokens), True)
+            Needle(
+                q.depth,
+                f" {q.suffix}",
+                (q.answer,),
+                len(q.answer_tokens),
+                True,
+                spans_of(document.text, [f"{q.suffix.split()[-1]} {q.answer}"]),
+            )
             for q in questions
         ),
     )

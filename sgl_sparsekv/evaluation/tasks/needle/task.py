@@ -79,6 +79,7 @@ class NeedleTask(QuestionTask):
                 metric=EXACT if needle.exact else OCCURS,
                 max_new_tokens=needle.tokens,
                 place=needle.place,
+                spans=needle.spans,
             )
             for needle in haystack.needles
         ]
