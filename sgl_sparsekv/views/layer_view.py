@@ -24,14 +24,12 @@ class LayerView:
         counts: int64 `[H]`, tokens that were kept then.
         positions: int32 `[H, n]`: these, ascending, and behind them the tokens from `made` on.
         scores: float32 `[H, n]` of the kept ones, 0 behind them, where a method goes on from them.
-        mass: float32 `[H]`, share of attention that they held then, where the request asks.
     """
 
     made: int
     counts: torch.Tensor
     positions: torch.Tensor
     scores: torch.Tensor | None = None
-    mass: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -54,9 +52,10 @@ class LayerView:
 
     def stretches(self) -> list[list[int]]:
         """By KV head, which of the first `made` tokens are kept; see `stretches_of`."""
+        kept, counts = self.listed(self.made)
         return [
             stretches_of(own[:count], self.made)
-            for own, count in zip(self.positions, self.counts.tolist(), strict=True)
+            for own, count in zip(kept, counts.tolist(), strict=True)
         ]
 
     def listed(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,6 +53,7 @@ class RequestView:
         self._prompt, self._block = prompt, block
         self._queries: dict[int, LastQueries] = {}
         self._weighed: dict[int, _Weighed] = {}
+        self._mass: dict[int, list[float]] = {}
         self._length = 0
 
     @classmethod
@@ -99,7 +100,8 @@ class RequestView:
             "map": None,
         }
         if self._options.kept_map:
-            told["mass"] = {n: _rounded(v.mass) for n, v in layers.items() if v.mass is not None}
+            mass = sorted(self._mass.items())
+            told["mass"] = {str(number): [round(one, 6) for one in own] for number, own in mass}
             told["map"] = {number: view.stretches() for number, view in layers.items()}
         return told
 
@@ -178,7 +180,10 @@ class RequestView:
         for (number, weighed), scores, rooms in zip(
             self._weighed.items(), ranked, counts.tolist(), strict=True
         ):
-            self.layers[number] = self._kept(weighed, scores, rooms)
+            keep = self._keep(weighed, scores, rooms)
+            self.layers[number] = self._kept(weighed, keep)
+            if weighed.mass is not None:
+                self._mass[number] = weighed.mass.masked_fill(~keep, 0.0).sum(-1).tolist()
         self.made = length
         self._weighed.clear()
 
@@ -188,24 +193,22 @@ class RequestView:
         candidate = (positions >= self._options.sink) & (positions < end)
         return weighed.scores.masked_fill(~candidate, -torch.inf)
 
-    def _kept(self, weighed: _Weighed, ranked: torch.Tensor, rooms: Sequence[int]) -> LayerView:
-        """The best of each head, equal scores to the older token, with sinks and window."""
+    @staticmethod
+    def _keep(weighed: _Weighed, ranked: torch.Tensor, rooms: Sequence[int]) -> torch.Tensor:
+        """Bool `[H, n]`: the best of each head, equal scores to the older token, with sinks and
+        window."""
         keep = (weighed.positions >= 0) & ranked.isinf()
         for head, room in enumerate(rooms):
             best = ranked[head].sort(descending=True, stable=True).indices[:room]
             keep[head, best] = True
+        return keep
+
+    def _kept(self, weighed: _Weighed, keep: torch.Tensor) -> LayerView:
         heads = range(len(keep))
-        view = LayerView.of(
+        return LayerView.of(
             self._length,
             [weighed.positions[head, keep[head]] for head in heads],
             [weighed.scores[head, keep[head]] for head in heads]
             if self._method.accumulates
             else None,
         )
-        if weighed.mass is not None:
-            view.mass = weighed.mass.masked_fill(~keep, 0.0).sum(-1)
-        return view
-
-
-def _rounded(mass: torch.Tensor) -> list[float]:
-    return [round(share, 6) for share in mass.tolist()]
