@@ -188,6 +188,18 @@ def test_a_started_server_offers_what_is_asked_for_and_forces_only_if_it_must(ch
     assert "--enable-custom-logit-processor" in server_spec(chain_model, settings, forcing).flags
 
 
+def test_a_started_server_has_room_for_the_chat_template_as_well(prose_model):
+    tokens = Tokens(prose_model)
+    around = ("A user says: ", " What does the model say?")
+    task = NeedleTask(Asking(tokens, chat=around), Grid("prose", (3000,), 2))
+    flags = dict(
+        pairwise(server_spec(prose_model, Settings("m", ("full",), (256,), 0), task).flags)
+    )
+    for question in task.build(task.parts()[0]):
+        prompt = len(tokens.ids(around[0] + question.document + question.question + around[1]))
+        assert prompt + question.max_new_tokens + KEPT <= int(flags["--context-length"])
+
+
 def test_forced_tokens_are_the_only_choice_once_the_prompt_is_read_until_all_are_said():
     import torch
 

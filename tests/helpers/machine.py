@@ -53,6 +53,7 @@ OPTIONS = st.fixed_dictionaries(
         "observation_window": st.sampled_from((1, 8, 32)),
         "pooling": st.sampled_from((1, 5)),
         "renew_every": st.sampled_from((0, 2, 5, 128)),
+        "kept_map": st.booleans(),
         "telemetry": st.booleans(),
         "share_generated": st.booleans(),
     }

@@ -37,6 +37,7 @@ SPARSEKV: dict[str, tuple[Any, ...]] = {
     "window": (0, 64, 2**40, 1.5),
     "dense_layers": (0, 2, 99, -1),
     "reselect_every": (1, 4, 0, 5000),
+    "kept_map": (True, False, 1),
     "telemetry": (True, False, 1),
 }
 FINE: tuple[tuple[str, Any], ...] = (

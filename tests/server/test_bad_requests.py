@@ -30,6 +30,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "window": [-64, 0.5, "x", None, 2**40, {}],
     "dense_layers": [-1, 10_001, "2", 1.5, None],
     "reselect_every": [0, -1, 1025, "1", None, 0.5],
+    "kept_map": [0, "true", None],
     "telemetry": [0, 1, "true", None, [], {}, 1.0],
     "share_generated": [0, "false", None, [], 1.0],
     "bugdet": [1],

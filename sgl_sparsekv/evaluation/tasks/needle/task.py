@@ -55,6 +55,12 @@ class NeedleTask(QuestionTask):
             "facts": facts_haystack,
         }.get(grid.documents) or ProseBuilder(asking.tokens.ids)
 
+    @property
+    def longest(self) -> int:
+        """See `Task`; a chat template comes on top of the lengths."""
+        chat = "".join(self.asking.chat)
+        return super().longest + (len(self.asking.tokens.ids(chat)) if chat else 0)
+
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
         return {**vars(self.grid), "protocol": self.asking.protocol}
