@@ -5,6 +5,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from ..tooling.figure import STYLE
+from .kept import KEPT
 from .results import Cell, read
 from .summary import Score, kept_squares, ranking, short, squares
 
@@ -54,12 +55,16 @@ def needle_picture(cells: Sequence[Cell], depths: int) -> str:
 
 def _panel(score: Score, cells: Sequence[Cell], lengths: Sequence[int], depths: int) -> str:
     found, kept = squares(cells), kept_squares(cells)
-    width = max(200, SQUARE * len(lengths)) / len(lengths)
+    across = max(200, SQUARE * len(lengths))
+    width = across / len(lengths)
     parts = [
         f'<text class="title" x="{LEFT}" y="22">{escape(score.name)}</text>',
         f'<text class="soft sum" x="{LEFT}" y="40">{score.value:.0%} of {score.asked} right, '
         f"{score.read:.1%} of KV read</text>",
     ]
+    if KEPT in score.detail:
+        right = f'x="{LEFT + across}" y="22" text-anchor="end"'
+        parts.append(f'<text class="soft sum" {right}>kept {score.detail[KEPT]:.0%}</text>')
     for row in range(depths):
         y = TOP + row * LOW
         if depths <= 12 or row % (depths // 10) == 0:
