@@ -1,7 +1,7 @@
 """The view of one request: which tokens every KV head of every layer still reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,15 +11,18 @@ from ..selection import load_method
 from ..selection.view import Room, Viewed, ViewMethod
 from .attention import shares_of
 from .layer_view import LayerView
+from .packed_row import PackedRow
 from .queries import LastQueries
 
 
 @dataclass(frozen=True)
 class _Weighed:
-    """What one layer read when a view was due, int32 `[H, n]`, -1 behind it, and its scores."""
+    """What one layer read when a view was due, int32 `[H, n]`, -1 behind it, its scores, and its
+    places in the row."""
 
     positions: torch.Tensor
     scores: torch.Tensor
+    places: torch.Tensor | None
 
 
 class RequestView:
@@ -31,6 +34,7 @@ class RequestView:
     Attributes:
         made: tokens of the context when the view was made: younger ones are read as they come.
         layers: by number of the layer.
+        packed: where the row holds slots, if what is kept was moved together; else None.
 
     Args:
         method: how tokens are chosen.
@@ -42,6 +46,7 @@ class RequestView:
     def __init__(self, method: ViewMethod, options: Viewed, prompt: int, block: int) -> None:
         self.made = 0
         self.layers: dict[int, LayerView] = {}
+        self.packed: PackedRow | None = None
         self._method, self._options = method, options
         self._prompt, self._block = prompt, block
         self._queries: dict[int, LastQueries] = {}
@@ -55,7 +60,11 @@ class RequestView:
         return cls(method, options, prompt, block) if isinstance(method, ViewMethod) else None
 
     def unmade(self) -> "RequestView":
-        """That of the same request before it was read."""
+        """That of the same request before it was read.
+
+        Never where the row is packed: what it left out is gone.
+        """
+        assert self.packed is None, "a packed row cannot be read as a whole"
         return RequestView(self._method, self._options, self._prompt, self._block)
 
     @property
@@ -109,17 +118,20 @@ class RequestView:
         q, at = self._queries[layer].last(since)
         if view is None:
             listed = torch.arange(length, dtype=torch.int32).expand(keys.shape[1], -1)
+            places = listed
         else:
             listed, _ = view.listed(length)
+            places = view.lying(listed)
         scores = torch.zeros(listed.shape)
         if view is not None and view.scores is not None:
             scores[:, : view.scores.shape[1]] = view.scores
         for head, positions in enumerate(listed.long()):
             known = positions[positions >= 0]
-            own = keys[slots[known].long(), head]
+            own = keys[slots[places[head, : len(known)].long()].long(), head]
             shares = shares_of(q[:, head], at, own, known, scale)
             scores[head, : len(known)] += self._scored(shares, known, goes_on, length)
-        self._weighed[layer], self._length = _Weighed(listed, scores), length
+        lie = None if self.packed is None else places
+        self._weighed[layer], self._length = _Weighed(listed, scores, lie), length
 
     def _scored(
         self, shares: torch.Tensor, positions: torch.Tensor, goes_on: bool, length: int
@@ -174,10 +186,32 @@ class RequestView:
             best = ranked[head].sort(descending=True, stable=True).indices[:room]
             keep[head, best] = True
         heads = range(len(keep))
-        return LayerView.of(
-            self._length,
-            [weighed.positions[head, keep[head]] for head in heads],
-            [weighed.scores[head, keep[head]] for head in heads]
-            if self._method.accumulates
-            else None,
-        )
+
+        def kept(values: torch.Tensor | None) -> list[torch.Tensor] | None:
+            return None if values is None else [values[head, keep[head]] for head in heads]
+
+        positions = [weighed.positions[head, keep[head]] for head in heads]
+        scores = kept(weighed.scores) if self._method.accumulates else None
+        return LayerView.of(self._length, positions, scores, kept(weighed.places))
+
+    # -- packing -------------------------------------------------------------------------------
+
+    def width(self, begin: int, end: int) -> int:
+        """Places that hold what is kept of the positions from `begin` to below `end`."""
+        views = self.layers.values()
+        return max(int(view.between(begin, end).sum(-1).max()) for view in views)
+
+    def pack(self, packed: PackedRow) -> None:
+        """What is kept of the positions from `packed.begin` to below `packed.end` was moved."""
+        for view in self.layers.values():
+            view.pack(packed.begin, packed.end)
+        self.packed = packed
+
+    def unpack(self) -> None:
+        """The row was given back; a request that was retracted is read anew, at its positions."""
+        self.packed = None
+        for view in self.layers.values():
+            view.unpack()
+        self._weighed = {
+            number: replace(weighed, places=None) for number, weighed in self._weighed.items()
+        }
