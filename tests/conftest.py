@@ -72,17 +72,17 @@ def sglang() -> Iterator[None]:
     """SGLang imported, with the dummy configuration that its memory classes look up."""
     from sglang.srt.runtime_context import get_context
 
-    from sgl_sparsekv.backend import kv_pool, request_table, sharing
+    from sgl_sparsekv.backend import kv_pool, request_table, sharing, short_memory
 
     threads, table, listeners = torch.get_num_threads(), request_table._active, kv_pool._handed_out
-    offers = sharing._active
+    offers, packing = sharing._active, short_memory._active
     kept = list(listeners)
     torch.set_num_threads(1)
     with get_context().override_server_args(device="cpu"):
         yield
     torch.set_num_threads(threads)
     request_table._active = table
-    sharing._active = offers
+    sharing._active, short_memory._active = offers, packing
     listeners[:] = kept
 
 

@@ -24,7 +24,15 @@ from .cpu_defaults import with_cpu_method
 from .gpu_defaults import with_gpu_unit
 
 ATTRIBUTE = "_sparsekv"
-YES_OR_NO = ("estimate", "kept_map", "telemetry", "share_generated", "validate_requests")
+YES_OR_NO = (
+    "estimate",
+    "kept_map",
+    "telemetry",
+    "share_generated",
+    "pack_views",
+    "admit_packed",
+    "validate_requests",
+)
 _HELP = {
     "method": "selection method of requests that name none",
     "budget": "tokens kept per KV head in decode, or a share of the context such as 0.05",
@@ -56,6 +64,8 @@ _HELP = {
     "device": "kernels: auto, cpu, reference or triton",
     "attend": "on a GPU, what reads the selection: triton, fa2, fa3 or xqa",
     "dense_below": "on a GPU, run SGLang's dense decode where fewer tokens than this are saved",
+    "pack_views": "where KV memory is short, give back what views do not read: true or false",
+    "admit_packed": "admit requests counting on that: true or false",
     "check": "compare sampled page metadata with the keys: off, log or raise",
     "check_interval": "decode steps between two checks",
     "validate_requests": "answer 400 to what would end SGLang: true or false",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..config import ServerOptions
+from ..errors import UnsupportedSetup
 from ..ops import Ops, PrefillOps
 from ..page_metadata import RowSegments, StepSeal
 from ..segment_records import ResidualIndex
@@ -20,8 +21,10 @@ from ..types import Ranking, Reduction, Rest, ScoreInputs, Selection
 from .attention import SparseKVBackend, host_lengths
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
+from .packing import Packing
 from .planner import RowGroup, StepPlan
 from .segment_indexes import SegmentIndexes
+from .short_memory import activate_packing
 from .step_views import StepViews
 from .telemetry_step import StepTelemetry
 
@@ -43,10 +46,26 @@ class GroupedBackend(SparseKVBackend):
         self.indexes = SegmentIndexes(self.metadata, self.ops, options)
         self.held = HeldScores()
         self.views = StepViews(self.layers)
+        activate_packing(self._packing())
         listen_to_allocator(self.seal.hand_out)
         self.plan: StepPlan | None = None
         self._extend_rows: list[tuple[slice, torch.Tensor]] = []
         self._decode_tokens: torch.Tensor | None = None
+
+    def _packing(self) -> Packing | None:
+        """What gives memory back, where one process decides alone what is left over."""
+        from sglang.srt.runtime_context import get_parallel
+
+        parallel = get_parallel()
+        several = parallel.tp_size > 1 or parallel.pp_size > 1
+        if several and self.options.admit_packed:
+            raise UnsupportedSetup(
+                "admit_packed must be false with several ranks: each keeps other tokens, so none "
+                "can give pages back"
+            )
+        if several or not self.options.pack_views:
+            return None
+        return Packing(self.table, self.views, self.token_to_kv_pool, self.observer.metrics)
 
     # -- once per step ---------------------------------------------------------------------
 
@@ -117,7 +136,10 @@ class GroupedBackend(SparseKVBackend):
         decodes = forward_batch.forward_mode.is_decode()
         new = [1] * len(rows) if decodes else forward_batch.extend_seq_lens_cpu
         table = self.req_to_token_pool.req_to_token
-        slots = [table[row, :length] for row, length in zip(rows.tolist(), lengths, strict=True)]
+        slots = [
+            table[row, : 0 if self._is_packed(row) else length]
+            for row, length in zip(rows.tolist(), lengths, strict=True)
+        ]
         for methods, index in self.indexes.groups():
             rest = index is self.indexes.rest
             found = index.begin_step(self._segments(rows, slots, new, self._reading(methods, rest)))
@@ -127,6 +149,11 @@ class GroupedBackend(SparseKVBackend):
                 records = found[[place[row] for row in self.plan.rows.tolist()]]
                 self.plan.records.update(dict.fromkeys(methods, records))
                 self.plan.rest = records if rest else self.plan.rest
+
+    def _is_packed(self, row: int) -> bool:
+        """Whether a row holds no segment as it was written: what is left was moved together."""
+        view = self.table.entry(row).view
+        return view is not None and view.packed is not None
 
     def _reading(self, methods: Sequence[str], rest: bool) -> set[int]:
         """Rows of the plan that read segment records of one of the methods, or estimate by them."""
@@ -141,7 +168,7 @@ class GroupedBackend(SparseKVBackend):
         rows: Any, slots: list[torch.Tensor], new: Any, readers: set[int]
     ) -> list[RowSegments]:
         return [
-            RowSegments(own, len(own) - int(n), row in readers)
+            RowSegments(own, max(0, len(own) - int(n)), row in readers)
             for own, n, row in zip(slots, new, rows.tolist(), strict=True)
         ]
 

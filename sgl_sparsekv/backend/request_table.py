@@ -38,6 +38,7 @@ class RequestEntry:
         exact: first tokens whose keys were made by prefill or by steps that read everything.
         tokens_from_sparser: tokens of its prefix hit that a request which reads less had generated;
             None: not known.
+        tokens_freed: tokens of its row that were given back while it ran.
         extended: its first extend step was seen, so a longer prefix is its own work.
         view: what it keeps, if its method keeps views.
         prefix: what its prompt begins with; known where the table orders rows.
@@ -56,6 +57,7 @@ class RequestEntry:
     retractions: int = 0
     exact: int = 0
     tokens_from_sparser: int | None = None
+    tokens_freed: int = 0
     extended: bool = False
     view: RequestView | None = None
     prefix: Prefix = ()
@@ -78,6 +80,11 @@ class RequestEntry:
     def _shows_view(self) -> bool:
         return self.options.telemetry or self.options.kept_map
 
+    @property
+    def packs(self) -> bool:
+        """Whether all that its steps read is what a view lists, so that the rest can be freed."""
+        return self.view is not None and not self.watched and self.options.dense_layers == 0
+
     def read(self, tokens: int, heads: int) -> None:
         """Count what a layer read that no plan knew of, `tokens` summed over its KV heads."""
         self.tokens_by_data += tokens
@@ -85,6 +92,8 @@ class RequestEntry:
 
     def offered(self, length: int) -> int:
         """How many of its first `length` tokens others may read."""
+        if self.view is not None and self.view.packed is not None:
+            length = min(length, self.view.packed.begin)
         return length if self.options.share_generated else min(length, self.exact)
 
     def report(self) -> dict[str, Any]:
@@ -95,6 +104,7 @@ class RequestEntry:
             "tokens_attended": self.tokens_attended + round(self.tokens_by_data / self.heads),
             "tokens_in_context": self.tokens_in_context,
             "tokens_from_sparser": self.tokens_from_sparser,
+            "tokens_freed": self.tokens_freed,
             "telemetry": self.telemetry.report(self.decode_steps) if self.watched else None,
             "view": self.view.told() if self.view and self._shows_view else None,
             "rejected": self.rejected,

@@ -52,7 +52,7 @@ class StepViews:
     def extend(self, entry: RequestEntry, tokens: slice, slots: torch.Tensor) -> None:
         """A row reads a part of its prompt: the last tokens of the context `slots` `[L]`."""
         if entry.view is not None:
-            self._settle(entry)
+            self.settle(entry)
             first = len(slots) - (tokens.stop - tokens.start)
             dense = entry.options.dense_layers
             self._extending.append(_Seen(entry.view, tokens, first, slots, dense))
@@ -71,14 +71,15 @@ class StepViews:
                 self._decoding[place] = _Seen(entry.view, token, length - 1, own, dense)
 
     def _settled(self, entry: RequestEntry, length: int) -> bool:
-        self._settle(entry)
+        self.settle(entry)
         if entry.view is None:
             return False
         if length <= entry.view.made:  # its last tokens were taken back
             entry.view = entry.view.unmade()
         return entry.view.made > 0
 
-    def _settle(self, entry: RequestEntry) -> None:
+    def settle(self, entry: RequestEntry) -> None:
+        """Make the view that the last step weighed, if it did."""
         if entry.view is not None:
             ours = self.layers.numbers[self.layers.ours]
             entry.view.settle(sorted(ours[ours >= entry.options.dense_layers].tolist()))

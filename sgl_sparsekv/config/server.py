@@ -30,6 +30,8 @@ class ServerOptions:
         attend: on a GPU, the kernel that reads the selection: our own, or a stock one.
         dense_below: on a GPU, steps that would save fewer than this many tokens a layer over the
             whole batch run SGLang's own dense decode; "auto" asks what choosing costs.
+        pack_views: where KV memory is short, give back what views do not read.
+        admit_packed: admit requests counting on that.
         check: compare sampled metadata with the keys it summarises: off, log or raise.
         check_interval: steps between two checks.
         validate_requests: refuse what SGLang itself would end on (`serving/fields.py`).
@@ -43,6 +45,8 @@ class ServerOptions:
     device: str = "auto"
     attend: str = "triton"
     dense_below: int | str = "auto"
+    pack_views: bool = True
+    admit_packed: bool = False
     check: str = "off"
     check_interval: int = 50
     validate_requests: bool = True
@@ -66,6 +70,10 @@ class ServerOptions:
             raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
         if self.device in FUSED_DEVICES and self.request.estimates:
             raise ValueError(f"estimate must be false on device {self.device}: it has no kernels")
+        check_bool("pack_views", self.pack_views)
+        check_bool("admit_packed", self.admit_packed)
+        if self.admit_packed and not self.pack_views:
+            raise ValueError("admit_packed must be false where pack_views is: it counts on that")
         check_choice("check", self.check, CHECK_MODES)
         check_int("check_interval", self.check_interval, 1)
         check_bool("validate_requests", self.validate_requests)

@@ -62,6 +62,12 @@ FROM_SPARSER = Metric(
     "",
     "Tokens of prefix hits that a request which reads less had generated.",
 )
+FREED = Metric(
+    "sparsekv:tokens_freed_total",
+    "counter",
+    "",
+    "Tokens of running requests that were given back, as their views do not read them.",
+)
 INDEXED = Metric(
     "sparsekv:segments_indexed_total", "counter", "method", "Segments whose record was built."
 )
@@ -105,6 +111,7 @@ METRICS = (
     SUMMARISED,
     SHARED,
     FROM_SPARSER,
+    FREED,
     INDEXED,
     EVICTED,
     UNINDEXED,
@@ -163,6 +170,10 @@ class ServingMetrics:
     def from_sparser(self, tokens: int) -> None:
         """Count tokens of a prefix hit that a request which reads less had generated."""
         self._add(FROM_SPARSER, tokens)
+
+    def freed(self, tokens: int) -> None:
+        """Count tokens of running requests that were given back."""
+        self._add(FREED, tokens)
 
     def segments(self, method: str, indexed: int, evicted: int, unindexed: int) -> None:
         """Count segments of a method that a step indexed, threw out, or found no room for."""

@@ -5,6 +5,7 @@ retracted one comes back on others. It owns nothing of SGLang's pool, and no oth
 """
 
 from .layer_view import LayerView, selection_of
+from .packed_row import PackedRow
 from .request_view import RequestView
 
-__all__ = ["LayerView", "RequestView", "selection_of"]
+__all__ = ["LayerView", "PackedRow", "RequestView", "selection_of"]

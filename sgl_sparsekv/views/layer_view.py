@@ -24,12 +24,14 @@ class LayerView:
         counts: int64 `[H]`, tokens that were kept then.
         positions: int32 `[H, n]`: these, ascending, and behind them the tokens from `made` on.
         scores: float32 `[H, n]` of the kept ones, 0 behind them, where a method goes on from them.
+        places: int32 `[H, n]`, where in the row each lies; None: all at their positions.
     """
 
     made: int
     counts: torch.Tensor
     positions: torch.Tensor
     scores: torch.Tensor | None = None
+    places: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -37,13 +39,18 @@ class LayerView:
         made: int,
         kept: Sequence[torch.Tensor],
         scores: Sequence[torch.Tensor] | None = None,
+        places: Sequence[torch.Tensor] | None = None,
     ) -> "LayerView":
-        """From the kept positions of each head, int `[n]`, ascending, and their scores."""
+        """From the kept positions of each head, int `[n]`, ascending, their scores and places."""
         counts = torch.tensor([len(one) for one in kept])
-        positions = pad_sequence(list(kept), batch_first=True).int()
-        width = positions.shape[1] + GROWTH
+        width = int(counts.max()) + GROWTH
+
+        def behind(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+            return _continued(pad_sequence(list(rows), batch_first=True).int(), counts, made, width)
+
         worth = None if scores is None else pad_sequence(list(scores), batch_first=True)
-        return cls(made, counts, _continued(positions, counts, made, width), worth)
+        lie = None if places is None else behind(places)
+        return cls(made, counts, behind(kept), worth, lie)
 
     @cached_property
     def even(self) -> bool:
@@ -64,11 +71,46 @@ class LayerView:
         counts = self.counts + (length - self.made)
         width = int(counts.max())
         if width > self.positions.shape[1]:
-            self.positions = _continued(self.positions, self.counts, self.made, 2 * width)
+            self._grow(2 * width)
         listed = self.positions[:, :width]
         if self.even:
             return listed, counts
         return listed.masked_fill(torch.arange(width) >= counts[:, None], -1), counts
+
+    def lying(self, listed: torch.Tensor) -> torch.Tensor:
+        """Where in the row what is `listed` lies: int32 `[H, n]`, 0 behind it."""
+        places = listed if self.places is None else self.places[:, : listed.shape[1]]
+        return places if self.even else places.masked_fill(listed < 0, 0)
+
+    def _grow(self, width: int) -> None:
+        self.positions = _continued(self.positions, self.counts, self.made, width)
+        if self.places is not None:
+            self.places = _continued(self.places, self.counts, self.made, width)
+
+    # -- packing -------------------------------------------------------------------------------
+
+    def between(self, begin: int, end: int) -> torch.Tensor:
+        """Which of its tokens have a position from `begin` to below `end`, `end` <= `made`: bool
+        `[H, n]`."""
+        return (self.positions >= begin) & (self.positions < end)
+
+    def sources(self, begin: int, end: int) -> torch.Tensor:
+        """Where in the row these tokens lie: int64 `[most, H]`, 0 behind them."""
+        moved = zip(self._where(), self.between(begin, end), strict=True)
+        return pad_sequence([own[mine] for own, mine in moved]).long()
+
+    def pack(self, begin: int, end: int) -> None:
+        """From now on these tokens lie at the places `begin`, `begin + 1`, ... of the row."""
+        moved = self.between(begin, end)
+        together = begin + moved.cumsum(-1, dtype=torch.int32) - 1
+        self.places = torch.where(moved, together, self._where())
+
+    def unpack(self) -> None:
+        """Every token lies at its position again."""
+        self.places = None
+
+    def _where(self) -> torch.Tensor:
+        return self.positions if self.places is None else self.places
 
 
 def selection_of(views: Sequence[LayerView], slots: Sequence[torch.Tensor]) -> Selection:
@@ -81,10 +123,10 @@ def selection_of(views: Sequence[LayerView], slots: Sequence[torch.Tensor]) -> S
     listed = [view.listed(len(own)) for view, own in zip(views, slots, strict=True)]
     logical = [positions for positions, _ in listed]
     counts = torch.stack([counts for _, counts in listed]).int()
+    places = [view.lying(positions) for view, positions in zip(views, logical, strict=True)]
     if len(views) == 1 and views[0].even:
-        physical = slots[0].index_select(0, logical[0].flatten()).view_as(logical[0])
+        physical = slots[0].index_select(0, places[0].flatten()).view_as(logical[0])
         return Selection(logical[0][None], physical[None], counts)
-    places = [row.clamp(min=0) for row in logical]
     physical = [
         own.index_select(0, row.flatten()).view_as(row)
         for own, row in zip(slots, places, strict=True)

@@ -1,7 +1,7 @@
 """The view of one request: which tokens every KV head of every layer still reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from ..selection import load_method
 from ..selection.view import Room, Viewed, ViewMethod
 from .attention import shares_of
 from .layer_view import LayerView
+from .packed_row import PackedRow
 from .queries import LastQueries
 
 
@@ -21,11 +22,13 @@ class _Weighed:
     Attributes:
         positions: int32 `[H, n]`, -1 behind them.
         scores: float32 `[H, n]` of these.
+        places: int32 `[H, n]`, where they lie in a row that is packed.
         mass: float32 `[H, n]`, mean share of attention of these, where the request asks.
     """
 
     positions: torch.Tensor
     scores: torch.Tensor
+    places: torch.Tensor | None
     mass: torch.Tensor | None
 
 
@@ -38,6 +41,7 @@ class RequestView:
     Attributes:
         made: tokens of the context when the view was made: younger ones are read as they come.
         layers: by number of the layer.
+        packed: where the row holds slots, if what is kept was moved together; else None.
 
     Args:
         method: how tokens are chosen.
@@ -49,6 +53,7 @@ class RequestView:
     def __init__(self, method: ViewMethod, options: Viewed, prompt: int, block: int) -> None:
         self.made = 0
         self.layers: dict[int, LayerView] = {}
+        self.packed: PackedRow | None = None
         self._method, self._options = method, options
         self._prompt, self._block = prompt, block
         self._queries: dict[int, LastQueries] = {}
@@ -63,7 +68,11 @@ class RequestView:
         return cls(method, options, prompt, block) if isinstance(method, ViewMethod) else None
 
     def unmade(self) -> "RequestView":
-        """That of the same request before it was read."""
+        """That of the same request before it was read.
+
+        Never where the row is packed: what it left out is gone.
+        """
+        assert self.packed is None, "a packed row cannot be read as a whole"
         return RequestView(self._method, self._options, self._prompt, self._block)
 
     @property
@@ -129,20 +138,23 @@ class RequestView:
         q, at = self._queries[layer].last(since)
         if view is None:
             listed = torch.arange(length, dtype=torch.int32).expand(keys.shape[1], -1)
+            places = listed
         else:
             listed, _ = view.listed(length)
+            places = view.lying(listed)
         scores = torch.zeros(listed.shape)
         mass = torch.zeros(listed.shape) if self._options.kept_map else None
         if view is not None and view.scores is not None:
             scores[:, : view.scores.shape[1]] = view.scores
         for head, positions in enumerate(listed.long()):
             known = positions[positions >= 0]
-            own = keys[slots[known].long(), head]
+            own = keys[slots[places[head, : len(known)].long()].long(), head]
             shares = shares_of(q[:, head], at, own, known, scale)
             scores[head, : len(known)] += self._scored(shares, known, goes_on, length)
             if mass is not None:
                 mass[head, : len(known)] = shares.mean((0, 1))
-        self._weighed[layer], self._length = _Weighed(listed, scores, mass), length
+        lie = None if self.packed is None else places
+        self._weighed[layer], self._length = _Weighed(listed, scores, lie, mass), length
 
     def _scored(
         self, shares: torch.Tensor, positions: torch.Tensor, goes_on: bool, length: int
@@ -205,10 +217,32 @@ class RequestView:
 
     def _kept(self, weighed: _Weighed, keep: torch.Tensor) -> LayerView:
         heads = range(len(keep))
-        return LayerView.of(
-            self._length,
-            [weighed.positions[head, keep[head]] for head in heads],
-            [weighed.scores[head, keep[head]] for head in heads]
-            if self._method.accumulates
-            else None,
-        )
+
+        def kept(values: torch.Tensor | None) -> list[torch.Tensor] | None:
+            return None if values is None else [values[head, keep[head]] for head in heads]
+
+        positions = [weighed.positions[head, keep[head]] for head in heads]
+        scores = kept(weighed.scores) if self._method.accumulates else None
+        return LayerView.of(self._length, positions, scores, kept(weighed.places))
+
+    # -- packing -------------------------------------------------------------------------------
+
+    def width(self, begin: int, end: int) -> int:
+        """Places that hold what is kept of the positions from `begin` to below `end`."""
+        views = self.layers.values()
+        return max(int(view.between(begin, end).sum(-1).max()) for view in views)
+
+    def pack(self, packed: PackedRow) -> None:
+        """What is kept of the positions from `packed.begin` to below `packed.end` was moved."""
+        for view in self.layers.values():
+            view.pack(packed.begin, packed.end)
+        self.packed = packed
+
+    def unpack(self) -> None:
+        """The row was given back; a request that was retracted is read anew, at its positions."""
+        self.packed = None
+        for view in self.layers.values():
+            view.unpack()
+        self._weighed = {
+            number: replace(weighed, places=None) for number, weighed in self._weighed.items()
+        }

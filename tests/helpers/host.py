@@ -15,6 +15,7 @@ import torch
 
 from sgl_sparsekv.backend.request_table import note_batch
 from sgl_sparsekv.backend.view_prefix import leave_queries
+from sgl_sparsekv.views import PackedRow
 
 from .cold import leaves_out
 from .memory import Memory
@@ -253,7 +254,8 @@ class Host(Memory):
             self.live.remove(live)
         if live.req.kv.holds_kv:
             entry = self.backend.table.of(live.req)
-            if insert and entry.options.share_generated:
+            whole = entry.view is None or entry.view.packed is None
+            if insert and entry.options.share_generated and whole:
                 self.kept_back[self.row_pool.req_to_token[live.row, : live.length].long()] = False
             release_kv_cache(live.req, self.tree, checkpoint=insert)
 
@@ -263,8 +265,32 @@ class Host(Memory):
         live.req.reset_for_retract()
         live.decoding = False
 
+    def pack(self) -> int:
+        """The pool is short: what views leave over is given back; how many tokens that were."""
+        answering = [live for live in self.live if live.decoding]
+        saved = self.packing.give_back([live.req for live in answering], self.tree)
+        for live in answering:
+            packed = self.packed(live)
+            if packed is not None:
+                moved = self.row_pool.req_to_token[live.row, packed.begin : packed.filled]
+                self.kept_back[moved.long()] = True
+        return saved
+
+    def packed(self, live: Live) -> PackedRow | None:
+        """Where its row holds slots, if it was packed."""
+        entry = self.backend.table.of(live.req)
+        return None if entry is None or entry.view is None else entry.view.packed
+
+    def held(self, live: Live, begin: int, end: int) -> list[int]:
+        """Places of its row from `begin` to below `end` that hold a slot."""
+        packed, ranges = self.packed(live), [(begin, end)]
+        ranges = ranges if packed is None else packed.held(ranges)
+        return [place for first, last in ranges for place in range(first, last)]
+
     def most_to_take_back(self, live: Live) -> int:
         """Its last tokens that are output, on a page of its own, and do not open that page."""
+        if self.packed(live) is not None:  # sessions, which take back, are never packed
+            return 0
         inside = (live.length - 1) % self.page_size
         if int(live.req.kv.cache_protected_len) > live.length - 1 - inside:
             return 0
@@ -346,7 +372,7 @@ class Host(Memory):
     def move_private_page(self, live: Live, which: int) -> bool:
         """Move a page that the tree does not own to another place; False if there is none."""
         first = int(live.req.kv.cache_protected_len)
-        starts = list(range(first, live.length, self.page_size))
+        starts = self.held(live, first, live.length)[:: self.page_size]
         if not starts:
             return False
         self._make_room(self.page_size)

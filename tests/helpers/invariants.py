@@ -45,8 +45,8 @@ def check_ownership(host: Host) -> None:
         kv = live.req.kv
         if kv.holds_kv:
             own = host.row_pool.req_to_token[kv.req_pool_idx]
-            own = own[kv.cache_protected_len : kv.kv_allocated_len : size]
-            private += host.geometry.page_of(own).tolist()
+            places = host.held(live, kv.cache_protected_len, kv.kv_allocated_len)[::size]
+            private += host.geometry.page_of(own[places]).tolist()
     owners = [*free, *tree_pages, *private]
     require(len(set(owners)) == len(owners), "ownership", "a page has two owners")
     require(sorted(owners) == list(range(1, host.pages + 1)), "ownership", "a page was lost")
@@ -101,7 +101,7 @@ def check_records(host: Host) -> int:
         for slots in host.handed_out:
             stale |= set(host.geometry.page_starts(slots).tolist())
         for live in host.live:
-            if not live.req.kv.holds_kv:
+            if not live.req.kv.holds_kv or host.packed(live) is not None:
                 continue
             row = host.row_pool.req_to_token[live.row, : live.req.kv.kv_committed_len].long()
             if len(row) % size > size - host.page_size:
@@ -209,11 +209,14 @@ class Checker:
         count = units_to_keep(length, cold.options, own)
         slots = host.row_pool.req_to_token[judged.row, :length]
         table = (slots[::own] // own).tolist()
+        packed = host.packed(judged.live)
+        held = {table[place] for place in host.held(judged.live, 0, length)} if packed else set()
         for chosen, places in zip(units, physical, strict=True):
             require(chosen == sorted(set(chosen)), "R7 order", chosen)
             planned = cold.options.adaptive or method.narrows or len(chosen) == count
             require(planned and kept <= set(chosen), "R7 budget", chosen)
-            require(places == [table[u] for u in chosen], "ownership", "not the row's units")
+            there = places == [table[u] for u in chosen] if packed is None else set(places) <= held
+            require(there, "ownership", "not the row's units")
             freed = free & {place * own // unit for place in places}
             require(not freed, "R3 poison", "a free unit was selected")
         if method.summaries:

@@ -313,13 +313,20 @@ class CacheMachine(RuleBasedStateMachine):
         """A running request is asked with another budget and method, alone."""
         live = self.some(which, True)[0]
         entry = self.host.backend.table.entry(live.row)
-        if entry.rid == live.req.rid:
+        if entry.rid == live.req.rid and self.host.packed(live) is None:
             asked = self.host.served(options | {"reselect_every": 1, "estimate": None})
             entry.options = parse_request_options(asked, self.host.options)
             prompt = len(live.req.origin_input_ids)
             entry.view = RequestView.of(entry.options, prompt, self.host.geometry.unit_size)
             live.as_cold = False
         self.attempt("select", lambda: self.host.decode([live]))
+
+    @precondition(lambda self: self.host.packing and self.some(0, True))
+    @rule()
+    def pack(self) -> None:
+        """The pool is short: pages that views leave over go back."""
+        if self.host.pack():
+            self.did("pack")
 
     @invariant()
     def holds(self) -> None:

@@ -15,8 +15,10 @@ import torch
 
 from sgl_sparsekv.backend import kv_pool
 from sgl_sparsekv.backend.held_scores import HeldScores
+from sgl_sparsekv.backend.packing import Packing
 from sgl_sparsekv.backend.request_table import activate
 from sgl_sparsekv.backend.sharing import Sharing, activate_sharing, checkpoint_offered
+from sgl_sparsekv.backend.short_memory import activate_packing, forget_places, free_held
 from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata import StepSeal, record_capacity
@@ -100,6 +102,7 @@ class Memory:
         self.recorder.backend = self.backend
         self.metrics = ServingMetrics()
         activate_sharing(Sharing(self.backend.table, self.metadata, self.metrics))
+        self._pack()
         self.tree.checkpoint_into_tree = partial(
             checkpoint_offered, type(self.tree).checkpoint_into_tree, self.tree
         )
@@ -133,6 +136,22 @@ class Memory:
     def chooses(self) -> bool:
         """Whether every decode step is sparse for rows that ask for it."""
         return self.kind == "grouped" or self.backend.gate.needed == 0
+
+    def _pack(self) -> None:
+        """What gives memory back, and its hooks into the tree."""
+        self.packing = None
+        if self.kind == "grouped":
+            views, table = self.backend.views, self.backend.table
+            self.packing = Packing(table, views, self.pool, self.metrics)
+        activate_packing(self.packing)
+        kind = type(self.tree)
+        self.tree.free_kv_row = partial(free_held, kind.free_kv_row, self.tree)
+
+        def on_release(req: Any, *, checkpointed: bool) -> None:
+            kind.on_release(self.tree, req, checkpointed=checkpointed)
+            forget_places(None, self.tree, req, checkpointed=checkpointed)
+
+        self.tree.on_release = on_release
 
     # -- construction ----------------------------------------------------------------------
 

@@ -51,9 +51,9 @@ def prompt(symbol: int) -> list[int]:
     return [symbol, *([1] * PAGE + [symbol] * PAGE) * 3]
 
 
-def used_once(script: Script) -> None:
-    """Seal nearly every page of the pool, then free all of them."""
-    live = script.start([3] * ((PAGES - 3) * PAGE) + [0], SPARSE)
+def used_once(script: Script, pages: int = PAGES - 3) -> None:
+    """Seal pages of the pool, nearly all that there are, then free them."""
+    live = script.start([3] * (pages * PAGE) + [0], SPARSE)
     script.prefill([live], 1000)
     script.decode([live])
     script.release(live, insert=True)
@@ -253,6 +253,8 @@ def segment_second_batch(script: Script) -> None:
 
 NARROWED = SPARSE | {"method": "snapkv", "observation_window": 20, "renew_every": 3, "pooling": 3}
 """Views of 64 tokens for prompts of 97, made anew twice in eight steps."""
+PACKED = NARROWED | {"budget": 48}
+"""Three pages of six."""
 
 
 def views_on_one_prefix(script: Script) -> None:
@@ -299,4 +301,55 @@ def view_chunks(script: Script) -> None:
     while not live.decoding:
         script.prefill([live], PAGE - 3)
     for _ in range(4):
+        script.decode([live])
+
+
+def packed_alone(script: Script) -> None:
+    """A request is packed, goes on until it is packed again, and ends; its text is asked anew."""
+    live = script.serve(2, steps=2, **PACKED)
+    script.pack()
+    used_once(script, PAGES // 2)
+    for _ in range(2 * PAGE):
+        script.decode([live])
+    script.pack()
+    script.decode([live])
+    script.release(live, insert=True)
+    script.release(script.serve(2, steps=2, **PACKED), insert=True)
+
+
+def packed_late(script: Script) -> None:
+    """Pages of an answer, long filled, take what is kept."""
+    live = script.serve(2, steps=4 * PAGE, **PACKED)
+    script.pack()
+    script.decode([live])
+
+
+def packed_on_a_prefix(script: Script) -> None:
+    """Of two requests on one prefix that both narrow, one asks more and is packed behind it."""
+    first = script.serve(2, steps=2, **PACKED)
+    second = script.start([*prompt(2)[:-1], *[3] * (3 * PAGE), 0], SPARSE | PACKED)
+    script.prefill([second], 1000)
+    for _ in range(2):
+        script.decode([first, second])
+    script.pack()
+    script.release(first, insert=True)
+    script.evict(PAGES * PAGE)
+    for _ in range(PAGE):
+        script.decode([second])
+    script.pack()
+    for _ in range(2):
+        script.decode([second])
+
+
+def packed_and_retracted(script: Script) -> None:
+    """A packed request is retracted, its pages and row go to others, and it comes back."""
+    live = script.serve(2, steps=2, **PACKED)
+    script.pack()
+    script.decode([live])
+    script.retract(live)
+    other = script.serve(3, steps=1)
+    script.release(other, insert=False)
+    used_once(script)
+    script.prefill([live], 1000)
+    for _ in range(3):
         script.decode([live])

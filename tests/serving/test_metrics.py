@@ -27,6 +27,7 @@ def use(metrics: ServingMetrics) -> None:
     metrics.covered("quest", 1.75, 2)
     metrics.covered("quest", 0.0, 1)
     metrics.rejected("budget")
+    metrics.freed(32)
     metrics.checked(10, 2)
     metrics.metadata_bytes(4096)
     metrics.trace_dropped(1)
@@ -41,6 +42,7 @@ EXPECTED = {
     "units_summarised_total": 7,
     "units_shared_total": 5,
     "tokens_from_sparser_total": 6,
+    "tokens_freed_total": 32,
     "segments_indexed_total": {"clusterkv": 4},
     "segments_evicted_total": {"clusterkv": 2},
     "segments_unindexed_total": {"pqcache": 3},

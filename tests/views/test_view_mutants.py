@@ -108,12 +108,12 @@ def a_retracted_view_is_made_anew_without_the_old_one(script: Script, patch: Mon
 
 
 def what_was_weighed_is_not_settled_before_a_prefill(script: Script, patch: MonkeyPatch) -> None:
-    settle = StepViews._settle
+    settle = StepViews.settle
 
     def extend(self: StepViews, *args: Any) -> None:
-        patch.setattr(StepViews, "_settle", lambda self, entry: None)
+        patch.setattr(StepViews, "settle", lambda self, entry: None)
         original(self, *args)
-        patch.setattr(StepViews, "_settle", settle)
+        patch.setattr(StepViews, "settle", settle)
 
     original = StepViews.extend
     patch.setattr(StepViews, "extend", extend)
