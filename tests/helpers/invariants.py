@@ -7,6 +7,7 @@ import torch
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata import find_mismatches
 from sgl_sparsekv.selection import load_method
+from sgl_sparsekv.views.stretches import kept_in
 
 from .cold import ColdRun, always_kept, segment_record, units_to_keep
 from .cold_view import cold_view, viewed
@@ -227,6 +228,7 @@ class Checker:
             if cold.options.method == "quest":
                 self._check_bound(layer, scored.long(), cold.query(layer, length))
         if method.narrows:
+            self._check_told(judged, layer, units)
             if judged.live.as_cold:
                 prompt = len(judged.live.req.origin_input_ids)
                 expected = viewed(cold, layer, prompt, length)
@@ -237,6 +239,17 @@ class Checker:
         scored_at, indexed = self.scored[judged.row][2].setdefault(layer, now)
         expected = cold.selection(layer, length, scored_at, indexed)
         require(units == expected, "invariant 5", f"{units} but cold {expected}")
+
+    def _check_told(self, judged: Judged, layer: int, units: list[list[int]]) -> None:
+        """What a response would tell now is what the step read."""
+        entry = self.host.backend.table.entry(judged.row)
+        assert entry.view is not None
+        if not entry.options.kept_map:
+            return
+        told, since = entry.view.told(), range(entry.view.made, judged.length)
+        kept = [[*kept_in(head).tolist(), *since] for head in told["map"][str(layer)]]
+        require(units == kept, "invariant 5", f"told {kept}, read {units}")
+        require(told["since"] == len(since), "invariant 5", f"told {told['since']} tokens since")
 
     def _indexed(self, judged: Judged, layer: int, method: str) -> list[bool]:
         """Which whole segments of a row have a record; some have none only if memory is full."""

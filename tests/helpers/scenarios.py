@@ -252,6 +252,7 @@ def segment_second_batch(script: Script) -> None:
 
 
 NARROWED = SPARSE | {"method": "snapkv", "observation_window": 20, "renew_every": 3, "pooling": 3}
+NARROWED |= {"kept_map": True}
 """Views of 64 tokens for prompts of 97, made anew twice in eight steps."""
 PACKED = NARROWED | {"budget": 48}
 """Three pages of six."""

@@ -15,6 +15,7 @@ from sgl_sparsekv.backend import packing
 from sgl_sparsekv.backend.packing import Packing
 from sgl_sparsekv.backend.request_table import RequestEntry
 from sgl_sparsekv.views import LayerView, PackedRow, RequestView
+from sgl_sparsekv.views.stretches import stretches_of
 
 Install = Callable[[Script, MonkeyPatch], None]
 SCENARIOS = (
@@ -99,6 +100,15 @@ def new_pages_are_lost(script: Script, patch: MonkeyPatch) -> None:
     patch.setattr(Packing, "_fresh", staticmethod(more))
 
 
+def places_are_told_instead_of_positions(script: Script, patch: MonkeyPatch) -> None:
+    def told(self: LayerView) -> list[list[int]]:
+        kept, counts = self.listed(self.made)
+        lie = zip(self.lying(kept), counts.tolist(), strict=True)
+        return [stretches_of(own[:count], self.made) for own, count in lie]
+
+    patch.setattr(LayerView, "stretches", told)
+
+
 MUTANTS: tuple[tuple[Install, Callable[[Script], None]], ...] = (
     (moved_tokens_are_read_where_they_were, scenarios.packed_alone),
     (a_renewed_view_forgets_where_they_lie, scenarios.packed_alone),
@@ -112,6 +122,7 @@ MUTANTS: tuple[tuple[Install, Callable[[Script], None]], ...] = (
     (pages_keep_their_stamps, scenarios.packed_late),
     (a_row_that_comes_back_is_packed_still, scenarios.packed_and_retracted),
     (new_pages_are_lost, scenarios.packed_alone),
+    (places_are_told_instead_of_positions, scenarios.packed_alone),
 )
 
 

@@ -126,6 +126,16 @@ def new_tokens_are_left_out(script: Script, patch: MonkeyPatch) -> None:
     )
 
 
+def the_map_of_the_first_view_is_told(script: Script, patch: MonkeyPatch) -> None:
+    told, first = RequestView.told, {}
+
+    def stale(self: RequestView) -> dict[str, Any]:
+        now = told(self)
+        return {**now, "map": first.setdefault(id(self), now["map"])}
+
+    patch.setattr(RequestView, "told", stale)
+
+
 MUTANTS: tuple[tuple[Install, Callable[[Script], None]], ...] = (
     (what_is_left_out_is_erased, scenarios.views_on_one_prefix),
     (a_view_stays_with_its_row, scenarios.view_row_reuse),
@@ -136,6 +146,7 @@ MUTANTS: tuple[tuple[Install, Callable[[Script], None]], ...] = (
     (a_retracted_view_is_made_anew_without_the_old_one, scenarios.view_retracted),
     (what_was_weighed_is_not_settled_before_a_prefill, scenarios.view_retracted),
     (new_tokens_are_left_out, scenarios.view_chunks),
+    (the_map_of_the_first_view_is_told, scenarios.views_on_one_prefix),
 )
 
 
