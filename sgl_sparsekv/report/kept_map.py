@@ -25,7 +25,7 @@ class Kept:
         method: how it was chosen.
         budget: as asked for; empty where it is not known.
         length: tokens that it was chosen from.
-        since: tokens that came since and are read as well; None where they are among the kept.
+        since: tokens that came since and are read as well; 0 where they are among the kept.
         layers: by number, the positions that each KV head keeps.
         mass: by number, the share of attention that these held; empty where it was not measured.
         decoded: the same in decode steps, a mean.
@@ -34,7 +34,7 @@ class Kept:
     method: str
     budget: str
     length: int
-    since: int | None
+    since: int
     layers: dict[int, list[Units]]
     mass: dict[int, list[float]] = field(default_factory=dict)
     decoded: float | None = None

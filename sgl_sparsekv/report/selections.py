@@ -94,7 +94,7 @@ def _kept(one: Request) -> Kept:
         method=one.method,
         budget="",
         length=max(layer.length for layer in one.layers.values()),
-        since=None,
+        since=0,
         layers={
             layer: [head for _, heads in found for head in heads] for layer, found in ranks.items()
         },

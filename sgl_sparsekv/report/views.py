@@ -53,8 +53,8 @@ def _says(answers: int, found: Sequence[Kept]) -> str:
     return text + (f" Shown are the first {MOST}, left out {left:,}." if left > 0 else "")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def _count(things: int, name: str) -> str:
+    return f"{things:,} {name}{'s' * (things != 1)}"
 
 
 def _table(shown: Sequence[Kept], names: Sequence[str]) -> str:
@@ -71,7 +71,7 @@ def _table(shown: Sequence[Kept], names: Sequence[str]) -> str:
 def _worst(one: Kept) -> str:
     """What the layer that retains least does, and its number."""
     means = {layer: sum(heads) / len(heads) for layer, heads in one.mass.items()}
-    layer = min(means, key=lambda number: means[number])
+    layer = min(means, key=lambda one: means[one])
     return f"{percent(means[layer])} ({layer})"
 
 

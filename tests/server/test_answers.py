@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -110,17 +111,31 @@ def test_a_request_reads_the_same_alone_in_a_batch_cold_and_warm(
     print(f"{trials} trials, 0 differences")
 
 
-def selections(fleet: Fleet, server: ServerProcess, ask: Ask, ranks: int = 1, at: int = 0) -> Any:
-    """What each step, layer and rank read for a request: {(length, layer, rank): units}."""
+Read = dict[tuple[int, int, int], list[list[int]]]
+"""{(length, layer, rank): units of each KV head}."""
+
+
+def selections(fleet: Fleet, server: ServerProcess, ask: Ask) -> Read:
+    """What each step and layer read for a request."""
+    (read,) = all_selections(fleet, server, [ask])
+    return read
+
+
+def all_selections(
+    fleet: Fleet, server: ServerProcess, asks: Sequence[Ask], ranks: int = 1, at: int = 0
+) -> list[Read]:
+    """What each step, layer and rank read for requests, one after the other."""
     first = fleet.trace_port + at
     endpoints = [f"tcp://127.0.0.1:{first + rank}" for rank in range(ranks)]
-    read: dict[tuple[int, int, int], list[list[int]]] = {}
-    with TraceCollector(endpoints, rid=ask.rid) as collector:
+    read: dict[str | None, Read] = {ask.rid: {} for ask in asks}
+    with TraceCollector(endpoints) as collector:
         time.sleep(1.0)  # a ZMQ publisher sends nothing to who has not joined yet
-        generate(server.url, ask)
+        for ask in asks:
+            generate(server.url, ask)
         while (record := collector.receive(1.0)) is not None:
-            read[record.length, record.layer, record.tp_rank] = record.units
-    return read
+            if record.rid in read:
+                read[record.rid][record.length, record.layer, record.tp_rank] = record.units
+    return list(read.values())
 
 
 @pytest.mark.parametrize(
