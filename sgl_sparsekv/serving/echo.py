@@ -58,7 +58,7 @@ def take_report(
     meta_info[KEY] = reports[index][0]
     front_end = front_end_of(manager)
     if front_end is not None and getattr(state.obj, "stream", False):
-        front_end.remember(meta_info["id"], meta_info[KEY])
+        front_end.reports.put(meta_info["id"], meta_info[KEY])
 
 
 def add_to_response(
@@ -112,8 +112,8 @@ def _with_report(chunk: str, rid_of_choice: dict[int, str], front_end: FrontEnd)
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
         return chunk  # an error event, or usage
     rid = rid_of_choice.setdefault(index, event["id"])
-    report = front_end.reports.pop(rid, None) if finished else None
+    report = front_end.reports.take(rid) if finished else None
     if report is None:
         return chunk
-    event["metadata"] = {**(event.get("metadata") or {}), KEY: report}
+    event["metadata"] = {**(event.get("metadata") or {}), KEY: orjson.Fragment(report)}
     return f"data: {orjson.dumps(event).decode()}\n\n"

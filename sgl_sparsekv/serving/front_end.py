@@ -4,20 +4,16 @@ It belongs to SGLang's tokenizer manager and ends with it: a later engine in the
 another model or without our backend, knows nothing of an earlier one.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..config import REQUEST_FIELDS, ServerOptions
 from .fields import REQUEST, SAMPLING
 from .metrics import ServingMetrics
+from .reports import Reports
 from .rules import Limits
 
 ATTRIBUTE = "_sparsekv_front_end"
 """Where a tokenizer manager keeps its front end."""
-MOST_REPORTS = 4096
-"""Reports kept for streamed OpenAI responses; one is needed from a request's last token until its
-last chunk is written."""
 _LABELS = frozenset((*REQUEST_FIELDS, *SAMPLING, *REQUEST, "prompt"))
 
 
@@ -30,14 +26,14 @@ class FrontEnd:
         limits: what its requests may ask for.
         metrics: where refusals are counted.
         multimodal: the model takes images and the like, whose placeholders may stand among ids.
-        reports: of requests that have ended and whose last chunk is not yet written, by id.
+        reports: of requests that have ended and whose last chunk is not yet written.
     """
 
     options: ServerOptions
     limits: Limits
     metrics: ServingMetrics
     multimodal: bool = False
-    reports: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
+    reports: Reports = field(default_factory=Reports)
 
     @property
     def vocab_size(self) -> int:
@@ -47,12 +43,6 @@ class FrontEnd:
     def count_refusal(self, message: str) -> None:
         """Count a refused request under the field its message names."""
         self.metrics.rejected(_field_of(message))
-
-    def remember(self, rid: str, report: dict[str, Any]) -> None:
-        """Keep a request's report until its last chunk is written."""
-        self.reports[rid] = report
-        if len(self.reports) > MOST_REPORTS:
-            self.reports.popitem(last=False)
 
 
 def front_end_of(manager: object) -> FrontEnd | None:

@@ -10,8 +10,8 @@ import pytest
 
 from sgl_sparsekv.backend import request_table
 from sgl_sparsekv.config import ServerOptions
-from sgl_sparsekv.serving import echo
-from sgl_sparsekv.serving.front_end import MOST_REPORTS, FrontEnd
+from sgl_sparsekv.serving import echo, reports
+from sgl_sparsekv.serving.front_end import FrontEnd
 
 REPORT = {"method": "quest", "decode_steps": 3, "rejected": None}
 
@@ -150,8 +150,8 @@ def test_the_chunk_that_ends_a_choice_carries_it(manager: Any) -> None:
 
 def test_choices_of_one_response_keep_their_own_report(manager: Any, front_end: FrontEnd) -> None:
     # Chat ends every choice under the id of the one that came last.
-    front_end.remember("a", {"which": 0})
-    front_end.remember("b", {"which": 1})
+    front_end.reports.put("a", {"which": 0})
+    front_end.reports.put("b", {"which": 1})
     seen = through(
         [event("a", 0), event("b", 1), event("a", 0), event("b", 0, "stop"), event("b", 1, "stop")],
         manager,
@@ -161,7 +161,7 @@ def test_choices_of_one_response_keep_their_own_report(manager: Any, front_end: 
 
 
 def test_metadata_that_is_there_stays_beside_the_report(manager: Any, front_end: FrontEnd) -> None:
-    front_end.remember("a", REPORT)
+    front_end.reports.put("a", REPORT)
     (seen,) = through([event("a", 0, "stop", metadata={"weight_version": "1"})], manager)
     found = json.loads(seen.removeprefix("data: "))["metadata"]
     assert found == {"weight_version": "1", "sparsekv": REPORT}
@@ -208,6 +208,19 @@ def test_a_stock_stream_is_the_very_same_object() -> None:
 
 
 def test_reports_nobody_fetches_are_forgotten(front_end: FrontEnd) -> None:
-    for i in range(3 * MOST_REPORTS):
-        front_end.remember(str(i), REPORT)
-    assert len(front_end.reports) == MOST_REPORTS
+    """The oldest first, by their number and by their size; those that are fetched as well."""
+    for i in range(3 * reports.MOST):
+        front_end.reports.put(str(i), REPORT)
+    assert len(front_end.reports) == reports.MOST
+    assert front_end.reports.take("0") is None and front_end.reports.take(str(3 * reports.MOST - 1))
+    large = {"map": "x" * (reports.MOST_BYTES // 3)}
+    for i in range(5):
+        front_end.reports.put(f"large {i}", large)
+        assert front_end.reports.size <= reports.MOST_BYTES
+    assert len(front_end.reports) == 2
+    assert front_end.reports.take("large 2") is None
+    assert json.loads(front_end.reports.take("large 4") or "") == large
+    assert json.loads(front_end.reports.take("large 3") or "") == large
+    assert front_end.reports.size == len(front_end.reports) == 0
+    front_end.reports.put("alone", {"map": "x" * reports.MOST_BYTES})
+    assert front_end.reports.take("alone") is not None
