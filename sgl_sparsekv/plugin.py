@@ -149,6 +149,12 @@ HOOKS = (
         "backend.short_memory:free_held",
     ),
     Hook(
+        "sglang.srt.managers.scheduler_components.invariant_checker"
+        ".SchedulerInvariantChecker._get_total_uncached_sizes",
+        "around",
+        "backend.short_memory:held_by_requests",
+    ),
+    Hook(
         "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.on_release",
         "after",
         "backend.short_memory:forget_places",

@@ -9,10 +9,11 @@ where it is and is read from there. What was moved never enters the tree.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
-from ..geometry import ceil_div
+from ..geometry import whole_pages
 from ..serving.metrics import ServingMetrics
 from ..views import PackedRow, RequestView
 from .kv_pool import note_handed_out
@@ -54,6 +55,11 @@ class Packing:
         self.table, self._views, self._metrics = table, views, metrics
         self._layers = range(pool.start_layer, pool.start_layer + pool.layer_num)
         self._pool = pool
+        self._futile: WeakKeyDictionary[RequestView, tuple[int, tuple[int, int]]] = (
+            WeakKeyDictionary()
+        )
+        """Views of which nothing would be left over: as of when, and what of their rows others
+        and the tree held."""
         self.page_size = int(pool.page_size)
 
     def give_back(self, requests: Iterable[Any], tree: Any) -> int:
@@ -80,10 +86,13 @@ class Packing:
         if not self._is_packable(entry, view, request):
             return 0
         first = int(request.kv.cache_protected_len)
-        begins = sorted({first, self._held_by_others(request, tree)})
-        moves = [self._move(view, first, begin, self.page_size) for begin in begins]
+        begins = (first, self._held_by_others(request, tree))
+        if self._futile.get(view) == (view.made, begins):
+            return 0
+        moves = [self._move(view, first, begin, self.page_size) for begin in sorted(set(begins))]
         best = max(moves, key=lambda move: move.saved)
         if best.saved <= 0:
+            self._futile[view] = view.made, begins
             return 0
         self._do(best, view, request, tree)
         entry.tokens_freed += best.saved
@@ -92,7 +101,7 @@ class Packing:
 
     def _is_packable(self, entry: RequestEntry, view: RequestView, request: Any) -> bool:
         """Whether nothing but its view will read its row, and that is news since it was packed."""
-        end = view.made // self.page_size * self.page_size
+        end = whole_pages(view.made, self.page_size)
         news = view.packed is None or view.packed.end < end
         whole = view.layers.keys() == set(self._layers)
         alone = request.session is None and request.beam_group is None
@@ -113,10 +122,10 @@ class Packing:
     @staticmethod
     def _move(view: RequestView, first: int, begin: int, page: int) -> _Move:
         """What moving all that is kept from `begin` on would give; `first`: what the tree owns."""
-        end = view.made // page * page
+        end = whole_pages(view.made, page)
         old = view.packed
         own = [(first, end)] if old is None else [(first, old.filled), (old.end, end)]
-        needed = ceil_div(view.width(begin, end), page) * page
+        needed = whole_pages(view.width(begin, end) + page - 1, page)
         saved = first - begin + sum(b - a for a, b in own) - needed
         return _Move(PackedRow(begin, begin + needed, end), own, saved)
 

@@ -54,6 +54,18 @@ def forget_places(result: object, tree: object, request: Any, **kwargs: object) 
         entry.view.unpack()
 
 
+def held_by_requests(original: Callable[..., tuple[int, int]], checker: Any) -> tuple[int, int]:
+    """Around `SchedulerInvariantChecker._get_total_uncached_sizes`, which SGLang compares with its
+    pool: places that hold nothing are no tokens."""
+    full, sliding = original(checker)
+    table = active_table()
+    for request in checker._requests_owning_rows() if table is not None else ():
+        entry = table.of(request) if table is not None else None
+        packed = None if entry is None or entry.view is None else entry.view.packed
+        full -= 0 if packed is None else packed.end - packed.filled
+    return full, sliding
+
+
 def tokens_to_come(original: Callable[..., float], adder: object, request: Any) -> float:
     """Around `PrefillAdder._get_running_request_total_token_offset`: what an answer still adds to
     its row at most, where its view is renewed and its memory can be given back."""

@@ -83,11 +83,12 @@ class RequestView:
         return None if seen >= self._prompt else max(seen, begin)
 
     def is_due(self, length: int) -> bool:
-        """Whether the step that brings the context to `length` tokens makes the view.
+        """Whether the step that brings the context to `length` tokens makes the view, once a layer
+        observed its queries: the first one answers for those behind it.
 
         Where somebody else read the prompt, it waits until the answer's queries fill the window.
         """
-        seen = min((len(queries) for queries in self._queries.values()), default=0)
+        seen = max((len(queries) for queries in self._queries.values()), default=0)
         if length < self._prompt or seen < min(self._options.observation_window, length):
             return False
         if self.made:

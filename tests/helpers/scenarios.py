@@ -297,12 +297,15 @@ def view_retracted(script: Script) -> None:
 
 
 def view_chunks(script: Script) -> None:
-    """A prompt in chunks that are shorter than the window of its last queries."""
-    live = script.start(prompt(2), NARROWED)
-    while not live.decoding:
-        script.prefill([live], PAGE - 3)
-    for _ in range(4):
-        script.decode([live])
+    """A prompt in chunks that are shorter than the window of its last queries, and on a hit in one
+    and all the rest."""
+    for chunks in ([PAGE - 3] * 8, [PAGE - 3, 1000]):
+        live = script.start(prompt(2), NARROWED)
+        for chunk in chunks:
+            script.prefill([live], chunk)
+        for _ in range(4):
+            script.decode([live])
+        script.release(live, insert=True)
 
 
 def packed_alone(script: Script) -> None:

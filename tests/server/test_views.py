@@ -9,7 +9,16 @@ from helpers.soak import Size
 from sgl_sparsekv.models.documents import chain_document
 from sgl_sparsekv.views.stretches import kept_in
 
-from .client import ask_for, body_of, generate, generate_all, post, wrong_answers
+from .client import (
+    Ask,
+    ask_for,
+    assert_whole,
+    body_of,
+    generate,
+    generate_all,
+    post,
+    wrong_answers,
+)
 from .fleet import VIEWS, Fleet
 from .test_answers import selections
 from .test_sharing import ask, words
@@ -90,6 +99,28 @@ def test_short_prompts_with_long_answers_stay_bounded(fleet: Fleet, size: Size) 
     most = sum(min(length, BUDGET + EVERY) for length in range(101, 100 + tokens))
     assert answer["tokens_attended"] <= layers * most
     assert answer["tokens_attended"] < answer["tokens_in_context"]
+
+
+def test_rows_are_packed_where_memory_is_short_and_answers_stay_the_same(
+    fleet: Fleet, size: Size
+) -> None:
+    """A pool of five prompts: views that are renewed and views that are not, some of one prefix."""
+    server, easy, prompts = fleet.get("python_tree"), fleet.get("ours"), size(12, 100)
+    shared, asks = chain_document(1500, prompts, 4, seed=3), []
+    for i in range(prompts):
+        document = chain_document(1500, prompts, 4, seed=100 + i) if i % 3 else shared
+        options = {"method": VIEWS[i % len(VIEWS)], "budget": BUDGET, "share_generated": False}
+        options |= {"renew_every": EVERY * (i % 2)}
+        prompt = ask_for(document, document.questions[i], options).prompt
+        asks.append(Ask(prompt, None, 5 * EVERY, options))
+    answers = generate_all(server.url, asks, concurrency=prompts)
+    calm = generate_all(easy.url, asks)
+    freed = [a["meta_info"]["sparsekv"]["tokens_freed"] for a in answers if a]
+    print(f"packed {sum(map(bool, freed))} of {prompts} rows, {sum(freed)} tokens")
+    assert sum(map(bool, freed)) > prompts // 4
+    assert [a["output_ids"] for a in answers if a] == [a["output_ids"] for a in calm if a]
+    assert all(a["meta_info"]["sparsekv"]["tokens_freed"] == 0 for a in calm if a)
+    assert_whole(server.url)
 
 
 def test_views_of_many_requests_on_one_prefix(fleet: Fleet) -> None:
