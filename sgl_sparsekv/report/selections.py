@@ -19,7 +19,8 @@ MEANS = (
     "Blue is what a step read: strong where every KV head read it, pale where some did, and paler "
     "where several units share a column and few of them were read. Overlap is the share of the "
     "units a step read that the same head had read in the step before, first and newest tokens "
-    "included."
+    "included. Where a view was read, a map of all layers shows the last step that is drawn: what "
+    "is kept, and what came since."
 )
 MOST_HEADS = 48
 """Maps of single heads, per request."""
