@@ -124,7 +124,7 @@ def test_a_report_tells_options_steps_and_tokens() -> None:
     entry.tokens_from_sparser = 7
     assert report == {
         **asdict(entry.options), "decode_steps": 2, "tokens_attended": 25,
-        "tokens_in_context": 210, "tokens_from_sparser": None,
+        "tokens_in_context": 210, "tokens_from_sparser": None, "tokens_freed": 0,
         "telemetry": entry.telemetry.report(2), "view": None, "rejected": None,
     }  # fmt: skip
     assert entry.report()["tokens_from_sparser"] == 7
