@@ -172,6 +172,7 @@ def decode_rows(ops: Ops, context: int, batch: int, repeats: int, speed: float) 
         calls |= {(name, "quest"): call for name, call in adaptive.calls(ops).items()}
         sizes |= {(n, "quest"): size for n, size in adaptive.sizes(ops, metadata).items()}
         viewed = viewing.ViewLayers.make(layers, SCALE)
+        viewed.gate(ops)
         calls |= {(name, viewing.METHOD): call for name, call in viewed.calls(ops).items()}
         sizes |= {(name, viewing.METHOD): size for name, size in viewed.sizes().items()}
     times = clock_cold(calls, repeats)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, Layers
-from sgl_sparsekv.ops import Ops
-from sgl_sparsekv.views import LayerView, selection_of
+from sgl_sparsekv.ops import Ops, load_ops
+from sgl_sparsekv.views import LayerView, lists_of
 
 METHOD = "snapkv"
 
@@ -45,12 +45,20 @@ class ViewLayers:
         slots = torch.arange(rows * context, dtype=torch.int32).view(rows, context)
         return ViewLayers(layers, views, slots, scale)
 
-    def decode(self, ops: Ops, i: int) -> object:
+    def decode(self, ops: Ops, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What a step does in the i-th layer, counted round: list and attend."""
-        chosen = selection_of(self.views[i % len(self.views)], list(self.slots))
-        tails = torch.ones_like(self.layers.tails)
-        args = (chosen.physical, chosen.counts, tails, self.scale, 1)
-        return ops.attend(self.layers.q, *self.layers.pool(i), *args)
+        lists = lists_of(self.views[i % len(self.views)], list(self.slots))
+        return ops.attend_lists(self.layers.q, *self.layers.pool(i), lists, self.scale)
+
+    def gate(self, ops: Ops) -> None:
+        """Judge the first layer's step by the reference.
+
+        Raises:
+            AssertionError: they differ by more than rounding.
+        """
+        got, want = self.decode(ops, 0), self.decode(load_ops("reference"), 0)
+        torch.testing.assert_close(got[0], want[0], atol=0.01, rtol=0.02)
+        torch.testing.assert_close(got[1], want[1], atol=1e-4, rtol=1e-5)
 
     def decode_short(self, ops: Ops, i: int) -> object:
         """A dense step of a request that has no more tokens than a view keeps."""

@@ -15,6 +15,7 @@ from .types import (
     Reduction,
     ScoreInputs,
     Selection,
+    TokenLists,
 )
 
 DEVICES = {
@@ -220,6 +221,17 @@ class Ops(SegmentOps, Protocol):
         Returns:
             out `[rows, H, G, Dv]` in q's dtype and lse float32 `[rows, H, G]` (natural log).
         """
+        ...
+
+    def attend_lists(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        lists: TokenLists,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `attend`, over single tokens that are listed by their places in the rows."""
         ...
 
     def merge(

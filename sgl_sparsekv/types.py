@@ -10,11 +10,13 @@ What a method selects are *units*: `unit_size` consecutive tokens, 16 for page m
 ShadowKV's chunks, 1 where tokens are chosen one by one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 
 import torch
+from torch.nn.functional import pad
 
 from .segment_records import ResidualIndex, SegmentBounds, SegmentIndex
 
@@ -179,6 +181,43 @@ class Selection:
     def take(self, rows: torch.Tensor) -> "Selection":
         """That of some rows, int64 `[n]`."""
         return Selection(self.logical[rows], self.physical[rows], self.counts[rows])
+
+
+@dataclass(frozen=True)
+class TokenLists:
+    """Tokens that the KV heads of some rows read, others each, by their places in the rows.
+
+    Attributes:
+        positions: of each row int32 `[H, at least n]`, ascending; a head's are its first `counts`.
+        places: as `positions`: where in the row each lies.
+        slots: of each row int32 `[L]`, slot of each place.
+        counts: of each row, how many each KV head reads, at least 1.
+    """
+
+    positions: Sequence[torch.Tensor]
+    places: Sequence[torch.Tensor]
+    slots: Sequence[torch.Tensor]
+    counts: Sequence[Sequence[int]]
+
+    @cached_property
+    def widest(self) -> int:
+        """The largest count."""
+        return max(map(max, self.counts))
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The same as units of one token."""
+        counts = torch.tensor(self.counts, dtype=torch.int32, device=self.slots[0].device)
+        there = torch.arange(self.widest, device=counts.device) < counts[..., None]
+        logical = self._whole(self.positions).masked_fill(~there, -1)
+        places = self._whole(self.places).masked_fill(~there, 0).long()
+        physical = [own[mine] for own, mine in zip(self.slots, places, strict=True)]
+        return Selection(logical, torch.stack(physical).masked_fill_(~there, 0), counts)
+
+    def _whole(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """`[rows, H, widest]`."""
+        cut = [row[:, : self.widest] for row in rows]
+        return torch.stack([pad(row, (0, self.widest - row.shape[1])) for row in cut])
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,16 @@ struct Memory {
   int64_t scratch_size;
 };
 
+// Single tokens of a row, others for every KV head: the i-th has slot slots[places[head * stride + i]].
+struct TokenList {
+  const int32_t *places, *slots;
+  int64_t stride;
+};
+
 struct AttendArgs : Memory {
   const void *q, *keys, *values;  // [rows, H, G, D], [slots, H, D], [slots, H, Dv]
   const int32_t *table, *counts, *tails;
+  const TokenList* lists;  // [rows], in place of table and tails; unit is 1; null: none
   void* out;       // [rows, H, G, Dv] contiguous, q's dtype
   float* lse;      // [rows, H, G] contiguous
   int64_t rows, heads, group, dim, vdim, width, unit, dtype, threads;

@@ -70,23 +70,30 @@ int64_t count_of(const AttendArgs& a, int64_t row, int64_t head) {
 }
 
 int64_t tokens_of(const AttendArgs& a, const Task& task) {
-  return (count_of(a, task.row, task.head) - 1) * a.unit + a.tails[task.row];
+  int64_t tail = a.lists ? 1 : a.tails[task.row];
+  return (count_of(a, task.row, task.head) - 1) * a.unit + tail;
 }
 
 // The tile of a task that begins at token `first` of the row, within the task's chunk.
 Tile make_tile(const AttendArgs& a, const Task& task, int64_t first) {
-  const int32_t* units = a.table + task.row * a.t_row + task.head * a.t_head;
   int64_t end = (task.chunk + 1) * units_per_chunk(a) * a.unit, tokens = tokens_of(a, task);
   int64_t left = (end < tokens ? end : tokens) - first;
   Tile tile;
   tile.count = static_cast<int>(left < kTile ? left : kTile);
   tile.head = task.head;
-  int64_t unit = first / a.unit, offset = first % a.unit;
-  for (int t = 0; t < tile.count; ++t) {
-    tile.slot[t] = static_cast<int64_t>(units[unit]) * a.unit + offset;
-    if (++offset == a.unit) {
-      offset = 0;
-      ++unit;
+  if (a.lists) {
+    const TokenList& list = a.lists[task.row];
+    const int32_t* places = list.places + task.head * list.stride + first;
+    for (int t = 0; t < tile.count; ++t) tile.slot[t] = list.slots[places[t]];
+  } else {
+    const int32_t* units = a.table + task.row * a.t_row + task.head * a.t_head;
+    int64_t unit = first / a.unit, offset = first % a.unit;
+    for (int t = 0; t < tile.count; ++t) {
+      tile.slot[t] = static_cast<int64_t>(units[unit]) * a.unit + offset;
+      if (++offset == a.unit) {
+        offset = 0;
+        ++unit;
+      }
     }
   }
   for (int t = tile.count; t < kTile; ++t) tile.slot[t] = tile.slot[tile.count - 1];

@@ -24,8 +24,8 @@ _SAMPLE = (
     "dtype threads q_row q_head q_group k_slot k_head t_row scale"
 )
 _ATTEND = (
-    "q keys values table counts tails out lse rows heads group dim vdim width unit dtype threads "
-    "q_row q_head q_group k_slot k_head v_slot v_head t_row t_head c_row c_head scale"
+    "q keys values table counts tails lists out lse rows heads group dim vdim width unit dtype "
+    "threads q_row q_head q_group k_slot k_head v_slot v_head t_row t_head c_row c_head scale"
 )
 FIELDS = {
     "attend": _ATTEND,

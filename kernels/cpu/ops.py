@@ -2,14 +2,14 @@
 
 import math
 from array import array
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 
 from sgl_sparsekv.errors import UnsupportedOnDevice
 from sgl_sparsekv.geometry import UNIT_SIZE
-from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
-from sgl_sparsekv.summaries import CodeSummary, PageSummary, ResidualSummary
+from sgl_sparsekv.summaries import PageSummary
 from sgl_sparsekv.types import (
     POOL_FLOOR,
     Candidates,
@@ -17,24 +17,22 @@ from sgl_sparsekv.types import (
     KeptUnits,
     Ranking,
     Reduction,
-    Rest,
     ScoreInputs,
     Selection,
+    TokenLists,
     per_head,
 )
 
+from .arguments import REDUCTIONS, address, attend_args, dtype_of, sample_args, strides_of
 from .library import DTYPES, load_library
 from .prefill import merge, prefill
+from .segments import CpuSegmentOps
 
 UPPER_BOUND, EXPECTED_MAXIMUM, EXACT, PRODUCT = range(4)
 """`Formula` of args.h."""
 FORMULAS = {"min_max": UPPER_BOUND, "mean_std": EXPECTED_MAXIMUM, "landmark": PRODUCT}
 PLANES = {"min_max": 0, "mean_std": 1, "landmark": 2, "misfit": 3}
 """`Planes` of args.h."""
-REDUCTIONS = {Reduction.MAX_SOFTMAX: 0, Reduction.MEAN_SOFTMAX: 1, Reduction.MAX: 2}
-"""`Reduction` of args.h."""
-GAINS = (ResidualSummary.BY_CODE, ResidualSummary.BY_CENTROID)
-"""`Gains` of args.h."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 
 
@@ -47,7 +45,7 @@ class _Formula(NamedTuple):
     spread: float
 
 
-class CpuOps:
+class CpuOps(CpuSegmentOps):
     """Fused kernels of one instruction set."""
 
     name = "cpu"
@@ -72,7 +70,7 @@ class CpuOps:
         self._kernels.summarise(
             *(keys.data_ptr(), fields.data_ptr(), units.data_ptr(), units.numel(), heads, dim),
             *(keys.shape[0] // fields.shape[0], DTYPES[keys.dtype], torch.get_num_threads()),
-            *(PLANES[summary.name], *_strides(keys=keys)[:2], *_strides(fields=fields)[:3]),
+            *(PLANES[summary.name], *strides_of(keys=keys)[:2], *strides_of(fields=fields)[:3]),
         )
 
     def score(
@@ -90,7 +88,7 @@ class CpuOps:
             raise UnsupportedOnDevice(summary.name, "score", self.name)
         number = FORMULAS[summary.name]
         spread = summary.reach * (SPREAD if number == EXPECTED_MAXIMUM else 1)
-        formula = _Formula(number, _strides(fields=fields)[:3], 0, spread)
+        formula = _Formula(number, strides_of(fields=fields)[:3], 0, spread)
         return self._score(q, fields, candidates, scale, reduction, formula, known)
 
     def score_exact(
@@ -104,7 +102,7 @@ class CpuOps:
         known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Ops.score_exact`."""
-        formula = _Formula(EXACT, (*_strides(keys=keys)[:2], 0), unit_size, 0)
+        formula = _Formula(EXACT, (*strides_of(keys=keys)[:2], 0), unit_size, 0)
         return self._score(q, keys, candidates, scale, reduction, formula, known)
 
     def _score(
@@ -117,65 +115,16 @@ class CpuOps:
         formula: "_Formula",
         known: torch.Tensor | None,
     ) -> torch.Tensor:
-        table, dtype = candidates.unit_table, _dtype(q, data)
+        table, dtype = candidates.unit_table, dtype_of(q, data)
         begin, end = candidates.begin.contiguous(), candidates.end.contiguous()
         rows, heads, group, dim = q.shape
         out = torch.empty(rows, heads, table.shape[1])
         self._kernels.score(
             *(q.data_ptr(), data.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
-            *(_address(known, reduction), out.data_ptr(), rows, heads, group, dim, table.shape[1]),
+            *(address(known, reduction), out.data_ptr(), rows, heads, group, dim, table.shape[1]),
             *(formula.unit_size, dtype, torch.get_num_threads(), formula.number),
-            *(REDUCTIONS[reduction], *_strides(q=q)[:3], *formula.strides),
-            *(_strides(unit_table=table)[0], scale, formula.spread),
-        )
-        return out
-
-    def index_segments(
-        self,
-        summary: CodeSummary,
-        keys: torch.Tensor,
-        slots: torch.Tensor,
-        skips: torch.Tensor,
-        index: SegmentIndex,
-        records: torch.Tensor,
-    ) -> None:
-        """See `Ops.index_segments`."""
-        codes, books = index.codes, index.codebooks
-        assert codes.is_contiguous() and books.is_contiguous() and books.dtype is keys.dtype
-        slots, skips, records = slots.contiguous(), skips.contiguous(), records.contiguous()
-        _, heads, dim = keys.shape
-        self._kernels.index_segments(
-            *(keys.data_ptr(), slots.data_ptr(), skips.data_ptr(), records.data_ptr()),
-            *(codes.data_ptr(), books.data_ptr(), len(slots), heads, dim),
-            *(summary.segment_size, summary.subspaces, summary.codes, summary.cosine),
-            *(summary.iterations, summary.capacity or 0),
-            *(DTYPES[keys.dtype], torch.get_num_threads(), *_strides(keys=keys)[:2]),
-        )
-
-    def score_codes(
-        self,
-        q: torch.Tensor,
-        keys: torch.Tensor,
-        index: SegmentIndex | ResidualIndex,
-        candidates: Candidates,
-        scale: float,
-        reduction: Reduction,
-        known: torch.Tensor | None = None,
-        reach: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """See `Ops.score_codes`."""
-        _dtype(q, keys)
-        width, spans = candidates.unit_table.shape[1], candidates.contiguous()
-        out = torch.empty(*q.shape[:2], width)
-        clustered = isinstance(index, ResidualIndex)
-        if reach is not None:
-            reach = reach.contiguous()
-        kernel = self._kernels.score_clusters if clustered else self._kernels.score_codes
-        kernel(
-            *_codes(q, index, spans, scale, width),
-            *(keys.data_ptr(), reach.data_ptr() if clustered and reach is not None else 0),
-            *(_address(known, reduction), out.data_ptr(), *_strides(keys=keys)[:2]),
-            REDUCTIONS[reduction],
+            *(REDUCTIONS[reduction], *strides_of(q=q)[:3], *formula.strides),
+            *(strides_of(unit_table=table)[0], scale, formula.spread),
         )
         return out
 
@@ -189,15 +138,15 @@ class CpuOps:
         unit_size: int,
     ) -> torch.Tensor:
         """See `Ops.known`."""
-        dtype, table = _dtype(q, keys), kept.table
+        dtype, table = dtype_of(q, keys), kept.table
         counts, tail_lengths = kept.counts.contiguous(), tail_lengths.contiguous()
         rows, heads, group, dim = q.shape
         lse = torch.empty(rows, heads, group)
         self._kernels.known(
             *(q.data_ptr(), keys.data_ptr(), table.data_ptr(), counts.data_ptr()),
             *(tail_lengths.data_ptr(), lse.data_ptr(), rows, heads, group, dim, unit_size),
-            *(dtype, torch.get_num_threads(), *_strides(q=q)[:3], *_strides(keys=keys)[:2]),
-            *(_strides(table=table)[0], scale),
+            *(dtype, torch.get_num_threads(), *strides_of(q=q)[:3], *strides_of(keys=keys)[:2]),
+            *(strides_of(table=table)[0], scale),
         )
         return lse
 
@@ -207,7 +156,7 @@ class CpuOps:
         """See `Ops.sample`; writes to the scores."""
         spans, coverage = inputs.candidates.contiguous(), coverage.contiguous()
         lowest = torch.empty(scores.shape[:2])
-        self._kernels.sample(*_sample(scores, inputs, spans, coverage, size, lowest.data_ptr()))
+        self._kernels.sample(*sample_args(scores, inputs, spans, coverage, size, lowest.data_ptr()))
         return Ranking(scores, lowest)
 
     def cover(self, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal, size: int) -> Selection:
@@ -219,7 +168,7 @@ class CpuOps:
         counts = torch.empty(rows, heads, dtype=torch.int32)
         units = torch.empty(2 * rows * heads * width, dtype=torch.int32)
         self._kernels.cover(
-            *_sample(scores, inputs, spans, coverage, size, 0),
+            *sample_args(scores, inputs, spans, coverage, size, 0),
             *(num_units.data_ptr(), ceilings.data_ptr(), pooled.data_ptr()),
             *(counts.data_ptr(), units.data_ptr(), POOL_FLOOR),
         )
@@ -249,70 +198,6 @@ class CpuOps:
         )
         return out
 
-    def choose(self, inputs: ScoreInputs, reach: int) -> tuple[Selection, torch.Tensor]:
-        """See `Ops.choose`."""
-        q, keys, index = inputs.q, inputs.keys, inputs.index
-        assert isinstance(index, ResidualIndex) and inputs.known is None
-        _dtype(q, keys)
-        rows, heads, group, _ = q.shape
-        num_units, counts = inputs.num_units.contiguous(), inputs.counts.contiguous()
-        kept = counts.tolist()  # a tensor op on so few takes longer
-        within, widest = array("i", [reach * count for count in kept]), max(kept)
-        logical = torch.empty(rows, heads, widest, dtype=torch.int32)
-        physical = torch.empty(rows, heads, widest, dtype=torch.int32)
-        weights = torch.empty(rows, heads, group, index.table.shape[1] * index.entries)
-        spans = inputs.candidates.contiguous()
-        self._kernels.choose(
-            *_codes(q, index, spans, inputs.scale, spans.unit_table.shape[1]),
-            *(keys.data_ptr(), within.buffer_info()[0], 0, 0, *_strides(keys=keys)[:2]),
-            *(REDUCTIONS[inputs.reduction], num_units.data_ptr(), counts.data_ptr()),
-            *(logical.data_ptr(), physical.data_ptr(), weights.data_ptr(), widest, *GAINS),
-        )
-        return Selection(logical, physical, per_head(counts, heads)), weights
-
-    def weigh(
-        self,
-        q: torch.Tensor,
-        index: ResidualIndex,
-        candidates: Candidates,
-        selection: Selection,
-        scale: float,
-        reduction: Reduction,
-        reach: torch.Tensor,
-        unit_size: int,
-    ) -> torch.Tensor:
-        """See `Ops.weigh`."""
-        spans, logical = candidates.contiguous(), selection.logical
-        assert logical.is_contiguous()
-        rows, heads, group, _ = q.shape
-        counts, reach = per_head(selection.counts, heads), reach.contiguous()
-        weights = torch.empty(rows, heads, group, index.table.shape[1] * index.entries)
-        width = index.table.shape[1] * index.segment_size  # in tokens, as is the span
-        self._kernels.weigh(
-            *_codes(q, index, spans, scale, width),
-            *(0, reach.data_ptr(), 0, 0, 0, 0, REDUCTIONS[reduction]),
-            *(logical.data_ptr(), counts.data_ptr(), weights.data_ptr()),
-            *(logical.shape[-1], unit_size, *counts.stride(), *GAINS),
-        )
-        return weights
-
-    def estimate(
-        self, weights: torch.Tensor, index: ResidualIndex, out: torch.Tensor, lse: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Ops.estimate`."""
-        values, scales, table = index.values, index.scales, index.table
-        held = (weights, values, scales, out, lse)
-        assert all(one.is_contiguous() for one in held)
-        rows, heads, group, width = out.shape
-        joined, joined_lse = torch.empty_like(out), torch.empty_like(lse)
-        self._kernels.estimate(
-            *(weights.data_ptr(), values.data_ptr(), scales.data_ptr(), table.data_ptr()),
-            *(out.data_ptr(), lse.data_ptr(), joined.data_ptr(), joined_lse.data_ptr()),
-            *(rows, heads, group, width, table.shape[1], index.codebooks.shape[2]),
-            *(DTYPES[out.dtype], torch.get_num_threads(), _strides(table=table)[0]),
-        )
-        return joined, joined_lse
-
     def select(
         self,
         scores: torch.Tensor,
@@ -334,7 +219,7 @@ class CpuOps:
             *(scores.data_ptr(), table.data_ptr(), begin.data_ptr(), end.data_ptr()),
             *(num_units.data_ptr(), counts.data_ptr(), logical.data_ptr(), physical.data_ptr()),
             *(rows, heads, width, widest, torch.get_num_threads()),
-            *(_strides(unit_table=table)[0], *counts.stride()),
+            *(strides_of(unit_table=table)[0], *counts.stride()),
         )
         return Selection(logical, physical, counts)
 
@@ -353,29 +238,31 @@ class CpuOps:
         tails, counts = tail_lengths.contiguous(), per_head(counts, q.shape[1])
         out, lse = q.new_empty(*q.shape[:3], values.shape[-1]), torch.empty(q.shape[:3])
         listed = (table, counts, tails, out, lse)
-        self._kernels.attend(*_attend(q, (keys, values), listed, scale, unit_size))
+        self._kernels.attend(*attend_args(q, (keys, values), listed, scale, unit_size))
         return out, lse
 
-    def attend_all(
+    def attend_lists(
         self,
         q: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
-        selection: Selection,
-        tail_lengths: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        lists: TokenLists,
         scale: float,
-        unit_size: int,
-        rest: Rest,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Ops.attend_all`."""
-        tails, (weights, index) = tail_lengths.contiguous(), (rest.weights, rest.index)
-        held = (weights, index.values, index.scales)
-        assert all(one.is_contiguous() for one in held)
-        out, lse = q.new_empty(*q.shape[:3], cache[1].shape[-1]), torch.empty(q.shape[:3])
-        listed = (selection.physical, selection.counts, tails, out, lse)
-        self._kernels.attend_all(
-            *_attend(q, cache, listed, scale, unit_size),
-            *(*(one.data_ptr() for one in held), index.table.data_ptr(), index.table.shape[1]),
-            *(index.codebooks.shape[2], _strides(table=index.table)[0]),
+        """See `Ops.attend_lists`."""
+        rows, heads, group, dim = q.shape
+        out, lse = q.new_empty(rows, heads, group, values.shape[-1]), torch.empty(q.shape[:3])
+        counts, found = array("i", chain.from_iterable(lists.counts)), array("q")
+        for places, slots in zip(lists.places, lists.slots, strict=True):
+            assert places.dtype is slots.dtype is torch.int32 and slots.stride(0) == 1
+            head, _ = strides_of(places=places)
+            found.extend((places.data_ptr(), slots.data_ptr(), head))
+        self._kernels.attend(
+            *(q.data_ptr(), keys.data_ptr(), values.data_ptr(), 0, counts.buffer_info()[0], 0),
+            *(found.buffer_info()[0], out.data_ptr(), lse.data_ptr()),
+            *(rows, heads, group, dim, values.shape[-1]),
+            *(lists.widest, 1, dtype_of(q, keys), torch.get_num_threads(), *strides_of(q=q)[:3]),
+            *(*strides_of(keys=keys)[:2], *strides_of(values=values)[:2], 0, 1, heads, 1, scale),
         )
         return out, lse
 
@@ -395,102 +282,3 @@ class CpuOps:
     ) -> torch.Tensor:
         """See `Ops.prefill`."""
         return prefill(q, keys, values, slots, scale)
-
-
-def _attend(
-    q: torch.Tensor,
-    cache: tuple[torch.Tensor, torch.Tensor],
-    listed: tuple[torch.Tensor, ...],
-    scale: float,
-    unit_size: int,
-) -> tuple[float, ...]:
-    """`AttendArgs` of args.h; listed are table, counts, tails, and what is written to."""
-    (keys, values), (table, counts, *_) = cache, listed
-    rows, heads, group, dim = q.shape
-    return (
-        *(q.data_ptr(), keys.data_ptr(), values.data_ptr(), *(one.data_ptr() for one in listed)),
-        *(rows, heads, group, dim, values.shape[-1], table.shape[2], unit_size, _dtype(q, keys)),
-        *(torch.get_num_threads(), *_strides(q=q)[:3], *_strides(keys=keys)[:2]),
-        *(*_strides(values=values)[:2], *_strides(table=table)[:2], *counts.stride(), scale),
-    )
-
-
-def _sample(
-    scores: torch.Tensor,
-    inputs: ScoreInputs,
-    spans: Candidates,
-    coverage: torch.Tensor,
-    size: int,
-    lowest: int,
-) -> tuple[float, ...]:
-    """`SampleArgs` of args.h; spans are the inputs' candidates."""
-    q, keys, known, table = inputs.q, inputs.keys, inputs.known, spans.unit_table
-    dtype = _dtype(q, keys)
-    assert known is not None and known.is_contiguous() and scores.is_contiguous()
-    rows, heads, group, dim = q.shape
-    return (
-        *(q.data_ptr(), keys.data_ptr(), scores.data_ptr(), table.data_ptr()),
-        *(spans.begin.data_ptr(), spans.end.data_ptr(), known.data_ptr(), coverage.data_ptr()),
-        *(lowest, rows, heads, group, dim, scores.shape[-1], inputs.unit_size, size, dtype),
-        *(torch.get_num_threads(), *_strides(q=q)[:3], *_strides(keys=keys)[:2]),
-        *(_strides(unit_table=table)[0], inputs.scale),
-    )
-
-
-def _codes(
-    q: torch.Tensor,
-    index: SegmentIndex | ResidualIndex,
-    candidates: Candidates,
-    scale: float,
-    width: int,
-) -> tuple[float, ...]:
-    """What `CodeArgs` of args.h begins with: queries, records, and the tokens to rank."""
-    spans, codes, books, table = candidates.unit_table, index.codes, index.codebooks, index.table
-    begin, end = candidates.begin, candidates.end
-    assert begin.is_contiguous() and end.is_contiguous()
-    assert codes.is_contiguous() and books.is_contiguous()
-    rows, heads, group, dim = q.shape
-    if isinstance(index, ResidualIndex):
-        own = (index.centroids, index.scales, index.labels, index.places, index.ends)
-        assert all(one.is_contiguous() for one in own)
-        clusters = tuple(one.data_ptr() for one in own)
-    else:
-        assert books.dtype is q.dtype
-        clusters = (0,) * 5
-    return (
-        *(q.data_ptr(), books.data_ptr(), codes.data_ptr(), *clusters, table.data_ptr()),
-        *(spans.data_ptr(), begin.data_ptr(), end.data_ptr(), rows, heads, group, dim, width),
-        *(table.shape[1], index.segment_size, books.shape[2], index.entries, DTYPES[q.dtype]),
-        *(torch.get_num_threads(), *_strides(q=q)[:3], _strides(table=table)[0]),
-        *(_strides(unit_table=spans)[0], scale),
-    )
-
-
-def _address(known: torch.Tensor | None, reduction: Reduction) -> int:
-    """Of what joins the softmax; 0 for nothing."""
-    assert known is None or (known.is_contiguous() and reduction is not Reduction.MAX)
-    return 0 if known is None else known.data_ptr()
-
-
-def _strides(**named: torch.Tensor) -> tuple[int, ...]:
-    """Of one tensor: the kernels walk the last dimension as one run of memory.
-
-    Raises:
-        ValueError: its last dimension is not contiguous.
-    """
-    [(name, tensor)] = named.items()
-    strides = tensor.stride()
-    if strides[-1] != 1 and tensor.shape[-1] > 1:
-        raise ValueError(f"{name} must be contiguous in its last dimension")
-    return strides
-
-
-def _dtype(q: torch.Tensor, data: torch.Tensor) -> int:
-    """`DType` of simd.h: queries and the pool share an element type.
-
-    Raises:
-        ValueError: they do not.
-    """
-    if q.dtype is not data.dtype:
-        raise ValueError(f"q must have the pool's dtype {data.dtype}, got {q.dtype}")
-    return DTYPES[q.dtype]

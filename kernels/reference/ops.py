@@ -13,6 +13,7 @@ from sgl_sparsekv.types import (
     Rest,
     ScoreInputs,
     Selection,
+    TokenLists,
     per_head,
 )
 
@@ -302,6 +303,19 @@ class ReferenceOps:
         how = (selection.physical, selection.counts, tail_lengths, scale, unit_size)
         out, lse = self.attend(q, *cache, *how)
         return self.estimate(rest.weights, rest.index, out, lse)[0], lse
+
+    def attend_lists(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        lists: TokenLists,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Ops.attend_lists`."""
+        chosen = lists.selection
+        tails = torch.ones_like(chosen.counts[:, 0])
+        return self.attend(q, keys, values, chosen.physical, chosen.counts, tails, scale, 1)
 
     def merge(
         self, out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor

@@ -13,12 +13,9 @@ import torch
 from ..config import ServerOptions
 from ..errors import UnsupportedSetup
 from ..ops import Ops, PrefillOps
-from ..page_metadata import RowSegments, StepSeal
-from ..segment_records import ResidualIndex
-from ..selection.sampling import covering_selection, sampled_ranking
-from ..summaries import ResidualSummary
-from ..types import Ranking, Reduction, Rest, ScoreInputs, Selection
+from ..page_metadata import Cache, RowSegments, StepSeal
 from .attention import SparseKVBackend, host_lengths
+from .choosing import Chooser, GroupChoice
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
 from .packing import Packing
@@ -230,141 +227,64 @@ class GroupedBackend(SparseKVBackend):
 
     def _read(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
         """Attention of one group: q `[rows, H, G, D]` -> `[rows, H, G, Dv]`."""
-        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        number = layer.layer_id
+        cache: Cache = self.token_to_kv_pool.get_kv_buffer(number)
+        if group.view:
+            return self._read_views(group, q, cache, layer)
+        if group.method is None:
+            return self._read_everything(group, q, cache, layer)
+        how = (group.tails, layer.scaling, group.unit_size)
         self.telemetry.selecting()
-        table, counts, selection, rest = self._table(group, q, layer)
+        choice = self._choice(group, q, cache[0], layer)
+        selection, rest = choice.made()
+        self.telemetry.selected()
+        self.observer.selected(number, group, selection)
         self.telemetry.attending()
-        cache, how = (keys, values), (group.tails, layer.scaling, group.unit_size)
-        if rest is None or selection is None:
-            part, lse = self.ops.attend(q, keys, values, table, counts, *how)
+        if rest is None:
+            physical, counts = selection.physical, selection.counts
+            part, lse = self.ops.attend(q, *cache, physical, counts, *how)
         else:
-            beside = Rest(rest, self._clusters(group, layer))
-            part, lse = self.ops.attend_all(q, cache, selection, *how, beside)
+            part, lse = self.ops.attend_all(q, cache, selection, *how, rest)
         self.telemetry.attended(group)
-        mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
-        if mass is not None and selection is not None:
+        mass = self.telemetry.cover(number, group, q, cache, layer.scaling, lse)
+        if mass is not None:
             self.observer.covered(group, mass)
-            inputs = self._inputs(group, q, layer)
-            self.telemetry.certify(layer.layer_id, group, selection, inputs)
+            self.telemetry.certify(number, group, selection, choice.inputs())
         return part
 
-    def _clusters(self, group: RowGroup, layer: Any) -> ResidualIndex:
-        """Records that answer for what the group does not read."""
-        assert group.rest is not None and self.indexes.rest is not None
-        index = self.indexes.rest.view(self._local(layer), group.rest)
-        assert isinstance(index, ResidualIndex)
-        return index
-
-    def _table(
-        self, group: RowGroup, q: torch.Tensor, layer: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, Selection | None, torch.Tensor | None]:
-        """Physical units `[rows, H, n]` that the group reads in this layer, their number, how they
-        were chosen, and what clusters of the rest weigh, if they answer for it; None and None where
-        all are read."""
-        if group.method is None:
-            table = group.candidates.unit_table
-            self.observer.dense(layer.layer_id, group)
-            return table[:, None, :].expand(-1, q.shape[1], -1), group.counts, None, None
-        selection, rest = self._choose(group, q, layer)
-        self.telemetry.selected()
-        self.observer.selected(layer.layer_id, group, selection)
-        return selection.physical, selection.counts, selection, rest
-
-    def _choose(
-        self, group: RowGroup, q: torch.Tensor, layer: Any
-    ) -> tuple[Selection, torch.Tensor | None]:
-        """What the group reads, and what clusters of the rest weigh, if they answer for it."""
-        assert group.method is not None and self.plan is not None
-        if group.view:
-            return self.views.selection(layer.layer_id, group.index.tolist()), None
-        rows = self.plan.rows[group.index.cpu().numpy()].tolist()
-        if group.goal is None and group.rest is not None and not self.held.any(rows):
-            chosen = group.method.choose(self.ops, self._inputs(group, q, layer))
-            if chosen is not None:
-                return chosen
-        selection = self._selection(group, q, layer, self.held.any(rows))
-        if group.rest is None:
-            return selection, None
-        size, index = group.unit_size, self._clusters(group, layer)
-        how = (layer.scaling, self.options.reduction, group.counts * size * ResidualSummary.REACH)
-        spans = group.candidates.in_tokens(size)
-        return selection, self.ops.weigh(q, index, spans, selection, *how, size)
-
-    def _selection(self, group: RowGroup, q: torch.Tensor, layer: Any, holding: bool) -> Selection:
-        """The best units; `holding` scores for later steps, or some of earlier ones."""
-        units, counts = (group.candidates, group.num_units), group.counts
-        if group.goal is None:
-            return self.ops.select(self._ranking(group, q, layer).scores, *units, counts)
-        if not holding:
-            scores, inputs = self._shares(group, q, layer)
-            return covering_selection(self.ops, scores, inputs, group.goal)
-        ranking = self._ranking(group, q, layer)
-        assert ranking.lowest is not None
-        how = (counts, ranking.lowest, group.goal.pooled)
-        counts = self.ops.allot(ranking.scores, *units, *how)
-        return self.ops.select(ranking.scores, *units, counts)
-
-    def _ranking(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Ranking:
-        """A held one where a row does not reselect, else the method's."""
-        assert group.method is not None and self.plan is not None
-        local = self._local(layer)
-        rows = self.plan.rows[group.index.cpu().numpy()].tolist()
-        held = [i for i, row in enumerate(rows) if self.held.holds(row, local)]
-        if len(held) == len(rows):
-            shape = (len(rows), q.shape[1], group.candidates.unit_table.shape[1])
-            scores = q.new_empty(shape, dtype=torch.float32)
-            lowest = None if group.goal is None else scores.new_empty(shape[:2])
-            ranking = Ranking(scores, lowest)
-        else:
-            ranking = self._ranked(group, q, layer)
-        for i, row in enumerate(rows):
-            if i in held:
-                self.held.load(row, local, ranking.row(i))
-            else:
-                self.held.store(row, local, ranking.row(i))
-        return ranking
-
-    def _ranked(self, group: RowGroup, q: torch.Tensor, layer: Any) -> Ranking:
-        """What the method says; where there is a goal, held against a sample."""
-        assert group.method is not None
-        if group.goal is None:
-            return Ranking(group.method.score(self.ops, self._inputs(group, q, layer)))
-        scores, inputs = self._shares(group, q, layer)
-        return sampled_ranking(self.ops, scores, inputs, group.goal.coverage)
-
-    def _shares(
-        self, group: RowGroup, q: torch.Tensor, layer: Any
-    ) -> tuple[torch.Tensor, ScoreInputs]:
-        """Scores as shares of all attention, and what they were made from."""
-        assert group.method is not None
-        inputs = self._inputs(group, q, layer, self._known(group, q, layer))
-        return group.method.score(self.ops, inputs), inputs
-
-    def _inputs(
-        self, group: RowGroup, q: torch.Tensor, layer: Any, known: torch.Tensor | None = None
-    ) -> ScoreInputs:
-        assert group.method is not None
-        local, index = self._local(layer), None
-        keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
-        if group.records is not None:
-            index = self.indexes.of(group.method.name).view(local, group.records)
-        return ScoreInputs(
-            q=q,
-            keys=keys,
-            fields={s.name: self.metadata.fields(s.name, local) for s in group.method.summaries},
-            index=index,
-            candidates=group.candidates,
-            num_units=group.num_units,
-            counts=group.counts,
-            scale=layer.scaling,
-            reduction=self.options.reduction if known is None else Reduction.MEAN_SOFTMAX,
-            unit_size=group.unit_size,
-            known=known,
-        )
-
-    def _known(self, group: RowGroup, q: torch.Tensor, layer: Any) -> torch.Tensor:
-        """lse `[rows, H, G]` over what the group reads in any case."""
-        assert group.kept is not None
-        keys, _ = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+    def _read_everything(
+        self, group: RowGroup, q: torch.Tensor, cache: Cache, layer: Any
+    ) -> torch.Tensor:
+        """As `_read`, of rows that are dense in this layer."""
+        table = group.candidates.unit_table[:, None, :].expand(-1, q.shape[1], -1)
         how = (group.tails, layer.scaling, group.unit_size)
-        return self.ops.known(q, keys, group.kept, *how)
+        self.telemetry.selecting()
+        self.observer.dense(layer.layer_id, group)
+        self.telemetry.attending()
+        part, _ = self.ops.attend(q, *cache, table, group.counts, *how)
+        self.telemetry.attended(group)
+        return part
+
+    def _read_views(
+        self, group: RowGroup, q: torch.Tensor, cache: Cache, layer: Any
+    ) -> torch.Tensor:
+        """As `_read`, of rows that read what their views list."""
+        self.telemetry.selecting()
+        lists = self.views.lists(layer.layer_id, group.index.tolist())
+        self.telemetry.selected()
+        self.observer.listed(layer.layer_id, group, lists)
+        self.telemetry.attending()
+        part, lse = self.ops.attend_lists(q, *cache, lists, layer.scaling)
+        self.telemetry.attended(group)
+        mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
+        if mass is not None:
+            self.observer.covered(group, mass)
+        return part
+
+    def _choice(
+        self, group: RowGroup, q: torch.Tensor, keys: torch.Tensor, layer: Any
+    ) -> GroupChoice:
+        assert self.plan is not None
+        by = Chooser(self.ops, self.metadata, self.indexes, self.held, self.options.reduction)
+        rows = self.plan.rows[group.index.cpu().numpy()].tolist()
+        return GroupChoice(by, group, rows, q, keys, layer.scaling, self._local(layer))

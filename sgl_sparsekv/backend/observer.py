@@ -19,7 +19,7 @@ from ..page_metadata import (
 )
 from ..serving.metrics import process_metrics
 from ..serving.trace import SelectionRecord, TracePublisher, rank_endpoint
-from ..types import Selection
+from ..types import Selection, TokenLists
 from .layers import ModelLayers
 from .planner import HostPlan, RowGroup, StepPlan
 from .ranks import own_rank
@@ -181,22 +181,31 @@ class StepObserver:
 
     def selected(self, layer: int, group: RowGroup, selection: Selection) -> None:
         """Rows read a selection in a layer."""
-        if group.goal is not None or group.view:
+        if group.goal is not None:
             tokens = (selection.counts - 1) * group.unit_size + group.tails[:, None]
-            self._count(group.index.tolist(), tokens)
+            self._count(group, tokens.sum(1).tolist())
         if self.trace is not None:
-            logical = selection.logical.cpu().numpy()
-            for i in range(len(logical)):
-                place = int(group.index[i])
-                self._publish(layer, place, _name(group), logical[i], group.unit_size)
+            self._trace(layer, group, selection)
 
-    def _count(self, places: list[int], tokens: torch.Tensor) -> None:
-        """Rows at `places` of the step read `tokens` `[rows, H]` that the plan did not know of."""
+    def listed(self, layer: int, group: RowGroup, lists: TokenLists) -> None:
+        """Rows read what their views list in a layer."""
+        self._count(group, [sum(counts) for counts in lists.counts])
+        if self.trace is not None:
+            self._trace(layer, group, lists.selection)
+
+    def _trace(self, layer: int, group: RowGroup, selection: Selection) -> None:
+        logical = selection.logical.cpu().numpy()
+        for place, units in zip(group.index.tolist(), logical, strict=True):
+            self._publish(layer, place, _name(group), units, group.unit_size)
+
+    def _count(self, group: RowGroup, totals: list[int]) -> None:
+        """A group's rows read so many tokens, all KV heads' in sum, that the plan did not know
+        of."""
         assert self._plan is not None
-        heads = tokens.shape[1]
-        for place, total in zip(places, tokens.sum(1).tolist(), strict=True):
+        heads = self.metadata.layout.num_kv_heads
+        for place, total in zip(group.index.tolist(), totals, strict=True):
             self.table.entry(int(self._plan.rows[place])).read(total, heads)
-        self.metrics.read(float(tokens.sum()) / heads, 0)
+        self.metrics.read(sum(totals) / heads, 0)
 
     def covered(self, group: RowGroup, mass: torch.Tensor) -> None:
         """Attention mass `[rows, H, G]` of a group's sampled rows is known."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..selection.policy import IntArray
-from ..types import Selection
-from ..views import RequestView, selection_of
+from ..types import TokenLists
+from ..views import RequestView, lists_of
 from .layers import ModelLayers
 from .planner import StepPlan
 from .request_table import RequestEntry
@@ -105,7 +105,7 @@ class StepViews:
         if seen.view.is_due(length):
             seen.view.weigh(layer, keys, seen.slots, scale)
 
-    def selection(self, layer: int, places: Sequence[int]) -> Selection:
-        """What the views of decoding rows list in a layer: units of one token."""
+    def lists(self, layer: int, places: Sequence[int]) -> TokenLists:
+        """What the views of decoding rows list in a layer."""
         rows = [self._decoding[place] for place in places]
-        return selection_of([row.view.layers[layer] for row in rows], [row.slots for row in rows])
+        return lists_of([row.view.layers[layer] for row in rows], [row.slots for row in rows])

@@ -4,8 +4,8 @@ A view lists positions, never slots: a running request's pages can change betwee
 retracted one comes back on others. It owns nothing of SGLang's pool, and no other request sees it.
 """
 
-from .layer_view import LayerView, selection_of
+from .layer_view import LayerView, lists_of
 from .packed_row import PackedRow
 from .request_view import RequestView
 
-__all__ = ["LayerView", "PackedRow", "RequestView", "selection_of"]
+__all__ = ["LayerView", "PackedRow", "RequestView", "lists_of"]

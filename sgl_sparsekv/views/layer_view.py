@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from ..types import Selection
+from ..types import TokenLists
 from .stretches import stretches_of
 
 GROWTH = 256
@@ -68,18 +67,35 @@ class LayerView:
     def listed(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions int32 `[H, n]` that are read in a context of `length` tokens, ascending, -1
         behind them; and their number, int64 `[H]`."""
-        counts = self.counts + (length - self.made)
-        width = int(counts.max())
-        if width > self.positions.shape[1]:
-            self._grow(2 * width)
+        own = self.reading(length)
+        counts, width = torch.tensor(own), max(own)
         listed = self.positions[:, :width]
         if self.even:
             return listed, counts
         return listed.masked_fill(torch.arange(width) >= counts[:, None], -1), counts
 
+    def reading(self, length: int) -> list[int]:
+        """How many tokens each KV head reads in a context of `length` tokens; both lists have
+        them from now on."""
+        since = length - self.made
+        counts = [count + since for count in self._kept]
+        if max(counts) > self.positions.shape[1]:
+            self._grow(2 * max(counts))
+        return counts
+
+    @cached_property
+    def _kept(self) -> list[int]:
+        kept: list[int] = self.counts.tolist()
+        return kept
+
+    @property
+    def where(self) -> torch.Tensor:
+        """int32 `[H, n]`, where in the row each of its positions lies."""
+        return self.positions if self.places is None else self.places
+
     def lying(self, listed: torch.Tensor) -> torch.Tensor:
         """Where in the row what is `listed` lies: int32 `[H, n]`, 0 behind it."""
-        places = listed if self.places is None else self.places[:, : listed.shape[1]]
+        places = self.where[:, : listed.shape[1]]
         return places if self.even else places.masked_fill(listed < 0, 0)
 
     def _grow(self, width: int) -> None:
@@ -96,49 +112,30 @@ class LayerView:
 
     def sources(self, begin: int, end: int) -> torch.Tensor:
         """Where in the row these tokens lie: int64 `[most, H]`, 0 behind them."""
-        moved = zip(self._where(), self.between(begin, end), strict=True)
+        moved = zip(self.where, self.between(begin, end), strict=True)
         return pad_sequence([own[mine] for own, mine in moved]).long()
 
     def pack(self, begin: int, end: int) -> None:
         """From now on these tokens lie at the places `begin`, `begin + 1`, ... of the row."""
         moved = self.between(begin, end)
         together = begin + moved.cumsum(-1, dtype=torch.int32) - 1
-        self.places = torch.where(moved, together, self._where())
+        self.places = torch.where(moved, together, self.where)
 
     def unpack(self) -> None:
         """Every token lies at its position again."""
         self.places = None
 
-    def _where(self) -> torch.Tensor:
-        return self.positions if self.places is None else self.places
 
-
-def selection_of(views: Sequence[LayerView], slots: Sequence[torch.Tensor]) -> Selection:
-    """What some rows read of one layer, as units of one token.
+def lists_of(views: Sequence[LayerView], slots: Sequence[torch.Tensor]) -> TokenLists:
+    """What some rows read of one layer.
 
     Args:
         views: of the rows.
-        slots: of each row, int32 `[L]`, slot of each position of its context.
+        slots: of each row, int32 `[L]`, slot of each place of its context.
     """
-    listed = [view.listed(len(own)) for view, own in zip(views, slots, strict=True)]
-    logical = [positions for positions, _ in listed]
-    counts = torch.stack([counts for _, counts in listed]).int()
-    places = [view.lying(positions) for view, positions in zip(views, logical, strict=True)]
-    if len(views) == 1 and views[0].even:
-        physical = slots[0].index_select(0, places[0].flatten()).view_as(logical[0])
-        return Selection(logical[0][None], physical[None], counts)
-    physical = [
-        own.index_select(0, row.flatten()).view_as(row)
-        for own, row in zip(slots, places, strict=True)
-    ]
-    chosen = _padded(logical, -1)
-    return Selection(chosen, _padded(physical, 0).masked_fill_(chosen < 0, 0), counts)
-
-
-def _padded(rows: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
-    """Rows `[H, n]` of different widths as one `[rows, H, widest]`."""
-    width = max(row.shape[1] for row in rows)
-    return torch.stack([pad(row, (0, width - row.shape[1]), value=fill) for row in rows])
+    counts = [view.reading(len(own)) for view, own in zip(views, slots, strict=True)]
+    places = [view.where for view in views]
+    return TokenLists([view.positions for view in views], places, slots, counts)
 
 
 def _continued(

@@ -36,7 +36,10 @@ class LastQueries:
         if self._ring is None:
             self._ring = q.new_empty(self._size, *q.shape[1:])
         begin = max(first, end - self._size)
-        self._ring[torch.arange(begin, end) % self._size] = q[begin - first :]
+        if end - begin == 1:  # of a step that decodes
+            self._ring[begin % self._size] = q[-1]
+        else:
+            self._ring[torch.arange(begin, end) % self._size] = q[begin - first :]
         self._first, self._end = max(self._first, end - self._size), end
 
     def last(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:

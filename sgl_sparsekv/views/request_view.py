@@ -88,15 +88,17 @@ class RequestView:
 
         Where somebody else read the prompt, it waits until the answer's queries fill the window.
         """
-        seen = max((len(queries) for queries in self._queries.values()), default=0)
-        if length < self._prompt or seen < min(self._options.observation_window, length):
-            return False
         if self.made:
             every = self._options.renew_every
-            return every > 0 and length - self.made >= every
-        slack = self._options.renew_every or self._options.observation_window
-        more = 1 if length == self._prompt else slack
-        return length >= self._options.budget_tokens(length) + more
+            wanted = every > 0 and length - self.made >= every
+        else:
+            slack = self._options.renew_every or self._options.observation_window
+            more = 1 if length == self._prompt else slack
+            wanted = length >= self._options.budget_tokens(length) + more
+        if not wanted or length < self._prompt:
+            return False
+        seen = max((len(queries) for queries in self._queries.values()), default=0)
+        return seen >= min(self._options.observation_window, length)
 
     def told(self) -> dict[str, Any]:
         """For a response, as `docs/views.md` lists it: what was kept by layer and KV head."""

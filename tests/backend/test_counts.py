@@ -70,8 +70,8 @@ def read(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
         return weighed
 
-    monkeypatch.setattr(host.backend, "_known", unseen(host.backend._known))
-    monkeypatch.setattr(host.backend.ops, "sample", unseen(host.backend.ops.sample))
+    for name in ("known", "sample"):
+        monkeypatch.setattr(host.backend.ops, name, unseen(getattr(host.backend.ops, name)))
     ours, theirs = host.backend.ops.attend, torch_native_backend.scaled_dot_product_attention
 
     def attend(*args: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sgl_sparsekv.types import Selection
+from sgl_sparsekv.types import Selection, TokenLists
 
 
 @dataclass
@@ -76,6 +76,10 @@ class Recorder:
                 row = int(self.plan.rows[place])
                 self.backend.table.entry(row).read(total, tokens.shape[1])
         self.groups.setdefault(layer, []).append((group, selection))
+
+    def listed(self, layer: int, group: Any, lists: TokenLists) -> None:
+        """See `StepObserver.listed`."""
+        self.selected(layer, group, lists.selection)
 
     def covered(self, group: Any, mass: torch.Tensor) -> None:
         """See `StepObserver.covered`."""

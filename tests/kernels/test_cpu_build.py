@@ -57,9 +57,9 @@ def test_arguments_are_packed_in_the_order_of_their_structs():
     def fields(name: str) -> list[tuple[str, bool]]:
         """Names, each with whether it is a double; those of a member struct in its place."""
         found = []
-        for kind, names in re.findall(r"(?:const )?(\w+)\** ([^;]+);", bodies[name]):
+        for kind, star, names in re.findall(r"(?:const )?(\w+)(\*?)\** ([^;]+);", bodies[name]):
             members = [one.strip(" *") for one in names.split(",")]
-            inner = fields(kind) if kind in bodies else None
+            inner = fields(kind) if kind in bodies and not star else None
             found += inner or [(one, kind == "double") for one in members]
         return found
 

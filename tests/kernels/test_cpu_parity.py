@@ -8,7 +8,7 @@ from sgl_sparsekv.kernels.reference import load as load_reference
 
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
-from sgl_sparsekv.types import Candidates, Reduction
+from sgl_sparsekv.types import Candidates, Reduction, TokenLists
 
 REFERENCE = load_reference()
 SUMMARIES = [Quest.summary, MeanStd.summary]
@@ -189,6 +189,41 @@ def test_attend_reads_only_its_head_list(ops: CpuOps, dtype: torch.dtype):
     args = (table, counts, batch.tails, 0.1, 16)
     out, lse = ops.attend(batch.q, batch.keys, batch.values, *args)
     want, want_lse = REFERENCE.attend(batch.q, batch.keys, batch.values, *args)
+    assert not want.isnan().any()
+    assert (out.float() - want.float()).abs().max() <= 4 * EPS[dtype] + 2e-6
+    assert (lse - want_lse).abs().max() <= 4e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+def test_attend_over_lists_reads_what_they_list(ops: CpuOps, dtype: torch.dtype, packed: bool):
+    batch = make_batch([1700, 33, 90], heads=3, group=4, dim=128, dtype=dtype)
+    rng = torch.Generator().manual_seed(4)
+    counts = [[600, 7, 513], [1, 33, 20], [64, 65, 2]]
+    positions, places, listed = [], [], torch.zeros(batch.keys.shape[:2], dtype=torch.bool)
+    for row, (length, own) in enumerate(zip(batch.lengths, counts, strict=True)):
+        kept = torch.full((3, max(own) + 5), -(10**6), dtype=torch.int32)
+        lie = kept.clone()
+        for head, count in enumerate(own):
+            chosen = torch.randperm(length, generator=rng)[:count].sort().values
+            kept[head, :count] = chosen
+            lie[head, :count] = torch.randperm(length, generator=rng)[:count] if packed else chosen
+            listed[batch.slots(row)[lie[head, :count].long()], head] = True
+        positions.append(kept)
+        places.append(lie)
+    batch.keys[~listed], batch.values[~listed] = torch.nan, torch.nan
+    slots = [batch.slots(row).int() for row in range(3)]
+    lists = TokenLists(positions, places, slots, counts)
+    pool = (batch.q, batch.keys, batch.values)
+    out, lse = ops.attend_lists(*pool, lists, 0.1)
+    chosen = lists.selection
+    for row, own in enumerate(counts):
+        for head, count in enumerate(own):
+            assert torch.equal(chosen.logical[row, head, :count], positions[row][head, :count])
+            assert (chosen.logical[row, head, count:] == -1).all()
+    same = ops.attend(*pool, chosen.physical, chosen.counts, torch.ones(3).int(), 0.1, 1)
+    assert torch.equal(out, same[0]) and torch.equal(lse, same[1])
+    want, want_lse = REFERENCE.attend_lists(*pool, lists, 0.1)
     assert not want.isnan().any()
     assert (out.float() - want.float()).abs().max() <= 4 * EPS[dtype] + 2e-6
     assert (lse - want_lse).abs().max() <= 4e-6

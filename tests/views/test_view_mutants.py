@@ -13,7 +13,7 @@ from pytest import MonkeyPatch
 from sgl_sparsekv.backend import step_views
 from sgl_sparsekv.backend.request_table import RequestTable
 from sgl_sparsekv.backend.step_views import StepViews
-from sgl_sparsekv.types import Selection
+from sgl_sparsekv.types import TokenLists
 from sgl_sparsekv.views import LayerView, RequestView
 from sgl_sparsekv.views.queries import LastQueries
 
@@ -58,16 +58,16 @@ def method_of(options: Any) -> tuple[Any, Any]:
 
 
 def slots_are_remembered(script: Script, patch: MonkeyPatch) -> None:
-    listed = step_views.selection_of
+    listed = step_views.lists_of
     known: dict[int, torch.Tensor] = {}
 
-    def remembering(views: list[LayerView], slots: list[torch.Tensor]) -> Selection:
+    def remembering(views: list[LayerView], slots: list[torch.Tensor]) -> TokenLists:
         pairs = zip(views, slots, strict=True)
         first = [known.setdefault(id(view.positions), own.clone()) for view, own in pairs]
         longer = [torch.cat((old, own[len(old) :])) for old, own in zip(first, slots, strict=True)]
         return listed(views, longer)
 
-    patch.setattr(step_views, "selection_of", remembering)
+    patch.setattr(step_views, "lists_of", remembering)
 
 
 def a_hit_passes_over_the_last_queries(script: Script, patch: MonkeyPatch) -> None:
