@@ -267,6 +267,8 @@ class Host(Memory):
 
     def pack(self) -> int:
         """The pool is short: what views leave over is given back; how many tokens that were."""
+        if self.packing is None:
+            return 0
         answering = [live for live in self.live if live.decoding]
         saved = self.packing.give_back([live.req for live in answering], self.tree)
         for live in answering:

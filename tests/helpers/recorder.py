@@ -77,6 +77,10 @@ class Recorder:
                 self.backend.table.entry(row).read(total, tokens.shape[1])
         self.groups.setdefault(layer, []).append((group, selection))
 
+    def read_beside(self, place: int, tokens: int, heads: int) -> None:
+        """See `StepObserver.read_beside`."""
+        self.backend.table.entry(int(self.plan.rows[place])).read(tokens, heads)
+
     def covered(self, group: Any, mass: torch.Tensor) -> None:
         """See `StepObserver.covered`."""
 
