@@ -19,6 +19,7 @@ class DeviceView(RequestView):
 
     Attributes:
         place: what it owns; None: no room yet, or none any more.
+        ended: the request did.
         due: tokens of the context for which it is to be made before the next step; 0: it is not.
         method: how tokens are chosen.
         options: of the request.
@@ -35,7 +36,7 @@ class DeviceView(RequestView):
         self._store = store
         self._first = self._noted = 0
         self._release: weakref.finalize | None = None
-        self._ended = False
+        self.ended = False
 
     @classmethod
     def on(
@@ -43,8 +44,9 @@ class DeviceView(RequestView):
     ) -> "DeviceView | None":
         """That of a request whose method keeps one, else None."""
         method = load_method(options.method)
-        kept = isinstance(method, ViewMethod)
-        return cls(method, options, prompt, block, store) if kept else None  # type: ignore[arg-type]
+        if not isinstance(method, ViewMethod):
+            return None
+        return cls(method, options, prompt, block, store)
 
     def unmade(self) -> "DeviceView":
         """The same view before it was read."""
@@ -58,16 +60,16 @@ class DeviceView(RequestView):
     def enter(self) -> ViewPlace | None:
         """Its place, if there is room for it: one query more than it is made by, as a request that
         was retracted reads one token more before it is."""
-        if self.place is None and not self._ended:
+        if self.place is None and not self.ended:
             self.place = self._store.admit(self._ring_size + 1)
             if self.place is not None:
-                self._release = weakref.finalize(self, self._store.release, self.place)
+                self._release = weakref.finalize(self, self._store.dropped.append, self.place)
                 self._release.atexit = False
         return self.place
 
     def end(self) -> None:
         """The request ended: it owns nothing any more."""
-        self._ended, self.place = True, None
+        self.ended, self.place = True, None
         if self._release is not None:
             self._release()
 

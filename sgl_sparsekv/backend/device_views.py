@@ -18,6 +18,7 @@ from .device_view import DeviceView
 from .observer import StepObserver
 from .request_table import RequestEntry
 from .view_making import ViewMaker
+from .view_store import ViewPlace
 
 logger = logging.getLogger(__name__)
 
@@ -127,18 +128,15 @@ class DeviceViews:
         view = entry.view
         return view if isinstance(view, DeviceView) and self._maker.narrows(view) else None
 
-    def _enter(self, view: DeviceView) -> object:
+    def _enter(self, view: DeviceView) -> ViewPlace | None:
         place = view.enter()
-        if place is None and not self._short:
-            self._tell_once()
+        if place is None and not (self._short or view.ended):
+            self._short = True
+            logger.warning(
+                "sparsekv: no room for the view of a request: such requests read everything until "
+                "others end"
+            )
         return place
-
-    def _tell_once(self) -> None:
-        self._short = True
-        logger.warning(
-            "sparsekv: no room for the view of a request: such requests read everything until "
-            "others end"
-        )
 
     # -- once per layer of a prefill -------------------------------------------------------
 

@@ -81,13 +81,14 @@ class FusedBackend(SparseKVBackend):
 
     def _told(self, shape: StepShape, needed: int | ChoosingCost) -> str:
         """What a server says of its steps when it starts."""
-        said = (
-            f"{self.step.nbytes / 2**20:.1f} MiB of step buffers; units of {shape.unit_size} "
-            f"tokens; attend: {self.options.attend}; batches of up to {self.max_rows} requests are "
-            "sparse"
-        )
+        views = ""
         if shape.views is not None:
-            said += f"; room for views of {shape.views.kept} tokens, over layers and KV heads"
+            views = f", views of {shape.views.kept} tokens over layers and KV heads among them"
+        said = (
+            f"{self.step.nbytes / 2**20:.1f} MiB of step buffers{views}; units of "
+            f"{shape.unit_size} tokens; attend: {self.options.attend}; batches of up to "
+            f"{self.max_rows} requests are sparse"
+        )
         if isinstance(needed, int):
             return f"{said} where that saves {needed} tokens a layer or more"
         context = shape.max_units * shape.unit_size

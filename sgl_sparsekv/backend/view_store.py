@@ -69,6 +69,9 @@ class ViewPlace:
 class ViewStore:
     """Hands out records and runs.
 
+    Attributes:
+        dropped: places that nobody owns any more; they are free when the next one is asked for.
+
     Args:
         buffers: `ViewBuffers` of the device.
         shape: their extents.
@@ -80,11 +83,13 @@ class ViewStore:
         self._numbers = list(range(shape.views))[::-1]
         self._queries, self._kept = Runs(shape.queries), Runs(shape.kept)
         self._bound: dict[int, int] = {}
+        self.dropped: list[ViewPlace] = []
 
     # -- room ------------------------------------------------------------------------------
 
     def admit(self, size: int) -> ViewPlace | None:
         """Room for the last `size` queries of each layer of another request; None: none is left."""
+        self._collect()
         first = self._queries.take(size * self.shape.layers) if self._numbers else None
         if first is None:
             return None
@@ -93,11 +98,12 @@ class ViewStore:
             self.buffers.records[place.number, index].fill_(value)
         return place
 
-    def release(self, place: ViewPlace) -> None:
-        """A request ended."""
-        self.forget(place)
-        self._queries.give(place.queries, place.size * self.shape.layers)
-        self._numbers.append(place.number)
+    def _collect(self) -> None:
+        while self.dropped:
+            place = self.dropped.pop()
+            self.forget(place)
+            self._queries.give(place.queries, place.size * self.shape.layers)
+            self._numbers.append(place.number)
 
     def forget(self, place: ViewPlace) -> None:
         """A view is not made any more; what its record says is put right before the next step."""
@@ -107,6 +113,7 @@ class ViewStore:
 
     def fits(self, place: ViewPlace, tokens: int) -> bool:
         """Whether a view finds room for as many kept tokens, over all layers and KV heads."""
+        self._collect()
         return tokens <= max(place.kept[1], self._kept.widest)
 
     # -- what steps read -------------------------------------------------------------------

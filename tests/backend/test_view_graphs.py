@@ -320,5 +320,5 @@ def test_a_request_for_which_there_is_no_room_reads_everything(
 def test_a_server_says_how_much_room_there_is(served: Served) -> None:
     backend = served.server.backend
     told = backend._told(backend.step.shape, 1)
-    assert f"room for views of {backend.step.shape.views.kept} tokens" in told
+    assert f"views of {backend.step.shape.views.kept} tokens over layers and KV heads" in told
     assert backend.step.shape.views.kept >= CONTEXT * HEADS * LAYERS
