@@ -270,6 +270,27 @@ class AttendShape:
 
 
 @dataclass(frozen=True)
+class ViewShape:
+    """Room for the views of requests on a device that serves whole steps.
+
+    Attributes:
+        views: that there can be at once.
+        layers: of this rank.
+        first_layer: number of the first of them.
+        kept: tokens that all views list at most, summed over layers and KV heads.
+        queries: query vectors of all heads that all views hold, summed over layers.
+        scores: whether each token that is listed has a score beside it.
+    """
+
+    views: int
+    layers: int
+    first_layer: int
+    kept: int
+    queries: int
+    scores: bool
+
+
+@dataclass(frozen=True)
 class StepShape:
     """Largest extents of a server's decode steps: what static buffers are allocated for.
 
@@ -289,6 +310,7 @@ class StepShape:
         device: where the cache lies.
         formulas: names of the formulas that served methods rank by.
         reduction: from the query heads of a group to one score.
+        views: of requests; None: no served method keeps any.
     """
 
     max_rows: int
@@ -306,3 +328,4 @@ class StepShape:
     device: torch.device
     formulas: frozenset[str]
     reduction: Reduction
+    views: ViewShape | None = None

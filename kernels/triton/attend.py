@@ -4,15 +4,21 @@ Grid `[splits, H, rows]`. Every split works through its run of units with the wh
 one matrix product; the split that finishes last joins the partial results, so no second launch is
 needed. How a row is split depends on its own count alone: into SPLITS parts at most, of
 LEAST_TOKENS at least.
+
+Where servers keep views of requests (VIEWS), a row that has one reads single tokens, other ones in
+every KV head: those that are listed, and all from when the list was made on. The first split of
+such a row notes its queries, by which the view is made anew.
 """
 
 import triton
 import triton.language as tl
 
 from . import spec
+from .buffers import VIEW_FIELDS as FIELDS
 from .primitives import LN2, LOG2E, UNIT_BITS, load_group, padded
 
 NOTHING = tl.constexpr(spec.NOTHING)
+VIEW_FIELDS = tl.constexpr(FIELDS)
 JOINED = tl.constexpr(8)
 """Splits whose results are loaded before the first of them is added."""
 LEAST_TOKENS = tl.constexpr(128)
@@ -21,11 +27,14 @@ LEAST_TOKENS = tl.constexpr(128)
 
 @triton.jit
 def attend_units(
-    group, keys, values, units, first, last, scale, stride_key_slot, stride_value_slot,
-    UNIT: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, GROUP: tl.constexpr,
-    TOKENS: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    group, keys, values, units, kept, num_kept, shift, first, last, scale, stride_key_slot,
+    stride_value_slot, UNIT: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    GROUP: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    VIEWS: tl.constexpr,
 ):  # fmt: skip
     """Attention of a group over list positions `[first, last)`, in tokens of the unit list.
+
+    With VIEWS the first `num_kept` of them are the tokens `kept`, the others are moved by `shift`.
 
     Returns:
         (out `[G, Dv]` not yet divided, maximum `[G]` of the logits in base 2, sum `[G]`).
@@ -37,6 +46,9 @@ def attend_units(
     for start in tl.range(first, last, TOKENS, num_stages=STAGES):
         token = start + tl.arange(0, TOKENS)
         inside = token < last
+        if VIEWS:
+            chosen = tl.load(kept + token, mask=inside & (token < num_kept), other=0)
+            token = tl.where(token < num_kept, chosen, token + shift)
         unit = tl.load(units + token // UNIT, mask=inside, other=0) & UNIT_BITS
         slot = unit.to(tl.int64) * UNIT + token % UNIT
         k = tl.load(
@@ -96,7 +108,28 @@ def join_splits(
     tl.store(lse + g, joined * LN2, mask=real)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit
+def note_queries(
+    group, queries, view, position, view_layer,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Put the queries of one KV head into the ring of a layer of a view; 0 places: it has none.
+
+    Args:
+        group: `[G, D]`, padded.
+        queries: `[queries, H * G * D]`, moved on to this head.
+        view: record of the view.
+        position: of the token.
+    """
+    first, size = tl.load(view + 1), tl.load(view + 2)
+    g, d = tl.arange(0, padded(GROUP, 16)), tl.arange(0, padded(DIM))
+    place = (first + view_layer * size + position % tl.maximum(size, 1)).to(tl.int64)
+    where = queries + place * HEADS * GROUP * DIM + g[:, None] * DIM + d[None, :]
+    mask = (g < GROUP)[:, None] & (d < DIM)[None, :] & (size > 0)
+    tl.store(where, group.to(queries.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["layer", "view_layer"])
 def attend_kernel(
     q,
     keys,
@@ -114,8 +147,14 @@ def attend_kernel(
     tickets,
     out,
     lse,
+    viewed,
+    views,
+    kept,
+    queries,
     scale,
     layer,
+    view_layer,
+    plan_stride,
     stride_q_row,
     stride_q_head,
     stride_q_group,
@@ -124,6 +163,7 @@ def attend_kernel(
     stride_value_slot,
     stride_value_head,
     stride_table,
+    stride_view,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -133,6 +173,7 @@ def attend_kernel(
     TOKENS: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
+    VIEWS: tl.constexpr,
 ):
     """One split of one row and KV head.
 
@@ -144,6 +185,10 @@ def attend_kernel(
         parts: float32 `[rows, H, SPLITS, G, Dv]`; part_lse: float32 `[rows, H, SPLITS, G]`.
         tickets: int32 `[rows, H]`, zero before and after.
         out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`.
+        viewed, views, kept, queries: `viewed`, `records`, `kept` and `queries` of
+            `buffers.ViewBuffers`; anything where VIEWS is false.
+        view_layer: layer, counted from this rank's first.
+        plan_stride: of `viewed`.
     """
     split, row = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1).to(tl.int64)
@@ -155,16 +200,36 @@ def attend_kernel(
         units = table + row.to(tl.int64) * stride_table
     share = tl.maximum(tl.cdiv(count, SPLITS), LEAST_TOKENS // UNIT)
     active = tl.cdiv(count, share)
+    share *= UNIT
+    q += row.to(tl.int64) * stride_q_row + head * stride_q_head
+    num_kept, shift = 0, 0
+    if VIEWS:
+        view, made = tl.load(viewed + row), tl.load(viewed + plan_stride + row)
+        if (view >= 0) & (layer >= tl.load(dense_layers + row)):
+            tokens = (count - 1) * UNIT + tl.load(tails + row)
+            record = views + view.to(tl.int64) * stride_view
+            if split == 0:
+                note_queries(
+                    load_group(q, stride_q_group, GROUP, DIM, UPCAST),
+                    queries + head * GROUP * DIM, record, tokens - 1, view_layer,
+                    HEADS, GROUP, DIM,
+                )  # fmt: skip
+            if made > 0:
+                span = record + VIEW_FIELDS + 2 * (view_layer * HEADS + head)
+                kept += tl.load(span)
+                num_kept = tl.load(span + 1)
+                shift = made - num_kept
+                share = tl.maximum(tl.cdiv(tokens - shift, SPLITS), LEAST_TOKENS)
+                active = tl.cdiv(tokens - shift, share)
     if split >= active:
         return
-    first = split * share * UNIT
-    last = tl.minimum(first + share * UNIT, (count - 1) * UNIT + tl.load(tails + row))
-    q += row.to(tl.int64) * stride_q_row + head * stride_q_head
+    first = split * share
+    last = tl.minimum(first + share, (count - 1) * UNIT + tl.load(tails + row) - shift)
     part, best, total = attend_units(
         load_group(q, stride_q_group, GROUP, DIM, UPCAST),
-        keys + head * stride_key_head, values + head * stride_value_head, units, first, last,
-        scale, stride_key_slot, stride_value_slot,
-        UNIT, DIM, VALUE_DIM, GROUP, TOKENS, STAGES, UPCAST,
+        keys + head * stride_key_head, values + head * stride_value_head, units, kept, num_kept,
+        shift, first, last, scale, stride_key_slot, stride_value_slot,
+        UNIT, DIM, VALUE_DIM, GROUP, TOKENS, STAGES, UPCAST, VIEWS,
     )  # fmt: skip
     part = part / total[:, None]
     part_base2 = best + tl.log2(total)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 import triton
-from sgl_sparsekv.types import StepShape
+from sgl_sparsekv.types import StepShape, ViewShape
 
 from .primitives import UNIT_BITS
 from .tuning import num_splits
@@ -18,6 +18,37 @@ PLAN_FIELDS = 7
 """formula, begin, end, units, count, tail, dense layers"""
 ALIGNED_UNITS, ALIGNED_ROWS = 128, 16
 """Rows of tables and scores begin at multiples of 16 bytes, whatever the model's context."""
+VIEW_FIELDS = 3
+"""tokens of the context when it was made (0: not yet), first query, queries of a layer"""
+
+
+@dataclass(frozen=True)
+class ViewBuffers:
+    """What requests keep, and their last queries. A view owns a run of `kept` and one of `queries`.
+
+    Attributes:
+        of_request: int32 `[requests]`, view of each row of `req_to_token`, -1 for none.
+        viewed: int32 `[2, max_rows]`, of each row of a step: its view, or -1, and how many tokens
+            its context had when that was made, or 0 where everything is read.
+        records: int32 `[views, 3 + 2 * layers * H]`, padded: `VIEW_FIELDS`; then by layer and KV
+            head the first place in `kept`, and how many.
+        kept: int32 `[kept + 1]`, positions, ascending by layer and KV head; the last place is for
+            whatever is written and not kept.
+        scores: float32 `[kept + 1]`, theirs; empty where no method goes on from them.
+        queries: `[queries, H * G * D]`, by layer a ring: that of position p at p modulo its size.
+    """
+
+    of_request: torch.Tensor
+    viewed: torch.Tensor
+    records: torch.Tensor
+    kept: torch.Tensor
+    scores: torch.Tensor
+    queries: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.nbytes for tensor in vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,7 @@ class StepBuffers:
             `[max_rows, H, splits, G]`.
         tickets: int32 `[max_rows, H]`, splits that have finished; zero between launches.
         out: `[max_rows, H, G, Dv]`; lse: float32 `[max_rows, H, G]`.
+        views: of requests; None where no served method keeps any.
     """
 
     options: torch.Tensor
@@ -62,11 +94,12 @@ class StepBuffers:
     tickets: torch.Tensor
     out: torch.Tensor
     lse: torch.Tensor
+    views: ViewBuffers | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(tensor.nbytes for tensor in vars(self).values())
+        return sum(part.nbytes for part in vars(self).values() if part is not None)
 
     @property
     def units(self) -> torch.Tensor:
@@ -111,4 +144,24 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         tickets=zeros(rows, heads),
         out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
         lse=zeros(rows, heads, group, dtype=floats),
+        views=None if shape.views is None else allocate_views(shape, shape.views),
+    )
+
+
+def allocate_views(shape: StepShape, room: ViewShape) -> ViewBuffers:
+    """Buffers of as many views as there is room for; no request has one yet."""
+    rows = round_up(shape.max_rows, ALIGNED_ROWS)
+    fields = round_up(VIEW_FIELDS + 2 * room.layers * shape.heads, ALIGNED_ROWS)
+    width = shape.heads * shape.group * shape.head_dim
+
+    def full(*extents: int, fill: int = 0, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.full(extents, fill, dtype=dtype, device=shape.device)
+
+    return ViewBuffers(
+        of_request=full(shape.requests, fill=-1),
+        viewed=full(2, rows, fill=-1)[:, : shape.max_rows],
+        records=full(room.views, fields),
+        kept=full(room.kept + 1),
+        scores=full(room.kept + 1 if room.scores else 0, dtype=torch.float32),
+        queries=full(room.queries, width, dtype=shape.dtype),
     )

@@ -22,6 +22,7 @@ from .tuning import (
     SELECT_REGISTERS,
     SELECT_WARPS,
     TUNING,
+    VIEW_STAGES,
     Tuning,
     num_splits,
     rows_together,
@@ -151,7 +152,9 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         "VALUE_DIM": variant.head_dim, "UNIT": variant.unit, "SPLITS": num_splits(HEADS),
         "TOKENS": tuned.attend_tokens, "STAGES": tuned.attend_stages, "UPCAST": False,
     }  # fmt: skip
-    yield Case("attend", attend_kernel, constants, variant, tuned.attend_warps)
+    yield Case("attend", attend_kernel, {**constants, "VIEWS": False}, variant, tuned.attend_warps)
+    constants |= {"VIEWS": True, "STAGES": tuned.attend_stages + VIEW_STAGES}
+    yield Case("attend, views", attend_kernel, constants, variant, tuned.attend_warps)
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:
@@ -170,7 +173,8 @@ def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:
     return [
         Case("merge", merge_kernel, {"VALUE_DIM": variant.head_dim, "BLOCK": 16}, variant),
         Case("share", share_kernel, _ranks(arch, variant), variant, SELECT_WARPS, True),
-        Case("begin", begin_kernel, begin, variant),
+        Case("begin", begin_kernel, {**begin, "VIEWS": False}, variant),
+        Case("begin, views", begin_kernel, {**begin, "VIEWS": True}, variant),
         Case("forget", forget_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS, **page}, variant),
         Case("seal", seal_kernel, {"BLOCK": SEAL_UNITS}, variant),
     ]

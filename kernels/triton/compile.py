@@ -21,15 +21,15 @@ from .cuda.select import SOURCE, constants_for
 from .launch import interpreted
 from .tuning import CUDA_SELECT_UNITS
 
-KV_POINTERS = {"q", "keys", "values", "min_max", "mean_std", "out", "out_a", "out_b"}
+KV_POINTERS = {"q", "keys", "values", "queries", "min_max", "mean_std", "out", "out_a", "out_b"}
 FLOAT_POINTERS = {"logits", "parts", "part_lse", "lse", "lse_a", "lse_b"}
 BYTE_POINTERS = {"sealed"}
 LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots"}
 DOUBLE_POINTERS = {"ratios"}
 FLOATS = {"scale", "spread"}
 SCALARS = {
-    "layer", "width", "widest", "capacity", "entry_scale", "plan_stride", "count", "rows",
-    "chunks", "blocks",
+    "layer", "view_layer", "width", "widest", "capacity", "entry_scale", "plan_stride", "count",
+    "rows", "chunks", "blocks",
 }  # fmt: skip
 REGISTERS, REGISTER_GRAIN, WARP = 65_536, 8, 32
 

@@ -33,6 +33,7 @@ from .tuning import (
     SELECT_PARTS,
     SELECT_REGISTERS,
     SELECT_WARPS,
+    VIEW_STAGES,
     num_splits,
     rows_together,
     score_chunks,
@@ -93,13 +94,17 @@ class FusedDecode:
     ) -> None:
         """See `FusedDecode.begin`."""
         held, rows = self.buffers, request_rows.numel()
+        views = held.views
+        whose = (
+            (held.order,) * 3 if views is None else (views.of_request, views.records, views.viewed)
+        )
         begin_kernel[(rows, triton.cdiv(self.shape.max_units, BEGIN_UNITS))](
             request_rows, lengths, req_to_token, held.options, held.ratios, held.plan, held.table,
             sealed.view(torch.uint8), held.pending, held.pending_count, held.order, held.shared,
-            held.table.stride(0), held.pending.numel(), held.plan.stride(0),
-            req_to_token.stride(0), held.options.stride(0), UNIT=self.shape.unit_size,
-            UNITS_PER_PAGE=self._units_per_page, BLOCK=BEGIN_UNITS,
-            ROWS=self._together(rows),
+            *whose, held.table.stride(0), held.pending.numel(), held.plan.stride(0),
+            req_to_token.stride(0), held.options.stride(0), whose[1].stride(0),
+            UNIT=self.shape.unit_size, UNITS_PER_PAGE=self._units_per_page, BLOCK=BEGIN_UNITS,
+            ROWS=self._together(rows), VIEWS=views is not None,
         )  # fmt: skip
 
     def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
@@ -219,15 +224,19 @@ class FusedDecode:
         scale: float,
     ) -> torch.Tensor:
         held, shape = self.buffers, self.shape
-        rows, splits = q.shape[0], num_splits(shape.heads)
+        rows, splits, views = q.shape[0], num_splits(shape.heads), held.views
+        kept, nth, stages = (held.order,) * 4, layer, self.tuning.attend_stages
+        if views is not None and shape.views is not None:
+            kept = (views.viewed, views.records, views.kept, views.queries)
+            nth, stages = layer - shape.views.first_layer, stages + VIEW_STAGES
         attend_kernel[(splits, shape.heads, rows)](
             q, keys, values, held.table, held.selected, held.offsets, held.plan[0], held.plan[3],
             held.plan[4], held.plan[5], held.plan[6], held.split_out, held.split_lse,
-            held.tickets, held.out, held.lse, scale, layer, *q.stride()[:3],
-            *keys.stride()[:2], *values.stride()[:2], held.table.stride(0),
-            HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim,
+            held.tickets, held.out, held.lse, *kept, scale, layer, nth, held.plan.stride(0),
+            *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], held.table.stride(0),
+            kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim,
             VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
-            TOKENS=self.tuning.attend_tokens, STAGES=self.tuning.attend_stages,
-            UPCAST=interpreted(), num_warps=self.tuning.attend_warps,
+            TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
+            VIEWS=views is not None, num_warps=self.tuning.attend_warps,
         )  # fmt: skip
         return held.out[:rows]

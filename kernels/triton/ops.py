@@ -241,9 +241,10 @@ class TritonOps:
         attend_kernel[(splits, heads, rows)](
             q, keys, values, zeros, table, offsets, constant(q, rows, MIN_MAX), counts, counts,
             tail_lengths, zeros, parts, part_lse, constant(q, rows * heads, 0), out, lse,
-            scale, 0, *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], 0,
-            HEADS=heads, GROUP=group, DIM=dim, VALUE_DIM=vdim, UNIT=unit_size, SPLITS=splits,
-            TOKENS=tuned.attend_tokens, STAGES=tuned.attend_stages, UPCAST=interpreted(),
+            zeros, zeros, zeros, zeros, scale, 0, 0, 0, *q.stride()[:3], *keys.stride()[:2],
+            *values.stride()[:2], 0, 0, HEADS=heads, GROUP=group, DIM=dim, VALUE_DIM=vdim,
+            UNIT=unit_size, SPLITS=splits, TOKENS=tuned.attend_tokens,
+            STAGES=tuned.attend_stages, UPCAST=interpreted(), VIEWS=False,
             num_warps=tuned.attend_warps,
         )  # fmt: skip
         return out, lse

@@ -48,15 +48,20 @@ def begin_kernel(
     pending_count,
     order,
     shared,
+    view_of,
+    views,
+    viewed,
     width,
     capacity,
     plan_stride,
     stride_request,
     stride_options,
+    stride_view,
     UNIT: tl.constexpr,
     UNITS_PER_PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
+    VIEWS: tl.constexpr,
 ):
     """Plan the row at one place and list a block of its units. Grid `[rows, blocks of units]`.
 
@@ -74,6 +79,8 @@ def begin_kernel(
         order: int32 `[rows]`, the row at each place; read when ROWS > 1.
         shared: int32 `[rows]`, by place: lowered to the leading full units that are those of the
             first of its ROWS rows.
+        view_of, views, viewed: `of_request`, `records` and `viewed` of `buffers.ViewBuffers`, the
+            last with rows of `plan_stride`; anything where VIEWS is false.
     """
     place, block = tl.program_id(0), tl.program_id(1)
     row = place
@@ -92,6 +99,11 @@ def begin_kernel(
         tl.store(plan + 4 * plan_stride + row, count)
         tl.store(plan + 5 * plan_stride + row, tail)
         tl.store(plan + 6 * plan_stride + row, dense)
+        if VIEWS:
+            view = tl.load(view_of + request)
+            made = tl.load(views + view * stride_view, mask=view >= 0, other=0)
+            tl.store(viewed + row, view)
+            tl.store(viewed + plan_stride + row, tl.where(made < length, made, 0))
     unit = block * BLOCK + tl.arange(0, BLOCK)
     exists = unit < units
     if block * BLOCK >= units:

@@ -30,6 +30,10 @@ CUDA_SELECT_THREADS = 1024
 CUDA_SELECT_UNITS = 9 * 1024
 """Units of a row that they hold in registers; with more of them some would spill."""
 
+VIEW_STAGES = 2
+"""Stages of `attend` more where a row may have a view: its list leads to the table, and that to K
+and V, so the next block of these is in flight from 7 on."""
+
 
 @dataclass(frozen=True)
 class Tuning:

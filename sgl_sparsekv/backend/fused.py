@@ -7,6 +7,8 @@ behind the last    stamps of what was summarised
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,21 @@ import torch
 from ..config import ServerOptions
 from ..errors import UnsupportedSetup
 from ..fused_ops import FusedOps
-from ..geometry import ceil_div
 from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
+from .device_views import DeviceViews
 from .gate import DENSE, BreakEven, ChoosingCost, activate_gate, choosing_cost
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
 from .paged import PagedRoute
 from .planner import HostPlan
 from .prefix_order import order_of
-from .step_room import captured_rows, step_rows
+from .request_table import RequestEntry
+from .step_room import captured_rows, step_shape
 from .support import attention_layers
+from .view_making import ViewMaker
+from .view_store import ViewStore
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ class FusedBackend(SparseKVBackend):
         self.step = ops.fused(shape, watched=bool(options.trace))
         self.max_rows = shape.max_rows
         self.option_table = OptionTable(self.step, options.request)
+        self.views = self._views(shape, {module.layer_id: module.scaling for module in served})
         self.paged = self._route(shape)
         per_token = shape.heads * (shape.head_dim + shape.v_head_dim) * shape.dtype.itemsize
         cost = choosing_cost(shape.heads, per_token, torch.device(shape.device))
@@ -62,12 +68,26 @@ class FusedBackend(SparseKVBackend):
         self._planned: tuple[Any, HostPlan | None] = (None, None)
         logger.info("sparsekv: %s", self._told(shape, needed))
 
+    def _views(self, shape: StepShape, scales: dict[int, float]) -> DeviceViews | None:
+        """Where requests may keep views; None: no method that is served does."""
+        if shape.views is None:
+            return None
+        store = ViewStore(self.step.buffers.views, shape.views, shape.heads)
+        table, watched = self.req_to_token_pool.req_to_token, bool(self.options.trace)
+        pool = self.token_to_kv_pool
+        views = DeviceViews(ViewMaker(store, self.layers, scales, pool, table, watched))
+        self.table.view_of = views.view_of
+        return views
+
     def _told(self, shape: StepShape, needed: int | ChoosingCost) -> str:
         """What a server says of its steps when it starts."""
+        views = ""
+        if shape.views is not None:
+            views = f", views of {shape.views.kept} tokens over layers and KV heads among them"
         said = (
-            f"{self.step.nbytes / 2**20:.1f} MiB of step buffers; units of {shape.unit_size} "
-            f"tokens; attend: {self.options.attend}; batches of up to {self.max_rows} requests are "
-            "sparse"
+            f"{self.step.nbytes / 2**20:.1f} MiB of step buffers{views}; units of "
+            f"{shape.unit_size} tokens; attend: {self.options.attend}; batches of up to "
+            f"{self.max_rows} requests are sparse"
         )
         if isinstance(needed, int):
             return f"{said} where that saves {needed} tokens a layer or more"
@@ -174,10 +194,16 @@ class FusedBackend(SparseKVBackend):
             self.observer.begin_step(None, filled)
             return
         for row in plan.rows[plan.rows >= 0].tolist():  # below: given back before this late step
-            self.option_table.bind(row, self.table.entry(row).options)
+            entry = self.table.entry(row)
+            self.option_table.bind(row, entry.options)
+            if self.views is not None:
+                self.views.bind(row, entry)
         if self._sparse:
             filled += int((plan.lengths % self.geometry.unit_size == 0).sum())
         self.observer.begin_step(plan, filled, dense=not self._sparse)
+        if self.views is not None and self._sparse:
+            entries = [self.table.entry(row) for row in plan.rows.tolist()]
+            self.views.decode(entries, plan.lengths, self.observer)
         if self.observer.check_is_due:
             self._check(plan)
 
@@ -219,6 +245,8 @@ class FusedBackend(SparseKVBackend):
         """Prefill: list the units that fill; decode rows of a mixed batch are planned as well."""
         self.dense.init_forward_metadata(forward_batch)
         self._sparse = True
+        if self.views is not None:
+            self.views.begin_step()
         launched, self.table.launched = self.table.launched, None
         decode, filled = np.zeros(0, dtype=bool), 0
         if launched is not None:
@@ -250,12 +278,16 @@ class FusedBackend(SparseKVBackend):
         self._begin(rows[place], lengths[place])
 
     def _note_extends(self, forward_batch: Any, launched: IntArray, decode: BoolArray) -> int:
-        """Note prefix hits of requests that begin; gives the units that prefill fills."""
+        """Note prefix hits of requests that begin, and which queries views take; gives the units
+        that prefill fills."""
         unit, filled = self.geometry.unit_size, 0
         lengths, new = host_lengths(forward_batch).tolist(), forward_batch.extend_seq_lens_cpu
+        ends = np.cumsum(new).tolist()
         for i in np.flatnonzero(~decode).tolist():
             row, length, added = int(launched[i]), lengths[i], new[i]
             entry = self.table.entry(row)
+            if self.views is not None:
+                self.views.extend(entry, slice(ends[i] - added, ends[i]), length)
             filled += length // unit - (length - added) // unit
             if not entry.extended:
                 entry.extended = True
@@ -277,8 +309,10 @@ class FusedBackend(SparseKVBackend):
         return self._planned[1]
 
     def _host_plan_of(self, rows: Any, lengths: Any) -> HostPlan:
-        options = [self.table.entry(row).options for row in rows.tolist()]
-        return HostPlan(rows, lengths, options, self.geometry)
+        entries = [self.table.entry(row) for row in rows.tolist()]
+        options = [entry.options for entry in entries]
+        narrowed = None if self.views is None else self.views.narrowed(rows, entries, lengths)
+        return HostPlan(rows, lengths, options, self.geometry, narrowed)
 
     # -- once per layer --------------------------------------------------------------------
 
@@ -321,6 +355,14 @@ class FusedBackend(SparseKVBackend):
             self._end_layer(layer)
         return out
 
+    def _listed(self, layer: int) -> Callable[[RequestEntry, int], torch.Tensor | None] | None:
+        """What rows with views read in a layer; None: no row has any."""
+        return None if self.views is None else partial(self.views.listed, layer)
+
+    def _extended(self, q: torch.Tensor, layer: Any) -> None:
+        if self.views is not None and self.views.extends:
+            self.views.extended(layer.layer_id, q.reshape(len(q), -1))
+
     def _summarise(self, layer: Any) -> None:
         """Units that fill in prefill, or in a layer that SGLang serves.
 
@@ -345,32 +387,5 @@ class FusedBackend(SparseKVBackend):
             layer.scaling, paged,
         )  # fmt: skip
         if self.options.trace:
-            self.observer.watched(number, self.step.buffers.logical)
+            self.observer.watched(number, self.step.buffers.logical, self._listed(number))
         return out.reshape(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)
-
-
-def step_shape(backend: SparseKVBackend, layer: Any, captured: int | None) -> StepShape:
-    """Extents of a server's steps; `captured` as of `step_rows`."""
-    from ..selection import load_method
-
-    table, geometry = backend.req_to_token_pool.req_to_token, backend.geometry
-    layout = backend.metadata.layout
-    group = layer.tp_q_head_num // layer.tp_k_head_num
-    units = ceil_div(table.shape[1], geometry.unit_size)
-    return StepShape(
-        max_rows=step_rows(layout.num_kv_heads, group, units, table.shape[0], captured),
-        requests=table.shape[0],
-        max_units=units,
-        max_selected=units,
-        pool_units=backend.metadata.num_units,
-        heads=layout.num_kv_heads,
-        group=group,
-        head_dim=layer.qk_head_dim,
-        v_head_dim=layer.v_head_dim,
-        unit_size=geometry.unit_size,
-        page_size=geometry.page_size,
-        dtype=layout.dtype,
-        device=table.device,
-        formulas=frozenset(load_method(name).formula for name in backend.options.methods),
-        reduction=backend.options.reduction,
-    )

@@ -79,9 +79,13 @@ class BreakEven:
         self.chosen = SPARSE
 
     def select(self, forward_batch: Any) -> str:
-        """The variant of a batch; remembered until the next one."""
+        """The variant of a batch; remembered until the next one.
+
+        A step of a request that keeps a view is sparse in any case: SGLang's decode would read
+        everything and leave no queries.
+        """
         plan = self.plan_of(forward_batch)
-        worth = plan is not None and plan.saved_tokens() >= self._needed(plan)
+        worth = plan is not None and (plan.keeps_views or plan.saved_tokens() >= self._needed(plan))
         fits = forward_batch.batch_size <= self.max_rows
         self.chosen = SPARSE if worth and fits else DENSE
         return self.chosen

@@ -1,6 +1,7 @@
 """Watches steps without steering them: statistics, metrics, the checker and the trace."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ from ..types import Selection, TokenLists
 from .layers import ModelLayers
 from .planner import HostPlan, RowGroup, StepPlan
 from .ranks import own_rank
-from .request_table import RequestTable
+from .request_table import RequestEntry, RequestTable
 
 logger = logging.getLogger(__name__)
+Listed = Callable[[RequestEntry, int], torch.Tensor | None]
+"""Positions int32 `[H, n]` that a request reads in a context of some length, -1 behind them; None:
+it has no view."""
 CHECKED_UNITS = 512
 """Units of a batch that one check recomputes, at most."""
 
@@ -212,16 +216,30 @@ class StepObserver:
         known = mass[mass.isfinite()]
         self.metrics.covered(_name(group), float(known.sum()), known.numel())
 
-    def watched(self, layer: int, logical: torch.Tensor) -> None:
-        """Rows read what a device's own buffers `[rows, H, n]` say, or everything."""
+    def read_beside(self, place: int, tokens: int, heads: int) -> None:
+        """The row at `place` of the step reads `tokens`, summed over its KV heads, that the plan
+        did not know of."""
+        assert self._plan is not None
+        self.table.entry(int(self._plan.rows[place])).read(tokens, heads)
+        self.metrics.read(tokens / heads, 0)
+
+    def watched(self, layer: int, logical: torch.Tensor, listed: Listed | None = None) -> None:
+        """Rows read what a device's own buffers `[rows, H, n]` say, or everything; those that
+        have views what is `listed`."""
         if self.trace is None or self._plan is None:
             return
         plan, heads = self._plan, self.metadata.layout.num_kv_heads
         unit_size = self.metadata.geometry.unit_size
         dense, chosen = plan.dense_rows(layer), logical[: len(plan.rows)].cpu().numpy()
         for place, option in enumerate(plan.options):
-            if dense[place]:
-                units = everything_of(heads, int(plan.plan.num_units[place]))
+            view = None
+            if listed is not None:
+                entry = self.table.entry(int(plan.rows[place]))
+                view = listed(entry, int(plan.lengths[place]))
+            if view is not None:
+                self._publish(layer, place, option.method, view.numpy(), 1)
+            elif dense[place]:
+                units = everything_of(heads, int(-(-plan.lengths[place] // unit_size)))
                 self._publish(layer, place, "full", units, unit_size)
             else:
                 units = chosen[place, :, : int(plan.plan.counts[place])]

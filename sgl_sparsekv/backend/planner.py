@@ -92,6 +92,11 @@ class HostPlan:
             views, ~has_view, self.plan.dense | np.array([m.dense for m in self.methods], bool)
         )
 
+    @property
+    def keeps_views(self) -> bool:
+        """Whether a row's method keeps views, made or not."""
+        return any(method.narrows for method in self.methods)
+
     @cached_property
     def max_dense_layers(self) -> int:
         """From this layer on the groups stay the same."""

@@ -5,6 +5,7 @@ where a request's options are picked up, in launch order. The table lives on the
 host work.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
@@ -127,6 +128,9 @@ class RequestTable:
         """Rows of the batch being launched, in its order; None for batches SGLang makes up."""
         self.orders = False
         """Whether the backend asks what prompts begin with."""
+        self.view_of: Callable[[RequestOptions, int, int], RequestView | None] | None = None
+        """Makes the view of a request from its options, tokens of its prompt and of a block; None:
+        one that a CPU serves."""
         self.rejected_count = 0
         self._entries: WeakKeyDictionary[object, RequestEntry] = WeakKeyDictionary()
         self._by_row: dict[int, RequestEntry] = {}
@@ -166,7 +170,7 @@ class RequestTable:
                 entry.rejected = str(error)
                 self.rejected_count += 1
         prompt, block = len(request.origin_input_ids), entry.options.unit_size
-        entry.view = RequestView.of(entry.options, prompt, block)
+        entry.view = (self.view_of or RequestView.of)(entry.options, prompt, block)
         if self.orders:
             entry.prefix = prefix_of(request.origin_input_ids)
         if entry.watched and not entry.options.telemetry:

@@ -47,11 +47,14 @@ def free_held(
 
 
 def forget_places(result: object, tree: object, request: Any, **kwargs: object) -> None:
-    """After `UnifiedRadixCache.on_release`: the row is gone, and with it what was moved."""
+    """After `UnifiedRadixCache.on_release`: the row is gone, and with it what was moved; with the
+    request its view is."""
     table = active_table()
     entry = None if table is None else table.of(request)
     if entry is not None and entry.view is not None:
         entry.view.unpack()
+        if request.finished():
+            entry.view.end()
 
 
 def held_by_requests(original: Callable[..., tuple[int, int]], checker: Any) -> tuple[int, int]:

@@ -5,6 +5,7 @@ taken from the pool's before it is sized.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,8 @@ from ..fused_ops import FusedOps
 from ..geometry import ceil_div
 from ..ops import load_ops
 from ..selection import load_method
-from ..types import StepShape
+from ..selection.view import ViewMethod
+from ..types import StepShape, ViewShape
 from .flags import options_of
 from .resolution import device_of
 
@@ -23,6 +25,8 @@ MOST_ROWS = 256
 """Rows of a step that can be sparse, at most."""
 MOST_BUFFER_BYTES = 2 << 30
 """Of buffers that grow with the rows of a step."""
+MOST_VIEW_BYTES = 1 << 30
+"""Of what requests keep, where a served method keeps views."""
 
 
 def step_rows(heads: int, group: int, units: int, requests: int, captured: int | None) -> int:
@@ -74,7 +78,7 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
     units = ceil_div(model.context_len + get_req_to_token_extra_context_len(), unit)
     requests = get_schedule().max_running_requests or MOST_ROWS
     rows = step_rows(heads, group, units, requests, captured_rows())
-    return StepShape(
+    shape = StepShape(
         max_rows=rows,
         requests=requests,
         max_units=units,
@@ -91,3 +95,57 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         formulas=frozenset(load_method(name).formula for name in options.methods),
         reduction=options.reduction,
     )
+    return with_views(shape, options, kvc.layer_info.num_effective_layers, 0)
+
+
+def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
+    """Extents of a server's steps; `captured` as of `step_rows`."""
+    table, geometry = backend.req_to_token_pool.req_to_token, backend.geometry
+    layout = backend.metadata.layout
+    group = layer.tp_q_head_num // layer.tp_k_head_num
+    units = ceil_div(table.shape[1], geometry.unit_size)
+    shape = StepShape(
+        max_rows=step_rows(layout.num_kv_heads, group, units, table.shape[0], captured),
+        requests=table.shape[0],
+        max_units=units,
+        max_selected=units,
+        pool_units=backend.metadata.num_units,
+        heads=layout.num_kv_heads,
+        group=group,
+        head_dim=layer.qk_head_dim,
+        v_head_dim=layer.v_head_dim,
+        unit_size=geometry.unit_size,
+        page_size=geometry.page_size,
+        dtype=layout.dtype,
+        device=table.device,
+        formulas=frozenset(load_method(name).formula for name in backend.options.methods),
+        reduction=backend.options.reduction,
+    )
+    first = backend.token_to_kv_pool.start_layer
+    return with_views(shape, backend.options, layout.num_layers, first)
+
+
+def with_views(shape: StepShape, options: ServerOptions, layers: int, first: int) -> StepShape:
+    """The same with room for views, where a served method keeps any.
+
+    There is room for as many as a step has rows, as a request has them that names no budget and no
+    window of its own, or for fewer: within `MOST_VIEW_BYTES`.
+
+    Args:
+        shape: of the steps.
+        options: of the server.
+        layers: of this rank.
+        first: number of the first of them.
+    """
+    methods = [load_method(name) for name in options.methods]
+    keeping = [method for method in methods if isinstance(method, ViewMethod)]
+    if not keeping:
+        return shape
+    scores, asked = any(method.accumulates for method in keeping), options.request
+    kept = layers * shape.heads * asked.budget_tokens(shape.max_units * shape.unit_size)
+    window = max(asked.observation_window, asked.renew_every if scores else 0) + 1
+    width = shape.heads * shape.group * shape.head_dim * shape.dtype.itemsize
+    one = (8 if scores else 4) * kept + layers * window * width
+    views = max(1, min(shape.max_rows, MOST_VIEW_BYTES // one))
+    room = ViewShape(shape.max_rows, layers, first, views * kept, views * layers * window, scores)
+    return replace(shape, views=room)

@@ -26,8 +26,8 @@ def check_runner(runner: Any, methods: tuple[str, ...], ops: Ops) -> None:
     for name in methods:
         method = load_method(name)
         op = method.missing_op(ops)
-        if hasattr(ops, "fused") and not method.formula:
-            op = "fused decode"
+        if hasattr(ops, "fused"):
+            op = op if method.formula else "fused decode"
         elif method.narrows and runner.device != "cpu":
             op = "views on a GPU"
         if op:

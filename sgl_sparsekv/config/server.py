@@ -70,6 +70,8 @@ class ServerOptions:
             raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
         if self.device in FUSED_DEVICES and self.request.estimates:
             raise ValueError(f"estimate must be false on device {self.device}: it has no kernels")
+        if self.device in FUSED_DEVICES:
+            self._check_views()
         check_bool("pack_views", self.pack_views)
         check_bool("admit_packed", self.admit_packed)
         if self.admit_packed and not self.pack_views:
@@ -80,6 +82,18 @@ class ServerOptions:
         if self.trace and "://" not in self.trace:
             raise ValueError(
                 f"trace must be a ZMQ endpoint such as tcp://*:5560, got {self.trace!r}"
+            )
+
+    def _check_views(self) -> None:
+        keeping = [name for name in self.methods if load_method(name).narrows]
+        if keeping and self.attend != "triton":
+            raise ValueError(
+                f"attend must be triton with method {keeping[0]}, whose KV heads read different "
+                f"numbers of tokens, got {self.attend}"
+            )
+        if self.admit_packed is True:
+            raise ValueError(
+                f"admit_packed must be false on device {self.device}: rows are packed on a CPU only"
             )
 
     @property

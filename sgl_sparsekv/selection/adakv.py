@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import torch
 
-from .apportion import heads_of_a_layer
+from .apportion import heads_of_layers
 from .snapkv import SnapKV
 from .view import Room
 
@@ -24,4 +24,4 @@ class AdaKV(SnapKV):
     def divide(self, scores: Sequence[torch.Tensor], room: Room) -> torch.Tensor:
         """See `ViewMethod.divide`."""
         floor = Fraction(str(room.options.head_floor))
-        return torch.stack([heads_of_a_layer(layer, room.tokens, floor) for layer in scores])
+        return heads_of_layers(scores, room.tokens, floor)

@@ -1,13 +1,15 @@
 """How a budget of tokens is divided: over layers, over KV heads, over both. Sums are met exactly.
 
-A *room* is what a KV head keeps beside sinks and window. Everything here is integer arithmetic on
-a host, once per view.
+A *room* is what a KV head keeps beside sinks and window. Scores may lie on any device; what is
+divided is, too.
 """
 
 from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
+
+from ..geometry import ceil_div
 
 
 def largest_remainders(shares: Sequence[Fraction], total: int) -> list[int]:
@@ -45,28 +47,42 @@ def pyramid(layers: int, room: int, most: int, beta: int) -> list[int]:
     return largest_remainders(shares, layers * room)
 
 
-def heads_of_a_layer(scores: torch.Tensor, room: int, floor: Fraction) -> torch.Tensor:
-    """Room of each KV head of a layer, by how many of the layer's best scores are its own.
+def heads_of_layers(scores: Sequence[torch.Tensor], room: int, floor: Fraction) -> torch.Tensor:
+    """Room of each KV head of each layer, by how many of its layer's best scores are its own.
+
+    Waits for the device once, whatever the number of layers.
 
     Args:
-        scores: float32 `[H, n]`, -inf for no candidates.
-        room: mean over the heads.
+        scores: by layer float32 `[H, n]`, -inf for no candidates.
+        room: mean over the heads of a layer.
         floor: part of `room` that every head has in any case.
 
     Returns:
-        int64 `[H]`, no head's above its candidates; their sum is `H * room` if there are as many.
+        int64 `[layers, H]`, no head's above its candidates; the sum over a layer is `H * room` if
+        it has as many.
     """
+    found = torch.stack([torch.stack(_best_of_heads(layer, room)) for layer in scores])
+    own = [_heads_of_a_layer(won, there, room, floor) for won, there in found.tolist()]
+    return torch.tensor(own, device=found.device)
+
+
+def _best_of_heads(scores: torch.Tensor, room: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many of a layer's best `H * room` are each head's, and its candidates: int64 `[H]`."""
     heads, width = scores.shape
-    there = scores.isfinite().sum(-1).tolist()
-    total = min(heads * room, sum(there))
-    best = scores.flatten().sort(descending=True, stable=True).indices[:total]
-    won = torch.bincount(best // width, minlength=heads).tolist()
+    there = scores.isfinite().sum(-1)
+    best = scores.flatten().sort(descending=True, stable=True)
+    values, owners = best.values[: heads * room], best.indices[: heads * room] // width
+    return torch.zeros_like(there).index_add_(0, owners, values.isfinite().long()), there
+
+
+def _heads_of_a_layer(won: list[int], there: list[int], room: int, floor: Fraction) -> list[int]:
+    heads, total = len(won), min(len(won) * room, sum(there))
     even_share = Fraction(total, heads)
     rooms = largest_remainders([(1 - floor) * n + floor * even_share for n in won], total)
     own = [min(pair) for pair in zip(rooms, there, strict=True)]
     for head in sorted(range(heads), key=lambda h: -won[h]):  # what others have no candidates for
         own[head] += min(there[head] - own[head], total - sum(own))
-    return torch.tensor(own)
+    return own
 
 
 def blocks_of_a_request(
@@ -88,20 +104,42 @@ def blocks_of_a_request(
         int64 `[layers, H]`.
     """
     counts = torch.stack([layer.isfinite().sum(-1) for layer in scores])
-    excess = max(0, int(counts.sum()) - total)
-    blocks = []
-    for owner, head in enumerate(head for layer in scores for head in layer):
-        ascending = head[head.isfinite()].sort().values
-        count = len(ascending)
-        first = (always + count) % block or block
-        ends = torch.arange(first, count + block, block).clamp(max=count).unique()
-        sizes = ends.diff(prepend=ends.new_zeros(1))
-        ends, sizes = ends[sizes > 0], sizes[sizes > 0]
-        blocks.append((ascending[ends - 1], sizes, torch.full_like(sizes, owner)))
-    cost, size, owner_of = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    blocks = [
+        _blocks_of_a_layer(layer, count, always, block)
+        for layer, count in zip(scores, counts, strict=True)
+    ]
+    cost = torch.cat([costs.flatten() for costs, _ in blocks])
+    size = torch.cat([sizes.flatten() for _, sizes in blocks])
+    owner = torch.cat(
+        [
+            (torch.arange(len(sizes), device=sizes.device) + first * len(sizes)).repeat_interleave(
+                sizes.shape[1]
+            )
+            for first, (_, sizes) in enumerate(blocks)
+        ]
+    )
     cheapest = cost.sort(stable=True).indices
     size = size[cheapest]
+    excess = (counts.sum() - total).clamp(min=0)
     given_up = torch.minimum(size, (excess - (size.cumsum(0) - size)).clamp(min=0))
-    lost = torch.zeros(counts.numel(), dtype=torch.int64)
-    lost.index_add_(0, owner_of[cheapest], given_up)
+    lost = torch.zeros(counts.numel(), dtype=torch.int64, device=size.device)
+    lost.index_add_(0, owner[cheapest], given_up)
     return counts - lost.view_as(counts)
+
+
+def _blocks_of_a_layer(
+    scores: torch.Tensor, counts: torch.Tensor, always: int, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cost float32 and size int64 of every block of each head, `[H, blocks]`; 0 if there is none.
+
+    Args:
+        scores: float32 `[H, n]`, -inf for no candidates.
+        counts: int64 `[H]`, candidates.
+    """
+    width = scores.shape[1]
+    ascending = scores.sort(-1).values  # no candidates come first
+    first = (always + counts - 1) % block + 1
+    nth = torch.arange(ceil_div(width, block) + 1, device=scores.device)
+    ends = (first[:, None] + nth * block).minimum(counts[:, None])
+    last = (width - counts[:, None] + ends - 1).clamp(0, width - 1)
+    return ascending.gather(1, last), ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))

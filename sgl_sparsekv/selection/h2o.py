@@ -20,4 +20,4 @@ class H2O(ViewMethod):
 
     def weigh(self, shares: torch.Tensor, pooling: int) -> torch.Tensor:
         """See `ViewMethod.weigh`; nothing is pooled."""
-        return shares.sum(1).mean(0)
+        return shares.sum(-2).mean(-2)

@@ -23,7 +23,7 @@ class KVCompress(ViewMethod):
 
     def weigh(self, shares: torch.Tensor, pooling: int) -> torch.Tensor:
         """See `ViewMethod.weigh`."""
-        return spread(shares.square().sum(1), pooling).sum(0)
+        return spread(shares.square().sum(-2), pooling).sum(-2)
 
     def divide(self, scores: Sequence[torch.Tensor], room: Room) -> torch.Tensor:
         """See `ViewMethod.divide`."""

@@ -25,5 +25,5 @@ class PyramidKV(SnapKV):
         there = torch.stack([layer.isfinite().sum(-1) for layer in scores])
         most, beta = int(there.max()), room.options.pyramid_beta
         rooms = pyramid(room.num_layers, min(room.tokens, most), most, beta)
-        own = torch.tensor([rooms[layer] for layer in room.layers])
+        own = torch.tensor([rooms[layer] for layer in room.layers], device=there.device)
         return torch.minimum(there, own[:, None])

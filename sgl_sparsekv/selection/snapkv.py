@@ -19,4 +19,4 @@ class SnapKV(ViewMethod):
 
     def weigh(self, shares: torch.Tensor, pooling: int) -> torch.Tensor:
         """See `ViewMethod.weigh`."""
-        return spread(shares.sum(1).mean(0), pooling)
+        return spread(shares.sum(-2).mean(-2), pooling)

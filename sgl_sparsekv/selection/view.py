@@ -77,19 +77,22 @@ class ViewMethod(SelectionMethod):
     """
 
     unit_size = 1
+    formula = "nothing"
     narrows = True
     accumulates: ClassVar[bool] = False
 
     @abstractmethod
     def weigh(self, shares: torch.Tensor, pooling: int) -> torch.Tensor:
-        """Scores of the tokens of one KV head; higher is kept.
+        """Scores of the tokens of one KV head, or of several; higher is kept.
+
+        A token's score depends on the shares of its `pooling` neighbours and on no others.
 
         Args:
-            shares: float32 `[G, n, T]`, softmax of n queries over T tokens in ascending order.
+            shares: float32 `[..., G, n, T]`, softmax of n queries over T tokens in ascending order.
             pooling: see `Viewed`.
 
         Returns:
-            float32 `[T]`, not negative.
+            float32 `[..., T]`, not negative.
         """
 
     def divide(self, scores: Sequence[torch.Tensor], room: Room) -> torch.Tensor:

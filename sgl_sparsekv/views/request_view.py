@@ -78,9 +78,24 @@ class RequestView:
     @property
     def first_needed(self) -> int | None:
         """First position of the prompt whose query is still to be seen; None: none is."""
-        seen = min((queries.end for queries in self._queries.values()), default=0)
-        begin = max(0, self._prompt - self._options.observation_window)
+        seen, begin = self._end, max(0, self._prompt - self._options.observation_window)
         return None if seen >= self._prompt else max(seen, begin)
+
+    @property
+    def _end(self) -> int:
+        """One past the newest position whose query every layer saw."""
+        return min((queries.end for queries in self._queries.values()), default=0)
+
+    @property
+    def _held(self) -> int:
+        """How many queries are held."""
+        return max((len(queries) for queries in self._queries.values()), default=0)
+
+    @property
+    def _ring_size(self) -> int:
+        """Queries of a layer that are held at most."""
+        size = self._options.observation_window
+        return max(size, self._options.renew_every) if self._method.accumulates else size
 
     def is_due(self, length: int) -> bool:
         """Whether the step that brings the context to `length` tokens makes the view, once a layer
@@ -97,16 +112,14 @@ class RequestView:
             wanted = length >= self._options.budget_tokens(length) + more
         if not wanted or length < self._prompt:
             return False
-        seen = max((len(queries) for queries in self._queries.values()), default=0)
-        return seen >= min(self._options.observation_window, length)
+        return self._held >= min(self._options.observation_window, length)
 
     def told(self) -> dict[str, Any]:
         """For a response, as `docs/views.md` lists it: what was kept by layer and KV head."""
-        seen = min((queries.end for queries in self._queries.values()), default=0)
         layers = {str(number): view for number, view in sorted(self.layers.items())}
         told: dict[str, Any] = {
             "made": self.made,
-            "since": max(0, seen - self.made),
+            "since": max(0, self._end - self.made),
             "kept": {number: view.counts.tolist() for number, view in layers.items()},
             "mass": None,
             "map": None,
@@ -117,14 +130,14 @@ class RequestView:
             told["map"] = {number: view.stretches() for number, view in layers.items()}
         return told
 
+    def end(self) -> None:
+        """The request ended."""
+
     # -- once per layer ------------------------------------------------------------------------
 
     def observe(self, layer: int, q: torch.Tensor, first: int) -> None:
         """Note queries `[n, H, G, D]` of the positions from `first` on."""
-        size = self._options.observation_window
-        if self._method.accumulates:
-            size = max(size, self._options.renew_every)
-        self._queries.setdefault(layer, LastQueries(size)).add(q, first)
+        self._queries.setdefault(layer, LastQueries(self._ring_size)).add(q, first)
 
     def weigh(self, layer: int, keys: torch.Tensor, slots: torch.Tensor, scale: float) -> None:
         """Score what the layer reads by the queries that were observed.

@@ -19,9 +19,10 @@ def _active() -> Iterator[None]:
     gate._active = before
 
 
-def chosen(saved: int | None, rows: int) -> BreakEven:
+def chosen(saved: int | None, rows: int, views: bool = False) -> BreakEven:
     """A gate at 100 tokens and 4 rows that has seen one step."""
-    plan: Any = None if saved is None else SimpleNamespace(saved_tokens=lambda: saved)
+    told = SimpleNamespace(saved_tokens=lambda: saved, keeps_views=views)
+    plan: Any = None if saved is None else told
     asked = BreakEven(lambda batch: plan if batch.batch_size == rows else None, 100, 4)
     assert asked.chosen == SPARSE, "before the first step: what is captured first"
     assert asked.select(SimpleNamespace(batch_size=rows)) == asked.chosen
@@ -43,6 +44,11 @@ def test_a_step_is_sparse_where_it_saves_enough_and_fits(
     saved: int | None, rows: int, variant: str
 ) -> None:
     assert chosen(saved, rows).chosen == variant
+
+
+def test_a_step_that_leaves_queries_for_a_view_is_sparse_if_it_fits() -> None:
+    assert chosen(0, 1, views=True).chosen == SPARSE
+    assert chosen(0, 5, views=True).chosen == DENSE
 
 
 def test_both_variants_are_captured() -> None:

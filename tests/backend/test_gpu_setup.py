@@ -35,6 +35,11 @@ def one_sentence(error: BaseException) -> str:
         ({"unit_size": 64, "budget": 128}, "budget must be at least 192 tokens"),
         ({"dense_below": "never"}, 'dense_below must be "auto"'),
         ({"device": "triton", "reselect_every": 4}, "reselect_every must be 1 on device triton"),
+        ({"device": "triton", "admit_packed": True}, "rows are packed on a CPU only"),
+        (
+            {"device": "triton", "attend": "fa2", "method": "snapkv"},
+            "attend must be triton with method snapkv, whose KV heads read different numbers",
+        ),
         ({"device": "triton", "reduction": "max"}, "reduction max has no kernels on device triton"),
         ({"pq_segment": 1000}, "pq_segment must be a multiple of 64 tokens, got 1000"),
         ({"cluster_segment": 0}, "cluster_segment must be an integer in [64, 16384], got 0"),

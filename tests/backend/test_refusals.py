@@ -216,7 +216,9 @@ def test_models_of_other_kinds_are_refused(changes: dict[str, Any], says: str) -
 
 
 @pytest.mark.usefixtures("sglang_plugins")
-def test_views_are_refused_off_a_cpu() -> None:
+def test_views_are_refused_where_plain_torch_would_serve_a_gpu() -> None:
+    from sgl_sparsekv.kernels.triton import load
+
     from sgl_sparsekv.backend.support import check_runner
     from sgl_sparsekv.ops import load_ops
 
@@ -224,6 +226,7 @@ def test_views_are_refused_off_a_cpu() -> None:
     check_runner(runner(), ("snapkv",), ops)
     with pytest.raises(UnsupportedOnDevice, match="method 'snapkv' needs the op 'views on a GPU'"):
         check_runner(runner(device="cuda"), ("snapkv",), ops)
+    check_runner(runner(device="cuda"), ("snapkv",), load())
 
 
 @pytest.mark.usefixtures("sglang_plugins")

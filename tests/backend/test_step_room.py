@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sgl_sparsekv.config import ServerOptions
+from sgl_sparsekv.config import RequestOptions, ServerOptions
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.types import Reduction, StepShape
 
@@ -104,6 +104,30 @@ def test_bytes_are_those_that_are_allocated() -> None:
     )  # fmt: skip
     for watched in (False, True):
         assert load().step_bytes(shape, watched) == load().fused(shape, watched).nbytes
+
+
+def test_views_have_room_for_every_row_of_a_step_or_for_a_gibibyte() -> None:
+    """Where a method that keeps them is served; their bytes are among those of the step."""
+    from sgl_sparsekv.kernels.triton import load
+
+    from sgl_sparsekv.backend.step_room import MOST_VIEW_BYTES, with_views
+
+    model = MODELS["Llama-3.1-8B"]
+    plain, found = shape_of(model, 48), {}
+    assert with_views(plain, ServerOptions(), model.layers, 0) is plain
+    for name in ("snapkv", "h2o"):
+        options = ServerOptions(methods=("full", "quest", name))
+        shape = with_views(plain, options, model.layers, 5)
+        room, size = shape.views, load().step_bytes(shape) - load().step_bytes(plain)
+        assert room is not None and room.first_layer == 5 and room.views == 48
+        found[name] = room.kept // (model.layers * model.heads * 2048)
+        per_token = 8 if room.scores else 4
+        assert room.scores == (name == "h2o")
+        listed = per_token * room.kept + room.queries * 32 * 128 * 2
+        assert listed < size < listed + (1 << 20) and listed <= MOST_VIEW_BYTES
+    assert found == {"snapkv": 48, "h2o": 28}
+    huge = ServerOptions(request=RequestOptions("snapkv", 1.0), methods=("snapkv",))
+    assert with_views(plain, huge, model.layers, 0).views is not None, "room for one at least"
 
 
 def test_the_pool_is_sized_without_them(sglang: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,10 @@ from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.types import Selection, StepShape, per_head
 
 from .torch_fused import FORMULAS, TorchFused
-from .toy_model import DIM, GROUP, HEADS, LAYERS, toy_layers
+from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, toy_layers
+
+Views = dict[int, Selection | None]
+"""By place in the step, what the views of rows list."""
 
 
 def fused_backend(memory: Any) -> Any:
@@ -32,12 +35,13 @@ def fused_backend(memory: Any) -> Any:
     backend.observer = memory.recorder
     backend._decode_tokens, backend._needs_dense, backend.paged = None, False, None
 
-    def selected(layer: int, selection: Selection, dense: list[bool]) -> None:
-        report(backend, layer, selection, dense)
+    def selected(layer: int, selection: Selection, dense: list[bool], views: Views) -> None:
+        report(backend, layer, selection, dense, views)
 
     backend.step = TorchFused(step_shape(memory), selected)
     backend.max_rows = backend.step.shape.max_rows
     backend.option_table = OptionTable(backend.step, memory.options.request)
+    backend.views = backend._views(backend.step.shape, dict.fromkeys(range(LAYERS), SCALE))
     backend.gate = BreakEven(backend._host_plan, 0, backend.max_rows)
     backend.table.orders, backend._order = True, np.arange(backend.max_rows)
     backend._handed_out = []
@@ -53,9 +57,11 @@ def fused_backend(memory: Any) -> Any:
 
 def step_shape(memory: Any) -> StepShape:
     """Extents of the toy's steps."""
+    from sgl_sparsekv.backend.step_room import with_views
+
     table, geometry = memory.row_pool.req_to_token, memory.geometry
     units = geometry.num_units(table.shape[1])
-    return StepShape(
+    shape = StepShape(
         max_rows=2 * table.shape[0],
         requests=table.shape[0],
         max_units=units,
@@ -72,13 +78,23 @@ def step_shape(memory: Any) -> StepShape:
         formulas=frozenset(FORMULAS),
         reduction=memory.options.reduction,
     )
+    return with_views(shape, memory.options, LAYERS, 0)
 
 
-def report(backend: Any, layer: int, selection: Selection, dense: list[bool]) -> None:
+def report(
+    backend: Any, layer: int, selection: Selection, dense: list[bool], views: Views | None = None
+) -> None:
     """Tell the recorder what rows read, as the grouped backend's observer hears it."""
     counts = per_head(selection.counts, selection.logical.shape[1])
+    seen = {place: view for place, view in (views or {}).items() if view is not None}
+    for place, view in seen.items():
+        index = torch.tensor([place])
+        group = SimpleNamespace(index=index, records=None, rest=None)
+        backend.observer.selected(layer, group, view)
     for wanted in (False, True):
-        index = torch.tensor([i for i, is_dense in enumerate(dense) if is_dense is wanted])
+        index = torch.tensor(
+            [i for i, is_dense in enumerate(dense) if is_dense is wanted and i not in seen]
+        )
         if not index.numel():
             continue
         group = SimpleNamespace(

@@ -258,6 +258,10 @@ class Host(Memory):
             if insert and entry.options.share_generated and whole:
                 self.kept_back[self.row_pool.req_to_token[live.row, : live.length].long()] = False
             release_kv_cache(live.req, self.tree, checkpoint=insert)
+        elif finished:  # it waited; its entry goes with the request itself
+            entry = self.backend.table.of(live.req)
+            if entry is not None and entry.view is not None:
+                entry.view.end()
 
     def retract(self, live: Live) -> None:
         """Its pages go back without entering the tree; it waits for another prefill."""
@@ -267,6 +271,8 @@ class Host(Memory):
 
     def pack(self) -> int:
         """The pool is short: what views leave over is given back; how many tokens that were."""
+        if self.packing is None:
+            return 0
         answering = [live for live in self.live if live.decoding]
         saved = self.packing.give_back([live.req for live in answering], self.tree)
         for live in answering:

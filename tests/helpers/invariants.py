@@ -59,6 +59,17 @@ def check_ownership(host: Host) -> None:
     require(len(host.row_pool.free_slots) == host.rows - holding, "sizes", "a row was lost")
 
 
+def check_views_left(host: Host) -> None:
+    """With no request left, all room for views is free."""
+    if host.kind != "fused" or host.backend.views is None:
+        return
+    store = host.backend.views.store
+    store._collect()
+    free = store._queries.widest, store._kept.widest, len(store._numbers)
+    there = store.shape.queries, store.shape.kept, store.shape.views
+    require(free == there, "leak", f"room for views: {free} of {there} is free")
+
+
 def check_sharing(host: Host) -> None:
     """The tree holds nothing that a sparse step made for a request that does not share."""
     offered = host.tree.all_values_flatten().long()

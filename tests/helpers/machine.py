@@ -21,7 +21,7 @@ from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.views import RequestView
 
 from .host import Host, Live, OutOfPages, StepDied
-from .invariants import Checker, require
+from .invariants import Checker, check_views_left, require
 from .memory import METHODS
 from .toy_model import SYMBOLS
 
@@ -349,6 +349,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.host.evict(self.host.pages * self.page_size)
         free = len(self.host.allocator.get_all_free_pages())
         require(free == self.host.pages, "leak", f"{free} of {self.host.pages} pages are free")
+        check_views_left(self.host)
 
 
 class FusedMachine(CacheMachine):

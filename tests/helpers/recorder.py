@@ -81,6 +81,10 @@ class Recorder:
         """See `StepObserver.listed`."""
         self.selected(layer, group, lists.selection)
 
+    def read_beside(self, place: int, tokens: int, heads: int) -> None:
+        """See `StepObserver.read_beside`."""
+        self.backend.table.entry(int(self.plan.rows[place])).read(tokens, heads)
+
     def covered(self, group: Any, mass: torch.Tensor) -> None:
         """See `StepObserver.covered`."""
 

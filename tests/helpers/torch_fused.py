@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from sgl_sparsekv.kernels.triton.buffers import VIEW_FIELDS, allocate_views
+from torch.nn.utils.rnn import pad_sequence
 
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.ops import load_ops
@@ -26,7 +28,9 @@ class TorchFused:
     nbytes = 0
 
     def __init__(
-        self, shape: StepShape, selected: Callable[[int, Selection, list[bool]], None]
+        self,
+        shape: StepShape,
+        selected: Callable[[int, Selection, list[bool], dict[int, Selection | None]], None],
     ) -> None:
         self.shape = shape
         self.selected = selected
@@ -35,6 +39,7 @@ class TorchFused:
         self.buffers = SimpleNamespace(
             options=torch.zeros(shape.requests, 6, dtype=torch.int32),
             ratios=torch.zeros(shape.requests, dtype=torch.float64),
+            views=None if shape.views is None else allocate_views(shape, shape.views),
         )
         self.pending = torch.empty(0, dtype=torch.int64)
         self.rows: list[dict[str, Any]] = []
@@ -65,7 +70,10 @@ class TorchFused:
         self.rows = []
         for request, length in zip(request_rows.tolist(), lengths.tolist(), strict=True):
             units = self.geometry.unit_table(req_to_token[request, :length].long())
-            self.rows.append(self._plan(request, length) | {"units": units})
+            slots = req_to_token[request, :length].long()
+            view = self._record(request)
+            row = {"units": units, "slots": slots, "view": view}
+            self.rows.append(self._plan(request, length) | row)
             full = units[: length // self.shape.unit_size]
             full = full[full >= self.geometry.units_per_page]
             self.pending = torch.unique(torch.cat((self.pending, full[~sealed[full]])))
@@ -106,6 +114,7 @@ class TorchFused:
     ) -> torch.Tensor:
         """See `FusedDecode.decode`."""
         self.summarise(keys, fields)  # a unit without a stamp has the fields its keys give
+        views = {i: self._view(row, layer, q[i]) for i, row in enumerate(self.rows)}
         widest = max(len(row["units"]) for row in self.rows)
         logical = torch.full((len(self.rows), q.shape[1], widest), -1, dtype=torch.int32)
         physical, counts = torch.zeros_like(logical), []
@@ -118,9 +127,38 @@ class TorchFused:
         lengths = torch.tensor(counts, dtype=torch.int32)
         tails = torch.tensor([row["tail"] for row in self.rows], dtype=torch.int32)
         dense = [self._dense(row, layer) for row in self.rows]
-        self.selected(layer, Selection(logical, physical, lengths), dense)
+        self.selected(layer, Selection(logical, physical, lengths), dense, views)
         unit = self.shape.unit_size
-        return self.ops.attend(q, keys, values, physical, lengths, tails, scale, unit)[0]
+        out = self.ops.attend(q, keys, values, physical, lengths, tails, scale, unit)[0]
+        for i, view in views.items():
+            if view is not None:
+                ones = torch.ones(1, dtype=torch.int32)
+                how = (view.physical, view.counts, ones, scale, 1)
+                out[i] = self.ops.attend(q[i : i + 1], keys, values, *how)[0][0]
+        return out
+
+    def _record(self, request: int) -> torch.Tensor | None:
+        views = self.buffers.views
+        number = -1 if views is None else int(views.of_request[request])
+        return None if number < 0 else views.records[number]
+
+    def _view(self, row: dict[str, Any], layer: int, q: torch.Tensor) -> Selection | None:
+        """Note the queries `[H, G, D]` of a row that has a view; what it lists, in tokens."""
+        record, slots, views = row["view"], row["slots"], self.buffers.views
+        if record is None or layer < row["dense_layers"]:
+            return None
+        made, first, size = record[:VIEW_FIELDS].tolist()
+        nth, length = layer - self.shape.views.first_layer, len(slots)
+        views.queries[first + nth * size + (length - 1) % size] = q.flatten()
+        if not 0 < made < length:
+            return None
+        spans = record[VIEW_FIELDS:][2 * nth * len(q) : 2 * (nth + 1) * len(q)].view(-1, 2)
+        since = torch.arange(made, length)
+        lists = [torch.cat((views.kept[a : a + n], since)).int() for a, n in spans.tolist()]
+        logical = pad_sequence(lists, batch_first=True, padding_value=-1)
+        physical = slots[logical.long()].masked_fill(logical < 0, 0).int()
+        counts = torch.tensor([len(one) for one in lists], dtype=torch.int32)
+        return Selection(logical[None], physical[None], counts[None])
 
     def end(self, sealed: torch.Tensor) -> None:
         """See `FusedDecode.end`."""

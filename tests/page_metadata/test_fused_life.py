@@ -19,6 +19,9 @@ from helpers.soak import Size
 from helpers.torch_fused import TorchFused
 from pytest import MonkeyPatch
 
+from sgl_sparsekv.backend.view_store import Runs, ViewPlace, ViewStore
+from sgl_sparsekv.views import RequestView
+
 OPERATIONS = (2000, 12_000)
 """Operations over the page sizes, and in soak."""
 PAGE_SIZES = (16, 64)
@@ -113,6 +116,72 @@ def _keeps_options(patch: MonkeyPatch) -> None:
     patch.setattr(OptionTable, "bind", lambda self, row, options: None)
 
 
+def _a_row_keeps_the_view_that_it_had_first(patch: MonkeyPatch) -> None:
+    bind = ViewStore.bind
+
+    def once(self: ViewStore, row: int, place: ViewPlace | None) -> None:
+        if row not in self._bound:
+            bind(self, row, place)
+
+    patch.setattr(ViewStore, "bind", once)
+
+
+def _a_prompt_leaves_no_queries(patch: MonkeyPatch) -> None:
+    from sgl_sparsekv.backend.device_views import DeviceViews
+
+    patch.setattr(DeviceViews, "extended", lambda self, number, q: None)
+
+
+def _queries_of_the_row_beside_it(patch: MonkeyPatch) -> None:
+    view = TorchFused._view
+
+    def shifted(self: Any, row: dict[str, Any], layer: int, q: torch.Tensor) -> Any:
+        return view(self, row, layer, q.roll(1, 0))
+
+    patch.setattr(TorchFused, "_view", shifted)
+
+
+def _tokens_since_are_never_kept(patch: MonkeyPatch) -> None:
+    listed = ViewStore.listed
+
+    def made_only(self: ViewStore, place: ViewPlace, layer: int, length: int) -> torch.Tensor:
+        return listed(self, place, layer, place.written)
+
+    patch.setattr(ViewStore, "listed", made_only)
+
+
+def _sums_begin_anew(patch: MonkeyPatch) -> None:
+    run = ViewStore.run
+
+    def nothing(self: ViewStore, buffer: torch.Tensor, *args: Any) -> Any:
+        found, count = run(self, buffer, *args)
+        return found * (buffer is not self.buffers.scores), count
+
+    patch.setattr(ViewStore, "run", nothing)
+
+
+def _what_is_due_is_forgotten_when_retracted(patch: MonkeyPatch) -> None:
+    end = RequestView.unpack
+
+    def forgetting(self: RequestView) -> None:
+        end(self)
+        self.due = 0  # type: ignore[attr-defined]
+
+    patch.setattr(RequestView, "unpack", forgetting)
+
+
+def _a_place_is_given_away_twice(patch: MonkeyPatch) -> None:
+    take = Runs.take
+
+    def again(self: Runs, width: int) -> int | None:
+        free = list(self._free)
+        first = take(self, width)
+        self._free = free
+        return first
+
+    patch.setattr(Runs, "take", again)
+
+
 @pytest.mark.parametrize(
     ("install", "scenario"),
     [
@@ -121,6 +190,13 @@ def _keeps_options(patch: MonkeyPatch) -> None:
         (_lists_nothing_old, scenarios.load_back),
         (_seals_at_once, died_in_prefill),
         (_keeps_options, scenarios.grow),
+        (_a_row_keeps_the_view_that_it_had_first, scenarios.view_row_reuse),
+        (_a_prompt_leaves_no_queries, scenarios.views_on_one_prefix),
+        (_queries_of_the_row_beside_it, scenarios.views_on_one_prefix),
+        (_tokens_since_are_never_kept, scenarios.views_on_one_prefix),
+        (_sums_begin_anew, scenarios.views_on_one_prefix),
+        (_what_is_due_is_forgotten_when_retracted, scenarios.view_retracted),
+        (_a_place_is_given_away_twice, scenarios.views_on_one_prefix),
     ],
     ids=lambda value: value.__name__.strip("_"),
 )

@@ -35,6 +35,7 @@ from bench.gpu.kernels import Run
 from bench.gpu.shapes import REHEARSED, SHARED, UNITS, Extents, Scene, Shape
 from bench.gpu.step import SUMMARIES, Step, static_shape
 from bench.gpu.variants import made
+from bench.gpu.viewed import with_views
 from sgl_sparsekv.types import Candidates, Reduction, StepShape
 
 PROCESSES = min(12, os.cpu_count() or 1)
@@ -108,6 +109,9 @@ def hollow_steps(run: Run) -> Iterator[tuple[Step, TritonOps | None]]:
     for _, extents in narrow(run.extents):
         for unit in UNITS:
             yield hollow(own, extents, shape, unit, shape.context // unit), None
+    for setting in settings(run):
+        step = hollow(own, setting.extents, setting.shape, setting.unit, setting.units)
+        yield with_views(step, own, draw=False), None
 
 
 def hollow(kernels: TritonOps, extents: Extents, shape: Shape, unit: int, units: int) -> Step:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.gpu.harvest import candidates
-from bench.gpu.harvest.checks import attend, plan, score, select, summaries, whole
+from bench.gpu.harvest.checks import (
+    attend,
+    plan,
+    score,
+    select,
+    summaries,
+    views,
+    whole,
+)
 from bench.gpu.harvest.compile import PROCESSES, compile_share
 from bench.gpu.harvest.dense import dense
 from bench.gpu.harvest.gaps import gaps
@@ -68,7 +76,7 @@ STAGES = (
         (
             Job("plan", plan.check), Job("summaries", summaries.check), Job("score", score.check),
             Job("select", select.check), Job("attend", attend.check), Job("gate", whole.check),
-            Job("select-cuda", candidates.checked),
+            Job("views", views.check), Job("select-cuda", candidates.checked),
         ),
     ),
     alone("bandwidth", 15, "what memory gives; gaps between launches; idle programs", gaps),

@@ -6,6 +6,8 @@ with fewer heads, requests on one prefix.
 
 from collections.abc import Callable
 
+from sgl_sparsekv.kernels.triton import load
+
 from bench.gpu.cascade import shared_prefix
 from bench.gpu.harvest.checks.inputs import server_units
 from bench.gpu.harvest.points import NARROW_SHAPE, SHAPES, narrow
@@ -13,7 +15,8 @@ from bench.gpu.kernels import OURS, Run, ours, time_shape
 from bench.gpu.log import Check, Fact, Skip
 from bench.gpu.shapes import REHEARSED_ALONE, UNITS, Extents, Shape, fits, layers_of, make_scene
 from bench.gpu.step import Step, make_step
-from bench.gpu.timing import Times, interleave
+from bench.gpu.timing import Times, interleave, record
+from bench.gpu.viewed import viewed
 from bench.record import device_facts
 
 
@@ -25,6 +28,8 @@ def rows(run: Run) -> None:
         for unit in units:
             at = f"{shape}, units of {unit}, in a server's buffers"
             run.log.attempt(at, lambda a=at, s=shape, u=unit: wide(run, a, s, u))
+        over = f"{shape}, over views"
+        run.log.attempt(over, lambda a=over, s=shape: views(run, a, s))
         clocks(run, str(shape))
     shared_prefix(run)
     for name, extents in [] if run.rehearse else narrow(run.extents):
@@ -63,6 +68,29 @@ def wide(run: Run, at: str, shape: Shape, unit: int) -> str:
     return facts(run, at, run.extents, shape, lambda scene: make_step(
         scene, unit, kernels=run.kernels, units=units
     ))  # fmt: skip
+
+
+def views(run: Run, at: str, shape: Shape) -> str:
+    """`attend` over tokens that views list, in turn with the same over as many in whole units.
+
+    Raises:
+        Skip: the pools do not fit the memory.
+    """
+    layers = layers_of(run.extents, shape, run.device)
+    reason = fits(run.extents, shape, layers, run.device)
+    if reason:
+        raise Skip(reason)
+    step = make_step(make_scene(run.extents, shape, run.device, layers), UNITS[-1], 1)
+    found = viewed(step, run.kernels or load()).step
+    calls = {"attend": step.attend, "attend over views": found.attend}
+    for one in (step, found):
+        one.begin()
+        one.selection(0)
+    made = {name: record(call, layers, run.device) for name, call in calls.items()}
+    times: dict[str, Times] = interleave(made, run.repeats, run.device)
+    for name in calls:
+        run.log.add(Fact(f"{name}, {at}", times[name].least, "us"))
+    return f"{layers} layers take turns"
 
 
 def few_heads(run: Run, at: str, extents: Extents, unit: int) -> str:
