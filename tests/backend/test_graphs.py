@@ -98,7 +98,9 @@ class Inputs:
 class Server:
     """The backend over a pool of its own; equal seeds give equal memory."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, layers: int = LAYERS) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, layers: int = LAYERS, **options: Any
+    ) -> None:
         from sgl_sparsekv.kernels.triton import load
 
         from sgl_sparsekv.backend import attention, fused, request_table
@@ -130,11 +132,13 @@ class Server:
         runner = SimpleNamespace(
             device="cpu",
             model=None,
-            req_to_token_pool=SimpleNamespace(req_to_token=self.table),
+            req_to_token_pool=SimpleNamespace(
+                req_to_token=self.table, size=REQUESTS - 1, available_size=lambda: REQUESTS - 1
+            ),
             token_to_kv_pool=self.pool,
         )
-        options = ServerOptions(methods=METHODS, device="triton", dense_below=1)
-        self.backend = fused.FusedBackend(runner, options, load())
+        asked = ServerOptions(methods=METHODS, device="triton", **{"dense_below": 1, **options})
+        self.backend = fused.FusedBackend(runner, asked, load())
         self.requests = request_table.active_table()
 
     def launch(self, inputs: Inputs, lengths: list[int], rows: list[int], asked: int) -> None:
