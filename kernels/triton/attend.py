@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import LN2, LOG2E, UNIT_BITS, load_group, padded
+from .primitives import LN2, LOG2E, UNIT_BITS, load_group, padded, take_turn
 
 NOTHING = tl.constexpr(spec.NOTHING)
 JOINED = tl.constexpr(8)
@@ -133,6 +133,7 @@ def attend_kernel(
     TOKENS: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """One split of one row and KV head.
 
@@ -144,7 +145,9 @@ def attend_kernel(
         parts: float32 `[rows, H, SPLITS, G, Dv]`; part_lse: float32 `[rows, H, SPLITS, G]`.
         tickets: int32 `[rows, H]`, zero before and after.
         out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`.
+        EARLY: see `take_turn`.
     """
+    take_turn(EARLY)
     split, row = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1).to(tl.int64)
     pair = row.to(tl.int64) * HEADS + head
