@@ -13,9 +13,17 @@ from pathlib import Path
 
 import triton
 from sgl_sparsekv.kernels.triton.catalogue import ARCHITECTURES, COMMON, VARIANTS, Variant
-from sgl_sparsekv.kernels.triton.compile import LIMITS, Build, compile_all, compile_cuda
+from sgl_sparsekv.kernels.triton.compile import (
+    LIMITS,
+    Build,
+    compile_all,
+    compile_cuda,
+    compile_early,
+)
 
+from bench.instructions.listing import disassemble
 from bench.instructions.table import table
+from bench.instructions.waits import ahead_of_the_turn
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "kernels.md"
@@ -36,7 +44,8 @@ A cell reads `warps x registers / shared KiB / local bytes / programs`: warps of
 registers per thread, shared memory per program, stack and spills per thread, and the programs that
 registers, shared memory, warps and program slots of one multiprocessor allow at once. A variant is
 head size, element type, tokens per unit, query heads per KV head and reduction. CUDA C++ is
-compiled by NVRTC; a program of it is a block.
+compiled by NVRTC; a program of it is a block. `early` are launches that wait for the one in front
+of them (programmatic dependent launch), which older architectures do not know.
 
 """
 
@@ -54,23 +63,27 @@ def named(arch: tuple[int, int]) -> str:
     return f"sm_{arch[0]}{arch[1]}"
 
 
-def rows(builds: Iterable[Build]) -> dict[str, list[str]]:
-    """Cells of the table's lines: kernel and variant -> one per architecture that was built."""
+def rows(builds: Iterable[Build], architectures: Sequence[tuple[int, int]]) -> dict[str, list[str]]:
+    """Cells of the table's lines: kernel and variant -> one per architecture, "-" if not built."""
     cells: dict[str, list[str]] = {}
     for build in builds:
         v = build.variant
         kind = f"{v.head_dim} {v.dtype} {v.unit} {v.group} {'mean' if v.mean else 'max'}"
         used = f"{build.warps}x{build.registers} / {build.shared_bytes / 1024:.3g}"
         cell = f"{used} / {build.local_bytes} / {build.resident}"
-        cells.setdefault(f"{build.case} | {kind}", []).append(cell)
+        line = cells.setdefault(f"{build.case} | {kind}", ["-"] * len(architectures))
+        line[architectures.index(build.arch)] = cell
     return cells
 
 
 def builds_of(
     variants: Sequence[Variant], architectures: Sequence[tuple[int, int]] = ARCHITECTURES
 ) -> list[Build]:
-    """Kernels in Triton, then that in CUDA C++."""
-    return [*compile_all(variants, architectures), *compile_cuda(variants, architectures)]
+    """Kernels in Triton, as they are where launches start early, then that in CUDA C++."""
+    return [
+        *compile_all(variants, architectures), *compile_early(variants, architectures),
+        *compile_cuda(variants, architectures),
+    ]  # fmt: skip
 
 
 def page(builds: list[Build]) -> str:
@@ -81,7 +94,9 @@ def page(builds: list[Build]) -> str:
     )  # fmt: skip
     names = " | ".join(map(named, ARCHITECTURES))
     lines = [f"| kernel | variant | {names} |", "|---" * (2 + len(ARCHITECTURES)) + "|"]
-    lines += (f"| {kind} | {' | '.join(cells)} |" for kind, cells in rows(builds).items())
+    lines += (
+        f"| {kind} | {' | '.join(cells)} |" for kind, cells in rows(builds, ARCHITECTURES).items()
+    )
     return head + "\n".join(lines) + "\n"
 
 
@@ -102,7 +117,7 @@ def main() -> None:
     found = {
         "triton": triton.__version__,
         "hash": source_hash(),
-        "rows": rows(builds),
+        "rows": rows(builds, chosen),
         "instructions": table(),
         "builds": [
             {
@@ -114,6 +129,11 @@ def main() -> None:
             }
             for build in builds
         ],
+        "early": {
+            f"{build.case} {named(build.arch)}": ahead_of_the_turn(disassemble(build.binary))
+            for build in builds
+            if build.case.endswith(", early")
+        },
     }
     print(json.dumps(found))
 

@@ -1,7 +1,7 @@
 """What each target's row is expected to take before a GPU has been asked."""
 
 from bench.model import GPUS, KERNELS, READINGS, Workload, predict
-from bench.model.kernels import COPY_TB_PER_S, Kernels
+from bench.model.kernels import COPY_TB_PER_S, DELEGATED_US, Kernels
 from bench.tables import number, table, tokens
 from bench.targets import BUDGET, JUDGED, PAGE, TARGETS, Target
 
@@ -13,9 +13,32 @@ either way. The launches as first written, and as they are meant to become; a ru
 `bench.gpu.harvest` says what they are. In bold what misses its bound."""
 
 
+DENSE = """\
+### Dense layers
+
+What a layer takes in which every row reads everything (`dense_layers`, none by default), by our own
+`attend`, as restructured, and by SGLang's dense kernel on an NVIDIA H200; and what handing two such
+layers over would save of a step. Their page table would have to be laid out in every sparse step,
+for {once:g} us. Predicted as above."""
+LAYERS = 2
+
+
 def expected_part(units: tuple[int, ...]) -> str:
-    """A table for each GPU that is judged."""
-    return "\n\n".join([INTRO, *(_of(gpu, units) for gpu in JUDGED)])
+    """A table for each GPU that is judged, and one of dense layers."""
+    return "\n\n".join([INTRO, *(_of(gpu, units) for gpu in JUDGED), _dense(units[0])])
+
+
+def _dense(unit: int) -> str:
+    """Dense layers by our own kernel against delegating them."""
+    rows = []
+    for context, batch in TARGETS["selection"].shapes:
+        found = predict("h200", KERNELS[-1], Workload(context, batch, unit, BUDGET))
+        gain = LAYERS * (found.own_dense - found.dense) - DELEGATED_US
+        step = found.step + LAYERS * (found.own_dense - found.sparse)
+        mine, other = (f"{number(us)} us" for us in (found.own_dense, found.dense))
+        rows.append([tokens(context), batch, mine, other, f"{number(gain)} us, {gain / step:.1%}"])
+    head = ["context", "batch", "our attend", "SGLang's", "two of them handed over save"]
+    return f"{DENSE.format(once=DELEGATED_US)}\n\n{table(head, rows)}"
 
 
 def _of(gpu: str, units: tuple[int, ...]) -> str:

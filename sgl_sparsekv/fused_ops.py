@@ -17,10 +17,12 @@ class FusedDecode(Protocol):
     `decode` and `end` can be recorded in a CUDA graph and replayed with other contents.
 
     Attributes:
+        shape: extents of the largest step.
         nbytes: bytes of static buffers.
         buffers: the tensors; `options` and `ratios` are written by the backend.
     """
 
+    shape: StepShape
     buffers: Any
 
     @property

@@ -187,6 +187,11 @@ HOOKS = (
         "backend.gate:graph_variants",
     ),
     Hook(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.__init__",
+        "after",
+        "backend.break_even:measure_break_even",
+    ),
+    Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__",
         "after",
         "serving.start:note_tokenizer_manager",

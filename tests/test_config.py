@@ -98,8 +98,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"check": "on"}, "check must be one of off, log, raise, got 'on'"),
     ({"check_interval": 0}, f"check_interval {INT} [1, 2147483647], got 0"),
     ({"validate_requests": "yes"}, "validate_requests must be true or false, got 'yes'"),
-    ({"dense_below": -1}, f'dense_below must be "auto", or it {INT} [0, 2147483647], got -1'),
-    ({"dense_below": "no"}, f"dense_below must be \"auto\", or it {INT} [0, 2147483647], got 'no'"),
+    (
+        {"dense_below": -1},
+        f'dense_below must be "auto" or "predicted", or it {INT} [0, 2147483647], got -1',
+    ),
+    (
+        {"dense_below": "no"},
+        f'dense_below must be "auto" or "predicted", or it {INT} [0, 2147483647], got \'no\'',
+    ),
     ({"trace": "5560"}, "trace must be a ZMQ endpoint such as tcp://*:5560, got '5560'"),
     (
         {"device": "triton", "reselect_every": 2},

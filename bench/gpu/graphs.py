@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from sgl_sparsekv.kernels.triton import load
+from sgl_sparsekv.kernels.triton.ops import TritonOps
 
 from bench.gpu.gate import check
 from bench.gpu.log import Skip
@@ -45,7 +46,10 @@ class Bucket:
 class Case:
     """Static tensors of a bucket, what fills them, and what is recorded."""
 
-    def __init__(self, extents: Extents, bucket: Bucket, device: torch.device) -> None:
+    def __init__(
+        self, extents: Extents, bucket: Bucket, device: torch.device,
+        kernels: TritonOps | None = None,
+    ) -> None:  # fmt: skip
         self.extents, self.bucket, self.device = extents, bucket, device
         self.page_count = -(-bucket.context // extents.page)
         slots = (bucket.rows * self.page_count + 4) * extents.page
@@ -53,7 +57,7 @@ class Case:
         self.kv = [
             tuple(pool(slots, extents, device) for _ in range(2)) for _ in range(bucket.layers)
         ]
-        self.fused = load().fused(StepShape(
+        self.fused = (kernels or load()).fused(StepShape(
             rows, rows + 2, units, units, slots // bucket.unit, extents.heads, extents.group,
             extents.dim, extents.dim, bucket.unit, extents.page, extents.dtype, device,
             frozenset(FORMULAS), Reduction.MAX_SOFTMAX,

@@ -14,6 +14,10 @@ PASSES = (8, 16)
 """A loop is followed so often: what is waited for per pass has settled between them."""
 MOST_PATHS = 200_000
 PRODUCTS = "HMMA"
+TURN = "ACQBULK"
+"""Waits until the launches in front have ended (`griddepcontrol.wait`)."""
+TOO_EARLY = ("LDG", "LD", "LDGSTS", "STG", "ST", "ATOMG", "ATOM", "RED", "PREEXIT", "EXIT")
+"""What must not come before it: global memory, letting the next launch start, and the end."""
 
 
 @dataclass
@@ -44,6 +48,14 @@ class Warp:
         late = self.now + 1 if one.base in ("LDG", "ATOMG") else 0
         for register in one.writes:
             self.ready[register] = late
+
+
+def ahead_of_the_turn(listing: Listing) -> list[str] | None:
+    """What a launch does too early, before its turn; None if it never waits for that."""
+    names = [one.base for one in listing.code]
+    if TURN not in names:
+        return None
+    return [name for name in names[: names.index(TURN)] if name in TOO_EARLY]
 
 
 def per_pass(listing: Listing, loop: tuple[int, int]) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from bench.model.hardware import GPUS, LLAMA_3_1_8B, Gpu, Model
 from bench.model.workload import Workload, metadata_bytes
+from sgl_sparsekv.config import RequestOptions
 
 COPY_TB_PER_S = {"h200": 4.2, "h100": 3.0}
 """What copying is expected to reach, in 1e12 bytes per second: shares are of this."""
@@ -20,8 +21,11 @@ PROCESSORS = 132
 """Multiprocessors of an H100 and of an H200."""
 WEIGHTS_SHARE, CASCADE_SHARE = 0.9, 0.7
 """Of the bandwidth, in reading weights and a prefix for a whole batch."""
-DENSE_LAYERS = 2
+DENSE_LAYERS = RequestOptions().dense_layers
 """Layers of a step that stay dense by default."""
+DELEGATED_US = 8.0
+"""Once per sparse step, if a dense layer were SGLang's: two launches that lay out its page table
+and lengths, and a gap before each."""
 TAIL_TOKENS = 4
 """Tokens that SGLang adds to a model's context in a row of its table."""
 
@@ -80,6 +84,7 @@ class Prediction:
         attend: its launch.
         dense: dense attention of the same requests.
         short: dense attention of requests as long as the budget.
+        own_dense: all of the context by our own `attend`.
         step: a sparse step, the default number of layers dense.
         dense_step: a dense step.
         cascade: attention that reads a prefix of all requests once.
@@ -90,6 +95,7 @@ class Prediction:
     attend: float
     dense: float
     short: float
+    own_dense: float
     step: float
     dense_step: float
     cascade: float
@@ -120,8 +126,14 @@ def predict(
         model: what is read.
     """
     card = replace(GPUS[gpu], tb_per_s=COPY_TB_PER_S[gpu])
-    read = work.batch * work.budget * model.kv_bytes
-    attend = max(kernels.attend_least_us, kernels.attend_us + card.us(read) / kernels.attend_share)
+    attend, own_dense = (
+        max(
+            kernels.attend_least_us,
+            kernels.attend_us
+            + card.us(work.batch * tokens * model.kv_bytes) / kernels.attend_share,
+        )
+        for tokens in (work.budget, work.context)
+    )
     score = _score(card, kernels, work, shared, served, model)
     select = _select(kernels, work, model)
     dense, short = (
@@ -132,7 +144,7 @@ def predict(
     sparse = score + select + attend
     once = card.us(work.context * model.kv_bytes) / CASCADE_SHARE
     return Prediction(
-        score, select, attend, dense, short,
+        score, select, attend, dense, short, own_dense,
         weights + DENSE_LAYERS * dense + (model.layers - DENSE_LAYERS) * sparse,
         weights + model.layers * dense, 2 * kernels.dense_us + once,
     )  # fmt: skip

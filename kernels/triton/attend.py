@@ -15,7 +15,7 @@ import triton.language as tl
 
 from . import spec
 from .buffers import VIEW_FIELDS as FIELDS
-from .primitives import LN2, LOG2E, UNIT_BITS, load_group, padded
+from .primitives import LN2, LOG2E, UNIT_BITS, load_group, padded, take_turn
 
 NOTHING = tl.constexpr(spec.NOTHING)
 VIEW_FIELDS = tl.constexpr(FIELDS)
@@ -174,6 +174,7 @@ def attend_kernel(
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
     VIEWS: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """One split of one row and KV head.
 
@@ -189,7 +190,9 @@ def attend_kernel(
             `buffers.ViewBuffers`; anything where VIEWS is false.
         view_layer: layer, counted from this rank's first.
         plan_stride: of `viewed`.
+        EARLY: see `take_turn`.
     """
+    take_turn(EARLY)
     split, row = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1).to(tl.int64)
     pair = row.to(tl.int64) * HEADS + head

@@ -6,7 +6,7 @@ registers and shared memory.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .attend import attend_kernel, merge_kernel
@@ -21,6 +21,7 @@ from .tuning import (
     SELECT_PARTS,
     SELECT_REGISTERS,
     SELECT_WARPS,
+    STARTS_EARLY,
     TUNING,
     VIEW_STAGES,
     Tuning,
@@ -31,6 +32,8 @@ from .tuning import (
 
 ARCHITECTURES = tuple(sorted(TUNING))
 """Compute capabilities that are compiled for."""
+EARLY = tuple(sorted(STARTS_EARLY))
+"""Those whose launches may start before the ones in front of them end."""
 HEADS = 8
 
 
@@ -91,6 +94,11 @@ class Case:
     float_out: bool = False
     registers: int | None = None
 
+    @property
+    def early(self) -> bool:
+        """Whether it may start before the launch in front of it ends."""
+        return bool(self.constants.get("EARLY"))
+
 
 def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
@@ -99,6 +107,17 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
         *_summarise(variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
+
+
+def early_cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
+    """The launches of a layer as they are where they start early; the widest use of `score`."""
+    widest = [
+        list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant)
+    ]  # fmt: skip
+    return [
+        replace(case, name=f"{case.name}, early", constants={**case.constants, "EARLY": True})
+        for case in widest
+    ]
 
 
 def _ranks(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
@@ -116,7 +135,7 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         constants = {
             "BLOCK": tuned.score_units, "GROUP": variant.group, "UNIT": variant.unit,
             "DIM": variant.head_dim, "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact,
-            "STAGES": tuned.score_stages, "UPCAST": False,
+            "STAGES": tuned.score_stages, "UPCAST": False, "EARLY": False,
         }  # fmt: skip
         most = rows_together(256, variant.group, tuned.most_lanes)
         for rows in sorted({1, most} if variant == COMMON else {most}):
@@ -138,6 +157,7 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "REDUCED": False,
             "COPY_DENSE": dense,
             "LOGICAL": logical,
+            "EARLY": False,
         }
         yield Case(
             f"select{name}", select_kernel, constants, variant, SELECT_WARPS,
@@ -151,6 +171,7 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         "HEADS": HEADS, "GROUP": variant.group, "DIM": variant.head_dim,
         "VALUE_DIM": variant.head_dim, "UNIT": variant.unit, "SPLITS": num_splits(HEADS),
         "TOKENS": tuned.attend_tokens, "STAGES": tuned.attend_stages, "UPCAST": False,
+        "EARLY": False,
     }  # fmt: skip
     yield Case("attend", attend_kernel, {**constants, "VIEWS": False}, variant, tuned.attend_warps)
     constants |= {"VIEWS": True, "STAGES": tuned.attend_stages + VIEW_STAGES}

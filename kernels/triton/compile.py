@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .catalogue import ARCHITECTURES, COMMON, VARIANTS, Case, Variant, cases
+from .catalogue import ARCHITECTURES, COMMON, EARLY, VARIANTS, Case, Variant, cases, early_cases
 from .cuda.nvrtc import compile_cubin
 from .cuda.select import SOURCE, constants_for
 from .launch import interpreted
@@ -109,7 +109,7 @@ def compile_case(case: Case, arch: tuple[int, int]) -> Build:
     constants = {(names.index(name),): value for name, value in case.constants.items()}
     source = ASTSource(case.kernel, signature, constants, attributes)
     target = GPUTarget("cuda", arch[0] * 10 + arch[1], 32)
-    options = {"num_warps": case.warps, "maxnreg": case.registers}
+    options = {"num_warps": case.warps, "maxnreg": case.registers, "launch_pdl": case.early}
     built = triton.compile(source, target=target, options=options)
     binary = built.asm["cubin"]
     registers, stack, local, _ = _resources(binary)
@@ -125,6 +125,15 @@ def compile_all(
     """Every case of some variants on some architectures."""
     for variant, arch in product(variants, architectures):
         for case in cases(arch, variant):
+            yield compile_case(case, arch)
+
+
+def compile_early(
+    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = EARLY
+) -> Iterator[Build]:
+    """The launches of a layer as they are where they start early."""
+    for variant, arch in product(variants, architectures):
+        for case in early_cases(arch, variant) if arch in EARLY else ():
             yield compile_case(case, arch)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 from .attend import attend_kernel
 from .buffers import StepBuffers, allocate
 from .cuda.select import constants_for, launch_select
-from .launch import check_shape, interpreted, processors, selects_by_cuda, tuning
+from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
 from .score import score_kernel
 from .select import select_kernel
 from .spec import FORMULAS, SPREAD
@@ -185,7 +185,7 @@ class FusedDecode:
             HAS_MEAN_STD="mean_std" in fields, HAS_EXACT="exact" in self.shape.formulas,
             ROWS=together, GROUP=group, DIM=dim, UNIT=self.shape.unit_size,
             BLOCK=self.tuning.score_units, STAGES=self.tuning.score_stages, UPCAST=interpreted(),
-            num_warps=self.tuning.score_warps, maxnreg=self.tuning.score_registers,
+            num_warps=self.tuning.score_warps, maxnreg=self.tuning.score_registers, **early(),
         )  # fmt: skip
 
     def _select(self, layer: int, rows: int, paged: "PagedAttend | None") -> None:
@@ -212,7 +212,7 @@ class FusedDecode:
             *scores, pages, held.logical, offsets, held.tickets, *numbers,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS,
+            num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS, **early(),
         )  # fmt: skip
 
     def _attend(
@@ -237,6 +237,6 @@ class FusedDecode:
             kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim,
             VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
             TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
-            VIEWS=views is not None, num_warps=self.tuning.attend_warps,
+            VIEWS=views is not None, num_warps=self.tuning.attend_warps, **early(),
         )  # fmt: skip
         return held.out[:rows]

@@ -7,7 +7,7 @@ import torch
 import triton
 from sgl_sparsekv.errors import UnsupportedSetup
 
-from .tuning import Tuning, select_by, tuning_for
+from .tuning import Tuning, select_by, starts_early, tuning_for
 
 OLDEST = (8, 0)
 """Oldest compute capability: bf16 matrix units and asynchronous copies."""
@@ -47,6 +47,13 @@ def tuning(head_dim: int, dtype: torch.dtype) -> Tuning:
 def selects_by_cuda(units: int) -> bool:
     """Whether `cuda/select.cu` serves rows of up to `units` units on this machine."""
     return select_by(capability(), units) == "cuda"
+
+
+def early() -> dict[str, bool]:
+    """What is said to a layer's launches beside their arguments, on this machine."""
+    if interpreted() or not starts_early(capability()):
+        return {}
+    return {"EARLY": True, "launch_pdl": True}
 
 
 def check_machine() -> None:

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LARGEST = tl.constexpr(3.4028234663852886e38)
 """Rank of a score that is not a number: kept if there is room, behind what is always kept."""
@@ -11,6 +12,20 @@ PENDING_BLOCK = tl.constexpr(4)
 """Units that one program summarises at a time."""
 UNIT_BITS = tl.constexpr(0x7FFFFFFF)
 """Bits of a table's entry that are the physical unit; the sign says that it has no stamp."""
+
+
+@triton.jit
+def take_turn(EARLY: tl.constexpr):
+    """The first thing that a launch of a layer does.
+
+    With EARLY its programs may have started before the launch in front of it had ended
+    (programmatic dependent launch). They wait for that here; then the next launch may start. Every
+    program comes by before it reads, writes or returns, so a launch that has ended tells the one
+    behind it that all in front have ended too.
+    """
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.constexpr_function

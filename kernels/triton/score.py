@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import PENDING_BLOCK, UNIT_BITS, key_rows, load_planes, padded, share_of
+from .primitives import PENDING_BLOCK, UNIT_BITS, key_rows, load_planes, padded, share_of, take_turn
 from .summarise import summarise_pending, summarise_units
 
 MIN_MAX = tl.constexpr(spec.MIN_MAX)
@@ -236,6 +236,7 @@ def score_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """Score a share of the blocks of a group of rows, for one KV head, or summarise pending units.
 
@@ -252,7 +253,9 @@ def score_kernel(
         logits: float32 `[rows, H, G, width]`, written for candidates alone.
         parts: float32 `[rows, H, blocks, 2, G]`, written for blocks with candidates.
         chunks: programs of a group of rows, a multiple of ROWS.
+        EARLY: see `take_turn`.
     """
+    take_turn(EARLY)
     group, chunk = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import LARGEST, UNIT_BITS, padded, share_of
+from .primitives import LARGEST, UNIT_BITS, padded, share_of, take_turn
 
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
@@ -173,6 +173,7 @@ def select_kernel(
     REDUCED: tl.constexpr,
     COPY_DENSE: tl.constexpr,
     LOGICAL: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """Keep sinks, window and the best candidates of one row and KV head. Grid `[chunks, H, rows]`.
 
@@ -188,7 +189,9 @@ def select_kernel(
         tickets: int32 `[rows, H]`, zero before and after.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
+        EARLY: see `take_turn`.
     """
+    take_turn(EARLY)
     chunk, row = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1)
     pair = row.to(tl.int64) * tl.num_programs(1) + head

@@ -80,6 +80,9 @@ SELECT_BY = {
 }
 """Who serves `select`: `select.py` ("triton") or `cuda/select.cu` ("cuda"). The latter is nowhere
 chosen as long as `bench.gpu.harvest` has not measured both there."""
+STARTS_EARLY = {(9, 0): False, (10, 0): False, (12, 0): False}
+"""Whether a layer's launches start while the ones in front of them end (programmatic dependent
+launch). Older GPUs cannot; on the others nothing of it is measured yet (`bench.gpu.harvest`)."""
 MOST_REGISTERS = 255
 """That a thread can have at all."""
 NARROW_HEAD, WIDE_HEAD = 64, 256
@@ -121,6 +124,12 @@ def select_by(capability: tuple[int, int], units: int) -> str:
     """
     known = max((key for key in SELECT_BY if key <= capability), default=min(SELECT_BY))
     return SELECT_BY[known] if units <= CUDA_SELECT_UNITS else "triton"
+
+
+def starts_early(capability: tuple[int, int]) -> bool:
+    """Whether launches of a layer start while the ones in front of them end."""
+    known = max((key for key in STARTS_EARLY if key <= capability), default=None)
+    return known is not None and STARTS_EARLY[known]
 
 
 def num_splits(heads: int) -> int:

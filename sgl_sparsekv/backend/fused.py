@@ -21,7 +21,7 @@ from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
 from .device_views import DeviceViews
-from .gate import DENSE, BreakEven, ChoosingCost, activate_gate, choosing_cost
+from .gate import DENSE, BreakEven, Cost, activate_gate, predicted_cost
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
 from .paged import PagedRoute
@@ -51,7 +51,7 @@ class FusedBackend(SparseKVBackend):
         self.views = self._views(shape, {module.layer_id: module.scaling for module in served})
         self.paged = self._route(shape)
         per_token = shape.heads * (shape.head_dim + shape.v_head_dim) * shape.dtype.itemsize
-        cost = choosing_cost(shape.heads, per_token, torch.device(shape.device))
+        cost = predicted_cost(shape.heads, per_token, torch.device(shape.device))
         needed = cost if isinstance(options.dense_below, str) else options.dense_below
         self.gate = BreakEven(self._host_plan, needed, self.max_rows)
         activate_gate(self.gate)
@@ -79,7 +79,7 @@ class FusedBackend(SparseKVBackend):
         self.table.view_of = views.view_of
         return views
 
-    def _told(self, shape: StepShape, needed: int | ChoosingCost) -> str:
+    def _told(self, shape: StepShape, needed: int | Cost) -> str:
         """What a server says of its steps when it starts."""
         views = ""
         if shape.views is not None:
@@ -91,15 +91,18 @@ class FusedBackend(SparseKVBackend):
         )
         if isinstance(needed, int):
             return f"{said} where that saves {needed} tokens a layer or more"
+        return f"{said}, by prediction, {self.sparse_from(needed)}"
+
+    def sparse_from(self, cost: Cost) -> str:
+        """From which length on requests with the server's options are worth choosing for."""
+        shape = self.step.shape
         context = shape.max_units * shape.unit_size
         budget = self.options.request.budget_tokens(context)
-        lengths = (
-            needed.break_even(rows, budget, shape.unit_size, context) or f"more than {context}"
+        alone, eight = (
+            cost.break_even(rows, budget, shape.unit_size, context) or f"more than {context}"
             for rows in (1, 8)
         )
-        return said + ", by prediction, from {} tokens on alone and {} in batches of 8".format(
-            *lengths
-        )
+        return f"from {alone} tokens on alone and {eight} in batches of 8"
 
     def _route(self, shape: StepShape) -> PagedRoute | None:
         if self.options.attend == "triton":

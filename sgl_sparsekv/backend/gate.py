@@ -5,6 +5,7 @@ so one long request and many short ones can both be worth it. Each captured batc
 graphs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,8 +16,8 @@ from .planner import HostPlan
 DENSE, SPARSE = "sparsekv_dense", "sparsekv_sparse"
 FIXED_SECONDS = 9e-6
 """What choosing costs per layer whatever is chosen from: two launches more, and round trips to
-memory before the first byte counts. Predicted from instruction counts, not measured on a GPU yet,
-as all constants here."""
+memory before the first byte counts. From instruction counts, as all constants here: they stand
+where nothing is measured at start (`break_even.py`)."""
 CHUNK_UNITS, CHUNK_SECONDS = 2048, 3.5e-6
 """Units that a program of `select` looks at in one go, and how long that takes it."""
 PROGRAMS_PER_PROCESSOR = 2
@@ -27,9 +28,25 @@ USUAL_BANDWIDTH = 3.35e12
 """Bytes per second where the driver does not say."""
 
 
+class Cost(ABC):
+    """What choosing costs in one layer, in tokens that could be read in that time."""
+
+    @abstractmethod
+    def tokens(self, rows: int, units: int) -> int:
+        """Of a step of so many rows whose longest has so many units; at least 1."""
+
+    def break_even(self, rows: int, budget: int, unit_size: int, context: int) -> int | None:
+        """Shortest context from which on equally long rows are worth choosing; None: beyond it."""
+        for length in range(1024, context + 1, 1024):
+            units = ceil_div(length, unit_size)
+            if rows * (length - budget - units) >= self.tokens(rows, units):
+                return length
+        return None
+
+
 @dataclass(frozen=True)
-class ChoosingCost:
-    """What choosing costs in one layer, in tokens that could be read in that time.
+class PredictedCost(Cost):
+    """From instruction counts and the memory's bandwidth.
 
     Attributes:
         heads: KV heads of this rank.
@@ -50,14 +67,6 @@ class ChoosingCost:
         seconds = FIXED_SECONDS + waves * ceil_div(units, CHUNK_UNITS) * CHUNK_SECONDS
         return max(1, round(seconds * self.bandwidth / self.kv_bytes))
 
-    def break_even(self, rows: int, budget: int, unit_size: int, context: int) -> int | None:
-        """Shortest context from which on equally long rows are worth choosing; None: beyond it."""
-        for length in range(1024, context + 1, 1024):
-            units = ceil_div(length, unit_size)
-            if rows * (length - budget - units) >= self.tokens(rows, units):
-                return length
-        return None
-
 
 class BreakEven:
     """Chooses the captured graph of a step; SGLang's `AttentionGraphVariants`.
@@ -66,17 +75,21 @@ class BreakEven:
         plan_of: host plan of a batch about to run, or None when no request is known to own it.
         needed: tokens that a step must save, summed over its rows, to be sparse; or what says so.
         max_rows: larger batches are dense.
+
+    Attributes:
+        forced: the variant of every batch, while both are measured.
     """
 
     capture_labels: ClassVar[tuple[str, ...]] = (DENSE, SPARSE)
 
     def __init__(
-        self, plan_of: Callable[[Any], HostPlan | None], needed: int | ChoosingCost, max_rows: int
+        self, plan_of: Callable[[Any], HostPlan | None], needed: int | Cost, max_rows: int
     ) -> None:
         self.plan_of = plan_of
         self.needed = needed
         self.max_rows = max_rows
         self.chosen = SPARSE
+        self.forced: str | None = None
 
     def select(self, forward_batch: Any) -> str:
         """The variant of a batch; remembered until the next one.
@@ -84,6 +97,9 @@ class BreakEven:
         A step of a request that keeps a view is sparse in any case: SGLang's decode would read
         everything and leave no queries.
         """
+        if self.forced is not None:
+            self.chosen = self.forced
+            return self.chosen
         plan = self.plan_of(forward_batch)
         worth = plan is not None and (plan.keeps_views or plan.saved_tokens() >= self._needed(plan))
         fits = forward_batch.batch_size <= self.max_rows
@@ -96,8 +112,8 @@ class BreakEven:
         return self.needed.tokens(len(plan.rows), int(plan.plan.num_units.max()))
 
 
-def choosing_cost(heads: int, kv_bytes: int, device: Any) -> ChoosingCost:
-    """What choosing costs on a device.
+def predicted_cost(heads: int, kv_bytes: int, device: Any) -> PredictedCost:
+    """What choosing is predicted to cost on a device.
 
     Args:
         heads: KV heads of this rank.
@@ -107,9 +123,9 @@ def choosing_cost(heads: int, kv_bytes: int, device: Any) -> ChoosingCost:
     import torch
 
     if device.type != "cuda":
-        return ChoosingCost(heads, kv_bytes, USUAL_BANDWIDTH)
+        return PredictedCost(heads, kv_bytes, USUAL_BANDWIDTH)
     count = torch.cuda.get_device_properties(device).multi_processor_count
-    return ChoosingCost(heads, kv_bytes, bandwidth(device), count)
+    return PredictedCost(heads, kv_bytes, bandwidth(device), count)
 
 
 def bandwidth(device: Any) -> float:
@@ -131,6 +147,11 @@ def activate_gate(gate: BreakEven | None) -> None:
     """Make a gate the one that this process's graph runner asks."""
     global _active
     _active = gate
+
+
+def active_gate() -> BreakEven | None:
+    """The one that this process's graph runner asks, if our backend serves it."""
+    return _active
 
 
 def graph_variants(result: Any, *args: Any, **kwargs: Any) -> Any:

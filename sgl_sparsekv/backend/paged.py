@@ -1,5 +1,7 @@
 """Attend through a stock paged-decode kernel: one plan per step for each class of layers."""
 
+from collections import OrderedDict
+
 import numpy as np
 import torch
 
@@ -7,6 +9,10 @@ from ..errors import UnsupportedSetup
 from ..routes import PagedAttend, load_route
 from ..types import AttendShape, StepShape
 from .planner import HostPlan
+
+EAGER_KEPT = 4
+"""Row counts of steps without a graph whose workspaces are kept, those used last; what others sent
+to the device has left them steps ago. Captured sizes keep theirs."""
 
 
 class PagedRoute:
@@ -25,7 +31,8 @@ class PagedRoute:
         self._route = load_route(name)
         self._shape = shape
         self._classes = dense_layers + 1
-        self._made: dict[tuple[int, bool], list[PagedAttend]] = {}
+        self._captured: dict[int, list[PagedAttend]] = {}
+        self._eager: OrderedDict[int, list[PagedAttend]] = OrderedDict()
         self._current: list[PagedAttend] = []
         reason = self._route.unsupported(self._attend_shape(1, False), capability)
         if reason:
@@ -33,10 +40,15 @@ class PagedRoute:
 
     def plan(self, rows: int, plan: HostPlan | None, graph: bool) -> None:
         """Host work of a step of `rows` rows, padding included; None plans the shortest rows."""
-        if (rows, graph) not in self._made:
+        made = self._captured if graph else self._eager
+        if rows not in made:
             shape = self._attend_shape(rows, graph)
-            self._made[rows, graph] = [self._route.create(shape) for _ in range(self._classes)]
-        self._current = self._made[rows, graph]
+            made[rows] = [self._route.create(shape) for _ in range(self._classes)]
+        self._current = made[rows]
+        if not graph:
+            self._eager.move_to_end(rows)
+            while len(self._eager) > EAGER_KEPT:
+                self._eager.popitem(last=False)
         for layer, attend in enumerate(self._current):
             counts, tails = np.ones(rows, np.int64), np.ones(rows, np.int64)
             if plan is not None:

@@ -13,6 +13,7 @@ from .checks import check_bool, check_choice, check_int, listed
 from .request import SERVER_ONLY, RequestOptions, adaptive_option
 
 CHECK_MODES = ("off", "log", "raise")
+BREAK_EVENS = ("auto", "predicted")
 FUSED_DEVICES = ("triton",)
 """Devices that serve whole steps: their selections are made anew in every step."""
 
@@ -29,7 +30,8 @@ class ServerOptions:
         device: kernels to use; "auto" takes the ones of the model's device.
         attend: on a GPU, the kernel that reads the selection: our own, or a stock one.
         dense_below: on a GPU, steps that would save fewer than this many tokens a layer over the
-            whole batch run SGLang's own dense decode; "auto" asks what choosing costs.
+            whole batch run SGLang's own dense decode; "auto" measures at start what choosing costs,
+            "predicted" takes it from instruction counts.
         pack_views: where KV memory is short, give back what views do not read.
         admit_packed: admit requests counting on that.
         check: compare sampled metadata with the keys it summarises: off, log or raise.
@@ -61,8 +63,8 @@ class ServerOptions:
         _check_index(self.index)
         check_choice("device", self.device, ("auto", *sorted(DEVICES)))
         check_choice("attend", self.attend, ("triton", *sorted(ROUTES)))
-        if self.dense_below != "auto":
-            check_int('dense_below must be "auto", or it', self.dense_below, 0)
+        if self.dense_below not in BREAK_EVENS:
+            check_int('dense_below must be "auto" or "predicted", or it', self.dense_below, 0)
         refusal = unfused(self.device, self.request)
         if refusal:
             raise ValueError(refusal)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sgl_sparsekv.backend import gate
-from sgl_sparsekv.backend.gate import DENSE, SPARSE, BreakEven, ChoosingCost, choosing_cost
+from sgl_sparsekv.backend.gate import DENSE, SPARSE, BreakEven, PredictedCost, predicted_cost
 
 
 @pytest.fixture(autouse=True)
@@ -80,26 +80,26 @@ def test_bandwidth_is_the_drivers_or_the_usual_one(
     assert gate.bandwidth(device) == pytest.approx(bytes_per_second)
 
 
-def test_what_choosing_costs_in_tokens() -> None:
+def test_what_predicted_costs_in_tokens() -> None:
     """9 us and 3.5 for each 2048 units, of 3.35 TB/s; never less than a token."""
-    cost = choosing_cost(8, 4096, torch.device("cpu"))
+    cost = predicted_cost(8, 4096, torch.device("cpu"))
     assert cost.tokens(1, 2048) == round(12.5e-6 * 3.35e12 / 4096) == 10_223
     assert cost.tokens(1, 2049) == round(16e-6 * 3.35e12 / 4096)
     assert cost.tokens(33, 2048) == cost.tokens(1, 2048), "264 programs run at once"
     assert cost.tokens(34, 2048) == cost.tokens(1, 2049), "two waves are as two chunks"
-    assert choosing_cost(1, 10**9, torch.device("cpu")).tokens(1, 1) == 1
+    assert predicted_cost(1, 10**9, torch.device("cpu")).tokens(1, 1) == 1
 
 
 def test_one_head_of_a_large_model_is_chosen_from_later() -> None:
     """With an eighth of the bytes per token, the same launches are worth eight times the tokens."""
-    whole, rank = (choosing_cost(n, 512 * n, torch.device("cpu")) for n in (8, 1))
+    whole, rank = (predicted_cost(n, 512 * n, torch.device("cpu")) for n in (8, 1))
     assert whole.break_even(1, 2048, 16, 131_072) == 13_312
     assert rank.break_even(1, 2048, 16, 131_072) is None
     assert rank.break_even(8, 2048, 16, 131_072) == 13_312
 
 
 def test_a_step_is_asked_for_what_its_own_rows_cost() -> None:
-    cost = ChoosingCost(8, 4096, 3.35e12)
+    cost = PredictedCost(8, 4096, 3.35e12)
     for units, variant in ((2048, SPARSE), (2049, DENSE)):
         plan: Any = SimpleNamespace(
             rows=[3], plan=SimpleNamespace(num_units=torch.tensor([units])),

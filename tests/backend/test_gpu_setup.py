@@ -33,7 +33,7 @@ def one_sentence(error: BaseException) -> str:
         ({"unit_size": 48}, "unit_size must be one of 16, 32, 64"),
         ({"unit_size": True}, "unit_size must be an integer"),
         ({"unit_size": 64, "budget": 128}, "budget must be at least 192 tokens"),
-        ({"dense_below": "never"}, 'dense_below must be "auto"'),
+        ({"dense_below": "never"}, 'dense_below must be "auto" or "predicted"'),
         ({"device": "triton", "reselect_every": 4}, "reselect_every must be 1 on device triton"),
         ({"device": "triton", "admit_packed": True}, "rows are packed on a CPU only"),
         (

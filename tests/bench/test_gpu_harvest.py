@@ -285,6 +285,11 @@ def test_launches_are_compiled_as_a_gpu_would() -> None:
         "print(len(every), sorted({one.kernel.fn.__name__ for one in every}))\n"
         "for name in ('begin_kernel', 'forget_kernel', 'seal_kernel'):\n"
         "    print(compile.compiled(next(o for o in every if o.kernel.fn.__name__ == name)))\n"
+        "with compile.recorded() as early:\n"
+        "    compile.launch_point(run, compile.Point(compile.LAYER, compile.EARLY))\n"
+        "assert all(one.constants['EARLY'] for one in early)\n"
+        "(attend, *_) = [one for one in early if one.kernel.fn.__name__ == 'attend_kernel']\n"
+        "print(compile.compiled(attend), attend.compile().metadata.launch_pdl)\n"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     done = subprocess.run(
@@ -296,13 +301,14 @@ def test_launches_are_compiled_as_a_gpu_would() -> None:
     assert int(count) > 50
     for name in ("score", "select", "attend", "summarise", "share", "begin", "forget", "seal"):
         assert f"'{name}_kernel'" in names
-    assert done.stdout.count("registers, 0 bytes spilled") == 3
+    assert done.stdout.count("registers, 0 bytes spilled") == 4
+    assert done.stdout.rstrip().endswith(" s True"), "launched to start early"
 
 
 def test_every_variant_changes_todays_sources() -> None:
     """An ablation whose line is gone tells nothing on a GPU."""
     measured = [*points.ablations(), *points.candidates(), *list(points.sweeps())[::9]]
-    assert {point.launch for point in measured} == {"score", "select", "attend"}
+    assert {point.launch for point in measured} == {"score", "select", "attend", "decode"}
     for point in measured:
         assert inspect.signature(made(point.variant).fused)
     gone = Variant("x", edits=(("score.py", "no such line", ""),))

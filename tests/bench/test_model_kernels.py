@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.model import KERNELS, READINGS, Workload, predict
+from bench.model import KERNELS, LLAMA_3_1_8B, READINGS, Workload, predict
 from bench.model.kernels import FIRST
+from bench.report_expected import expected_part
 from bench.targets import NAMES, TARGETS
 
 K = 1024
@@ -50,6 +51,22 @@ def test_idle_programs_are_those_of_a_server_alone() -> None:
     assert predict("h200", FIRST, work).score - exact.score == pytest.approx(80, rel=0.05)
     none = replace(FIRST, idle_ns=0.0)
     assert predict("h200", none, work).score == exact.score
+
+
+def test_dense_layers_by_our_own_attend() -> None:
+    """By hand, at 128k x 8: 4.29 GB at 88 % of 4.2 TB/s and 3.5 us, beside 92 % and 4 us."""
+    found = predict("h200", KERNELS[-1], Workload(128 * K, 8))
+    assert (found.own_dense, found.dense) == pytest.approx((1165.6, 1115.6), rel=1e-3)
+    lines = expected_part((64, 16)).rpartition("### Dense layers")[2].splitlines()
+    cells = {tuple(line.split(" | ")[:2]): line.split(" | ")[4] for line in lines if "k |" in line}
+    assert cells["| 128k", "8"] == "92.0 us, 1.2% |", "2 * 50.0 - 8, of a step of some 7,700 us"
+    assert cells["| 32k", "1"].startswith("-5.84 us"), "one request's page table costs more"
+
+
+def test_a_step_has_as_many_dense_layers_as_a_server_by_default() -> None:
+    found = predict("h200", FIRST, Workload(32 * K, 8))
+    weights = LLAMA_3_1_8B.weight_bytes / (0.9 * 4.2e6)
+    assert found.step == pytest.approx(weights + 32 * found.sparse)
 
 
 def test_every_row_of_every_target_has_a_prediction_and_the_restructured_ones_are_faster() -> None:

@@ -104,6 +104,7 @@ class Server:
         layers: int = LAYERS,
         methods: Sequence[str] = METHODS,
         asked: Sequence[RequestOptions] = ASKED,
+        **options: Any,
     ) -> None:
         from sgl_sparsekv.kernels.triton import load
 
@@ -137,11 +138,14 @@ class Server:
         runner = SimpleNamespace(
             device="cpu",
             model=None,
-            req_to_token_pool=SimpleNamespace(req_to_token=self.table),
+            req_to_token_pool=SimpleNamespace(
+                req_to_token=self.table, size=REQUESTS - 1, available_size=lambda: REQUESTS - 1
+            ),
             token_to_kv_pool=self.pool,
         )
-        options = ServerOptions(methods=tuple(methods), device="triton", dense_below=1)
-        self.backend = fused.FusedBackend(runner, options, load())
+        options = {"dense_below": 1, **options}
+        served = ServerOptions(methods=tuple(methods), device="triton", **options)
+        self.backend = fused.FusedBackend(runner, served, load())
         self.requests = request_table.active_table()
 
     def launch(self, inputs: Inputs, lengths: list[int], rows: list[int], asked: int) -> None:

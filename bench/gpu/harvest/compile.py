@@ -21,6 +21,7 @@ from bench.gpu.graphs import FORMULAS
 from bench.gpu.harvest.checks.inputs import server_units, settings
 from bench.gpu.harvest.launches import Launch, recorded
 from bench.gpu.harvest.points import (
+    EARLY,
     HOPPER,
     NARROW_SHAPE,
     SHAPES,
@@ -31,6 +32,7 @@ from bench.gpu.harvest.points import (
     sweeps,
 )
 from bench.gpu.harvest.replays import CONTEXT, ROWS
+from bench.gpu.harvest.sweep import LAYER
 from bench.gpu.kernels import Run
 from bench.gpu.shapes import REHEARSED, SHARED, UNITS, Extents, Scene, Shape
 from bench.gpu.step import SUMMARIES, Step, static_shape
@@ -68,7 +70,7 @@ def compiled(one: Launch) -> str:
 def distinct(run: Run, number: int, of: int) -> list[Launch]:
     """A share of what is measured or checked later, one launch for each binary."""
     with recorded() as others:
-        for point in [*sweeps(), *ablations()][number::of]:
+        for point in [*sweeps(), *ablations(), Point(LAYER, EARLY)][number::of]:
             launch_point(run, point)
     return [*launches(run)[number::of], *{one.key: one for one in others}.values()]
 
@@ -91,8 +93,9 @@ def launch_point(run: Run, point: Point) -> None:
         return  # said where it is measured
     for shape in REHEARSED if run.rehearse else SWEPT:
         for unit in UNITS:
-            step = hollow(kernels, run.extents, shape, unit, shape.context // unit)
-            getattr(step, point.launch)(0)
+            exact = shape.context // unit
+            for units in (exact, server_units(run, exact, unit))[: 1 + (point.launch == LAYER)]:
+                getattr(hollow(kernels, run.extents, shape, unit, units), point.launch)(0)
 
 
 def hollow_steps(run: Run) -> Iterator[tuple[Step, TritonOps | None]]:

@@ -27,7 +27,7 @@ class Point:
     """One launch by one variant.
 
     Attributes:
-        launch: score, select or attend.
+        launch: score, select, attend, or decode: all three of a layer.
         variant: who launches it.
     """
 
@@ -84,8 +84,16 @@ CUDA = ("tuning.py", "return SELECT_BY[known] if", 'return "cuda" if')
 SELECT_CUDA = Variant("CUDA C++", edits=(CUDA,))
 
 
+EARLY = Variant(
+    "starts early",
+    edits=(("tuning.py", "is not None and STARTS_EARLY[known]", "is not None"),),
+)
+"""Launches that start while the ones in front of them end, where the GPU can."""
+
+
 def candidates() -> Iterator[Point]:
-    """Kernels that could serve in place of today's."""
+    """What could serve in place of today's kernels and launches."""
+    yield Point("decode", EARLY)
     yield Point("select", SELECT_CUDA)
     fewer = (("CUDA_SELECT_THREADS", 512),)
     yield Point("select", Variant("CUDA C++, 512 threads", edits=(CUDA,), constants=fewer))

@@ -38,7 +38,7 @@ def replays(run: Run) -> None:
 
 def made(run: Run, bucket: Bucket) -> Case:
     """Tensors of a bucket."""
-    return Case(run.extents, bucket, run.device)
+    return Case(run.extents, bucket, run.device, run.kernels)
 
 
 @dataclass

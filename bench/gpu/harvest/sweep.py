@@ -16,6 +16,8 @@ from bench.gpu.variants import Variant, made
 TODAY = Variant("today's")
 LAUNCHES = ("score", "select", "attend")
 """Each needs what those before it leave."""
+LAYER = "decode"
+"""All of them in turn."""
 
 
 def swept(run: Run) -> None:
@@ -104,10 +106,9 @@ def recording(run: Run, step: Step, variant: Variant, points: list[Point]) -> Re
         mine = step if variant == TODAY else step.by(made(variant))
         launch, wide = points[0].launch, max(len(mine.fields), mine.chosen)
         mine.begin()
-        for before in LAUNCHES[: LAUNCHES.index(launch)]:
+        for before in LAUNCHES[: LAUNCHES.index(launch)] if launch != LAYER else ():
             getattr(mine, before)(0)
-        return record(
-            getattr(mine, launch), mine.chosen if launch == "attend" else wide, run.device
-        )
+        count = mine.chosen if launch in ("attend", LAYER) else wide
+        return record(getattr(mine, launch), count, run.device)
     except (ValueError, TritonError) as error:
         raise Skip(str(error)) from error
