@@ -6,7 +6,7 @@ import torch
 
 from ..config import RequestOptions
 from ..selection import load_method
-from ..selection.view import Viewed, ViewMethod
+from ..selection.view import ViewMethod
 from ..views import LayerView, RequestView
 from .view_store import ViewPlace, ViewStore
 
@@ -27,7 +27,12 @@ class DeviceView(RequestView):
     """
 
     def __init__(
-        self, method: ViewMethod, options: Viewed, prompt: int, block: int, store: ViewStore
+        self,
+        method: ViewMethod,
+        options: RequestOptions,
+        prompt: int,
+        block: int,
+        store: ViewStore,
     ) -> None:
         super().__init__(method, options, prompt, block)
         self.method, self.options, self.block = method, options, block
@@ -35,7 +40,7 @@ class DeviceView(RequestView):
         self.due = 0
         self._store = store
         self._first = self._noted = 0
-        self._release: weakref.finalize | None = None
+        self._release: weakref.finalize[..., DeviceView] | None = None
         self.ended = False
 
     @classmethod

@@ -190,7 +190,7 @@ def _a_place_is_given_away_twice(patch: MonkeyPatch) -> None:
         (_lists_nothing_old, scenarios.load_back),
         (_seals_at_once, died_in_prefill),
         (_keeps_options, scenarios.grow),
-        (_a_row_keeps_the_view_that_it_had_first, scenarios.view_row_reuse),
+        (_a_row_keeps_the_view_that_it_had_first, scenarios.views_on_one_prefix),
         (_a_prompt_leaves_no_queries, scenarios.views_on_one_prefix),
         (_queries_of_the_row_beside_it, scenarios.views_on_one_prefix),
         (_tokens_since_are_never_kept, scenarios.views_on_one_prefix),
