@@ -80,7 +80,7 @@ def broken_kernels(*names: str) -> TritonOps:
 @pytest.mark.parametrize("broken", [("score", "plan"), ("select", "attend")], ids=" and ".join)
 def test_a_broken_kernel_is_named(broken: tuple[str, ...], tmp_path: Path) -> None:
     """Two at once: neither hides the other, nor is another launch blamed for what it was given."""
-    others = ("gate", "select-cuda")
+    others = ("gate", "select-cuda", "views")
     alone = replace(CHECKS, jobs=tuple(job for job in CHECKS.jobs if job.name not in others))
     assert finish.rehearse([alone], tmp_path, None, broken_kernels(*broken)) == 1
     wrong = {
@@ -90,6 +90,17 @@ def test_a_broken_kernel_is_named(broken: tuple[str, ...], tmp_path: Path) -> No
     assert {name for name, found in wrong.items() if found} == set(broken)
     for name in broken:
         assert "first wrong at " in wrong[name][0].detail and "are wrong" in wrong[name][0].detail
+
+
+def test_views_are_read_and_a_broken_read_is_named(tmp_path: Path) -> None:
+    """Tokens since a view was made, taken from elsewhere."""
+    stage = replace(CHECKS, jobs=(JOBS["views"],))
+    assert finish.rehearse([stage], tmp_path, None, None) == 0
+    wrong = ("attend.py", "chosen, token + shift)", "chosen, token)")
+    broken = made(Variant("views", edits=(wrong,)))
+    assert finish.rehearse([stage], tmp_path, None, broken) == 1
+    failed = [e for e in read(tmp_path / "views.jsonl") if is_failed(e)]
+    assert failed and "first wrong at " in failed[0].detail
 
 
 def test_a_broken_candidate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
