@@ -103,7 +103,7 @@ def test_a_step_is_asked_for_what_its_own_rows_cost() -> None:
     for units, variant in ((2048, SPARSE), (2049, DENSE)):
         plan: Any = SimpleNamespace(
             rows=[3], plan=SimpleNamespace(num_units=torch.tensor([units])),
-            saved_tokens=lambda: 10_223,
+            saved_tokens=lambda: 10_223, keeps_views=False,
         )  # fmt: skip
         asked = BreakEven(lambda batch, plan=plan: plan, cost, 4)
         assert asked.select(SimpleNamespace(batch_size=1)) == variant
