@@ -197,7 +197,7 @@ def test_the_other_methods_keep_it_too(served: Served, method: str) -> None:
 def test_a_replay_equals_an_eager_step_and_the_step_of_a_cpu(served: Served) -> None:
     """To the bit the one; the other is the reference over what the twins list."""
     from sgl_sparsekv.ops import load_ops
-    from sgl_sparsekv.views import selection_of
+    from sgl_sparsekv.views import lists_of
 
     asked, rows = some(), [4, 1, 3, 2]
     served.admit(asked)
@@ -205,15 +205,13 @@ def test_a_replay_equals_an_eager_step_and_the_step_of_a_cpu(served: Served) -> 
     listed = {row: dict(twin.view.layers) for row, twin in served.twins.items()}
     out, batch = served.decode(rows), served.inputs
     assert torch.equal(served.server.step(batch)[:, :4], out)
-    one = torch.ones(1, dtype=torch.int32)
     for place, row in ((place, row) for place, row in enumerate(rows) if row in listed):
         slots = served.server.table[row, : served.lengths[row]]
         for layer in range(LAYERS):
-            chosen = selection_of([listed[row][layer]], [slots])
             q = batch.q[layer, place].view(1, HEADS, GROUP, DIM)
-            how = (chosen.physical, chosen.counts, one, layer_of(layer).scaling, 1)
+            how = (lists_of([listed[row][layer]], [slots]), layer_of(layer).scaling)
             cache = served.server.pool.get_kv_buffer(layer)
-            want, _ = load_ops("reference").attend(q, *cache, *how)
+            want, _ = load_ops("reference").attend_lists(q, *cache, *how)
             got = out[layer, place].view_as(want)
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
