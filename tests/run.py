@@ -1,9 +1,9 @@
-"""Every test: parts of this folder in processes of their own, three at a time.
+"""Every test: parts of this folder in processes of their own, two at a time.
 
     python tests/run.py [PYTEST'S ARGUMENTS]
 
-Parts wait for servers most of their time, on two cores a third one fills the gaps. What a part says
-is shown when it has ended. Exit status 1 if a test failed.
+One part waits for servers most of its time, another computes. What a part says is shown when it has
+ended. Exit status 1 if a test failed.
 """
 
 import os
@@ -19,7 +19,7 @@ from typing import NoReturn
 
 TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
-AT_ONCE = 3
+AT_ONCE = 2
 NOTHING_FOUND = 5
 """Pytest's exit status where a selection (`-k`) leaves nothing of a part."""
 

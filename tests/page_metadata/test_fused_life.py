@@ -22,7 +22,7 @@ from pytest import MonkeyPatch
 from sgl_sparsekv.backend.view_store import Runs, ViewPlace, ViewStore
 from sgl_sparsekv.views import RequestView
 
-OPERATIONS = (2000, 12_000)
+OPERATIONS = (1400, 12_000)
 """Operations over the page sizes, and in soak."""
 PAGE_SIZES = (16, 64)
 SCENARIOS = [

@@ -57,12 +57,12 @@ def mixed_requests(
 
 
 def test_mixed_requests_are_all_right(fleet: Fleet, size: Size) -> None:
-    """R9: 140 (1,000); a fifth of the clients hang up; nothing is wrong, lost or leaked."""
+    """R9: 80 (1,000); a fifth of the clients hang up; nothing is wrong, lost or leaked."""
     server = fleet.get("tight")
     fleet.start("python_tree")
     rng, start = random.Random(9), time.monotonic()
     shared = chain_document(1800, num_questions=64, num_hops=8, seed=4)
-    asks = mixed_requests(size(140, 1000), shared, rng, disconnects=0.2)
+    asks = mixed_requests(size(80, 1000), shared, rng, disconnects=0.2)
     answers = generate_all(server.url, asks)
     judged = [a for a in answers if a is not None]
     retractions = sum(a["meta_info"]["num_retractions"] for a in judged if a["status"] == 200)

@@ -26,7 +26,7 @@ def turn(server: ServerProcess, text: str, session: Any, stop: str) -> dict[str,
 
 def test_a_session_answers_as_one_long_prompt_does(fleet: Fleet, size: Size) -> None:
     """Turns of many lengths, each ended by a stop string and retracted on the way."""
-    server, turns = fleet.get("tight"), size(8, 80)
+    server, turns = fleet.get("tight"), size(5, 80)
     document = chain_document(800, num_questions=turns, num_hops=8, seed=7)
     status, session = post(
         f"{server.url}/open_session", {"capacity_of_str_len": 100_000, "streaming": True}

@@ -34,7 +34,7 @@ def test_torch_native_is_the_same_with_and_without_the_package(
     fleet.catalog["stock"] = spec
     fleet.start("stock")
     native: ServerProcess = fleet.get("native")
-    documents = [chain_document(n, 2, 8, seed=n) for n in (300, 900, 2000)]
+    documents = [chain_document(n, 2, 8, seed=n) for n in (300, 1200)]
     asks = [ask_for(d, q) for d in documents for q in d.questions]
     mine = generate_all(native.url, asks, concurrency=1)
     stock = fleet.get("stock")
