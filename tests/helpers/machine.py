@@ -316,8 +316,11 @@ class CacheMachine(RuleBasedStateMachine):
         if entry.rid == live.req.rid and self.host.packed(live) is None:
             asked = self.host.served(options | {"reselect_every": 1, "estimate": None})
             entry.options = parse_request_options(asked, self.host.options)
+            if entry.view is not None:
+                entry.view.end()
+            view_of = self.host.backend.table.view_of or RequestView.of
             prompt = len(live.req.origin_input_ids)
-            entry.view = RequestView.of(entry.options, prompt, self.host.geometry.unit_size)
+            entry.view = view_of(entry.options, prompt, self.host.geometry.unit_size)
             live.as_cold = False
         self.attempt("select", lambda: self.host.decode([live]))
 
