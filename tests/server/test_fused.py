@@ -14,7 +14,7 @@ from .fleet import Fleet
 def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     """Cold, then on prefix hits in one batch of four methods; metadata is checked as it goes."""
     server = fleet.get("interpreted")
-    document = chain_document(600, num_questions=4, num_hops=size(1, 5), seed=11)
+    document = chain_document(600, num_questions=4, num_hops=size(2, 5), seed=11)
     cold = ask_for(document, document.questions[0])
     before = metric(server.url, "batch_steps_total", "sparse")  # of SGLang's own first request
     (answer,) = generate_all(server.url, [cold], concurrency=1)
