@@ -88,12 +88,12 @@ def check(out: torch.Tensor, viewed: Viewed, row: int, layer: int) -> None:
 
 
 ROWS = [
-    Request(900, "nothing"), Request(300, budget=112), Request(260, "nothing"),
-    Request(700, "nothing", dense_layers=FIRST + 1), Request(40, "nothing"),
-    Request(333, "position", 160), Request(520, "nothing"),
+    Request(420, "nothing"), Request(170, budget=112), Request(130, "nothing"),
+    Request(300, "nothing", dense_layers=FIRST + 1), Request(40, "nothing"),
+    Request(203, "position", 96), Request(140, "nothing"),
 ]  # fmt: skip
-MADE = {0: 850, 2: 259, 3: 640, 4: 40, 6: 0}
-"""One with many splits; one that reads its newest token beside; one that is dense in a layer; one
+MADE = {0: 390, 2: 129, 3: 260, 4: 40, 6: 0}
+"""One with several splits; one that reads its newest token beside; one that is dense in a layer; one
 that was taken back to where it was made; one that is not made yet."""
 
 
@@ -160,7 +160,7 @@ def test_queries_are_noted_where_a_view_will_look_for_them() -> None:
 
 def test_a_view_without_a_ring_leaves_nothing() -> None:
     scene = make_scene(ROWS[:1], heads=2, dim=64)
-    viewed = Viewed.of(scene, {0: 850}, 100)
+    viewed = Viewed.of(scene, {0: 390}, 100)
     viewed.step.fused.buffers.views.records[:, 2] = 0
     viewed.step.begin()
     check(viewed.step.decode(FIRST), viewed, 0, 0)
