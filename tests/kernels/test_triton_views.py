@@ -93,7 +93,7 @@ ROWS = [
     Request(203, "position", 96), Request(140, "nothing"),
 ]  # fmt: skip
 MADE = {0: 390, 2: 129, 3: 260, 4: 40, 6: 0}
-"""One with several splits; one that reads its newest token beside; one that is dense in a layer; one
+"""Several splits; one that reads its newest token beside; one that is dense in a layer; one
 that was taken back to where it was made; one that is not made yet."""
 
 
