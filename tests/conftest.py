@@ -24,6 +24,10 @@ if not torch.cuda.is_available():
     triton.knobs.runtime.interpret = True
     del os.environ["TRITON_INTERPRET"]
 
+    from sgl_sparsekv.kernels.triton.interpreter import quicken
+
+    quicken()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--soak`."""

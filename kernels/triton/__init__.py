@@ -9,7 +9,10 @@ def load() -> TritonOps:
     Raises:
         UnsupportedSetup: no GPU that Triton compiles for, and no interpreter asked for.
     """
-    from .launch import check_machine
+    from .interpreter import quicken
+    from .launch import check_machine, interpreted
 
     check_machine()
+    if interpreted():
+        quicken()
     return TritonOps()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names of the class that reads `tokenizer.json` and needs no other."""
 _MARK = "\ue000"
 """Stands for a user's words in a chat template; a private code point no template holds."""
 
@@ -18,10 +20,8 @@ class Tokens:
         Raises:
             ValueError: transformers cannot read it.
         """
-        from transformers import AutoTokenizer
-
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer: Any = _reader(folder).from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
@@ -100,6 +100,22 @@ def shared(head: Sequence[int], whole: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
     pairs = zip(head, whole, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(head), len(whole)))
+
+
+def _reader(folder: Path) -> Any:
+    """The class that transformers reads a folder's tokenizer with, imported alone if it can be.
+
+    Whatever chooses among the classes imports torch, and takes seconds.
+    """
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    if told.get("tokenizer_class") in _GENERIC and "auto_map" not in told:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _generation_ends(folder: Path) -> set[int]:

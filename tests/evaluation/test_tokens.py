@@ -1,5 +1,8 @@
 """A prompt in chat form begins as the server's own: with one token that begins a text, or none."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,37 @@ def test_tokens_that_spell_a_stretch_of_text_are_found(prose_model: Path) -> Non
         for less in (range(found.start + 1, found.stop), range(found.start, found.stop - 1)):
             shorter = tokens.tokenizer.decode(ids[less.start : less.stop])
             assert text[first:end] not in shorter
+
+
+@pytest.mark.parametrize(
+    "named", ["TokenizersBackend", "PreTrainedTokenizerFast", "LlamaTokenizer"]
+)
+def test_a_tokenizer_is_the_one_that_transformers_chooses(tmp_path: Path, named: str) -> None:
+    """Also where its class is imported without those that it could have been."""
+    from transformers import AutoTokenizer
+
+    build_tokenizer((*SPECIALS, *WORDS), 512).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": named}))
+    chosen, ours = AutoTokenizer.from_pretrained(tmp_path), Tokens(tmp_path).tokenizer
+    assert type(ours) is type(chosen)
+    text = "user question <s> words\u00e9</s>"
+    assert ours(text).input_ids == chosen(text).input_ids
+
+
+def test_a_plain_tokenizer_is_read_without_torch(tmp_path: Path) -> None:
+    """Which takes most of the time of a short evaluation."""
+    build_tokenizer((*SPECIALS, *WORDS), 512).save_pretrained(tmp_path)
+    script = (
+        "import sys; from pathlib import Path; from sgl_sparsekv.evaluation.tokens import Tokens;"
+        "Tokens(Path(sys.argv[1])); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False"]
+
+
+def test_a_folder_without_a_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model must have a tokenizer, got"):
+        Tokens(tmp_path)

@@ -36,6 +36,7 @@ class Viewed:
         heads, rng = scene.shape.heads, torch.Generator().manual_seed(seed)
         room = ViewShape(len(made) + 2, LAYERS, FIRST, 9000, 2000, False)
         scene = replace(scene, shape=replace(scene.shape, views=room))
+        scene.seal(scene.full_units())
         step, lists, end = Step.of(scene), {}, 3
         held = step.fused.buffers.views
         held.kept.fill_(-(10**6))
@@ -118,7 +119,6 @@ def test_rows_with_views_read_what_is_listed_and_all_since(
 
 def test_a_row_without_a_view_gets_the_same_bits_beside_others_and_on_a_server_without() -> None:
     scene = make_scene(ROWS, heads=2, dim=64)
-    scene.seal(scene.full_units())
     viewed, plain = Viewed.of(scene, MADE, 100), Step.of(scene)
     for step in (viewed.step, plain):
         step.begin()

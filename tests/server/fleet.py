@@ -20,7 +20,7 @@ STRICT = (
 ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
 TWO_RANKS = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1"),)
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "3"))
-READ_AT_IMPORT = {"SGLANG_TEST_RETRACT", "SGLANG_PLUGINS", "TRITON_INTERPRET"}
+READ_AT_IMPORT = {"SGLANG_PLUGINS", "TRITON_INTERPRET"}
 """Variables that a fork would set too late."""
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")

@@ -7,6 +7,7 @@ while SGLang is imported is the same for all forks of a launcher.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +68,25 @@ class Launcher:
         self, arguments: Iterable[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> "Forked":
         """A server with these arguments of `sglang.launch_server` and further variables."""
-        return Forked(self, self.order({"fork": [[*arguments], str(log), dict(environment or {})]}))
+        wanted = [None, [*arguments], str(log), dict(environment or {})]
+        return Forked(self, self.order({"fork": wanted}))
+
+    def run(self, script: Path, *arguments: str, timeout: float = 300) -> str:
+        """What a script says that is run in a fork, as `python SCRIPT ARGUMENTS` would run it.
+
+        Raises:
+            subprocess.TimeoutExpired: it goes on; it is ended.
+        """
+        log = self.folder / f"{script.stem}.log"
+        running = Forked(self, self.order({"fork": [str(script), [*arguments], str(log), {}]}))
+        try:
+            status = running.wait(timeout)
+        finally:
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)
+        said = log.read_text(errors="replace")
+        assert status == 0, said[-6000:]
+        return said
 
     def order(self, wanted: dict[str, Any]) -> Any:
         """What the process answers to an order."""

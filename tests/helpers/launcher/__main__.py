@@ -3,19 +3,22 @@
     python -m tests.helpers.launcher
 
 What runs in a fork is `prepare_server_args` and `run_server` as `python -m sglang.launch_server`
-calls them; its schedulers are forked as well, where SGLang would spawn them. Reads an order per
-line of its input, `{"fork": [arguments, log, environment]}` or `{"poll": pid}`, and answers each
-with a line: a pid, or an exit status and null before there is one.
+calls them, or a script; its schedulers are forked as well, where SGLang would spawn them. Reads an
+order per line of its input, `{"fork": [script or null, arguments, log, environment]}` or
+`{"poll": pid}`, and answers each with a line: a pid, or an exit status and null before there is
+one.
 """
 
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +27,7 @@ from tests.helpers.launcher import MARK
 
 def main() -> None:
     """Import SGLang, then follow orders until the input ends."""
-    from sglang import launch_server
+    from sglang import launch_server  # noqa: F401
     from sglang.srt.entrypoints import http_server  # noqa: F401
     from sglang.srt.model_loader import weight_utils
     from sglang.srt.models.registry import ModelRegistry
@@ -39,7 +42,7 @@ def main() -> None:
         for line in sys.stdin:
             order = json.loads(line)
             if "fork" in order:
-                pid = fork(launch_server, *order["fork"])
+                pid = fork(*order["fork"])
                 running.add(pid)
                 answer: int | None = pid
             else:
@@ -53,14 +56,14 @@ def main() -> None:
                 os.killpg(pid, signal.SIGKILL)
 
 
-def fork(launch_server: Any, arguments: list[str], log: str, environment: dict[str, str]) -> int:
-    """Start one server in a session of its own; its pid."""
+def fork(script: str | None, arguments: list[str], log: str, environment: dict[str, str]) -> int:
+    """Start a server, or a script, in a session of its own; its pid."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         os.setsid()
         os.environ.update(environment)
-        _serve(launch_server, arguments, Path(log))
+        _begin(serve if script is None else partial(run, script), arguments, Path(log))
     return pid
 
 
@@ -70,8 +73,26 @@ def status(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(found) if done else None
 
 
-def _serve(launch_server: Any, arguments: list[str], log: Path) -> None:
-    """The launcher; never returns."""
+def serve(arguments: list[str]) -> None:
+    """What `python -m sglang.launch_server` does."""
+    from sglang import launch_server
+    from sglang.srt.environ import envs
+    from sglang.srt.managers import scheduler
+
+    for name in [name for name in vars(scheduler) if name.startswith("TEST_RETRACT")]:
+        setattr(scheduler, name, getattr(envs, f"SGLANG_{name}").get())  # read at import
+    launch_server.run_server(launch_server.prepare_server_args(arguments))
+
+
+def run(script: str, arguments: list[str]) -> None:
+    """What `python SCRIPT` does."""
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+def _begin(program: Callable[[list[str]], None], arguments: list[str], log: Path) -> None:
+    """Be the process that a program runs in; never returns."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
@@ -84,7 +105,7 @@ def _serve(launch_server: Any, arguments: list[str], log: Path) -> None:
     os.chdir(log.parent)
     ended = 1
     try:
-        launch_server.run_server(launch_server.prepare_server_args(arguments))
+        program(arguments)
         ended = 0
     except SystemExit as exit_:
         ended = exit_.code if isinstance(exit_.code, int) else 1

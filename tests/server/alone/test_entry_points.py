@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.launcher import Launcher
 
 from sgl_sparsekv.models.documents import chain_document
 
@@ -77,7 +78,9 @@ def run(*arguments: str, timeout: float = 400) -> str:
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2", pytest.param("Mistral", marks=pytest.mark.soak)])
-def test_engine_answers_as_transformers_does(tmp_path: Path, architecture: str) -> None:
+def test_engine_answers_as_transformers_does(
+    tmp_path: Path, architecture: str, launcher: Launcher, pytestconfig: pytest.Config
+) -> None:
     """Reading everything gives the reference's greedy tokens; options differ within one batch."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -86,7 +89,11 @@ def test_engine_answers_as_transformers_does(tmp_path: Path, architecture: str) 
     prompts = [[(7 * i * i + k) % 900 + 5 for i in range(n)] for k, n in enumerate((33, 400, 700))]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     (tmp_path / "engine.py").write_text(ENGINE)
-    printed = run(str(tmp_path / "engine.py"), str(folder), str(tmp_path / "prompts.json"))
+    words = (str(folder), str(tmp_path / "prompts.json"))
+    if pytestconfig.getoption("soak"):
+        printed = run(str(tmp_path / "engine.py"), *words)
+    else:
+        printed = launcher.run(tmp_path / "engine.py", *words)
     told = next(line for line in printed.splitlines() if line.startswith("ANSWERS "))
     answers = json.loads(told.removeprefix("ANSWERS "))
     assert [method for _, method in answers] == ["full", "quest", "residual_pq"] * len(prompts)

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.launcher import Launcher
 
 from sgl_sparsekv.models.analytic import save_analytic
 from sgl_sparsekv.tooling.servers import free_port
 
-from ..test_examples import ROOT, percent, run_example
+from ..test_examples import EXAMPLES, ROOT, percent, run_example
 
 SMALL = {"device": "cpu", "max_total_tokens": 16384, "chunked_prefill_size": 2048}
 """Of a CPU machine with little memory."""
@@ -25,10 +26,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_engine_mixes_readers_in_one_batch(model: Path) -> None:
+def test_the_engine_mixes_readers_in_one_batch(
+    model: Path, launcher: Launcher, pytestconfig: pytest.Config
+) -> None:
     """Right answers from all that look for pages, and what the engine was told is the default."""
     engine = SMALL | {"log_level": "error", "sleep_on_idle": True}
-    printed = run_example("offline_engine.py", str(model), "--engine", json.dumps(engine))
+    words = (str(model), "--engine", json.dumps(engine))
+    if pytestconfig.getoption("soak"):
+        printed = run_example("offline_engine.py", *words)
+    else:
+        printed = launcher.run(EXAMPLES / "offline_engine.py", *words).splitlines()
     print("\n".join(printed))
     printed = printed[[line.startswith("expected") for line in printed].index(True) :]
     expected = printed[0].removeprefix("expected: ")
