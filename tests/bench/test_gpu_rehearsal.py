@@ -143,34 +143,6 @@ def test_routes_serve_the_measured_shape(name: str) -> None:
     )  # fmt: skip
 
 
-def test_flags_for_sglang_are_known(tmp_path: Path) -> None:
-    """By SGLang's own parser with our flags added, in a process of its own."""
-    pytest.importorskip("sglang")
-    flags = ("--sparsekv-unit-size", "64", "--sparsekv-budget", "2048")
-    wanted = steps.arguments(tmp_path, "sparsekv", flags, tmp_path / "x.jsonl")
-    server_flags = ("--model-path", str(tmp_path), *server.COMMON, *server.SPARSE)
-    script = (
-        "import argparse, sys\n"
-        "from sglang.srt.plugins import load_plugins\n"
-        "load_plugins()\n"
-        "from sglang.srt.server_args import ServerArgs\n"
-        "from sglang.benchmark.one_batch import BenchArgs\n"
-        "parser = argparse.ArgumentParser()\n"
-        "ServerArgs.add_cli_args(parser)\n"
-        "BenchArgs.add_cli_args(parser)\n"
-        "cut = sys.argv.index('--')\n"
-        "parser.parse_args(sys.argv[1:cut])\n"
-        "parser.parse_args(sys.argv[cut + 1 :])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *wanted, "--", *server_flags],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def answer(*tokens: tuple[int, float, float]) -> dict[str, Any]:
     """What SGLang says of tokens: token, its log probability, and that of the second best."""
     found = [[log, token, None] for token, log, _ in tokens]

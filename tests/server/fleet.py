@@ -21,7 +21,7 @@ ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
 TWO_RANKS = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1"),)
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "3"))
 READ_AT_IMPORT = {"SGLANG_PLUGINS", "TRITON_INTERPRET"}
-"""Variables that a fork would set too late."""
+"""Variables that a fork would set too late: whoever needs one is forked from a launcher of his."""
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
 SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
@@ -51,7 +51,7 @@ class Fleet:
     def __init__(self, model: Path, folder: Path) -> None:
         self.model = model
         self.folder = folder
-        self._launcher = Launcher(folder, dict((*ONE_THREAD, *STRICT)))
+        self._launchers = {"": Launcher(folder, dict((*ONE_THREAD, *STRICT)))}
         self._running: dict[str, ServerProcess] = {}
         self._ready: set[str] = set()
         self.trace_port = free_port()
@@ -121,15 +121,19 @@ class Fleet:
         """Flags that publish selections there."""
         return ("--sparsekv-trace", self.trace_endpoint(offset))
 
-    def start(self, name: str) -> None:
-        """Begin to start a server, unless it was."""
+    def start(self, name: str, typed: bool = False) -> None:
+        """Begin to start a server, unless it was; by its command where `typed`."""
         if name in self._running:
             return
-        spec = self.catalog[name]
+        if typed:
+            self._running[name] = ServerProcess(self.catalog[name], self.folder)
+            return
+        spec, own = self.catalog[name], ""
         if READ_AT_IMPORT & dict(spec.env).keys():
-            self._running[name] = ServerProcess(spec, self.folder)
-        else:
-            self._running[name] = ForkedServer(spec, self.folder, self._launcher)
+            own = name
+            (self.folder / own).mkdir()
+            self._launchers[own] = Launcher(self.folder / own, dict(spec.env))
+        self._running[name] = ForkedServer(spec, self.folder, self._launchers[own])
 
     def get(self, name: str, timeout: float = 600.0) -> ServerProcess:
         """The server, ready to answer; asked for its health once, as that costs it a second."""
@@ -149,12 +153,14 @@ class Fleet:
         self._ready.discard(name)
         if server is not None:
             server.stop()
+        if name in self._launchers:
+            self._launchers.pop(name).stop()
 
     def stop_all(self) -> None:
         """End every server, and what they are forked from."""
         for name in list(self._running):
             self.stop(name)
-        self._launcher.stop()
+        self._launchers[""].stop()
 
     def _spec(
         self, name: str, flags: tuple[str, ...], env: tuple[tuple[str, str], ...] = ()

@@ -15,9 +15,10 @@ WIDER = {"quest_two_level": 1024}
 little, and with 512 tokens it found 14 of 16 answers at 16k."""
 SIZES = {"clusterkv": 1024, "pqcache": 4096, "quest_two_level": 128, "residual_pq": 512}
 """Tokens of a segment, by method."""
+LENGTHS = (8192, *(pytest.param(n, marks=pytest.mark.soak) for n in (16_384, 32_768)))
 
 
-@pytest.mark.parametrize("length", (16_384, pytest.param(32_768, marks=pytest.mark.soak)))
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("method", SEGMENTED)
 def test_every_question_cold_and_on_a_prefix_hit(
     fleet: Fleet, ours: ServerProcess, method: str, length: int

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from sgl_sparsekv.models.documents import chain_document
 
 from .client import ask_for, generate_all, get
@@ -15,7 +17,7 @@ def metric_names(url: str) -> set[str]:
 
 
 def test_torch_native_is_the_same_with_and_without_the_package(
-    fleet: Fleet, tmp_path: Path
+    fleet: Fleet, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     """R16: token for token, metric for metric.
 
@@ -32,7 +34,7 @@ def test_torch_native_is_the_same_with_and_without_the_package(
         (("SGLANG_PLUGINS", "none"), ("PYTHONPATH", str(tmp_path))),
     )
     fleet.catalog["stock"] = spec
-    fleet.start("stock")
+    fleet.start("stock", typed=pytestconfig.getoption("soak"))
     native: ServerProcess = fleet.get("native")
     documents = [chain_document(n, 2, 8, seed=n) for n in (300, 1200)]
     asks = [ask_for(d, q) for d in documents for q in d.questions]

@@ -60,7 +60,7 @@ def test_the_default_method_at_the_default_budget_is_near_dense(
     server: ServerProcess, smollm2: Path, tmp_path: Path, size: Size
 ) -> None:
     """On real text that is read on, with more to read than the budget; a window fails the gate."""
-    context, tokens = size(3072, 8000), size(96, 128)
+    context, tokens = size(2560, 8000), size(64, 128)
     prompts = tmp_path / "prompts.jsonl"
     ids = Tokens(smollm2).ids
     texts = (real_document(ids, context, tokens, seed) for seed in range(size(1, 8)))
