@@ -28,11 +28,14 @@ class _Move:
     Attributes:
         row: that which the request will have.
         own: places that it fills now, of pages that are the request's own: half-open ranges.
+        behind: tokens from the row's end on that the tree owns, of an answer that was read anew
+            when its request came back; the request gets pages of its own for them.
         saved: tokens that this gives back, or lets the tree give back.
     """
 
     row: PackedRow
     own: list[tuple[int, int]]
+    behind: int
     saved: int
 
 
@@ -104,8 +107,9 @@ class Packing:
         end = whole_pages(view.made, self.page_size)
         news = view.packed is None or view.packed.end < end
         whole = view.layers.keys() == set(self._layers)
+        there = view.made <= request.kv.kv_committed_len  # else its last tokens were taken back
         alone = request.session is None and request.beam_group is None
-        return entry.packs and news and whole and alone
+        return entry.packs and news and whole and there and alone
 
     @staticmethod
     def _held_by_others(request: Any, tree: Any) -> int:
@@ -123,28 +127,32 @@ class Packing:
     def _move(view: RequestView, first: int, begin: int, page: int) -> _Move:
         """What moving all that is kept from `begin` on would give; `first`: what the tree owns."""
         end = whole_pages(view.made, page)
-        old = view.packed
+        old, behind = view.packed, max(0, first - end)
         own = [(first, end)] if old is None else [(first, old.filled), (old.end, end)]
+        own = [(a, b) for a, b in own if a < b]
         needed = whole_pages(view.width(begin, end) + page - 1, page)
-        saved = first - begin + sum(b - a for a, b in own) - needed
-        return _Move(PackedRow(begin, begin + needed, end), own, saved)
+        saved = first - begin + sum(b - a for a, b in own) - needed - behind
+        return _Move(PackedRow(begin, begin + needed, end), own, behind, saved)
 
     def _do(self, move: _Move, view: RequestView, request: Any, tree: Any) -> None:
         row = tree.req_to_token_pool.req_to_token[request.kv.req_pool_idx]
-        packed = move.row
+        packed, behind = move.row, slice(move.row.end, move.row.end + move.behind)
         needed = packed.filled - packed.begin
-        kept = self._taken(view, packed, row)
-        own = torch.cat([row[a:b] for a, b in move.own]).long()
+        kept, copied = self._taken(view, packed, row), self._copied(row[behind].long())
+        own = torch.cat([row[:0], *(row[a:b] for a, b in move.own)]).long()
         if packed.begin < request.kv.cache_protected_len:
             self._hold(request, tree, packed.begin)
-        if len(own) < needed:
-            own = torch.cat((own, self._fresh(tree, needed - len(own))))
-        slots, rest = own[:needed], own[needed:]
+        missing = needed + move.behind - len(own)
+        if missing > 0:
+            own = torch.cat((own, self._fresh(tree, missing)))
+        slots, after, rest = own[:needed], own[needed:][: move.behind], own[needed + move.behind :]
         row[packed.begin : packed.filled] = slots.to(row.dtype)
         row[packed.filled : packed.end] = 0
-        for buffer, tokens in kept:
-            buffer[slots[: len(tokens)]] = tokens
-        note_handed_out(slots)  # its pages say something else now
+        row[behind] = after.to(row.dtype)
+        for place, moved in ((slots, kept), (after, copied)):
+            for buffer, tokens in moved:
+                buffer[place[: len(tokens)]] = tokens
+            note_handed_out(place)  # its pages say something else now
         if len(rest):
             tree.token_to_kv_pool_allocator.free(rest)
         view.pack(packed)
@@ -160,6 +168,11 @@ class Packing:
             for buffer in self._pool.get_kv_buffer(number):
                 taken.append((buffer, buffer[slots, heads]))
         return taken
+
+    def _copied(self, slots: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Copies `[n, H, D]` of tokens, beside the buffers of the pool that they belong to."""
+        buffers = [each for number in self._layers for each in self._pool.get_kv_buffer(number)]
+        return [(buffer, buffer[slots]) for buffer in buffers] if len(slots) else []
 
     @staticmethod
     def _hold(request: Any, tree: Any, tokens: int) -> None:

@@ -256,6 +256,7 @@ NARROWED |= {"kept_map": True}
 """Views of 64 tokens for prompts of 97, made anew twice in eight steps."""
 PACKED = NARROWED | {"budget": 48}
 """Three pages of six."""
+PACKED_ONCE = PACKED | {"renew_every": 0}
 
 
 def views_on_one_prefix(script: Script) -> None:
@@ -343,6 +344,23 @@ def packed_on_a_prefix(script: Script) -> None:
     script.pack()
     for _ in range(2):
         script.decode([second])
+
+
+def packed_behind_an_answer_in_the_tree(script: Script) -> None:
+    """A request is retracted in its answer and comes back, so that the tree has that too; then it
+    is packed, and what the tree had is dropped."""
+    live = script.serve(2, steps=2, **PACKED_ONCE)
+    for _ in range(2 * PAGE):
+        script.decode([live])
+    script.retract(live)
+    script.prefill([live], 1000)
+    script.decode([live])
+    script.pack()
+    script.evict(PAGES * PAGE)
+    used_once(script, PAGES // 2)
+    for _ in range(2):
+        script.decode([live])
+    script.release(live, insert=True)
 
 
 def packed_and_retracted(script: Script) -> None:

@@ -20,7 +20,7 @@ from sgl_sparsekv.views.stretches import stretches_of
 Install = Callable[[Script, MonkeyPatch], None]
 SCENARIOS = (
     scenarios.packed_alone, scenarios.packed_late, scenarios.packed_on_a_prefix,
-    scenarios.packed_and_retracted,
+    scenarios.packed_and_retracted, scenarios.packed_behind_an_answer_in_the_tree,
 )  # fmt: skip
 
 
@@ -109,6 +109,16 @@ def places_are_told_instead_of_positions(script: Script, patch: MonkeyPatch) -> 
     patch.setattr(LayerView, "stretches", told)
 
 
+def an_answer_in_the_tree_is_taken_for_its_own(script: Script, patch: MonkeyPatch) -> None:
+    move = Packing._move
+    plain = staticmethod(lambda *how: replace(move(*how), behind=0))
+    patch.setattr(Packing, "_move", plain)
+
+
+def an_answer_in_the_tree_is_not_copied(script: Script, patch: MonkeyPatch) -> None:
+    patch.setattr(Packing, "_copied", lambda self, slots: [])
+
+
 MUTANTS: tuple[tuple[Install, Callable[[Script], None]], ...] = (
     (moved_tokens_are_read_where_they_were, scenarios.packed_alone),
     (a_renewed_view_forgets_where_they_lie, scenarios.packed_alone),
@@ -123,6 +133,11 @@ MUTANTS: tuple[tuple[Install, Callable[[Script], None]], ...] = (
     (a_row_that_comes_back_is_packed_still, scenarios.packed_and_retracted),
     (new_pages_are_lost, scenarios.packed_alone),
     (places_are_told_instead_of_positions, scenarios.packed_alone),
+    (
+        an_answer_in_the_tree_is_taken_for_its_own,
+        scenarios.packed_behind_an_answer_in_the_tree,
+    ),
+    (an_answer_in_the_tree_is_not_copied, scenarios.packed_behind_an_answer_in_the_tree),
 )
 
 

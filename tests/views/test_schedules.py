@@ -34,7 +34,8 @@ def only_views(counts: Counter[str], host: Host) -> None:
         return served(options)
 
     def short(lives: list[Live], **how: Any) -> None:
-        counts["rows packed"] += bool(host.serial % 2 and host.pack())
+        scarce = host.serial % 2 and not host.fail_next_alloc  # which is meant for the step
+        counts["rows packed"] += bool(scarce and host.pack())
         decode(lives, **how)
 
     def long(prompt: list[int], *how: Any) -> Live:
