@@ -41,12 +41,12 @@ PARTS = (
     Part("servers", ("server",)),
     Part("documents", ("docs", "package")),
     Part("backend", ("backend", "page_metadata", "segments", "selection")),
-    Part("alone", ("server/alone",)),
     Part("rest", (".",)),
-    Part("tools", ("bench", "evaluation", "models", "report")),
     Part("kernels", ("kernels",)),
+    Part("tools", ("bench", "evaluation", "models", "report")),
+    Part("alone", ("server/alone",)),
 )
-"""In an order in which the two sides end together."""
+"""The longest first, so that the two sides end together."""
 
 
 def words(part: Part, parts: tuple[Part, ...] = PARTS) -> list[str]:

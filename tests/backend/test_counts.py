@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import host as helpers_host
+from helpers import steps as helpers_steps
 from helpers.fused_backend import DenseStub
 from helpers.host import Host
 from helpers.scenarios import PAGE, PAGES, SPARSE, prompt
@@ -28,14 +28,14 @@ def host(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A scheduler whose model has a sliding window in layer 0, which SGLang serves."""
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-    host, plain = Host("rust", PAGE, PAGES), helpers_host.attention_layer
+    host, plain = Host("rust", PAGE, PAGES), helpers_steps.attention_layer
 
     def windowed(layer: int) -> Any:
         module = plain(layer)
         module.sliding_window_size = WINDOW - 1 if layer == 0 else -1
         return module
 
-    monkeypatch.setattr(helpers_host, "attention_layer", windowed)
+    monkeypatch.setattr(helpers_steps, "attention_layer", windowed)
     runner = SimpleNamespace(
         device="cpu", req_to_token_pool=host.row_pool, token_to_kv_pool=host.pool,
         server_args=SimpleNamespace(enable_metrics=False),
@@ -129,6 +129,6 @@ def test_a_window_is_counted_as_what_it_reads(
 
 def test_a_model_of_windows_alone_is_refused(host: Host) -> None:
     """Nothing of it could be sparse, and no response may say that something was."""
-    module = helpers_host.attention_layer(0)
+    module = helpers_steps.attention_layer(0)
     with pytest.raises(UnsupportedSetup, match="no layer of this model can be sparse"):
         ModelLayers.of([module, module])

@@ -270,6 +270,7 @@ def test_bad_server_flags_are_one_line_and_exit_2(
         assert ended.value.code == 2 and len(lines) == 1 and says in lines[0]
 
 
+@pytest.mark.soak
 def test_the_real_command_ends_with_one_line_and_exit_2(tmp_path: Path) -> None:
     """Before any model is read."""
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tmp_path / "none")]

@@ -6,8 +6,9 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from helpers.host import Host, Live
+from helpers.host import Host
 from helpers.scenarios import PAGE, PAGES, SPARSE, prompt
+from helpers.steps import Live
 from helpers.toy_model import GROUP, HEADS, LAYERS, SCALE
 
 from sgl_sparsekv.backend import telemetry_step

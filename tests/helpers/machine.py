@@ -20,9 +20,10 @@ from sgl_sparsekv.config import parse_request_options
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.views import RequestView
 
-from .host import Host, Live, OutOfPages, StepDied
+from .host import Host, OutOfPages
 from .invariants import Checker, check_views_left, require
 from .memory import METHODS
+from .steps import Live, StepDied
 from .toy_model import SYMBOLS
 
 STEPS = 60

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from .host import Host, Live, StepDied
+from .host import Host
 from .invariants import Checker
+from .steps import Live, StepDied
 
 PAGE = 16
 PAGES = 24

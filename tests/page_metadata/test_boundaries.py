@@ -8,9 +8,10 @@ from itertools import product
 from typing import Any
 
 import pytest
-from helpers.host import Host, Live
+from helpers.host import Host
 from helpers.invariants import Checker
 from helpers.scenarios import SPARSE
+from helpers.steps import Live
 from helpers.toy_model import HEADS, LAYERS
 
 KINDS = ("grouped", "fused")

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import scenarios
-from helpers.host import Host, StepDied
+from helpers.host import Host
 from helpers.invariants import Broken
 from helpers.machine import FusedMachine, run_machine
 from helpers.scenarios import Script
 from helpers.soak import Size
+from helpers.steps import StepDied
 from helpers.torch_fused import TorchFused
 from pytest import MonkeyPatch
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.host import Host, Live
+from helpers.host import Host
 from helpers.invariants import Broken
 from helpers.scenarios import PAGE, PAGES, SPARSE, Script, prompt
+from helpers.steps import Live
 from pytest import MonkeyPatch
 
 from sgl_sparsekv.backend.request_table import RequestEntry

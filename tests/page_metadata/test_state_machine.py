@@ -13,7 +13,7 @@ import pytest
 from helpers.machine import CacheMachine, run_machine
 from helpers.soak import Size
 
-OPERATIONS = (2700, 20_400)
+OPERATIONS = (1800, 20_400)
 """Operations over all cores and page sizes, and in soak."""
 CORES = ("rust", "python")
 PAGE_SIZES = (4, 16, 64)

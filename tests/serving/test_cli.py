@@ -56,22 +56,6 @@ def test_a_bad_endpoint_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "endpoint must be a ZMQ address" in capsys.readouterr().err
 
 
-def test_the_doctor_answers_in_json() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "sgl_sparsekv.cli", "doctor", "--json", "--timeout", "280"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    report = json.loads(done.stdout)
-    by_name = {finding["name"]: finding for finding in report["findings"]}
-    bad = [finding for finding in report["findings"] if finding["status"] == "failure"]
-    assert done.returncode == (1 if bad else 0) and report["healthy"] == (not bad)
-    assert by_name["sglang"]["status"] == "ok"
-    assert by_name["device reference"]["status"] == "ok"
-    assert by_name["hooks"]["status"] == "ok"
-
-
 def test_the_doctor_survives_broken_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.sys, "executable", "/bin/false")
     findings = doctor.diagnose(timeout=5.0)

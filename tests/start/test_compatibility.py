@@ -34,7 +34,6 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables ar
 HANDFUL = (
     (TOGETHER["prefill elsewhere"], SERVED, ""),
     (TOGETHER["decode elsewhere"], REFUSED, "name sparsekv there, or leave the flag out"),
-    ("--enable-mixed-chunk --chunked-prefill-size 64", SERVED, ""),
     ("--page-size 128", REFUSED, "--page-size must be one of 16, 32, 64"),
     ("--grammar-backend x", "refused by SGLang", "invalid choice"),
     ("--enable-hierarchical-cache", REFUSED, "leave it out: on a CPU the cache is in host memory"),
@@ -110,8 +109,9 @@ def test_every_flag_resolves_or_is_refused_in_one_line(
 ) -> None:
     """The stage that costs nothing, for all of them."""
     found = cases(model, model)
-    # Any value of a flag, or all of them.
-    for case in found if size(0, 1) else {case.field: case for case in found}.values():
+    # Any value of every third flag, or all values of all flags.
+    few = list({case.field: case for case in found}.values())[::3]
+    for case in found if size(0, 1) else few:
         words = resolve_line(case)
         assert words is None or (words and "\n" not in words), case
 

@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from helpers.host import Host, Live
+from helpers.host import Host
 from helpers.machine import CacheMachine
 from helpers.memory import VIEWS
 from helpers.soak import Size, record
+from helpers.steps import Live
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 

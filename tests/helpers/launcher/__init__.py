@@ -143,6 +143,11 @@ class ForkedServer(ServerProcess):
         self._launcher = launcher
         super().__init__(spec, folder)
 
+    def stop(self) -> None:
+        """End it and what it started, at once; harmless when it has ended."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
     def _begin(self, environment: Mapping[str, str]) -> Any:
         _, _, _, *arguments = self.command  # Python, and the module that a fork has imported
         return self._launcher.fork(arguments, self.log, environment)
