@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 from helpers.stop import StoppedAt
 
-from bench import kernels, ratios
+from bench.kernels import __main__ as kernels
+from bench.kernels import ratios
+from bench.kernels.rows import Row
 
 
-def row(op: str, context: int, batch: int = 1) -> kernels.Row:
-    return kernels.Row(op, "quest", context, batch, 16, 2048, 1.5, 1.75, 1000, None, None)
+def row(op: str, context: int, batch: int = 1) -> Row:
+    return Row(op, "quest", context, batch, 16, 2048, 1.5, 1.75, 1000, None, None)
 
 
 def test_a_stopped_run_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
-    def decode_rows(ops: object, context: int, batch: int, *rest: object) -> list[kernels.Row]:
+    def decode_rows(ops: object, context: int, batch: int, *rest: object) -> list[Row]:
         return [row("decode_sparse", context, batch)]
 
     timed = StoppedAt(2, decode_rows)
@@ -35,7 +37,7 @@ def test_a_stopped_run_is_gone_on_with(
     assert "--resume goes on with it" in capsys.readouterr().err
     assert kernels.main([*words, "--resume"]) == 0
     assert [context for _, context, *_ in timed.calls] == [4096, 8192, 8192]
-    rows = [kernels.Row(**one) for one in json.loads(path.read_text())["rows"]]
+    rows = [Row(**one) for one in json.loads(path.read_text())["rows"]]
     assert rows == [row("decode_sparse", 4096), row("decode_sparse", 8192), row("prefill", 64)]
     assert [one.name for one in tmp_path.iterdir()] == ["found.json"]
 

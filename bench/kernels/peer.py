@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench.layers import DIM, GROUP, HEADS, Layers, PrefillLayer
+from .layers import DIM, GROUP, HEADS, Layers, PrefillLayer
 
 
 def torch_native_decode(layers: Layers, scale: float) -> Callable[[int], torch.Tensor]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, Layers
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.segment_records import SegmentBounds
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.two_level import OVERSAMPLING, SEGMENT
 from sgl_sparsekv.types import Reduction, ScoreInputs, Selection
+
+from .layers import BUDGET, DIM, HEADS, PAGE_SIZE, Layers
 
 METHOD = "quest_two_level"
 PER_SEGMENT = SEGMENT // PAGE_SIZE

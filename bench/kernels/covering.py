@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.layers import BUDGET, PAGE_SIZE, Layers
 from sgl_sparsekv.ops import Ops
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.base import SelectionMethod
 from sgl_sparsekv.selection.sampling import covering_selection, sample_size
 from sgl_sparsekv.types import Goal, KeptUnits, Reduction, ScoreInputs, Selection
+
+from .layers import BUDGET, PAGE_SIZE, Layers
 
 PEER = "same_bytes"
 """A fixed budget that reads as many bytes, metadata and the sample counted."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS, Layers
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.page_metadata import SINKS
 from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
@@ -13,6 +12,8 @@ from sgl_sparsekv.selection import IndexOptions, load_method
 from sgl_sparsekv.selection.base import SelectionMethod
 from sgl_sparsekv.summaries import CodeSummary, ResidualSummary
 from sgl_sparsekv.types import Candidates, Reduction, Rest, ScoreInputs, Selection
+
+from .layers import BUDGET, DIM, HEADS, PAGE_SIZE, SINK_UNITS, WINDOW_UNITS, Layers
 
 Summary = CodeSummary | ResidualSummary
 Index = SegmentIndex | ResidualIndex

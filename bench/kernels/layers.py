@@ -9,6 +9,7 @@ from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.types import Candidates, Reduction
 
 HEADS, GROUP, DIM, PAGE_SIZE, BUDGET = 8, 4, 128, 16, 2048
+SCALE = DIM**-0.5
 SINK_UNITS, WINDOW_UNITS = 1, 4
 METADATA_BYTES = 64 << 20
 """Rotated at least; the KV is 16 times as much. Last-level caches are smaller."""

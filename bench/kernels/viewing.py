@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.layers import BUDGET, DIM, HEADS, PAGE_SIZE, Layers
 from sgl_sparsekv.ops import Ops, load_ops
 from sgl_sparsekv.views import LayerView, lists_of
+
+from .layers import BUDGET, DIM, HEADS, PAGE_SIZE, Layers
 
 METHOD = "snapkv"
 
