@@ -6,7 +6,7 @@ import pytest
 
 from bench.model import KERNELS, LLAMA_3_1_8B, READINGS, Workload, predict
 from bench.model.kernels import FIRST
-from bench.report_expected import expected_part
+from bench.report.expected import expected_part
 from bench.targets import NAMES, TARGETS
 
 K = 1024

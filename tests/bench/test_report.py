@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import record, report
+from bench import record
 from bench.model import GPUS, KERNELS, LLAMA_3_1_8B, Workload, floors
 from bench.record import header, row, save
+from bench.report import __main__ as report
 from bench.results_schema import FOLDER, load
 from bench.tables import number, tokens
 from bench.targets import JUDGED, TARGETS

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from serve_samples import GRID, sample_result, sample_row
 
-from bench.report_serving import serving_part
+from bench.report.serving import serving_part
 from bench.serve import __main__ as command
 from bench.serve import sweep
 from bench.serve.arguments import parse

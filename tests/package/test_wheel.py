@@ -95,5 +95,11 @@ def test_a_wheel_from_the_sdist_has_the_same_files(fresh: FreshEnvironment, tmp_
     assert files_of(wheel) == files_of(fresh.wheel)
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "setup.py", "docs/options.md", "tests/run.py", "bench/report.py"} <= held
+    assert {
+        "LICENSE",
+        "setup.py",
+        "docs/options.md",
+        "tests/run.py",
+        "bench/report/__main__.py",
+    } <= held
     assert not [name for name in held if name.endswith(".so")]

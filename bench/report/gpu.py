@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from bench.model import GPUS, LLAMA_3_1_8B, Workload
-from bench.report_expected import expected_part
 from bench.results_schema import Header, Row, load
 from bench.tables import number, table, tokens
 from bench.targets import BUDGET, JUDGED, NAMES, PAGE, TARGETS, TIMES_THE_FLOOR, Target
+
+from .expected import expected_part
 
 UNITS = (PAGE, 16)
 """Tokens per unit that is scored: a page, and what `geometry.UNIT_SIZE` is."""

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report_cpu import cpu_part
-from bench.report_gpu import gpu_part
-from bench.report_serving import serving_part
 from bench.results_schema import FOLDER
 
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+from .cpu import cpu_part
+from .gpu import gpu_part
+from .serving import serving_part
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 HEAD = """\
 # Results
 

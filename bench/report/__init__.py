@@ -1,0 +1,1 @@
+"""The page of results, `docs/results.md`, from the files in `bench/results/`."""
