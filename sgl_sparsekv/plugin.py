@@ -126,38 +126,38 @@ HOOKS = (
     Hook(
         "sglang.srt.managers.schedule_batch.Req._compute_max_prefix_len",
         "around",
-        "backend.view_prefix:leave_queries",
+        "backend.views.prefix:leave_queries",
     ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.get_new_batch_prefill",
         "before",
-        "backend.short_memory:admit_more",
+        "backend.views.short_memory:admit_more",
     ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.update_running_batch",
         "before",
-        "backend.short_memory:go_on",
+        "backend.views.short_memory:go_on",
     ),
     Hook(
         "sglang.srt.managers.schedule_policy.PrefillAdder._get_running_request_total_token_offset",
         "around",
-        "backend.short_memory:tokens_to_come",
+        "backend.views.short_memory:tokens_to_come",
     ),
     Hook(
         "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.free_kv_row",
         "around",
-        "backend.short_memory:free_held",
+        "backend.views.short_memory:free_held",
     ),
     Hook(
         "sglang.srt.managers.scheduler_components.invariant_checker"
         ".SchedulerInvariantChecker._get_total_uncached_sizes",
         "around",
-        "backend.short_memory:held_by_requests",
+        "backend.views.short_memory:held_by_requests",
     ),
     Hook(
         "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.on_release",
         "after",
-        "backend.short_memory:forget_places",
+        "backend.views.short_memory:forget_places",
     ),
     Hook(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.apply_logits_bias",

@@ -76,7 +76,8 @@ def sglang() -> Iterator[None]:
     """SGLang imported, with the dummy configuration that its memory classes look up."""
     from sglang.srt.runtime_context import get_context
 
-    from sgl_sparsekv.backend import kv_pool, request_table, sharing, short_memory
+    from sgl_sparsekv.backend import kv_pool, request_table, sharing
+    from sgl_sparsekv.backend.views import short_memory
 
     threads, table, listeners = torch.get_num_threads(), request_table._active, kv_pool._handed_out
     offers, packing = sharing._active, short_memory._active

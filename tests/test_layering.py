@@ -48,7 +48,7 @@ SCHEDULER_STATE = {
     "backend/gate.py",
     "backend/request_table.py",
     "backend/sharing.py",
-    "backend/short_memory.py",
+    "backend/views/short_memory.py",
     "serving/metrics.py",
 }
 """Modules that rebind a name of their own."""

@@ -20,7 +20,6 @@ from ..fused_ops import FusedOps
 from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
-from .device_views import DeviceViews
 from .gate import DENSE, BreakEven, Cost, activate_gate, predicted_cost
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
@@ -30,8 +29,9 @@ from .prefix_order import order_of
 from .request_table import RequestEntry
 from .step_room import captured_rows, step_shape
 from .support import attention_layers
-from .view_making import ViewMaker
-from .view_store import ViewStore
+from .views.device_views import DeviceViews
+from .views.making import ViewMaker
+from .views.store import ViewStore
 
 logger = logging.getLogger(__name__)
 

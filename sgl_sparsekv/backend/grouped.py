@@ -18,12 +18,12 @@ from .attention import SparseKVBackend, host_lengths
 from .choosing import Chooser, GroupChoice
 from .held_scores import HeldScores
 from .kv_pool import listen_to_allocator
-from .packing import Packing
 from .planner import RowGroup, StepPlan
 from .segment_indexes import SegmentIndexes
-from .short_memory import activate_packing
-from .step_views import StepViews
 from .telemetry_step import StepTelemetry
+from .views.packing import Packing
+from .views.short_memory import activate_packing
+from .views.step_views import StepViews
 
 
 class GroupedBackend(SparseKVBackend):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pytest import MonkeyPatch
 
-from sgl_sparsekv.backend import short_memory
 from sgl_sparsekv.backend.request_table import activate
+from sgl_sparsekv.backend.views import short_memory
 from sgl_sparsekv.config import parse_server_options
 from sgl_sparsekv.errors import SparseKVError
 

@@ -24,7 +24,7 @@ from helpers.graph_server import (
     layer_of,
 )
 
-from sgl_sparsekv.backend.device_view import DeviceView
+from sgl_sparsekv.backend.views.device_view import DeviceView
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.selection import load_method, view_names
 from sgl_sparsekv.selection.view import ViewMethod

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sgl_sparsekv.backend.view_prefix import leave_queries
+from sgl_sparsekv.backend.views.prefix import leave_queries
 from sgl_sparsekv.views import PackedRow
 
 from .steps import Live, Steps

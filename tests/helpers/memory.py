@@ -15,10 +15,10 @@ import torch
 
 from sgl_sparsekv.backend import kv_pool
 from sgl_sparsekv.backend.held_scores import HeldScores
-from sgl_sparsekv.backend.packing import Packing
 from sgl_sparsekv.backend.request_table import activate
 from sgl_sparsekv.backend.sharing import Sharing, activate_sharing, checkpoint_offered
-from sgl_sparsekv.backend.short_memory import activate_packing, forget_places, free_held
+from sgl_sparsekv.backend.views.packing import Packing
+from sgl_sparsekv.backend.views.short_memory import activate_packing, forget_places, free_held
 from sgl_sparsekv.config import ServerOptions
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata import StepSeal, record_capacity
@@ -175,7 +175,7 @@ class Memory:
         """Our attention backend as its constructor leaves it, without a model runner."""
         from sgl_sparsekv.backend.grouped import GroupedBackend
         from sgl_sparsekv.backend.segment_indexes import SegmentIndexes
-        from sgl_sparsekv.backend.step_views import StepViews
+        from sgl_sparsekv.backend.views.step_views import StepViews
 
         backend = GroupedBackend.__new__(GroupedBackend)
         backend.options, backend.on_cpu = self.options, True

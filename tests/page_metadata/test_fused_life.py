@@ -20,7 +20,7 @@ from helpers.steps import StepDied
 from helpers.torch_fused import TorchFused
 from pytest import MonkeyPatch
 
-from sgl_sparsekv.backend.view_store import Runs, ViewPlace, ViewStore
+from sgl_sparsekv.backend.views.store import Runs, ViewPlace, ViewStore
 from sgl_sparsekv.views import RequestView
 
 OPERATIONS = (1400, 12_000)
@@ -128,7 +128,7 @@ def _a_row_keeps_the_view_that_it_had_first(patch: MonkeyPatch) -> None:
 
 
 def _a_prompt_leaves_no_queries(patch: MonkeyPatch) -> None:
-    from sgl_sparsekv.backend.device_views import DeviceViews
+    from sgl_sparsekv.backend.views.device_views import DeviceViews
 
     patch.setattr(DeviceViews, "extended", lambda self, number, q: None)
 

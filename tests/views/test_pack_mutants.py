@@ -11,9 +11,9 @@ from helpers.invariants import Broken
 from helpers.scenarios import Script
 from pytest import MonkeyPatch
 
-from sgl_sparsekv.backend import packing
-from sgl_sparsekv.backend.packing import Packing
 from sgl_sparsekv.backend.request_table import RequestEntry
+from sgl_sparsekv.backend.views import packing
+from sgl_sparsekv.backend.views.packing import Packing
 from sgl_sparsekv.views import LayerView, PackedRow, RequestView
 from sgl_sparsekv.views.stretches import stretches_of
 

@@ -10,9 +10,9 @@ from helpers.invariants import Broken
 from helpers.scenarios import Script
 from pytest import MonkeyPatch
 
-from sgl_sparsekv.backend import step_views
 from sgl_sparsekv.backend.request_table import RequestTable
-from sgl_sparsekv.backend.step_views import StepViews
+from sgl_sparsekv.backend.views import step_views
+from sgl_sparsekv.backend.views.step_views import StepViews
 from sgl_sparsekv.types import TokenLists
 from sgl_sparsekv.views import LayerView, RequestView
 from sgl_sparsekv.views.queries import LastQueries

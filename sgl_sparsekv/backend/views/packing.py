@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..geometry import whole_pages
-from ..serving.metrics import ServingMetrics
-from ..views import PackedRow, RequestView
-from .kv_pool import note_handed_out
-from .request_table import RequestEntry, RequestTable
+from ...geometry import whole_pages
+from ...serving.metrics import ServingMetrics
+from ...views import PackedRow, RequestView
+from ..kv_pool import note_handed_out
+from ..request_table import RequestEntry, RequestTable
 from .step_views import StepViews
 
 

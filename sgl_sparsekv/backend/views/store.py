@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..types import ViewShape
+from ...types import ViewShape
 
 RECORD_HEAD = 3
 """Numbers of a record in front of its spans: made, first query, size of a ring."""

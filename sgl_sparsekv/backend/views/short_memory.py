@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..request_table import active_table
 from .packing import Packing
-from .request_table import active_table
 
 _active: Packing | None = None
 

@@ -1,7 +1,7 @@
 """Views of the requests of one step on a GPU: noted in it, made between two of them.
 
 Every decode step leaves the queries of its rows, every prefill the last ones of its prompts, in
-rings on the device. What a step made due is made before the next one (`view_making.py`); a step in
+rings on the device. What a step made due is made before the next one (`making.py`); a step in
 which nothing is due waits for nothing.
 """
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import RequestOptions
-from ..selection.policy import IntArray
-from ..types import ViewShape
+from ...config import RequestOptions
+from ...selection.policy import IntArray
+from ...types import ViewShape
+from ..observer import StepObserver
+from ..request_table import RequestEntry
 from .device_view import DeviceView
-from .observer import StepObserver
-from .request_table import RequestEntry
-from .view_making import ViewMaker
-from .view_store import ViewPlace
+from .making import ViewMaker
+from .store import ViewPlace
 
 logger = logging.getLogger(__name__)
 

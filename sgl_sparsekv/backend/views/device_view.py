@@ -4,11 +4,11 @@ import weakref
 
 import torch
 
-from ..config import RequestOptions
-from ..selection import load_method
-from ..selection.view import ViewMethod
-from ..views import LayerView, RequestView
-from .view_store import ViewPlace, ViewStore
+from ...config import RequestOptions
+from ...selection import load_method
+from ...selection.view import ViewMethod
+from ...views import LayerView, RequestView
+from .store import ViewPlace, ViewStore
 
 
 class DeviceView(RequestView):

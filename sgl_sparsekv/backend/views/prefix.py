@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .request_table import active_table
+from ..request_table import active_table
 
 
 def leave_queries(original: Callable[..., int], request: Any, input_len: int) -> int:

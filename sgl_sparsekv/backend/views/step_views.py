@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..selection.policy import IntArray
-from ..types import TokenLists
-from ..views import RequestView, lists_of
-from .layers import ModelLayers
-from .planner import StepPlan
-from .request_table import RequestEntry
+from ...selection.policy import IntArray
+from ...types import TokenLists
+from ...views import RequestView, lists_of
+from ..layers import ModelLayers
+from ..planner import StepPlan
+from ..request_table import RequestEntry
 
 
 @dataclass(frozen=True)

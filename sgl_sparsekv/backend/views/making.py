@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ..selection.view import Room
-from ..views.weighing import ListedKeys, Queries, weigh_heads
+from ...selection.view import Room
+from ...views.weighing import ListedKeys, Queries, weigh_heads
+from ..layers import ModelLayers
 from .device_view import DeviceView
-from .layers import ModelLayers
-from .view_store import ViewPlace, ViewStore
+from .store import ViewPlace, ViewStore
 
 
 @dataclass(frozen=True)
