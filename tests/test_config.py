@@ -135,6 +135,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"renew_every": 1025}, f"renew_every {INT} [0, 1024], got 1025"),
     ({"pyramid_beta": 0}, f"pyramid_beta {INT} [1, 1000], got 0"),
     ({"pyramid_beta": 1001}, f"pyramid_beta {INT} [1, 1000], got 1001"),
+    ({"pack_views": 1}, "pack_views must be true or false, got 1"),
+    ({"admit_packed": 1}, "admit_packed must be true or false, got 1"),
+    (
+        {"pack_views": False, "admit_packed": True},
+        "admit_packed must be false where pack_views is: it counts on that",
+    ),
+    (
+        {"device": "triton", "admit_packed": True},
+        "admit_packed must be false on device triton: rows are packed on a CPU only",
+    ),
+    (
+        {"device": "triton", "attend": "fa2", "methods": "quest,snapkv"},
+        "attend must be triton with method snapkv, whose KV heads read different numbers of "
+        "tokens, got fa2",
+    ),
     ({"head_floor": 1}, f"{FLOOR} got 1"),
     ({"head_floor": 1.5}, f"{FLOOR} got 1.5"),
     (
@@ -151,6 +166,27 @@ def test_a_wrong_value_is_named_with_its_rule(values: dict[str, Any], said: str)
     with pytest.raises(ConfigError) as refused:
         parse_server_options(values)
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pooling": 9},
+        {"head_floor": 0.0},
+        {"head_floor": 1.0},
+        {"pack_views": False},
+        {"pack_views": True, "admit_packed": True},
+        {"device": "triton", "methods": "quest,snapkv"},
+        {"device": "triton", "methods": "quest", "attend": "fa2"},
+        {"device": "cpu", "methods": "quest,snapkv", "admit_packed": True},
+    ],
+    ids=str,
+)
+def test_what_is_no_mistake_is_taken(values: dict[str, Any]) -> None:
+    made = parse_server_options(values).as_dict()
+    assert {name: made[name] for name in values.keys() - {"methods"}} == {
+        name: value for name, value in values.items() if name != "methods"
+    }
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
@@ -221,6 +257,13 @@ WRONG_NAMES: list[tuple[dict[str, Any], str]] = [
     (
         {"target_compression_rate": 8},
         "target_compression_rate must be a fraction in (0, 1], got 8",
+    ),
+    *(
+        (
+            {"target_compression_rate": value},
+            f"target_compression_rate must be a fraction in (0, 1], got {said}",
+        )
+        for value, said in ((0, "0"), (1.5, "1.5"), ("half", "'half'"), (True, "True"))
     ),
 ]
 

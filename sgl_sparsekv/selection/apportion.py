@@ -141,5 +141,5 @@ def _blocks_of_a_layer(
     first = (always + counts - 1) % block + 1
     nth = torch.arange(ceil_div(width, block) + 1, device=scores.device)
     ends = (first[:, None] + nth * block).minimum(counts[:, None])
-    last = (width - counts[:, None] + ends - 1).clamp(0, width - 1)
-    return ascending.gather(1, last), ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))
+    last = width - counts[:, None] + ends - 1
+    return ascending.gather(1, last), ends.diff(prepend=torch.zeros_like(ends[:, :1]))

@@ -114,5 +114,5 @@ class ViewMethod(SelectionMethod):
 
 def spread(scores: torch.Tensor, pooling: int) -> torch.Tensor:
     """The largest of `pooling` neighbours, itself in their middle: `[..., T]`."""
-    flat = scores.reshape(1, -1, scores.shape[-1])
+    flat = scores.reshape(-1, scores.shape[-1])
     return max_pool1d(flat, pooling, 1, pooling // 2).view_as(scores)

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from sgl_sparsekv.backend import gate
-from sgl_sparsekv.backend.gate import DENSE, SPARSE, BreakEven, PredictedCost, predicted_cost
+from sgl_sparsekv.backend.gate import (
+    DENSE,
+    SPARSE,
+    BreakEven,
+    Cost,
+    PredictedCost,
+    predicted_cost,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +58,14 @@ def test_a_step_that_leaves_queries_for_a_view_is_sparse_if_it_fits() -> None:
     assert chosen(0, 5, views=True).chosen == DENSE
 
 
+def test_while_both_are_measured_one_is_forced() -> None:
+    asked = chosen(100, 1)
+    for variant in (DENSE, SPARSE):
+        asked.forced = variant
+        for rows in (1, 2):
+            assert asked.select(SimpleNamespace(batch_size=rows)) == asked.chosen == variant
+
+
 def test_both_variants_are_captured() -> None:
     assert BreakEven.capture_labels == ("sparsekv_dense", "sparsekv_sparse")
 
@@ -78,6 +93,31 @@ def test_bandwidth_is_the_drivers_or_the_usual_one(
         torch.cuda, "get_device_properties", lambda asked: told if asked is device else None
     )
     assert gate.bandwidth(device) == pytest.approx(bytes_per_second)
+
+
+def test_what_is_predicted_of_a_card_is_from_its_own_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, told = card(memory_clock_rate=10**6, memory_bus_width=64, multi_processor_count=7)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda asked: told if asked is device else None
+    )
+    assert predicted_cost(8, 4096, device) == PredictedCost(8, 4096, 2e9 * 8, 7)
+
+
+class Flat(Cost):
+    """A thousand tokens, whatever is chosen from."""
+
+    def tokens(self, rows: int, units: int) -> int:
+        return 1000
+
+
+def test_a_context_is_worth_choosing_from_where_it_saves_as_much_as_that_costs() -> None:
+    """1,024 tokens less a unit of metadata and a budget of 23: to the token."""
+    assert Flat().break_even(1, 23, 2048, 1024) == 1024
+    assert Flat().break_even(1, 24, 2048, 1024) is None
+    assert Flat().break_even(1, 24, 2048, 2048) == 2048
+    assert Flat().break_even(1, 0, 2048, 1023) is None, "no context is as long"
 
 
 def test_what_predicted_costs_in_tokens() -> None:

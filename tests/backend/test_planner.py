@@ -40,6 +40,24 @@ def test_what_is_saved_pays_for_page_metadata_and_is_never_negative() -> None:
     assert host_plan([SPARSE, DENSE, SPARSE, wide], 328, 5000, 328, 400).saved_tokens() == 2 * 252
 
 
+def test_a_row_whose_method_keeps_views_reads_everything_until_it_has_one() -> None:
+    """And what its view lists from then on, even where the budget holds all of a row."""
+    viewed, wide = replace(SPARSE, method="snapkv"), replace(SPARSE, method="snapkv", budget=4096)
+    options, tokens = [viewed, viewed, wide, SPARSE], lengths(328, 328, 328, 328)
+    slots = torch.arange(4 * 512, dtype=torch.int32).view(4, 512)
+    for narrowed, dense in (
+        (None, [True, True, True, False]),
+        ([True, False, True, False], [False, True, False, False]),
+    ):
+        for plan in (
+            HostPlan(np.arange(4), tokens, options, Geometry(UNIT, UNIT), narrowed),
+            StepPlan(np.arange(4), tokens, options, slots, Geometry(UNIT, UNIT), narrowed),
+        ):
+            assert plan.dense_rows(1).tolist() == dense
+            assert plan.adaptive.tolist() == [True, True, True, False]
+            assert plan.keeps_views
+
+
 def test_a_row_reads_everything_in_its_first_layers_or_in_all() -> None:
     """By the layer's number; below its budget a row is dense in every layer."""
     plan = host_plan([SPARSE, DENSE, replace(SPARSE, dense_layers=3), SPARSE], 328, 328, 328, 64)

@@ -132,6 +132,35 @@ def test_a_report_tells_options_steps_and_tokens() -> None:
     assert report_of(table, "two")["telemetry"] is None, "it did not ask"
 
 
+def test_what_views_list_is_counted_by_layers_and_told_for_a_head() -> None:
+    table = RequestTable(ServerOptions())
+    table.note(0, Request("one"))
+    table.record(0, 25, 100, 50)
+    for tokens in (30, 12):
+        table.entry(0).read(tokens, heads=4)
+    assert report_of(table, "one")["tokens_attended"] == 25 + round(42 / 4)
+
+
+@pytest.mark.parametrize("asked", ({"telemetry": True}, {"kept_map": True}, {}))
+def test_a_view_is_told_to_who_asked_for_it(asked: dict[str, Any]) -> None:
+    table = RequestTable(ServerOptions())
+    table.note(0, Request("one", asked))
+    table.entry(0).view = SimpleNamespace(told=lambda: {"made": 3})  # type: ignore[assignment]
+    assert report_of(table, "one")["view"] == ({"made": 3} if asked else None)
+
+
+def test_a_request_is_asked_for_its_view_and_its_prefix_where_the_backend_wants_them() -> None:
+    table, asked = RequestTable(ServerOptions()), list[Any]()
+    plain, request = Request("plain"), Request("one", {"budget": 1024})
+    plain.origin_input_ids = request.origin_input_ids = range(9000)
+    assert table.orders is False and table.enter(plain).prefix == ()
+    table.orders = True
+    table.view_of = lambda *how: asked.append(how)  # type: ignore[assignment, func-returns-value]
+    entry = table.enter(request)
+    assert asked == [(entry.options, 9000, entry.options.unit_size)] and entry.view is None
+    assert entry.prefix != ()
+
+
 @pytest.mark.parametrize(
     ("asked", "every"),
     [
@@ -181,6 +210,13 @@ def test_what_a_request_offers_is_what_it_read_in_full_unless_it_shares_all() ->
     for share, offered in ((True, [80, 40]), (False, [50, 40])):
         entry = RequestEntry("one", RequestOptions(share_generated=share), exact=50)
         assert [entry.offered(length) for length in (80, 40)] == offered
+
+
+def test_a_packed_row_offers_what_lies_in_front_of_what_was_moved() -> None:
+    entry = RequestEntry("one", RequestOptions(share_generated=True))
+    for packed, offered in ((SimpleNamespace(begin=32), [32, 16]), (None, [80, 16])):
+        entry.view = SimpleNamespace(packed=packed)  # type: ignore[assignment]
+        assert [entry.offered(length) for length in (80, 16)] == offered
 
 
 def test_a_request_of_embeddings_starts_over_once_for_each_retraction() -> None:

@@ -7,7 +7,15 @@ import pytest
 
 from sgl_sparsekv.evaluation.metrics import METRICS, SHARE, metric_of
 from sgl_sparsekv.evaluation.results import Cell
-from sgl_sparsekv.evaluation.summary import ranking, short, squares, table, tables_along
+from sgl_sparsekv.evaluation.summary import (
+    KEPT,
+    kept_squares,
+    ranking,
+    short,
+    squares,
+    table,
+    tables_along,
+)
 
 CELL = Cell(
     task="needle", length=1024, sample=0, nth=0, method="quest", budget=256, metric="words right",
@@ -50,6 +58,12 @@ def test_a_square_of_the_map_is_the_mean_of_its_questions():
     cells = [replace(CELL, sample=i, value=v) for i, v in enumerate((1.0, 0.5, 0.75))]
     cells += [replace(CELL, nth=1, value=0.0), replace(CELL, length=2048, value=0.25)]
     assert squares(cells) == {(1024, 0): (0.75, 3), (1024, 1): (0.0, 1), (2048, 0): (0.25, 1)}
+
+
+def test_a_square_of_what_was_kept_is_the_mean_of_what_was_told():
+    told = [replace(CELL, detail={KEPT: share}) for share in (1.0, 0.5)]
+    cells = [*told, CELL, replace(CELL, nth=1), replace(told[0], length=2048)]
+    assert kept_squares(cells) == {(1024, 0): 0.75, (2048, 0): 1.0}
 
 
 def test_what_was_noted_by_part_is_a_table_of_means() -> None:
