@@ -90,3 +90,12 @@ def test_what_is_held_is_a_copy(held: HeldScores) -> None:
     given.lowest.zero_()
     held.load(ROW, 2, out)
     assert torch.equal(out.scores, SCORES) and torch.equal(out.lowest, LOWEST)
+
+
+def test_who_has_no_lowest_to_read_needs_none(held: HeldScores) -> None:
+    out = Ranking(torch.empty(2, 3))
+    held.store(ROW, 2, Ranking(SCORES))
+    held.load(ROW, 2, out)
+    assert torch.equal(out.scores, SCORES)
+    with pytest.raises(AssertionError, match=r"^a request keeps its options$"):
+        held.load(ROW, 2, Ranking(torch.empty(2, 3), torch.empty(2)))

@@ -40,7 +40,8 @@ def test_the_oldest_software_compiles_and_rehearses_everything(tmp_path: Path) -
     served = [one for one in every if "(variant)" not in one["name"]]
     kernels = {one["name"].removeprefix("compile ").partition(":")[0] for one in served}
     assert kernels >= KERNELS and len(served) > 60
-    assert not [one for one in served if re.search(r"[1-9]\d* bytes spilled", one["detail"])]
+    spilling = [one for one in served if re.search(r"[1-9]\d* bytes spilled", one["detail"])]
+    assert not [one for one in spilling if "HAS_EXACT True" not in one["name"]], "the oracle's may"
     rehearsed = harvest(python, tmp_path / "rehearse", "--rehearse")
     checks = [one for one in rehearsed["entries"] if one["kind"] == "Check"]
     versions = next(one["detail"] for one in checks if one["name"] == "versions")
@@ -50,6 +51,7 @@ def test_the_oldest_software_compiles_and_rehearses_everything(tmp_path: Path) -
         "versions": versions,
         "compiled": {
             "binaries": len(found), "spilling": sum(spilled > 0 for _, spilled, _, _ in figures),
+            "spilling_and_served": len(spilling),
             "most_registers": int(max(one[0] for one in figures)),
             "most_shared_bytes": int(max(one[2] for one in figures)),
             "compiler_seconds": round(sum(one[3] for one in figures)),

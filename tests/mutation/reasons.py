@@ -39,6 +39,7 @@ LAST_OF_TWO = "the last of two dimensions"
 THIRD_OF_FOUR = "the third of four dimensions either way"
 ZERO = "None is 0 to `nan_to_num`"
 AMPLE = "what it gives back is many times what rounding takes"
+IN_ORDER = "torch leaves equals in their order on a CPU in any case; on a GPU it does not"
 
 REASONS = (
     Reason("*", r"strict=False\).* -> ", "what `zip` does by itself"),
@@ -54,6 +55,36 @@ REASONS = (
     Reason("*certificate.py:lse_of_read", r"device=q\.device", ON_A_GPU),
     Reason("*indexing.py:StepIndex.*", r"\.to\(None\)", ON_A_GPU),
     Reason("*residual.py:*", r"device=\w+\.device|skips\.to\(", ON_A_GPU),
+    Reason(
+        "*selection/apportion.py:*",
+        r"device=\w+\.device.* -> (?!.*device=\w+\.device)",
+        ON_A_GPU,
+    ),
+    Reason("*selection/pyramidkv.py:*", r"device=there\.device", ON_A_GPU),
+    Reason("*views/weighing.py:*", r"device=[\w.]+\.device", ON_A_GPU),
+    # Views.
+    Reason("*selection/apportion.py:*", r"stable=True", IN_ORDER),
+    Reason("*views/request_view.py:RequestView._keep", r"stable=True", IN_ORDER),
+    Reason("*residual.py:by_cluster", r"stable=True", IN_ORDER),
+    Reason("*residual.py:by_cluster", r"sum\(\+2\)|argsort\(stable", "of three dimensions or four"),
+    Reason("*selection/*.py:*", r"(sum|sort)\(-1\).*\(\+1\)", LAST_OF_TWO),
+    Reason("*views/request_view.py:*", r"sum\(-1\).*sum\(\+1\)", LAST_OF_TWO),
+    Reason(
+        "*views/weighing.py:_shares",
+        r"per_token = |size = max|parts\[0\]|whole is None",
+        "how large blocks are, and whether one is made twice, changes no result",
+    ),
+    Reason("*views/layer_view.py:LayerView.lying", r"and False", "nothing is below 0 there"),
+    Reason("*views/queries.py:LastQueries.add", r"< first <=", "it begins there either way"),
+    Reason(
+        "*views/queries.py:LastQueries.add", r"end \+ begin == 1", "the other branch does the same"
+    ),
+    Reason("*views/request_view.py:RequestView.__init__", r"self\._length = ", REPLACED),
+    Reason("*views/request_view.py:RequestView.settle", r"strict=", "lists of equal length"),
+    Reason("*views/stretches.py:*", r"dtype=bool|np\.zeros\(total, \)|astype", WHOLE),
+    Reason("*planner.py:HostPlan.__init__", r"np\.array\(narrowed", "numpy makes bools of bools"),
+    Reason("*request_table.py:RequestTable.__init__", r"self\.orders = None", AS_FALSE),
+    Reason("*request_table.py:RequestTable.__init__", r'= ""', AS_FALSE),
     # Types of numbers.
     Reason("*planner.py:HostPlan.__init__", r"self\._dense_layers = .*np\.int64", WHOLE),
     Reason("*planner.py:*", r"dtype=bool\).* -> .*\(\[", "numpy makes bools of bools"),
