@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Sweep, write the page's section, print what has no reason yet."""
     parser = argparse.ArgumentParser(prog="tests.mutation", description=__doc__)
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="mutants; default: all")
-    parser.add_argument("--again", action="store_true", help="try anew those that live")
+    parser.add_argument("--again", action="store_true", help="anew those that live, too")
     parser.add_argument("--report", action="store_true", help="try none, only write the page")
     args = parser.parse_args(argv)
     if not args.report:
@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code:
             return code
     found = list(swept_files())
+    if not found:
+        print("no mutant has a verdict; the page stays as it is", file=sys.stderr)
+        return 1
     write(PAGE, found)
     print(f"{share(found):.1%} killed; {PAGE} is written")
     return 0 if share(found) >= GOAL else 1

@@ -24,7 +24,8 @@ def functions_to_try(patterns: Sequence[str], again: bool) -> Iterator[Function]
 
     Args:
         patterns: of mutants' names; none: all.
-        again: those that live, in place of those without a verdict.
+        again: those that live, beside those without a verdict; mutmut drops verdicts where its
+            settings are others.
     """
     for path in sorted(walk_mutatable_files(), key=_place):
         data = SourceFileMutationData(path=path)
@@ -32,7 +33,7 @@ def functions_to_try(patterns: Sequence[str], again: bool) -> Iterator[Function]
         wanted = [
             name
             for name, code in data.exit_code_by_key.items()
-            if (status_by_exit_code[code] in LIVES if again else code is None)
+            if (code is None or (again and status_by_exit_code[code] in LIVES))
             and (not patterns or any(fnmatch(name, pattern) for pattern in patterns))
         ]
         for function, mutants in groupby(wanted, key=mangled_name_from_mutant_name):

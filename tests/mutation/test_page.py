@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mutation import __main__ as command
 from mutation.page import BEGIN, END, UNEXPLAINED, section, share, write
 from mutation.survivors import Survivor, Swept
 
@@ -50,3 +51,13 @@ def test_only_what_stands_between_the_marks_is_written_anew(tmp_path: Path) -> N
     page.write_text(BEGIN)
     with pytest.raises(ValueError, match="must have the line"):
         write(page, FOUND)
+
+
+def test_a_sweep_without_a_verdict_says_so_and_leaves_the_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing killed of nothing is no share of a hundred."""
+    monkeypatch.setattr(command, "swept_files", list)
+    monkeypatch.setattr(command, "write", None)
+    assert command.main(["--report"]) == 1
+    assert "no mutant has a verdict" in capsys.readouterr().err
