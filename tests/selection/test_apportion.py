@@ -40,6 +40,8 @@ def test_what_a_head_has_no_candidates_for_goes_to_the_next_that_won_most() -> N
 def test_a_floor_that_one_head_cannot_fill_goes_to_who_won_most() -> None:
     few = torch.tensor([[NONE] * 6, [1.0, 1, 1, 1, 1, 1], [9, 9, 9, 9, 9, 9]])
     assert heads_of_layers([few], 3, Fraction(1)).tolist() == [[0, 3, 6]]
+    full = torch.tensor([[9, 9, 9, 9, NONE, NONE], [5.0] * 6, [9, *[NONE] * 5]])
+    assert heads_of_layers([full], 3, Fraction(1)).tolist() == [[4, 4, 1]], "no more than it has"
 
 
 def test_the_cheapest_blocks_go_first_and_the_last_one_in_part() -> None:

@@ -8,11 +8,11 @@ import torch
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.views import LayerView, PackedRow, RequestView
 
-HEADS, GROUP, DIM, MADE, LENGTH, PAGE = 2, 3, 8, 100, 104, 16
+HEADS, GROUP, DIM, MADE, LENGTH, PAGE = 2, 3, 8, 100, 106, 16
 SCALE = DIM**-0.5
 OPTIONS = RequestOptions(
     method="snapkv", budget=48, sink=2, window=6, dense_layers=0, unit_size=16, pooling=3,
-    observation_window=4, renew_every=4, kept_map=True,
+    observation_window=4, renew_every=6, kept_map=True,
 )  # fmt: skip
 METHODS = ("snapkv", "h2o", "kvcompress")
 RNG = torch.Generator().manual_seed(3)
@@ -32,7 +32,7 @@ def made(method: str, **options: object) -> RequestView:
 
 
 def renew(view: RequestView, keys: torch.Tensor = KEYS) -> LayerView:
-    """The same four tokens later."""
+    """The same six tokens later, more than a window."""
     for at in range(MADE, LENGTH):
         view.observe(5, Q[at : at + 1], at)
     view.weigh(5, keys, SLOTS, SCALE)
@@ -61,8 +61,7 @@ def test_how_much_of_its_attention_a_view_kept_is_told(method: str) -> None:
     assert told["made"] == MADE and told["since"] == 0
     layer = view.layers[5]
     assert told["kept"] == {"5": layer.counts.tolist()}
-    window = MADE if method == "h2o" else OPTIONS.observation_window
-    window = min(window, max(OPTIONS.observation_window, OPTIONS.renew_every))
+    window = OPTIONS.observation_window
     for head, mass in enumerate(told["mass"]["5"]):
         own = shares(head, list(range(MADE)), range(MADE - window, MADE)).mean((0, 1))
         assert (
@@ -123,6 +122,12 @@ def test_a_packed_row_is_renewed_as_a_whole_one(method: str) -> None:
     if expected.scores is not None and found.scores is not None:
         assert torch.equal(expected.scores, found.scores)
     assert whole.told() == view.told()
+
+
+def test_a_share_of_the_context_is_divided() -> None:
+    """Of what there is when the view is made."""
+    counts = made("snapkv", budget=0.5).layers[5].counts
+    assert counts.tolist() == [MADE // 2] * HEADS
 
 
 def test_a_row_that_is_given_back_is_read_at_its_positions_again() -> None:
