@@ -311,6 +311,7 @@ class StepShape:
         formulas: names of the formulas that served methods rank by.
         reduction: from the query heads of a group to one score.
         views: of requests; None: no served method keeps any.
+        finest: tokens of the smallest unit that a served method selects in; 0: `unit_size`.
     """
 
     max_rows: int
@@ -329,3 +330,9 @@ class StepShape:
     formulas: frozenset[str]
     reduction: Reduction
     views: ViewShape | None = None
+    finest: int = 0
+
+    @property
+    def most_ranked(self) -> int:
+        """Units of the longest context, counted in the smallest that is served."""
+        return self.max_units * (self.unit_size // (self.finest or self.unit_size))

@@ -99,12 +99,13 @@ class Case:
         self.lengths.copy_(lengths)
         self.newest.copy_(slots[torch.arange(rows), lengths - 1])
         self.q.copy_((SHARPNESS * torch.randn(self.q.shape, generator=rng)).to(self.q.dtype))
-        options = torch.full((rows + 2, 6), -1, dtype=torch.int32)
+        options = torch.full((rows + 2, 7), -1, dtype=torch.int32)
         for i, place in enumerate(places.tolist()):
             least = self.extents.sink + self.extents.window + 2 * bucket.unit
             budget = least + int(torch.randint(0, self.extents.budget, (), generator=rng))
             formula = self.fused.formula(FORMULAS[(i + number) % len(FORMULAS)])
-            row = [formula, budget, 0, self.extents.sink, self.extents.window, (i + number) % 2]
+            own = (self.extents.sink, self.extents.window, (i + number) % 2, 0)
+            row = [formula, budget, 0, *own]
             options[place] = torch.tensor(row, dtype=torch.int32)
         self.fused.buffers.options.copy_(options)
         stamped = torch.rand(self.sealed.numel(), generator=rng) < 0.5

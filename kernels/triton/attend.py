@@ -27,12 +27,14 @@ LEAST_TOKENS = tl.constexpr(128)
 
 @triton.jit
 def attend_units(
-    group, keys, values, units, kept, num_kept, shift, first, last, scale, stride_key_slot,
-    stride_value_slot, UNIT: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    group, keys, values, units, unit_size, kept, num_kept, shift, first, last, scale,
+    stride_key_slot, stride_value_slot, UNIT: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     GROUP: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
-    VIEWS: tl.constexpr,
+    VIEWS: tl.constexpr, FINER: tl.constexpr,
 ):  # fmt: skip
     """Attention of a group over list positions `[first, last)`, in tokens of the unit list.
+
+    With FINER units have `unit_size` tokens, a divisor of UNIT.
 
     With VIEWS the first `num_kept` of them are the tokens `kept`, the others are moved by `shift`.
 
@@ -49,8 +51,9 @@ def attend_units(
         if VIEWS:
             chosen = tl.load(kept + token, mask=inside & (token < num_kept), other=0)
             token = tl.where(token < num_kept, chosen, token + shift)
-        unit = tl.load(units + token // UNIT, mask=inside, other=0) & UNIT_BITS
-        slot = unit.to(tl.int64) * UNIT + token % UNIT
+        size = unit_size if FINER else UNIT
+        unit = tl.load(units + token // size, mask=inside, other=0) & UNIT_BITS
+        slot = unit.to(tl.int64) * size + token % size
         k = tl.load(
             keys + slot[None, :] * stride_key_slot + d[:, None],
             mask=inside[None, :] & (d < DIM)[:, None],
@@ -142,6 +145,7 @@ def attend_kernel(
     counts,
     tails,
     dense_layers,
+    finers,
     parts,
     part_lse,
     tickets,
@@ -174,6 +178,7 @@ def attend_kernel(
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
     VIEWS: tl.constexpr,
+    FINER: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """One split of one row and KV head.
@@ -183,6 +188,7 @@ def attend_kernel(
         table: int32 `[rows, width]`, all units of a row: read by rows that are dense here.
         selected: int32, physical units of a pair from `offsets[row, head]` on.
         formulas, num_units, counts, tails, dense_layers: int32 `[rows]`.
+        finers: int32 `[rows]`, see `select_kernel`.
         parts: float32 `[rows, H, SPLITS, G, Dv]`; part_lse: float32 `[rows, H, SPLITS, G]`.
         tickets: int32 `[rows, H]`, zero before and after.
         out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`.
@@ -198,18 +204,28 @@ def attend_kernel(
     pair = row.to(tl.int64) * HEADS + head
     count = tl.load(counts + row)
     units = selected + tl.load(offsets + pair)
+    unit_size, tail = UNIT, tl.load(tails + row)
+    if FINER:
+        unit_size = UNIT >> tl.load(finers + row)
     if (tl.load(formulas + row) == NOTHING) | (layer < tl.load(dense_layers + row)):
         count = tl.load(num_units + row)
         units = table + row.to(tl.int64) * stride_table
+        if FINER:
+            tokens = (count - 1) * unit_size + tail
+            unit_size, count = UNIT, tl.cdiv(tokens, UNIT)
+            tail = tokens - (count - 1) * UNIT
     share = tl.maximum(tl.cdiv(count, SPLITS), LEAST_TOKENS // UNIT)
     active = tl.cdiv(count, share)
     share *= UNIT
+    tokens = (count - 1) * unit_size + tail
+    if FINER:
+        share = tl.maximum(tl.cdiv(tokens, SPLITS), LEAST_TOKENS)
+        active = tl.cdiv(tokens, share)
     q += row.to(tl.int64) * stride_q_row + head * stride_q_head
     num_kept, shift = 0, 0
     if VIEWS:
         view, made = tl.load(viewed + row), tl.load(viewed + plan_stride + row)
         if (view >= 0) & (layer >= tl.load(dense_layers + row)):
-            tokens = (count - 1) * UNIT + tl.load(tails + row)
             record = views + view.to(tl.int64) * stride_view
             if split == 0:
                 note_queries(
@@ -227,12 +243,12 @@ def attend_kernel(
     if split >= active:
         return
     first = split * share
-    last = tl.minimum(first + share, (count - 1) * UNIT + tl.load(tails + row) - shift)
+    last = tl.minimum(first + share, tokens - shift)
     part, best, total = attend_units(
         load_group(q, stride_q_group, GROUP, DIM, UPCAST),
-        keys + head * stride_key_head, values + head * stride_value_head, units, kept, num_kept,
-        shift, first, last, scale, stride_key_slot, stride_value_slot,
-        UNIT, DIM, VALUE_DIM, GROUP, TOKENS, STAGES, UPCAST, VIEWS,
+        keys + head * stride_key_head, values + head * stride_value_head, units,
+        unit_size, kept, num_kept, shift, first, last, scale, stride_key_slot, stride_value_slot,
+        UNIT, DIM, VALUE_DIM, GROUP, TOKENS, STAGES, UPCAST, VIEWS, FINER,
     )  # fmt: skip
     part = part / total[:, None]
     part_base2 = best + tl.log2(total)

@@ -8,14 +8,14 @@ import triton
 from sgl_sparsekv.types import StepShape, ViewShape
 
 from .primitives import UNIT_BITS
-from .tuning import num_splits
+from .tuning import SELECT_CHUNK, num_splits
 
 PENDING_CAPACITY = 1 << 16
 """Units that one step can summarise; more are met again in the next step."""
-OPTION_FIELDS = 6
-"""formula, budget, least budget, sink, window, dense layers"""
-PLAN_FIELDS = 7
-"""formula, begin, end, units, count, tail, dense layers"""
+OPTION_FIELDS = 7
+"""formula, budget, least budget, sink, window, dense layers, how fine its units are"""
+PLAN_FIELDS = 8
+"""formula, begin, end, units, count, tail, dense layers, how fine its units are"""
 ALIGNED_UNITS, ALIGNED_ROWS = 128, 16
 """Rows of tables and scores begin at multiples of 16 bytes, whatever the model's context."""
 VIEW_FIELDS = 3
@@ -56,15 +56,17 @@ class StepBuffers:
     """Tensors that live as long as the server; every step overwrites what it needs.
 
     Attributes:
-        options: int32 `[requests, 6]`, by row of `req_to_token`.
+        options: int32 `[requests, 7]`, by row of `req_to_token`.
         ratios: float64 `[requests]`, share of the context, 0 where the budget is in tokens.
-        plan: int32 `[7, max_rows]`, see `begin_kernel`.
+        plan: int32 `[8, max_rows]`, see `begin_kernel`.
         table: int32 `[max_rows, width]`, see `begin_kernel` and `units`.
         order: int32 `[max_rows]`, the row at each place of a step: rows that begin alike in turn.
         shared: int32 `[max_rows]`, see `begin_kernel`.
         pending: int32 `[capacity]`, units to summarise; pending_count: int32 `[1]`.
-        logits: float32 `[max_rows, H, G, width]`, scaled estimates.
+        logits: float32 `[max_rows, H, G, ranked width]`, scaled estimates.
         parts: float32 `[max_rows, H, blocks, 2, G]`, maximum and sum of each block of units.
+        best: int32 `[max_rows, H, 2, chunks of select]`, see `select_kernel`; empty where a row is
+            always one program's.
         selected: int32 `[max_rows, H, max_selected]`, chosen physical units.
         logical: int32 `[max_rows, H, max_selected]`, the same by place in the sequence; empty
             unless selections are watched.
@@ -86,6 +88,7 @@ class StepBuffers:
     pending_count: torch.Tensor
     logits: torch.Tensor
     parts: torch.Tensor
+    best: torch.Tensor
     selected: torch.Tensor
     logical: torch.Tensor
     offsets: torch.Tensor
@@ -117,8 +120,9 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
     rows, heads, group = shape.max_rows, shape.heads, shape.group
     splits, width = num_splits(heads), round_up(shape.max_units, ALIGNED_UNITS)
     scored = bool(shape.formulas - {"nothing", "position"})
-    ranked = width if scored else 0
-    blocks = triton.cdiv(shape.max_units, score_units) if scored else 0
+    ranked = round_up(shape.most_ranked, ALIGNED_UNITS) if scored else 0
+    blocks = triton.cdiv(shape.most_ranked, score_units) if scored else 0
+    chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
 
     def zeros(*extents: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.zeros(extents, dtype=dtype, device=shape.device)
@@ -135,6 +139,7 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         pending_count=zeros(1),
         logits=zeros(rows, heads, group, ranked, dtype=floats),
         parts=zeros(rows, heads, blocks, 2, group, dtype=floats),
+        best=zeros(rows, heads, 2, chunks * SELECT_CHUNK if scored and keeps_best(shape) else 0),
         selected=zeros(rows, heads, shape.max_selected),
         logical=zeros(rows, heads, shape.max_selected if watched else 0),
         offsets=torch.arange(rows * heads, device=shape.device).view(rows, heads)
@@ -146,6 +151,11 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         lse=zeros(rows, heads, group, dtype=floats),
         views=None if shape.views is None else allocate_views(shape, shape.views),
     )
+
+
+def keeps_best(shape: StepShape) -> bool:
+    """Whether chunks of a row leave their best for another program to choose from."""
+    return shape.most_ranked > SELECT_CHUNK or "landmark" in shape.formulas
 
 
 def allocate_views(shape: StepShape, room: ViewShape) -> ViewBuffers:

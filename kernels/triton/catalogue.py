@@ -129,12 +129,13 @@ def _ranks(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
 
 def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     uses = {"quest": (True, False, False), "mean_std": (False, True, False),
-            "quest + oracle": (True, False, True)}  # fmt: skip
+            "quest + oracle": (True, False, True), "shadowkv": (False, False, False)}  # fmt: skip
     tuned = variant.tuning(arch)
     for name, (low, std, exact) in uses.items():
         constants = {
             "BLOCK": tuned.score_units, "GROUP": variant.group, "UNIT": variant.unit,
             "DIM": variant.head_dim, "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact,
+            "HAS_LANDMARK": name == "shadowkv",
             "STAGES": tuned.score_stages, "UPCAST": False, "EARLY": False,
         }  # fmt: skip
         most = rows_together(256, variant.group, tuned.most_lanes)
@@ -148,7 +149,8 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
 
 def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     """Its own table, the pages of a stock kernel, and with logical units for watched servers."""
-    uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True)}
+    uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True),
+            ", finer units": (False, False)}  # fmt: skip
     if variant != COMMON:  # the head size does not matter
         uses = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
     for name, (dense, logical) in uses.items():
@@ -157,6 +159,7 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "REDUCED": False,
             "COPY_DENSE": dense,
             "LOGICAL": logical,
+            "FINER": name == ", finer units",
             "EARLY": False,
         }
         yield Case(
@@ -173,16 +176,24 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         "TOKENS": tuned.attend_tokens, "STAGES": tuned.attend_stages, "UPCAST": False,
         "EARLY": False,
     }  # fmt: skip
-    yield Case("attend", attend_kernel, {**constants, "VIEWS": False}, variant, tuned.attend_warps)
-    constants |= {"VIEWS": True, "STAGES": tuned.attend_stages + VIEW_STAGES}
-    yield Case("attend, views", attend_kernel, constants, variant, tuned.attend_warps)
+    one, both = {"VIEWS": False, "FINER": False}, {"VIEWS": True, "FINER": True}
+    yield Case("attend", attend_kernel, {**constants, **one}, variant, tuned.attend_warps)
+    finer = {**constants, **one, "FINER": True}
+    yield Case("attend, finer units", attend_kernel, finer, variant, tuned.attend_warps)
+    constants |= {"STAGES": tuned.attend_stages + VIEW_STAGES}
+    views = {**constants, **both, "FINER": False}
+    yield Case("attend, views", attend_kernel, views, variant, tuned.attend_warps)
+    yield Case(
+        "attend, views and finer units", attend_kernel, {**constants, **both}, variant,
+        tuned.attend_warps,
+    )  # fmt: skip
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:
-    for name in ("quest", "mean_std"):
+    for name in ("quest", "mean_std", "shadowkv"):
         constants = {
             "UNIT": variant.unit, "DIM": variant.head_dim, "HAS_MIN_MAX": name == "quest",
-            "HAS_MEAN_STD": name == "mean_std",
+            "HAS_MEAN_STD": name == "mean_std", "HAS_LANDMARK": name == "shadowkv",
         }  # fmt: skip
         yield Case(f"summarise, {name}", summarise_kernel, constants, variant)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import triton
+from sgl_sparsekv.selection.shadowkv import OUTLIER_SHARE
 from sgl_sparsekv.types import Reduction, StepShape
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ from .attend import attend_kernel
 from .buffers import StepBuffers, allocate
 from .cuda.select import constants_for, launch_select
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
+from .outliers import outliers_kernel
 from .score import score_kernel
 from .select import select_kernel
 from .spec import FORMULAS, SPREAD
@@ -47,6 +49,22 @@ WORKERS = 16
 """Programs per KV head, at least, that summarise pending units beside the scoring ones."""
 
 
+def fields_of(
+    keys: torch.Tensor, fields: Mapping[str, torch.Tensor]
+) -> tuple[tuple[int, ...], dict[str, bool], list[torch.Tensor]]:
+    """Page metadata as launches take it; K stands in for what is not there.
+
+    Returns:
+        strides of units, heads and planes; which fields there are; the fields.
+    """
+    names = ("min_max", "mean_std", "landmark", "misfit")
+    planes = [fields.get(name, keys) for name in names]
+    wide = fields.get("min_max", fields.get("mean_std"))
+    strides = keys[:, :, None].stride() if wide is None else wide.stride()
+    kinds = {f"HAS_{name.upper()}": name in fields for name in names[:3]}
+    return strides[:3], kinds, planes
+
+
 class FusedDecode:
     """See `sgl_sparsekv.fused_ops.FusedDecode`.
 
@@ -61,7 +79,8 @@ class FusedDecode:
         self.buffers: StepBuffers = allocate(shape, self.tuning.score_units, watched)
         self.watched = watched
         self._units_per_page = shape.page_size // shape.unit_size
-        self._blocks = triton.cdiv(shape.max_units, self.tuning.score_units)
+        self._blocks = triton.cdiv(shape.most_ranked, self.tuning.score_units)
+        self._finer = shape.most_ranked > shape.max_units
 
     @property
     def nbytes(self) -> int:
@@ -111,12 +130,11 @@ class FusedDecode:
         """See `FusedDecode.summarise`."""
         if not fields:
             return
-        held, (field, low, std) = self.buffers, self._fields(keys, fields)
+        held, (strides, kinds, planes) = self.buffers, fields_of(keys, fields)
         summarise_kernel[(4 * WORKERS, keys.shape[1])](
-            keys, low, std, held.pending, held.pending_count, held.pending.numel(),
-            *keys.stride()[:2], *field.stride()[:3],
-            HAS_MIN_MAX="min_max" in fields, HAS_MEAN_STD="mean_std" in fields,
-            UNIT=self.shape.unit_size, DIM=self.shape.head_dim,
+            keys, *planes, held.pending, held.pending_count, held.pending.numel(),
+            *keys.stride()[:2], *strides, **kinds, UNIT=self.shape.unit_size,
+            DIM=self.shape.head_dim,
         )  # fmt: skip
 
     def decode(
@@ -133,6 +151,8 @@ class FusedDecode:
         """See `FusedDecode.decode`."""
         if self._ranks:
             self._score(sealed, layer, q, keys, fields, scale)
+        if "misfit" in fields:
+            self._mark_outliers(layer, q.shape[0], fields["misfit"])
         self._select(layer, q.shape[0], paged)
         if paged is not None:
             return paged.run(q.contiguous(), keys, values, scale, lse=False)[0]
@@ -153,14 +173,6 @@ class FusedDecode:
     def _ranks(self) -> bool:
         return self.buffers.logits.numel() > 0
 
-    def _fields(
-        self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One field for its strides, then both; K stands in for one that is not there."""
-        low, std = fields.get("min_max", keys), fields.get("mean_std", keys)
-        field = next(iter(fields.values()), None)
-        return keys[:, :, None] if field is None else field, low, std
-
     def _score(
         self,
         sealed: torch.Tensor,
@@ -170,22 +182,31 @@ class FusedDecode:
         fields: Mapping[str, torch.Tensor],
         scale: float,
     ) -> None:
-        held, (field, low, std) = self.buffers, self._fields(keys, fields)
+        held, (strides, kinds, planes) = self.buffers, fields_of(keys, fields)
         rows, heads, group, dim = q.shape
         together = self._together(rows)
         groups = triton.cdiv(rows, together)
         chunks = score_chunks(rows, heads, self._blocks, together, processors())
         workers = triton.cdiv(WORKERS, groups) if fields else 0
         score_kernel[(groups, heads, chunks + workers)](
-            q, keys, low, std, held.pending, held.pending_count, held.table, held.order,
+            q, keys, *planes, held.pending, held.pending_count, held.table, held.order,
             held.shared, held.plan[0], held.plan[1], held.plan[2], held.plan[6], held.logits,
             held.parts, scale, SPREAD, layer, rows, chunks, self._blocks, held.logits.shape[3],
-            held.pending.numel(), *q.stride()[:3], *keys.stride()[:2], *field.stride()[:3],
-            held.table.stride(0), HAS_MIN_MAX="min_max" in fields,
-            HAS_MEAN_STD="mean_std" in fields, HAS_EXACT="exact" in self.shape.formulas,
+            held.pending.numel(), *q.stride()[:3], *keys.stride()[:2], *strides,
+            held.table.stride(0), **kinds, HAS_EXACT="exact" in self.shape.formulas,
             ROWS=together, GROUP=group, DIM=dim, UNIT=self.shape.unit_size,
             BLOCK=self.tuning.score_units, STAGES=self.tuning.score_stages, UPCAST=interpreted(),
             num_warps=self.tuning.score_warps, maxnreg=self.tuning.score_registers, **early(),
+        )  # fmt: skip
+
+    def _mark_outliers(self, layer: int, rows: int, misfits: torch.Tensor) -> None:
+        held, shape = self.buffers, self.shape
+        chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
+        outliers_kernel[(chunks, shape.heads, rows)](
+            misfits, held.table, *held.plan[:5], *held.plan[6:], held.logits, held.best,
+            held.tickets, layer, OUTLIER_SHARE, held.logits.shape[3], held.table.stride(0),
+            GROUP=shape.group, CHUNK=SELECT_CHUNK, num_warps=SELECT_WARPS,
+            maxnreg=SELECT_REGISTERS, **early(),
         )  # fmt: skip
 
     def _select(self, layer: int, rows: int, paged: "PagedAttend | None") -> None:
@@ -202,17 +223,17 @@ class FusedDecode:
             layer, self._blocks, held.logits.shape[3], shape.max_selected, held.table.stride(0),
             1 if paged is None else shape.unit_size * shape.heads,
         )  # fmt: skip
-        if selects_by_cuda(shape.max_units):
+        if selects_by_cuda(shape.max_units) and not self._finer:
             constants = constants_for(shape.max_units, shape.group, block, mean, paged is not None)
             tensors = (*scores, pages, held.logical if self.watched else None, offsets)
             launch_select(constants, shape.heads, rows, tensors, numbers)
             return
-        chunks = triton.cdiv(shape.max_units, SELECT_CHUNK)
+        chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
         select_kernel[(chunks, shape.heads, rows)](
-            *scores, pages, held.logical, offsets, held.tickets, *numbers,
+            *scores, held.plan[7], pages, held.logical, offsets, held.best, held.tickets, *numbers,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS, **early(),
+            FINER=self._finer, num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS, **early(),
         )  # fmt: skip
 
     def _attend(
@@ -231,12 +252,12 @@ class FusedDecode:
             nth, stages = layer - shape.views.first_layer, stages + VIEW_STAGES
         attend_kernel[(splits, shape.heads, rows)](
             q, keys, values, held.table, held.selected, held.offsets, held.plan[0], held.plan[3],
-            held.plan[4], held.plan[5], held.plan[6], held.split_out, held.split_lse,
+            held.plan[4], held.plan[5], held.plan[6], held.plan[7], held.split_out, held.split_lse,
             held.tickets, held.out, held.lse, *kept, scale, layer, nth, held.plan.stride(0),
             *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], held.table.stride(0),
             kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim,
             VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
             TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
-            VIEWS=views is not None, num_warps=self.tuning.attend_warps, **early(),
+            VIEWS=views is not None, FINER=self._finer, num_warps=self.tuning.attend_warps, **early(),
         )  # fmt: skip
         return held.out[:rows]

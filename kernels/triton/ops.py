@@ -70,9 +70,10 @@ class TritonOps:
             return
         count = torch.full((1,), units.numel(), dtype=torch.int32, device=keys.device)
         summarise_kernel[(triton.cdiv(units.numel(), PENDING_BLOCK.value), keys.shape[1])](
-            keys, fields, fields, units.int(), count, units.numel(),
+            keys, fields, fields, fields, fields, units.int(), count, units.numel(),
             *keys.stride()[:2], *fields.stride()[:3],
             HAS_MIN_MAX=summary.name == "min_max", HAS_MEAN_STD=summary.name == "mean_std",
+            HAS_LANDMARK=False,
             UNIT=keys.shape[0] // fields.shape[0], DIM=keys.shape[2],
         )  # fmt: skip
 
@@ -130,11 +131,12 @@ class TritonOps:
         strides = (0, 0, 0) if fields is None else fields.stride()[:3]
         chunks = score_chunks(rows, heads, blocks, 1, processors()) if rows else 0
         score_kernel[(rows, heads, chunks)](
-            q, keys, field, field, zeros, zeros, candidates.unit_table, zeros, zeros,
+            q, keys, field, field, field, field, zeros, zeros, candidates.unit_table, zeros, zeros,
             formulas, candidates.begin, candidates.end, zeros, logits, parts, scale, SPREAD,
             0, rows, chunks, blocks, width, 0, *q.stride()[:3], *keys.stride()[:2], *strides,
             candidates.unit_table.stride(0), HAS_MIN_MAX=formula == MIN_MAX,
             HAS_MEAN_STD=formula not in (MIN_MAX, EXACT), HAS_EXACT=formula == EXACT,
+            HAS_LANDMARK=False,
             ROWS=1, GROUP=group, DIM=dim, UNIT=unit_size, BLOCK=block, STAGES=tuned.score_stages,
             UPCAST=interpreted(), num_warps=tuned.score_warps, maxnreg=tuned.score_registers,
         )  # fmt: skip
@@ -203,11 +205,12 @@ class TritonOps:
             tensors = (scores.contiguous(), None, *rows_of, *lists)
             launch_select(constants_for(width), heads, rows, tensors, numbers)
             return chosen
-        kept = scores.clone(memory_format=torch.contiguous_format) if chunks > 1 else scores
+        room = chunks * SELECT_CHUNK if chunks > 1 else 0
+        best = logical.new_empty(rows, heads, 2, room)
         select_kernel[(chunks, heads, rows)](
-            kept.contiguous(), scores, *rows_of, *lists, constant(scores, rows * heads, 0),
-            *numbers, BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False,
-            REDUCED=True, COPY_DENSE=False, LOGICAL=True, num_warps=SELECT_WARPS,
+            scores.contiguous(), scores, *rows_of, constant(scores, rows, 0), *lists, best,
+            constant(scores, rows * heads, 0), *numbers, BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False,
+            REDUCED=True, COPY_DENSE=False, LOGICAL=True, FINER=False, num_warps=SELECT_WARPS,
             maxnreg=SELECT_REGISTERS,
         )  # fmt: skip
         return chosen
@@ -240,11 +243,11 @@ class TritonOps:
         zeros = constant(q, rows, 0)
         attend_kernel[(splits, heads, rows)](
             q, keys, values, zeros, table, offsets, constant(q, rows, MIN_MAX), counts, counts,
-            tail_lengths, zeros, parts, part_lse, constant(q, rows * heads, 0), out, lse,
+            tail_lengths, zeros, zeros, parts, part_lse, constant(q, rows * heads, 0), out, lse,
             zeros, zeros, zeros, zeros, scale, 0, 0, 0, *q.stride()[:3], *keys.stride()[:2],
             *values.stride()[:2], 0, 0, HEADS=heads, GROUP=group, DIM=dim, VALUE_DIM=vdim,
             UNIT=unit_size, SPLITS=splits, TOKENS=tuned.attend_tokens,
-            STAGES=tuned.attend_stages, UPCAST=interpreted(), VIEWS=False,
+            STAGES=tuned.attend_stages, UPCAST=interpreted(), VIEWS=False, FINER=False,
             num_warps=tuned.attend_warps,
         )  # fmt: skip
         return out, lse

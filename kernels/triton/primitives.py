@@ -54,6 +54,13 @@ def load_group(q, stride_group, GROUP: tl.constexpr, DIM: tl.constexpr, UPCAST: 
 
 
 @triton.jit
+def finer_units(table, unit, listed, finer):
+    """Physical units of a row's units, of which those of its table have 2^finer each; else 0."""
+    entry = tl.load(table + (unit >> finer), mask=listed, other=0) & UNIT_BITS
+    return (entry << finer) | (unit & ((1 << finer) - 1))
+
+
+@triton.jit
 def key_rows(keys, units, inside, token, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr):
     """Keys `[units, padded DIM]` of one token of each unit; 0 where not inside."""
     d = tl.arange(0, padded(DIM))
@@ -101,6 +108,35 @@ def mean_std_of(
             square += gap * gap
     kind = keys.dtype.element_ty
     return mean.to(kind), tl.sqrt(square / UNIT).to(kind)
+
+
+@triton.jit
+def finite(rows):
+    """Float32 of what is finite; 0 of the rest."""
+    wide = rows.to(tl.float32)
+    return tl.where(tl.abs(wide) <= LARGEST, wide, 0.0)
+
+
+@triton.jit
+def landmark_of(keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.constexpr):
+    """Per-channel mean of whole units, in the keys' type, and how badly it fits.
+
+    The latter is 1 less the lowest cosine of a key with it, and 1 where one of both is zero; in
+    float64, as little is left of such a difference.
+    """
+    total = tl.zeros([units.shape[0], padded(DIM)], tl.float32)
+    for token in tl.static_range(UNIT):
+        total += finite(key_rows(keys, units, inside, token, stride_slot, UNIT, DIM))
+    mean = (total / UNIT).to(keys.dtype.element_ty)
+    mark = mean.to(tl.float64)
+    length = tl.sum(mark * mark, 1)
+    worst = tl.full([units.shape[0]], 1.0, tl.float64)
+    for token in tl.static_range(UNIT):
+        key = finite(key_rows(keys, units, inside, token, stride_slot, UNIT, DIM)).to(tl.float64)
+        square = length * tl.sum(key * key, 1)
+        cosine = tl.sum(key * mark, 1) / tl.sqrt(tl.where(square > 0, square, 1.0))
+        worst = tl.minimum(worst, tl.where(square > 0, cosine, 0.0))
+    return mean, (1 - worst).to(keys.dtype.element_ty)
 
 
 @triton.jit

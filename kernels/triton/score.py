@@ -19,12 +19,21 @@ import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import PENDING_BLOCK, UNIT_BITS, key_rows, load_planes, padded, share_of, take_turn
-from .summarise import summarise_pending, summarise_units
+from .primitives import (
+    PENDING_BLOCK,
+    UNIT_BITS,
+    key_rows,
+    load_planes,
+    padded,
+    share_of,
+    take_turn,
+)
+from .summarise import CHUNK, summarise_landmarks, summarise_pending, summarise_units
 
 MIN_MAX = tl.constexpr(spec.MIN_MAX)
 MEAN_STD = tl.constexpr(spec.MEAN_STD)
 EXACT = tl.constexpr(spec.EXACT)
+LANDMARK = tl.constexpr(spec.LANDMARK)
 
 
 @triton.jit
@@ -85,6 +94,8 @@ def estimate(
     """Scaled estimates `[G, units]` of a block of units; those that are not known are not read."""
     if FORMULA == EXACT:
         share = exact_share(q, keys, units, known, stride_slot, scale, UNIT, DIM, UPCAST)
+    elif FORMULA == LANDMARK:
+        share = scale * group_dot(q, key_rows(field, units, known, 0, stride_unit, 1, DIM), UPCAST)
     else:
         a, b = load_planes(field, units, known, stride_unit, stride_plane, DIM)
         if FORMULA == MIN_MAX:
@@ -101,7 +112,9 @@ def score_blocks(
     FORMULA: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Score every `step`-th block from block `first` on, of units `[low, high)` of one table.
+    """Score every `step`-th block from block `first` on, of units `[low, high)` of one row.
+
+    With LANDMARK these are chunks, of which a unit of the table has several.
 
     Args:
         q: `[LANES, D]`, query heads of one row or of several, and rows of zeros.
@@ -117,11 +130,13 @@ def score_blocks(
     for block in tl.range(first, tl.cdiv(high, BLOCK), step, num_stages=STAGES):
         unit = block * BLOCK + tl.arange(0, BLOCK)
         listed = (unit >= low) & (unit < high)
-        entry = tl.load(table + unit, mask=listed, other=0)
+        PARTS: tl.constexpr = UNIT // CHUNK if FORMULA == LANDMARK else 1
+        entry = tl.load(table + unit // PARTS, mask=listed, other=0)
         met = tl.where(entry < 0, 1, met)
         known = listed & ((entry >= 0) | trust) if FORMULA != EXACT else listed
+        physical = (entry & UNIT_BITS).to(tl.int64) * PARTS + unit % PARTS
         logit = estimate(
-            q, field, keys, (entry & UNIT_BITS).to(tl.int64), known, scale, spread,
+            q, field, keys, physical, known, scale, spread,
             stride_unit, stride_plane, stride_slot, FORMULA, UNIT, DIM, UPCAST,
         )  # fmt: skip
         inside = (unit >= begin[:, None]) & (unit < end[:, None]) & listed
@@ -139,26 +154,34 @@ def score_blocks(
 
 @triton.jit
 def fill_fields(
-    field, keys, table, low, high, first, step, stride_unit, stride_plane, stride_slot,
-    MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    field, misfits, keys, table, heads, low, high, first, step, stride_unit, stride_plane,
+    stride_slot,
+    FORMULA: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the fields of units without a stamp in the blocks that `score_blocks` walks."""
+    PARTS: tl.constexpr = UNIT // CHUNK if FORMULA == LANDMARK else 1
     for block in range(first, tl.cdiv(high, BLOCK), step):
         for start in range(0, BLOCK, PENDING_BLOCK):
             unit = block * BLOCK + start + tl.arange(0, PENDING_BLOCK)
             listed = (unit >= low) & (unit < high)
-            entry = tl.load(table + unit, mask=listed, other=0)
+            entry = tl.load(table + unit // PARTS, mask=listed, other=0)
             if tl.min(entry) < 0:
-                summarise_units(
-                    field, keys, (entry & UNIT_BITS).to(tl.int64), entry < 0, stride_unit,
-                    stride_plane, stride_slot, MEAN_STD, UNIT, DIM,
-                )  # fmt: skip
+                physical = (entry & UNIT_BITS).to(tl.int64) * PARTS + unit % PARTS
+                if FORMULA == LANDMARK:
+                    summarise_landmarks(
+                        field, misfits, keys, physical, entry < 0, heads, stride_slot, DIM
+                    )
+                else:
+                    summarise_units(
+                        field, keys, physical, entry < 0, stride_unit, stride_plane, stride_slot,
+                        FORMULA == MEAN_STD, UNIT, DIM,
+                    )  # fmt: skip
 
 
 @triton.jit
 def walk(
-    q, field, keys, table, logits, parts, pair, g, real, begin, end, low, high, first, step,
-    scale, spread, width, blocks, stride_unit, stride_plane, stride_slot,
+    q, field, misfits, keys, table, logits, parts, pair, heads, g, real, begin, end, low, high,
+    first, step, scale, spread, width, blocks, stride_unit, stride_plane, stride_slot,
     FORMULA: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -174,8 +197,8 @@ def walk(
         again = (tl.max(met) > 0) & (trust == 0) & (FORMULA != EXACT)
         if again:
             fill_fields(
-                field, keys, table, low, high, first, step, stride_unit, stride_plane,
-                stride_slot, FORMULA == MEAN_STD, UNIT, DIM, BLOCK,
+                field, misfits, keys, table, heads, low, high, first, step, stride_unit,
+                stride_plane, stride_slot, FORMULA, UNIT, DIM, BLOCK,
             )  # fmt: skip
             tl.debug_barrier()  # what was stored is read by other threads, and stored again
             trust = True
@@ -198,6 +221,8 @@ def score_kernel(
     keys,
     min_max,
     mean_std,
+    landmarks,
+    misfits,
     pending,
     pending_count,
     table,
@@ -229,6 +254,7 @@ def score_kernel(
     HAS_MIN_MAX: tl.constexpr,
     HAS_MEAN_STD: tl.constexpr,
     HAS_EXACT: tl.constexpr,
+    HAS_LANDMARK: tl.constexpr,
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -244,6 +270,8 @@ def score_kernel(
         q: `[rows, H, G, D]`.
         keys: `[slots, H, D]`.
         min_max: `[units, H, 2, D]`, or anything when HAS_MIN_MAX is false; mean_std likewise.
+        landmarks: `[chunks, H, 1, D]` in one piece, or anything when HAS_LANDMARK is false;
+            misfits, `[chunks, H, 1, 1]`, likewise.
         pending: int32 `[capacity]`, units to summarise; pending_count: int32 `[1]`.
         table: int32 `[rows, stride_table]`, physical units; negative without a stamp.
         order: int32 `[rows]`, the row at each place; rows of ROWS places in turn stand together.
@@ -262,12 +290,15 @@ def score_kernel(
     keys += head * stride_key_head
     min_max += head * stride_field_head
     mean_std += head * stride_field_head
+    landmarks += head * DIM
+    misfits += head
     if chunk >= chunks:
         groups = tl.num_programs(0)
         summarise_pending(
-            keys, min_max, mean_std, pending, pending_count, capacity,
+            keys, min_max, mean_std, landmarks, misfits, heads, pending, pending_count, capacity,
             (chunk - chunks) * groups + group, (tl.num_programs(2) - chunks) * groups,
-            stride_slot, stride_unit, stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, UNIT, DIM,
+            stride_slot, stride_unit, stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, HAS_LANDMARK,
+            UNIT, DIM,
         )  # fmt: skip
         return
     lane = tl.arange(0, padded(ROWS * padded(GROUP), 16))
@@ -286,17 +317,21 @@ def score_kernel(
     if ROWS > 1:
         mine = tl.load(order + tl.minimum(group * ROWS + own, rows - 1)).to(tl.int64)
     formula, lowest = tl.load(formulas + mine), tl.load(begins + mine)
-    ranked = (formula >= MIN_MAX) & (layer >= tl.load(dense_layers + mine))
+    ranked = (formula >= MIN_MAX) & (formula <= LANDMARK) & (layer >= tl.load(dense_layers + mine))
     ranked = ranked & (group * ROWS + own < rows)
     reach = 0  # units that the rows which stand together have in common, in whole blocks
     together = exists
     if ROWS > 1:
         how = tl.load(formulas + row, mask=exists, other=0)
         ranking = exists & (layer >= tl.load(dense_layers + row, mask=exists, other=0))
+        ranking = ranking & (how <= LANDMARK)
         leading = tl.max(tl.where(ranking & (how != EXACT), how, 0))
         together = ranking & (how == leading)
         alike = tl.load(shared + place, mask=together, other=2147483647)
         if (leading >= MIN_MAX) & (tl.sum((together & (g == 0)).to(tl.int32)) > 1):
+            if HAS_LANDMARK:
+                parts_of = tl.where(leading == LANDMARK, UNIT // CHUNK, 1)
+                alike = tl.minimum(alike, 2147483647 // parts_of) * parts_of
             reach = tl.min(tl.minimum(alike, tl.max(tl.where(together, end, 0)))) // BLOCK * BLOCK
         joined = tl.max((together & (at == own)).to(tl.int32)) > 0
         lowest = tl.maximum(lowest, tl.where(joined, reach, 0))
@@ -319,24 +354,32 @@ def score_kernel(
             if HAS_MIN_MAX:  # noqa: SIM102
                 if kind == MIN_MAX:
                     walk(
-                        queries, min_max, keys, lists, logits, parts, pair, g, lanes, begin, end,
-                        low, high, first, step, scale, spread, width, blocks,
+                        queries, min_max, misfits, keys, lists, logits, parts, pair, heads, g,
+                        lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
                         stride_unit, stride_plane, stride_slot,
                         MIN_MAX, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
                     )  # fmt: skip
             if HAS_MEAN_STD:  # noqa: SIM102
                 if kind == MEAN_STD:
                     walk(
-                        queries, mean_std, keys, lists, logits, parts, pair, g, lanes, begin, end,
-                        low, high, first, step, scale, spread, width, blocks,
+                        queries, mean_std, misfits, keys, lists, logits, parts, pair, heads, g,
+                        lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
                         stride_unit, stride_plane, stride_slot,
                         MEAN_STD, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
                     )  # fmt: skip
             if HAS_EXACT:  # noqa: SIM102
                 if kind == EXACT:
                     walk(
-                        queries, keys, keys, lists, logits, parts, pair, g, lanes, begin, end,
-                        low, high, first, step, scale, spread, width, blocks,
+                        queries, keys, misfits, keys, lists, logits, parts, pair, heads, g,
+                        lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
                         stride_unit, stride_plane, stride_slot,
                         EXACT, GROUP, UNIT, DIM, BLOCK, 1, UPCAST,
+                    )  # fmt: skip
+            if HAS_LANDMARK:  # noqa: SIM102
+                if kind == LANDMARK:
+                    walk(
+                        queries, landmarks, misfits, keys, lists, logits, parts, pair, heads, g,
+                        lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
+                        heads * DIM, DIM, stride_slot,
+                        LANDMARK, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
                     )  # fmt: skip

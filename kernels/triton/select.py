@@ -3,15 +3,18 @@
 Scores become integers that sort like them; a radix descent of four 8-bit digits finds the k-th
 largest; of those equal to it the lowest units are taken. So ties are deterministic and the table
 comes out in ascending logical order. A row of up to CHUNK units is one program's, which keeps its
-keys in registers. Of a longer one each program makes a chunk of keys; the one that comes last does
-the rest, so a context may have any length.
+keys in registers. Of a longer one each program keeps the best of a chunk, as many as are wanted of
+the whole row; the program that comes last chooses among those, so a context may have any length.
+
+A row may choose in finer units than the table lists, chunks or single tokens. Its numbers are then
+in these, and so are the entries that it gets.
 """
 
 import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import LARGEST, UNIT_BITS, padded, share_of, take_turn
+from .primitives import LARGEST, finer_units, padded, share_of, take_turn
 
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
@@ -65,17 +68,17 @@ def threshold_in_memory(keys, total, count, CHUNK: tl.constexpr):
     for step in tl.static_range(4):
         histogram = tl.zeros([DIGITS], tl.int32)
         for first in range(0, total, CHUNK):
-            unit = first + tl.arange(0, CHUNK)
-            key = load_keys(keys, unit, total)
-            histogram = narrowed(key, unit < total, prefix, count, step, histogram)
+            place = first + tl.arange(0, CHUNK)
+            key = load_keys(keys, place, total)
+            histogram = narrowed(key, place < total, prefix, count, step, histogram)
         prefix, count = next_digit(histogram, prefix, count)
     return prefix, count
 
 
 @triton.jit
-def load_keys(keys, unit, total):
+def load_keys(keys, place, total):
     """Keys from the second-level cache, where every program sees them; 0 beyond the last."""
-    bits = tl.load(keys + unit, mask=unit < total, other=0, cache_modifier=".cg")
+    bits = tl.load(keys + place, mask=place < total, other=0, cache_modifier=".cg")
     return bits.to(tl.uint32, bitcast=True)
 
 
@@ -129,7 +132,8 @@ def kept(key, least, of_equals):
 
 @triton.jit
 def store_table(
-    unit, keep, placed, table, physical, logical, scale, offset, ranked, LOGICAL: tl.constexpr
+    unit, keep, placed, table, finer, physical, logical, scale, offset, ranked,
+    LOGICAL: tl.constexpr,
 ):  # fmt: skip
     """Write kept units in ascending order behind `placed` others; gives the new number of them.
 
@@ -137,11 +141,50 @@ def store_table(
     """
     kept = keep.to(tl.int32)
     place = placed + tl.cumsum(kept) - 1
-    entry = (tl.load(table + unit, mask=keep, other=0) & UNIT_BITS) * scale + offset
+    entry = finer_units(table, unit, keep, finer) * scale + offset
     tl.store(physical + place, entry, mask=keep)
     if LOGICAL:
         tl.store(logical + place, unit, mask=keep & ranked)
     return placed + tl.sum(kept)
+
+
+@triton.jit
+def store_best(key, unit, exists, count, keys, units):
+    """Write the `count` best of a chunk in ascending order, or all of them: keys, and which."""
+    keep = exists
+    if tl.sum(exists.to(tl.int32)) > count:
+        least, of_equals = threshold_of(key, exists, count)
+        keep, of_equals = kept(key, least, of_equals)
+    place = tl.cumsum(keep.to(tl.int32)) - 1
+    tl.store(keys + place, key.to(tl.int32, bitcast=True), mask=keep)
+    tl.store(units + place, unit, mask=keep)
+
+
+@triton.jit
+def store_chosen(
+    keys, units, total, count, table, finer, physical, logical, scale, offset,
+    CHUNK: tl.constexpr, LOGICAL: tl.constexpr,
+):  # fmt: skip
+    """Choose among the best of all chunks, `[total]` of both, and write the table."""
+    if total <= CHUNK:
+        place = tl.arange(0, CHUNK)
+        key = load_keys(keys, place, total)
+        unit = tl.load(units + place, mask=place < total, other=0, cache_modifier=".cg")
+        least, of_equals = threshold_of(key, place < total, count)
+        keep, of_equals = kept(key, least, of_equals)
+        store_table(
+            unit, keep, 0, table, finer, physical, logical, scale, offset, True, LOGICAL
+        )  # fmt: skip
+    else:
+        least, of_equals = threshold_in_memory(keys, total, count, CHUNK)
+        placed = 0
+        for first in range(0, total, CHUNK):
+            place = first + tl.arange(0, CHUNK)
+            unit = tl.load(units + place, mask=place < total, other=0, cache_modifier=".cg")
+            keep, of_equals = kept(load_keys(keys, place, total), least, of_equals)
+            placed = store_table(
+                unit, keep, placed, table, finer, physical, logical, scale, offset, True, LOGICAL
+            )
 
 
 @triton.jit(do_not_specialize=["layer", "blocks"])
@@ -155,9 +198,11 @@ def select_kernel(
     num_units,
     counts,
     dense_layers,
+    finers,
     physical,
     logical,
     offsets,
+    best,
     tickets,
     layer,
     blocks,
@@ -173,19 +218,22 @@ def select_kernel(
     REDUCED: tl.constexpr,
     COPY_DENSE: tl.constexpr,
     LOGICAL: tl.constexpr,
+    FINER: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Keep sinks, window and the best candidates of one row and KV head. Grid `[chunks, H, rows]`.
 
     Args:
-        logits: float32 `[rows, H, G, width]` with parts as `score_kernel` leaves them; the first
-            query head's place is overwritten in rows of more than one chunk. When REDUCED, float32
-            `[rows, H, width]`, final scores, and parts is not read.
+        logits: float32 `[rows, H, G, width]` with parts as `score_kernel` leaves them. When REDUCED
+            float32 `[rows, H, width]`, final scores, and parts is not read.
         table: int32 `[rows, stride_table]`, see `begin_kernel`.
         formulas, begins, ends, num_units, counts, dense_layers: int32 `[rows]`.
+        finers: int32 `[rows]`, units of the table have 2^finer of the row's; read when FINER.
         physical: int32, entries `physical unit * entry_scale + head` (or the unit itself when
             entry_scale is 1), each pair's run beginning at `offsets[row, head]`.
         logical: int32 `[rows, H, widest]`, written when LOGICAL, but not for rows that are dense.
+        best: int32 `[rows, H, 2, chunks * CHUNK]`, keys and units that chunks have kept; anything
+            where there is one chunk.
         tickets: int32 `[rows, H]`, zero before and after.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
@@ -206,6 +254,7 @@ def select_kernel(
     physical += tl.load(offsets + pair)
     logical += pair * widest
     offset = tl.where(entry_scale == 1, 0, head)
+    finer = tl.load(finers + row) if FINER else 0
     if dense | (formula == POSITION):
         newest = tl.where(dense, begin, total - (count - begin))
         if COPY_DENSE | (formula == POSITION) & (dense == 0):
@@ -214,7 +263,7 @@ def select_kernel(
                 unit = first + tl.arange(0, CHUNK)
                 placed = store_table(
                     unit, (unit < total) & ((unit < begin) | (unit >= newest)), placed, table,
-                    physical, logical, entry_scale, offset, dense == 0, LOGICAL,
+                    finer, physical, logical, entry_scale, offset, dense == 0, LOGICAL,
                 )  # fmt: skip
         return
     logits += pair * GROUP * width
@@ -233,21 +282,19 @@ def select_kernel(
         least, of_equals = threshold_of(key, unit < total, count)
         keep, of_equals = kept(key, least, of_equals)
         store_table(
-            unit, keep, 0, table, physical, logical, entry_scale, offset, True, LOGICAL
+            unit, keep, 0, table, finer, physical, logical, entry_scale, offset, True, LOGICAL
         )  # fmt: skip
         return
-    keys = logits.to(tl.pointer_type(tl.int32))
-    tl.debug_barrier()  # every thread has read what is overwritten now
-    tl.store(keys + unit, key.to(tl.int32, bitcast=True), mask=unit < total)
+    room = tl.num_programs(0) * CHUNK
+    best += pair * 2 * room
+    each = tl.minimum(count, CHUNK)
+    store_best(key, unit, unit < total, count, best + chunk * each, best + room + chunk * each)
     tl.debug_barrier()
     if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != chunks - 1:
         return
     tl.store(tickets + pair, 0)
-    least, of_equals = threshold_in_memory(keys, total, count, CHUNK)
-    placed = 0
-    for first in range(0, total, CHUNK):
-        unit = first + tl.arange(0, CHUNK)
-        keep, of_equals = kept(load_keys(keys, unit, total), least, of_equals)
-        placed = store_table(
-            unit, keep, placed, table, physical, logical, entry_scale, offset, True, LOGICAL
-        )
+    last = tl.minimum(total - (chunks - 1) * CHUNK, count)
+    store_chosen(
+        best, best + room, (chunks - 1) * each + last, count, table, finer, physical, logical,
+        entry_scale, offset, CHUNK, LOGICAL,
+    )  # fmt: skip

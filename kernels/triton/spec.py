@@ -4,13 +4,14 @@ import math
 
 from sgl_sparsekv.geometry import UNIT_SIZE
 
-NOTHING, POSITION, MIN_MAX, MEAN_STD, EXACT = range(5)
+NOTHING, POSITION, MIN_MAX, MEAN_STD, EXACT, LANDMARK = range(6)
 FORMULAS = {
     "nothing": NOTHING,
     "position": POSITION,
     "min_max": MIN_MAX,
     "mean_std": MEAN_STD,
     "exact": EXACT,
+    "landmark": LANDMARK,
 }
 """Name of a method's formula (`SelectionMethod.formula`) -> number in the kernels."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))

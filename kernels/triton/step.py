@@ -17,7 +17,8 @@ EVERY = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def plan_row(length, options, ratios, row, stride_options, UNIT: tl.constexpr):
-    """Options of a request and its length -> (formula, begin, end, units, count, tail, dense)."""
+    """Options of a request and its length -> (formula, begin, end, units, count, tail, dense,
+    finer), units being the row's: those of the table have 2^finer of them."""
     options += row * stride_options
     formula = tl.load(options)
     budget, least = tl.load(options + 1), tl.load(options + 2)
@@ -25,13 +26,15 @@ def plan_row(length, options, ratios, row, stride_options, UNIT: tl.constexpr):
     ratio = tl.load(ratios + row)
     share = tl.floor(ratio * length.to(tl.float64)).to(tl.int32)
     budget = tl.where(ratio > 0, tl.maximum(least, share), budget)
-    units = tl.cdiv(length, UNIT)
-    end = tl.minimum(tl.maximum(length - window, 0) // UNIT, units - 1)
+    finer = tl.load(options + 6)
+    own = UNIT >> finer
+    end = tl.minimum(tl.maximum(length - window, 0) // UNIT, tl.cdiv(length, UNIT) - 1)
     begin = tl.minimum(tl.cdiv(sink, UNIT), end)
-    tail = (length - 1) % UNIT + 1
-    count = tl.minimum(units, tl.maximum((budget - tail) // UNIT + 1, 1))
+    units = tl.cdiv(length, own)
+    tail = (length - 1) % own + 1
+    count = tl.minimum(units, tl.maximum((budget - tail) // own + 1, 1))
     formula = tl.where(count == units, NOTHING, formula)
-    return formula, begin, end, units, count, tail, tl.load(options + 5)
+    return formula, begin << finer, end << finer, units, count, tail, tl.load(options + 5), finer
 
 
 @triton.jit
@@ -68,9 +71,10 @@ def begin_kernel(
     Args:
         request_rows: int64 `[rows]`, rows of `req_to_token`; lengths: int64 or int32 `[rows]`.
         req_to_token: int32 `[requests, context]`.
-        option_table: int32 `[requests, 6]`, named so because a launch keeps the name `options` for
+        option_table: int32 `[requests, 7]`, named so because a launch keeps the name `options` for
             the compiler's; ratios: float64 `[requests]`, 0 for budgets in tokens.
-        plan: int32 `[7, plan_stride]`: formula, begin, end, units, count, tail, dense layers.
+        plan: int32 `[8, plan_stride]`: formula, begin, end, units, count, tail, dense layers, and
+            how fine the row's units are: those of the table have 2^finer of them.
         table: int32 `[rows, width]`, physical units, written up to the row's last; negative where
             a full unit has no stamp.
         sealed: uint8 `[units]`.
@@ -88,17 +92,19 @@ def begin_kernel(
         row = tl.load(order + place)
     request = tl.load(request_rows + row).to(tl.int64)
     length = tl.load(lengths + row).to(tl.int32)
-    formula, begin, end, units, count, tail, dense = plan_row(
+    formula, begin, end, own_units, count, tail, dense, finer = plan_row(
         length, option_table, ratios, request, stride_options, UNIT
     )
+    units = tl.cdiv(length, UNIT)
     if block == 0:
         tl.store(plan + row, formula)
         tl.store(plan + plan_stride + row, begin)
         tl.store(plan + 2 * plan_stride + row, end)
-        tl.store(plan + 3 * plan_stride + row, units)
+        tl.store(plan + 3 * plan_stride + row, own_units)
         tl.store(plan + 4 * plan_stride + row, count)
         tl.store(plan + 5 * plan_stride + row, tail)
         tl.store(plan + 6 * plan_stride + row, dense)
+        tl.store(plan + 7 * plan_stride + row, finer)
         if VIEWS:
             view = tl.load(view_of + request)
             made = tl.load(views + view * stride_view, mask=view >= 0, other=0)

@@ -2,11 +2,14 @@
 
 import triton
 import triton.language as tl
+from sgl_sparsekv.segments.landmarks import CHUNK as LANDMARK_TOKENS
 
-from .primitives import PENDING_BLOCK, mean_std_of, min_max_of, store_planes
+from .primitives import PENDING_BLOCK, landmark_of, mean_std_of, min_max_of, padded, store_planes
 
 AHEAD = tl.constexpr(8)
 """Tokens of each unit that are loaded before the first is looked at."""
+CHUNK = tl.constexpr(LANDMARK_TOKENS)
+"""Tokens of a unit that has a landmark."""
 
 
 @triton.jit
@@ -23,10 +26,23 @@ def summarise_units(
 
 
 @triton.jit
+def summarise_landmarks(
+    landmarks, misfits, keys, units, inside, heads, stride_slot, DIM: tl.constexpr
+):
+    """Landmark and misfit of whole chunks of one KV head from their keys."""
+    mean, misfit = landmark_of(keys, units, inside, stride_slot, CHUNK, DIM)
+    d = tl.arange(0, padded(DIM))
+    where = landmarks + units[:, None] * heads * DIM + d[None, :]
+    tl.store(where, mean, mask=inside[:, None] & (d < DIM)[None, :])
+    tl.store(misfits + units * heads, misfit, mask=inside)
+
+
+@triton.jit
 def summarise_pending(
-    keys, min_max, mean_std, pending, pending_count, capacity, worker, workers,
+    keys, min_max, mean_std, landmarks, misfits, heads, pending, pending_count, capacity, worker, workers,
     stride_slot, stride_unit, stride_plane,
-    HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
+    HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, HAS_LANDMARK: tl.constexpr,
+    UNIT: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Write the fields of this worker's share of the pending units, for one KV head."""
     count = tl.minimum(tl.load(pending_count), capacity)
@@ -44,20 +60,33 @@ def summarise_pending(
                 mean_std, keys, units, inside, stride_unit, stride_plane, stride_slot,
                 True, UNIT, DIM,
             )  # fmt: skip
+        if HAS_LANDMARK:
+            for part in range(UNIT // CHUNK):
+                summarise_landmarks(
+                    landmarks, misfits, keys, units * (UNIT // CHUNK) + part, inside, heads,
+                    stride_slot, DIM,
+                )  # fmt: skip
 
 
 @triton.jit
 def summarise_kernel(
-    keys, min_max, mean_std, pending, pending_count, capacity,
+    keys, min_max, mean_std, landmarks, misfits, pending, pending_count, capacity,
     stride_slot, stride_key_head, stride_unit, stride_field_head, stride_plane,
-    HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
+    HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, HAS_LANDMARK: tl.constexpr,
+    UNIT: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Write the fields of all pending units; grid `[workers, H]`."""
+    """Write the fields of all pending units; grid `[workers, H]`.
+
+    Args:
+        min_max, mean_std: `[units, H, 2, D]`; landmarks: `[chunks, H, 1, D]` and misfits:
+            `[chunks, H, 1, 1]`, both in one piece; anything where there is none.
+    """
     worker, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     summarise_pending(
         keys + head * stride_key_head,
         min_max + head * stride_field_head,
         mean_std + head * stride_field_head,
-        pending, pending_count, capacity, worker, tl.num_programs(0),
-        stride_slot, stride_unit, stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, UNIT, DIM,
+        landmarks + head * DIM, misfits + head, tl.num_programs(1),
+        pending, pending_count, capacity, worker, tl.num_programs(0), stride_slot, stride_unit,
+        stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, HAS_LANDMARK, UNIT, DIM,
     )  # fmt: skip

@@ -41,13 +41,15 @@ class OptionTable:
         device.ratios[row : row + 1].copy_(self._ratios[row : row + 1], non_blocking=True)
 
     def _values(self, options: RequestOptions) -> list[int]:
-        """formula, budget, least budget, sink, window, dense layers"""
+        """formula, budget, least budget, sink, window, dense layers, how fine its units are"""
+        method, unit = load_method(options.method), self._step.shape.unit_size
         tokens = options.budget if isinstance(options.budget, int) else 0
         counts = (tokens, options.minimum_budget, options.sink, options.window)
         return [
-            self._step.formula(load_method(options.method).formula),
+            self._step.formula(method.formula),
             *(min(count, LONGEST) for count in counts),
             options.dense_layers,
+            (unit // (method.unit_size or unit)).bit_length() - 1,
         ]
 
     def _ratio(self, options: RequestOptions) -> float:

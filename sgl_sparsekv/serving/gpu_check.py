@@ -157,7 +157,7 @@ def make_step(scene: Scene) -> FusedDecode:
     )  # fmt: skip
     step = cast(FusedOps, load_ops("triton")).fused(shape, watched=True)
     one = RequestOptions()
-    row = [step.formula("min_max"), BUDGET, 0, one.sink, one.window, 0]
+    row = [step.formula("min_max"), BUDGET, 0, one.sink, one.window, 0, 0]
     step.buffers.options[:] = torch.tensor(row, dtype=torch.int32, device=scene.device)
     return step
 

@@ -1,5 +1,6 @@
 """The GPU's attention backend on a CPU: SGLang's memory, plain torch in place of kernels."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,6 @@ from sgl_sparsekv.types import Selection, StepShape, per_head
 
 from .torch_fused import FORMULAS, TorchFused
 from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, toy_layers
-
-Views = dict[int, Selection | None]
-"""By place in the step, what the views of rows list."""
 
 
 def fused_backend(memory: Any) -> Any:
@@ -35,8 +33,8 @@ def fused_backend(memory: Any) -> Any:
     backend.observer = memory.recorder
     backend._decode_tokens, backend._needs_dense, backend.paged = None, False, None
 
-    def selected(layer: int, selection: Selection, dense: list[bool], views: Views) -> None:
-        report(backend, layer, selection, dense, views)
+    def selected(layer: int, place: int, selection: Selection, dense: bool, unit: int) -> None:
+        report(backend, layer, place, selection, dense, unit)
 
     backend.step = TorchFused(step_shape(memory), selected)
     backend.max_rows = backend.step.shape.max_rows
@@ -82,32 +80,22 @@ def step_shape(memory: Any) -> StepShape:
 
 
 def report(
-    backend: Any, layer: int, selection: Selection, dense: list[bool], views: Views | None = None
+    backend: Any, layer: int, place: int, selection: Selection, dense: bool, unit: int
 ) -> None:
-    """Tell the recorder what rows read, as the grouped backend's observer hears it."""
-    counts = per_head(selection.counts, selection.logical.shape[1])
-    seen = {place: view for place, view in (views or {}).items() if view is not None}
-    for place, view in seen.items():
-        index = torch.tensor([place])
-        group = SimpleNamespace(index=index, records=None, rest=None)
-        backend.observer.selected(layer, group, view)
-    for wanted in (False, True):
-        index = torch.tensor(
-            [i for i, is_dense in enumerate(dense) if is_dense is wanted and i not in seen]
-        )
-        if not index.numel():
-            continue
-        group = SimpleNamespace(
-            index=index,
-            counts=counts[index, 0],
-            take=lambda rows, at=index: rows[at],
-            records=None,
-        )
-        if wanted:
-            backend.observer.dense(layer, group)
-        else:
-            part = Selection(selection.logical[index], selection.physical[index], counts[index])
-            backend.observer.selected(layer, group, part)
+    """Tell the recorder what a row read, as the grouped backend's observer hears it."""
+    selection = replace(selection, counts=per_head(selection.counts, HEADS))
+    group = SimpleNamespace(
+        index=torch.tensor([place]),
+        counts=selection.counts[:, 0],
+        unit_size=unit,
+        take=lambda rows: rows[place : place + 1],
+        records=None,
+        rest=None,
+    )
+    if dense:
+        backend.observer.dense(layer, group)
+    else:
+        backend.observer.selected(layer, group, selection)
 
 
 class DenseStub:
@@ -146,5 +134,7 @@ class DenseStub:
         )
         everything = np.arange(units.shape[2])
         logical = torch.from_numpy(everything).int().expand_as(units)
-        report(memory.backend, layer.layer_id, Selection(logical, units, counts), [True] * len(q))
+        for i in range(len(q)):
+            chosen = Selection(logical, units, counts).take(torch.tensor([i]))
+            report(memory.backend, layer.layer_id, i, chosen, True, geometry.unit_size)
         return out.reshape(len(lengths), -1)

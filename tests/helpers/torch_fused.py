@@ -16,28 +16,30 @@ from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
-from sgl_sparsekv.types import Candidates, Selection, StepShape
+from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT, ShadowKV
+from sgl_sparsekv.types import Candidates, ScoreInputs, Selection, StepShape
 
-FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact")
-SUMMARIES = {"min_max": Quest.summary, "mean_std": MeanStd.summary}
+FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact", "landmark")
+SUMMARIES = {s.name: s for s in (Quest.summary, MeanStd.summary, LANDMARK, MISFIT)}
 
 
 class TorchFused:
-    """See `FusedDecode`; `selected` hears what each layer read."""
+    """See `FusedDecode`; `selected` hears what a row read in a layer: its place, the selection,
+    whether that is everything, and tokens of a unit."""
 
     nbytes = 0
 
     def __init__(
         self,
         shape: StepShape,
-        selected: Callable[[int, Selection, list[bool], dict[int, Selection | None]], None],
+        selected: Callable[[int, int, Selection, bool, int], None],
     ) -> None:
         self.shape = shape
         self.selected = selected
         self.ops = load_ops("reference")
         self.geometry = Geometry(shape.page_size, shape.unit_size)
         self.buffers = SimpleNamespace(
-            options=torch.zeros(shape.requests, 6, dtype=torch.int32),
+            options=torch.zeros(shape.requests, 7, dtype=torch.int32),
             ratios=torch.zeros(shape.requests, dtype=torch.float64),
             views=None if shape.views is None else allocate_views(shape, shape.views),
         )
@@ -69,28 +71,30 @@ class TorchFused:
         """See `FusedDecode.begin`."""
         self.rows = []
         for request, length in zip(request_rows.tolist(), lengths.tolist(), strict=True):
-            units = self.geometry.unit_table(req_to_token[request, :length].long())
             slots = req_to_token[request, :length].long()
-            view = self._record(request)
-            row = {"units": units, "slots": slots, "view": view}
-            self.rows.append(self._plan(request, length) | row)
+            plan, units = self._plan(request, length), self.geometry.unit_table(slots)
+            own = self.geometry.unit_table(slots, plan["unit"])
+            row = {"units": own, "slots": slots, "view": self._record(request)}
+            self.rows.append(plan | row)
             full = units[: length // self.shape.unit_size]
             full = full[full >= self.geometry.units_per_page]
             self.pending = torch.unique(torch.cat((self.pending, full[~sealed[full]])))
 
     def _plan(self, request: int, length: int) -> dict[str, Any]:
-        formula, budget, least, sink, window, dense = self.buffers.options[request].tolist()
+        formula, budget, least, sink, window, dense, finer = self.buffers.options[request].tolist()
         ratio, unit = float(self.buffers.ratios[request]), self.shape.unit_size
         if ratio:
             budget = max(least, int(ratio * length))
-        units, tail = self.geometry.num_units(length), self.geometry.tail_length(length)
-        end = min(max(length - window, 0) // unit, units - 1)
-        count = min(units, max((budget - tail) // unit + 1, 1))
+        end = min(max(length - window, 0) // unit, self.geometry.num_units(length) - 1)
+        own, begin = unit >> finer, min(-(-sink // unit), end)
+        units, tail = -(-length // own), (length - 1) % own + 1
+        count = min(units, max((budget - tail) // own + 1, 1))
         name = FORMULAS[formula] if count < units else "nothing"
         return {
             "formula": name,
-            "begin": min(-(-sink // unit), end),
-            "end": end,
+            "unit": own,
+            "begin": begin << finer,
+            "end": end << finer,
             "count": count,
             "tail": tail,
             "dense_layers": dense,
@@ -99,7 +103,8 @@ class TorchFused:
     def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
         """See `FusedDecode.summarise`."""
         for name, field in fields.items():
-            self.ops.summarise(SUMMARIES[name], keys, field, self.pending)
+            units = self.geometry.finer(self.pending, SUMMARIES[name].tokens)
+            self.ops.summarise(SUMMARIES[name], keys, field, units)
 
     def decode(
         self,
@@ -114,28 +119,17 @@ class TorchFused:
     ) -> torch.Tensor:
         """See `FusedDecode.decode`."""
         self.summarise(keys, fields)  # a unit without a stamp has the fields its keys give
-        views = {i: self._view(row, layer, q[i]) for i, row in enumerate(self.rows)}
-        widest = max(len(row["units"]) for row in self.rows)
-        logical = torch.full((len(self.rows), q.shape[1], widest), -1, dtype=torch.int32)
-        physical, counts = torch.zeros_like(logical), []
+        out = []
         for i, row in enumerate(self.rows):
-            count = len(row["units"]) if self._dense(row, layer) else row["count"]
-            chosen = self._choose(row, layer, q[i : i + 1], keys, fields, scale)
-            logical[i, :, :count] = chosen
-            physical[i, :, :count] = row["units"][chosen.long()].int()
-            counts.append(count)
-        lengths = torch.tensor(counts, dtype=torch.int32)
-        tails = torch.tensor([row["tail"] for row in self.rows], dtype=torch.int32)
-        dense = [self._dense(row, layer) for row in self.rows]
-        self.selected(layer, Selection(logical, physical, lengths), dense, views)
-        unit = self.shape.unit_size
-        out = self.ops.attend(q, keys, values, physical, lengths, tails, scale, unit)[0]
-        for i, view in views.items():
-            if view is not None:
-                ones = torch.ones(1, dtype=torch.int32)
-                how = (view.physical, view.counts, ones, scale, 1)
-                out[i] = self.ops.attend(q[i : i + 1], keys, values, *how)[0][0]
-        return out
+            view = self._view(row, layer, q[i])
+            chosen, unit, tail = view, 1, 1
+            if chosen is None:
+                chosen = self._choose(row, layer, q[i : i + 1], keys, fields, scale)
+                unit, tail = row["unit"], row["tail"]
+            self.selected(layer, i, chosen, view is None and self._dense(row, layer), unit)
+            how = (chosen.physical, chosen.counts, one(tail), scale, unit)
+            out.append(self.ops.attend(q[i : i + 1], keys, values, *how)[0])
+        return torch.cat(out)
 
     def _record(self, request: int) -> torch.Tensor | None:
         views = self.buffers.views
@@ -176,23 +170,29 @@ class TorchFused:
         keys: torch.Tensor,
         fields: Mapping[str, torch.Tensor],
         scale: float,
-    ) -> torch.Tensor:
-        """Logical units `[H, count]` of one row."""
-        total = len(row["units"])
-        if self._dense(row, layer):
-            return torch.arange(total).expand(q.shape[1], -1)
+    ) -> Selection:
+        """What one row reads, in its own units."""
+        total, heads = len(row["units"]), q.shape[1]
         table = row["units"][None].int()
-
-        def one(value: int) -> torch.Tensor:
-            return torch.tensor([value], dtype=torch.int32)
-
+        if self._dense(row, layer):
+            logical = torch.arange(total, dtype=torch.int32).expand(1, heads, -1)
+            return Selection(logical, table[:, None].expand(1, heads, -1), one(total))
         candidates = Candidates(table, one(row["begin"]), one(row["end"]))
         how = (candidates, scale, self.shape.reduction)
         if row["formula"] == "position":
-            scores = torch.arange(total).float().expand(1, q.shape[1], -1)
+            scores = torch.arange(total).float().expand(1, heads, -1)
         elif row["formula"] == "exact":
             scores = self.ops.score_exact(q, keys, *how, self.shape.unit_size)
+        elif row["formula"] == "landmark":
+            numbers = (one(total), one(row["count"]), scale, self.shape.reduction, row["unit"])
+            inputs = ScoreInputs(q, keys, fields, None, candidates, *numbers)
+            scores = ShadowKV().score(self.ops, inputs)
         else:
             name = row["formula"]
             scores = self.ops.score(SUMMARIES[name], q, fields[name], *how)
-        return self.ops.select(scores, candidates, one(total), one(row["count"])).logical[0]
+        return self.ops.select(scores, candidates, one(total), one(row["count"]))
+
+
+def one(value: int) -> torch.Tensor:
+    """int32 `[1]`."""
+    return torch.tensor([value], dtype=torch.int32)

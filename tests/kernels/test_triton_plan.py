@@ -46,7 +46,7 @@ def plan_many(lengths, places, options, ratios, plan, rows, stride, UNIT: tl.con
     found = plan_row(
         tl.load(lengths + i).to(tl.int32), options, ratios, tl.load(places + i), stride, UNIT
     )
-    for index in tl.static_range(7):
+    for index in tl.static_range(8):
         tl.store(plan + index * rows + i, found[index])
 
 
@@ -69,7 +69,11 @@ def test_the_planner_counts_as_the_device(
     drawn = [random_options(rng, unit) for _ in range(rows)]
     dense = rng.integers(0, 40, rows)
     formulas = rng.integers(NOTHING, EXACT + 1, rows)
-    table = [[f, *d[0], d[2], d[3], n] for f, d, n in zip(formulas, drawn, dense, strict=True)]
+    finer = rng.integers(0, unit.bit_length(), rows)
+    table = [
+        [f, *d[0], d[2], d[3], n, fine]
+        for f, d, n, fine in zip(formulas, drawn, dense, finer, strict=True)
+    ]
     ratios = np.array([d[1] for d in drawn])
     places = rng.permutation(rows)
     fused.buffers.options[places] = torch.tensor(np.array(table), dtype=torch.int32, device=DEVICE)
@@ -77,7 +81,7 @@ def test_the_planner_counts_as_the_device(
     where, tokens = (torch.tensor(x, device=DEVICE) for x in (places, lengths))
     stamps = torch.zeros(8, dtype=torch.bool, device=DEVICE)
     fused.begin(stamps, where[:500], tokens[:500], nobody.expand(rows, -1))
-    every = torch.zeros(7, rows, dtype=torch.int32, device=DEVICE)
+    every = torch.zeros(8, rows, dtype=torch.int32, device=DEVICE)
     table = fused.buffers.options
     plan_many[(rows // 1024,)](
         tokens, where, table, fused.buffers.ratios, every, rows, table.stride(0), UNIT=unit
@@ -87,11 +91,11 @@ def test_the_planner_counts_as_the_device(
         for d, n in zip(drawn, lengths.tolist(), strict=True)
     ]
     options = RowOptions(np.array(budgets), *(np.array([d[i] for d in drawn]) for i in (2, 3)))
-    plan = plan_rows(lengths, options, Geometry(64, unit))
+    plan = plan_rows(lengths, options, Geometry(64, unit), unit >> finer)
     got, begun = every.cpu().numpy(), fused.buffers.plan[:, :500].cpu().numpy()
     want = [
         np.where(plan.dense, NOTHING, formulas), plan.begin, plan.end, plan.num_units, plan.counts,
-        plan.tail, dense,
+        plan.tail, dense, finer,
     ]  # fmt: skip
     for index, expected in enumerate(want):
         assert np.array_equal(got[index], expected), f"field {index} of the plan"
@@ -110,7 +114,7 @@ def test_a_ratio_is_rounded_as_options_round_it(monkeypatch: pytest.MonkeyPatch)
     fused, nobody = load().fused(shape), no_slots(16)
     for ratio in (0.1, 0.3, 0.7):
         request = RequestOptions(budget=ratio, sink=0, window=0)
-        row = [MIN_MAX, 0, request.minimum_budget, 0, 0, 0]
+        row = [MIN_MAX, 0, request.minimum_budget, 0, 0, 0, 0]
         fused.buffers.options[0] = torch.tensor(row, dtype=torch.int32, device=DEVICE)
         fused.buffers.ratios[0] = ratio
         fused.begin(

@@ -246,7 +246,8 @@ def test_a_row_of_many_chunks_is_chosen_as_one_of_a_single_one(
     scene.seal(scene.full_units())
     found = []
     for chunk in (2048, 16):
-        monkeypatch.setattr(fused, "SELECT_CHUNK", chunk)
+        for module in (fused, buffers):
+            monkeypatch.setattr(module, "SELECT_CHUNK", chunk)
         step = Step.of(scene)
         step.begin()
         out = [step.decode(layer) for layer in range(2)]

@@ -10,10 +10,13 @@ from sgl_sparsekv.kernels.triton.fused import FusedDecode
 from triton_kit import DEVICE, REFERENCE, SUMMARIES
 
 from sgl_sparsekv.geometry import Geometry
+from sgl_sparsekv.segments.landmarks import CHUNK
 from sgl_sparsekv.selection.policy import RowOptions, RowPlan, plan_rows
+from sgl_sparsekv.selection.shadowkv import ShadowKV
 from sgl_sparsekv.types import Reduction, StepShape
 
 FORMULAS = frozenset({"position", "min_max", "mean_std", "exact"})
+OF_CHUNKS = {summary.name: summary for summary in ShadowKV.summaries}
 POISON = -(10**6)
 
 
@@ -27,6 +30,7 @@ class Request:
     sink: int = 16
     window: int = 48
     dense_layers: int = 0
+    finer: int = 0
 
 
 @dataclass
@@ -63,7 +67,15 @@ class Scene:
         ]
         lengths = np.array(self.batch.lengths, dtype=np.int64)
         options = RowOptions(*(np.array(column, dtype=np.int64) for column in columns))
-        return plan_rows(lengths, options, self.geometry)
+        finer = np.array([request.finer for request in self.requests], dtype=np.int64)
+        return plan_rows(lengths, options, self.geometry, self.shape.unit_size >> finer)
+
+    def own_units(self, row: int) -> Batch:
+        """The batch with tables of one row's units."""
+        unit = self.shape.unit_size >> self.requests[row].finer
+        parts = torch.arange(self.shape.unit_size // unit, dtype=torch.int32)
+        table = self.batch.table[..., None] * len(parts) + parts
+        return replace(self.batch, table=table.flatten(1), unit_size=unit)
 
     def full_units(self) -> torch.Tensor:
         """Full physical units of every row, int64."""
@@ -74,7 +86,9 @@ class Scene:
     def seal(self, units: torch.Tensor) -> None:
         """Summarise and stamp units, as earlier steps did."""
         for name, fields in self.fields.items():
-            REFERENCE.summarise(SUMMARIES[name], self.batch.keys, fields, units)
+            summary = {**SUMMARIES, **OF_CHUNKS}[name]
+            finer = self.geometry.finer(units, summary.tokens)
+            REFERENCE.summarise(summary, self.batch.keys, fields, finer)
         self.sealed[units] = True
 
     def copy(self) -> "Scene":
@@ -106,7 +120,8 @@ class Step:
         fused.buffers.options.fill_(POISON)
         for request, place in zip(scene.requests, scene.places.tolist(), strict=True):
             number = fused.formula(request.formula)
-            row = [number, request.budget, 0, request.sink, request.window, request.dense_layers]
+            own = (request.sink, request.window, request.dense_layers, request.finer)
+            row = [number, request.budget, 0, *own]
             fused.buffers.options[place] = torch.tensor(row, dtype=torch.int32, device=DEVICE)
         fields = {name: tensor.to(DEVICE) for name, tensor in scene.fields.items()}
         return cls(scene, fused, scene.sealed.to(DEVICE), fields)
@@ -141,7 +156,7 @@ class Step:
         """Logical units chosen for a row, `[H, count]`."""
         held = self.fused.buffers
         logical = held.logical[row, :, :count].cpu()
-        physical = self.scene.batch.table[row][logical.long()]
+        physical = self.scene.own_units(row).table[row][logical.long()]
         assert torch.equal(held.selected[row, :, :count].cpu(), physical)
         return logical
 
@@ -175,12 +190,18 @@ def make_scene(
         table[row, : -(-length // unit)] = (slots[::unit] // unit).int()
     batch = replace(paged, table=table, unit_size=unit)
     pool_units = len(paged.keys) // unit
-    selected = max(-(-request.budget // unit) for request in requests)
+    finest = unit >> max(request.finer for request in requests)
+    selected = max(-(-request.budget // finest) for request in requests)
+    chunks = any(request.formula == "landmark" for request in requests)
     shape = StepShape(
-        len(requests), len(req_to_token), width, min(width, selected), pool_units, heads, group,
-        dim, dim, unit, page, dtype, DEVICE, FORMULAS, reduction,
+        len(requests), len(req_to_token), width, min(width * unit // finest, selected), pool_units,
+        heads, group, dim, dim, unit, page, dtype, DEVICE,
+        FORMULAS | {"landmark"} if chunks else FORMULAS, reduction, None, finest,
     )  # fmt: skip
     sealed = torch.zeros(pool_units, dtype=torch.bool)
     fields = {name: torch.full((pool_units, heads, 2, dim), torch.nan, dtype=dtype)
               for name in SUMMARIES}  # fmt: skip
+    for name, summary in OF_CHUNKS.items() if chunks else ():
+        extents = (pool_units * unit // CHUNK, heads, 1, summary.width or dim)
+        fields[name] = torch.full(extents, torch.nan, dtype=dtype)
     return Scene(requests, batch, shape, places, req_to_token, sealed, fields)
