@@ -1,4 +1,4 @@
-"""Every test: parts of this folder in processes of their own, two at a time.
+"""Every test: parts of this folder in processes of their own, three at a time.
 
     python tests/run.py [PYTEST'S ARGUMENTS]
 
@@ -19,7 +19,7 @@ from typing import NoReturn
 
 TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
-AT_ONCE = 2
+AT_ONCE = 3
 NOTHING_FOUND = 5
 """Pytest's exit status where a selection (`-k`) leaves nothing of a part."""
 
@@ -41,10 +41,10 @@ PARTS = (
     Part("servers", ("server",)),
     Part("documents", ("docs", "package")),
     Part("backend", ("backend", "page_metadata", "segments", "selection")),
-    Part("rest", (".",)),
     Part("kernels", ("kernels",)),
-    Part("tools", ("bench", "evaluation", "models", "report")),
     Part("alone", ("server/alone",)),
+    Part("tools", ("bench", "evaluation", "models", "report")),
+    Part("rest", (".",)),
 )
 """The longest first, so that the two sides end together."""
 

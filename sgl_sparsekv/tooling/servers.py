@@ -1,6 +1,7 @@
 """SGLang servers as child processes: started together, waited for, and always ended."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from .progress import Progress
 from .signals import terminated_is_interrupted
 
 HOST = "127.0.0.1"
+SERVER_PORTS = range(12_000, 32_000)
+"""Below those that systems give to what goes out."""
 _GRACE_SECONDS = 8.0
 _ERROR_WORDS = ("Error", "error:", "Exception", "Killed", "refused")
 
@@ -160,10 +163,16 @@ def _wait(servers: Sequence[ServerProcess], progress: Progress, timeout: float) 
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on now, and that no connection is given by chance.
+
+    What goes out is given ports of the system's own range; a server that binds one of them may find
+    it taken by then.
+    """
+    while True:
+        port = secrets.choice(SERVER_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def last_words(log: Path) -> str:

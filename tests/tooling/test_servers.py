@@ -1,4 +1,5 @@
 import io
+import socket
 import sys
 import time
 
@@ -98,8 +99,17 @@ def test_an_exception_ends_the_servers(stand_in, tmp_path, monkeypatch):
     assert not any(alive(pid) for pid in pids)
 
 
-def test_ports_are_free():
-    assert 0 < servers.free_port() < 65_536
+def test_ports_are_free(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind((servers.HOST, servers.free_port()))
+        found = iter((taken.getsockname()[1], 0))
+        monkeypatch.setattr(servers.secrets, "choice", lambda ports: next(found))
+        assert servers.free_port() == 0, "a port that is taken was given"
+
+
+def test_no_connection_is_given_the_port_of_a_server():
+    """Linux gives out 32768 to 60999, others 49152 and more."""
+    assert all(servers.free_port() < 32_768 for _ in range(20))
 
 
 def test_progress_says_little_where_lines_stay():
