@@ -146,6 +146,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "admit_packed must be false on device triton: rows are packed on a CPU only",
     ),
     (
+        {"device": "triton", "attend": "fa2", "methods": "quest,shadowkv"},
+        "attend must be triton with method shadowkv, which selects less than whole units, got fa2",
+    ),
+    (
         {"device": "triton", "attend": "fa2", "methods": "quest,snapkv"},
         "attend must be triton with method snapkv, whose KV heads read different numbers of "
         "tokens, got fa2",

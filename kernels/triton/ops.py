@@ -22,13 +22,13 @@ from sgl_sparsekv.types import (
 from .attend import attend_kernel, merge_kernel
 from .buffers import allocate
 from .cuda.select import constants_for, launch_select
-from .fused import FusedDecode
+from .fused import FusedDecode, fields_of
 from .launch import interpreted, processors, selects_by_cuda, tuning
 from .primitives import PENDING_BLOCK
 from .score import score_kernel
 from .select import select_kernel
 from .share import share_kernel
-from .spec import EXACT, FORMULAS, MIN_MAX, SPREAD
+from .spec import EXACT, FORMULAS, LANDMARK, MEAN_STD, MIN_MAX, SPREAD
 from .summarise import summarise_kernel
 from .tuning import (
     SELECT_CHUNK,
@@ -39,6 +39,8 @@ from .tuning import (
     score_chunks,
 )
 
+SUMMARIES = frozenset({"min_max", "mean_std", "landmark", "misfit"})
+"""Page metadata that there are kernels for."""
 NO_SHARES = "coverage and budget_split have no kernels on device triton"
 
 
@@ -50,7 +52,7 @@ class TritonOps:
 
     def summaries(self) -> frozenset[str] | None:
         """See `Ops.summaries`."""
-        return frozenset({"min_max", "mean_std"})
+        return SUMMARIES
 
     def fused(self, shape: StepShape, watched: bool = False) -> FusedDecode:
         """See `FusedOps.fused`."""
@@ -69,11 +71,9 @@ class TritonOps:
         if not units.numel():
             return
         count = torch.full((1,), units.numel(), dtype=torch.int32, device=keys.device)
+        strides, kinds, planes = fields_of(keys, _both(summary, keys, fields))
         summarise_kernel[(triton.cdiv(units.numel(), PENDING_BLOCK.value), keys.shape[1])](
-            keys, fields, fields, fields, fields, units.int(), count, units.numel(),
-            *keys.stride()[:2], *fields.stride()[:3],
-            HAS_MIN_MAX=summary.name == "min_max", HAS_MEAN_STD=summary.name == "mean_std",
-            HAS_LANDMARK=False,
+            keys, *planes, units.int(), count, units.numel(), *keys.stride()[:2], *strides, **kinds,
             UNIT=keys.shape[0] // fields.shape[0], DIM=keys.shape[2],
         )  # fmt: skip
 
@@ -90,7 +90,10 @@ class TritonOps:
         """See `Ops.score`."""
         _check_unknown(known)
         self._check(summary, "score")
-        return self._score(FORMULAS[summary.name], q, q, fields, candidates, scale, reduction, 1)
+        assert summary.score is not None, f"{summary.name} does not rank"
+        unit = summary.tokens or 1  # the table lists these themselves
+        how = (candidates, scale, reduction, unit)
+        return self._score(FORMULAS[summary.name], q, q, fields, *how)
 
     def score_exact(
         self,
@@ -135,8 +138,8 @@ class TritonOps:
             formulas, candidates.begin, candidates.end, zeros, logits, parts, scale, SPREAD,
             0, rows, chunks, blocks, width, 0, *q.stride()[:3], *keys.stride()[:2], *strides,
             candidates.unit_table.stride(0), HAS_MIN_MAX=formula == MIN_MAX,
-            HAS_MEAN_STD=formula not in (MIN_MAX, EXACT), HAS_EXACT=formula == EXACT,
-            HAS_LANDMARK=False,
+            HAS_MEAN_STD=formula == MEAN_STD, HAS_EXACT=formula == EXACT,
+            HAS_LANDMARK=formula == LANDMARK,
             ROWS=1, GROUP=group, DIM=dim, UNIT=unit_size, BLOCK=block, STAGES=tuned.score_stages,
             UPCAST=interpreted(), num_warps=tuned.score_warps, maxnreg=tuned.score_registers,
         )  # fmt: skip
@@ -265,8 +268,20 @@ class TritonOps:
         return out, lse
 
     def _check(self, summary: PageSummary, op: str) -> None:
-        if summary.name not in ("min_max", "mean_std"):
+        if summary.name not in SUMMARIES:
             raise UnsupportedOnDevice(summary.name, op, self.name)
+
+
+def _both(
+    summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The field that is wanted; landmarks and misfits are written together."""
+    found = {summary.name: fields}
+    if summary.name == "landmark":
+        found["misfit"] = fields.new_empty(*fields.shape[:2], 1, 1)
+    if summary.name == "misfit":
+        found["landmark"] = fields.new_empty(*fields.shape[:2], 1, keys.shape[2])
+    return found
 
 
 def _check_unknown(known: torch.Tensor | None) -> None:

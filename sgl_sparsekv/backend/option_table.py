@@ -49,7 +49,7 @@ class OptionTable:
             self._step.formula(method.formula),
             *(min(count, LONGEST) for count in counts),
             options.dense_layers,
-            (unit // (method.unit_size or unit)).bit_length() - 1,
+            (unit // method.ranked_unit(unit)).bit_length() - 1,
         ]
 
     def _ratio(self, options: RequestOptions) -> float:

@@ -29,17 +29,17 @@ MOST_VIEW_BYTES = 1 << 30
 """Of what requests keep, where a served method keeps views."""
 
 
-def step_rows(heads: int, group: int, units: int, requests: int, captured: int | None) -> int:
+def step_rows(heads: int, group: int, ranked: int, requests: int, captured: int | None) -> int:
     """Rows of a step that can be sparse.
 
     Args:
         heads: KV heads of this rank.
         group: query heads per KV head.
-        units: of the longest context.
+        ranked: units of the longest context, of the smallest that a served method selects in.
         requests: that can run at once.
         captured: rows of the largest captured batch; None: batches are not captured.
     """
-    per_row = heads * units * 4 * (group + 2)
+    per_row = heads * ranked * 4 * (group + 4)
     most = MOST_ROWS if captured is None else min(MOST_ROWS, captured)
     return max(1, min(most, requests, MOST_BUFFER_BYTES // per_row))
 
@@ -77,12 +77,14 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
     unit = options.request.unit_size
     units = ceil_div(model.context_len + get_req_to_token_extra_context_len(), unit)
     requests = get_schedule().max_running_requests or MOST_ROWS
-    rows = step_rows(heads, group, units, requests, captured_rows())
+    finest = finest_unit(options)
+    ranked = units * (unit // finest)
+    rows = step_rows(heads, group, ranked, requests, captured_rows())
     shape = StepShape(
         max_rows=rows,
         requests=requests,
         max_units=units,
-        max_selected=units,
+        max_selected=ranked,
         pool_units=1 << 30,
         heads=heads,
         group=group,
@@ -94,6 +96,7 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         device=torch.device("meta"),
         formulas=frozenset(load_method(name).formula for name in options.methods),
         reduction=options.reduction,
+        finest=finest,
     )
     return with_views(shape, options, kvc.layer_info.num_effective_layers, 0)
 
@@ -104,11 +107,13 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
     layout = backend.metadata.layout
     group = layer.tp_q_head_num // layer.tp_k_head_num
     units = ceil_div(table.shape[1], geometry.unit_size)
+    finest = finest_unit(backend.options)
+    ranked = units * (geometry.unit_size // finest)
     shape = StepShape(
-        max_rows=step_rows(layout.num_kv_heads, group, units, table.shape[0], captured),
+        max_rows=step_rows(layout.num_kv_heads, group, ranked, table.shape[0], captured),
         requests=table.shape[0],
         max_units=units,
-        max_selected=units,
+        max_selected=ranked,
         pool_units=backend.metadata.num_units,
         heads=layout.num_kv_heads,
         group=group,
@@ -120,9 +125,16 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
         device=table.device,
         formulas=frozenset(load_method(name).formula for name in backend.options.methods),
         reduction=backend.options.reduction,
+        finest=finest,
     )
     first = backend.token_to_kv_pool.start_layer
     return with_views(shape, backend.options, layout.num_layers, first)
+
+
+def finest_unit(options: ServerOptions) -> int:
+    """Tokens of the smallest unit that a served method selects in."""
+    whole = options.request.unit_size
+    return min(load_method(name).ranked_unit(whole) for name in options.methods)
 
 
 def with_views(shape: StepShape, options: ServerOptions, layers: int, first: int) -> StepShape:

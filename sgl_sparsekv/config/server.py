@@ -73,7 +73,7 @@ class ServerOptions:
         if self.device in FUSED_DEVICES and self.request.estimates:
             raise ValueError(f"estimate must be false on device {self.device}: it has no kernels")
         if self.device in FUSED_DEVICES:
-            self._check_views()
+            self._check_fused()
         check_bool("pack_views", self.pack_views)
         check_bool("admit_packed", self.admit_packed)
         if self.admit_packed and not self.pack_views:
@@ -86,8 +86,16 @@ class ServerOptions:
                 f"trace must be a ZMQ endpoint such as tcp://*:5560, got {self.trace!r}"
             )
 
-    def _check_views(self) -> None:
-        keeping = [name for name in self.methods if load_method(name).narrows]
+    def _check_fused(self) -> None:
+        methods = {name: load_method(name) for name in self.methods}
+        whole = self.request.unit_size
+        finer = [name for name, method in methods.items() if method.ranked_unit(whole) < whole]
+        if finer and self.attend != "triton":
+            raise ValueError(
+                f"attend must be triton with method {finer[0]}, which selects less than whole "
+                f"units, got {self.attend}"
+            )
+        keeping = [name for name, method in methods.items() if method.narrows]
         if keeping and self.attend != "triton":
             raise ValueError(
                 f"attend must be triton with method {keeping[0]}, whose KV heads read different "

@@ -89,6 +89,10 @@ class SelectionMethod(ABC):
         bounded = [summary for summary in self.summaries if summary.ceiling is not None]
         return unit_ceilings(inputs, bounded[0]) if bounded else None
 
+    def ranked_unit(self, whole: int) -> int:
+        """Tokens of what it ranks in a step, where a server's units have `whole`."""
+        return whole if self.narrows or self.unit_size is None else self.unit_size
+
     def segments(self, options: IndexOptions) -> SegmentSummary | None:
         """Segment records the method reads, or None."""
         return None

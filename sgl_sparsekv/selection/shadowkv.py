@@ -55,6 +55,7 @@ class ShadowKV(SelectionMethod):
     citation = "ShadowKV, arXiv 2410.21465"
     summaries = (LANDMARK, MISFIT)
     unit_size = CHUNK
+    formula = "landmark"
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""

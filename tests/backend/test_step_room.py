@@ -90,7 +90,7 @@ def test_rows_are_those_that_are_captured_and_can_run() -> None:
     assert step_rows(8, 4, 8192, 4096, None) == 256
     assert step_rows(8, 4, 8192, 4096, 48) == 48
     assert step_rows(8, 4, 8192, 7, 48) == 7
-    assert step_rows(8, 4, 65_536, 4096, 512) == 170, "2 GiB of scores"
+    assert step_rows(8, 4, 65_536, 4096, 512) == 128, "2 GiB of scores"
     assert step_rows(8, 16, 1 << 24, 1, 1) == 1, "one row, however long"
 
 

@@ -26,7 +26,7 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     assert metric(server.url, "batch_steps_total", "sparse") - before == cold.tokens - 1
     summarised = metric(server.url, "units_summarised_total")
     third = {"method": "quest", "budget": 0.3, "dense_layers": 1, "telemetry": True}
-    options = (None, {"method": "full"}, third)
+    options = ({"method": "shadowkv"}, {"method": "full"}, third)
     asks = [
         ask_for(document, question, option)
         for question, option in zip(document.questions[1:], options, strict=True)
