@@ -11,7 +11,7 @@ from sgl_sparsekv.types import Candidates, Reduction
 
 from .codes import codes_kernel
 from .launch import interpreted, processors
-from .tuning import SELECT_PARTS, score_chunks
+from .tuning import next_power, score_chunks
 
 CODED = 5
 """The formula of rows that are ranked by codes; behind those of `spec`."""
@@ -23,31 +23,49 @@ class CodeTuning:
 
     Attributes:
         run: tokens that are looked up at a time: a whole segment of the default size, so that its
-            codebook is read once. Four query heads take 16 registers of each thread.
+            codebook is read once. Their logits take 16 registers of each thread.
         block: tokens of a block, of which each has a part. Behind the last whole segment a program
-            reads the keys of one, so smaller ones spread them over more programs; every program of
-            the second launch reads all parts of its row, so larger ones leave fewer.
+            reads the keys of one: half their registers let half as many programs more be resident.
+        piece: centroids that are multiplied at a time, all of them by default.
+        parts: blocks whose sums are added at a time: 32k tokens of them, as each time is a wait.
         warps: of a program.
-        stages: depth of the load pipeline: from 3 on, a run's record is there when its codes and
-            codebook are asked for.
+        stages: depth of the load pipeline: from 3 on, a run's record is there when its codebook is
+            asked for, and that is on its way while the run before it is looked up.
         registers: most of a thread. Left alone, the compiler spills to make room for more programs.
     """
 
-    run: int = 512
-    block: int = 128
+    run: int
+    block: int
+    piece: int
+    parts: int = 512
     warps: int = 4
     stages: int = 3
-    registers: int = 128
-
-    def of_segment(self, size: int) -> tuple[int, int]:
-        """Tokens of a run and of a block, in segments of `size`, a multiple of 64."""
-        run = min(self.run, size & -size)
-        return run, min(self.block, run)
+    registers: int = 96
 
 
-def code_tuning(dtype: torch.dtype) -> CodeTuning:
-    """For 16-bit caches; float32 ones are multiplied without matrix units, from more registers."""
-    return CodeTuning() if dtype.itemsize == 2 else CodeTuning(block=32, warps=8, stages=1)
+MOST_RUN = 512
+"""Tokens of a run."""
+MOST_KEYS = 8192
+"""Elements of the keys of a block, and of a piece of a codebook; of float32 half as many."""
+MOST_CODES = 64
+"""Centroids of a piece."""
+MOST_AHEAD = 32 << 10
+"""Bytes of a codebook that is loaded ahead; a larger one is taken as it is needed."""
+
+
+def code_tuning(q: torch.Tensor, index: SegmentIndex) -> CodeTuning:
+    """Constants for queries `[rows, H, G, D]`, whose type is that of the keys, and records."""
+    group, dim = q.shape[2:]
+    subspaces, codes = index.codes.shape[2], next_power(max(16, index.entries))
+    width = next_power(max(16, dim // subspaces))
+    most = MOST_KEYS * 2 // q.dtype.itemsize
+    run = min(MOST_RUN, index.segment_size & -index.segment_size)
+    return CodeTuning(
+        run=run, block=min(run, 64, most // next_power(dim)),
+        piece=min(codes, MOST_CODES, most // width),
+        warps=4 if next_power(group) * q.dtype.itemsize <= 8 else 8,
+        stages=3 if subspaces * codes * width * q.dtype.itemsize <= MOST_AHEAD else 1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,10 +95,9 @@ def run_codes(
     rows, heads, group, dim = q.shape
     if not rows:
         return
-    tuned, segments = code_tuning(q.dtype), index.table.shape[1]
-    run, block = tuned.of_segment(index.segment_size)
+    tuned, segments = code_tuning(q, index), index.table.shape[1]
     width = table.shape[1] * unit_size
-    chunks = score_chunks(rows, heads, triton.cdiv(width, run), 1, processors())
+    chunks = score_chunks(rows, heads, triton.cdiv(width, tuned.run), 1, processors())
     codes_kernel[(rows, heads, chunks)](
         q, keys, index.codes, index.codebooks, table, index.table, plan.formulas, plan.begins,
         plan.ends, plan.dense_layers, parts, parts if ranks is None else ranks, scale, layer,
@@ -88,8 +105,8 @@ def run_codes(
         *index.codes.stride()[:2], *index.codebooks.stride()[:2], table.stride(0),
         index.table.stride(0), RANKS=ranks is not None, MEAN=mean, CODED=CODED, GROUP=group,
         DIM=dim, UNIT=unit_size, SUBSPACES=index.codes.shape[2], CODES=index.entries,
-        SEGMENT=index.segment_size, RUN=run, BLOCK=block, PARTS=SELECT_PARTS, STAGES=tuned.stages,
-        UPCAST=interpreted(), num_warps=tuned.warps, maxnreg=tuned.registers,
+        SEGMENT=index.segment_size, RUN=tuned.run, BLOCK=tuned.block, PIECE=tuned.piece,
+        PARTS=tuned.parts, STAGES=tuned.stages, UPCAST=interpreted(), num_warps=tuned.warps, maxnreg=tuned.registers,
     )  # fmt: skip
 
 
@@ -111,8 +128,8 @@ def score_codes(
         raise UnsupportedSetup("reduction max has no kernels on device triton")
     rows, heads, group, _ = q.shape
     width = candidates.unit_table.shape[1] * unit_size
-    _, block = code_tuning(q.dtype).of_segment(index.segment_size)
-    shape = (rows, heads, triton.cdiv(width, block), 2, group)
+    blocks = triton.cdiv(width, code_tuning(q, index).block)
+    shape = (rows, heads, blocks, 2, group)
     parts = q.new_empty(shape, dtype=torch.float32)
     ranks = q.new_full((rows, heads, width), -torch.inf, dtype=torch.float32)
     zeros = torch.zeros_like(candidates.begin)

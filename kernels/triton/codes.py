@@ -65,10 +65,22 @@ def key_logits(
 
 
 @triton.jit
+def table_of(
+    q, codebook, there, first, CODES: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Products `[16 or more, PIECE]` with PIECE centroids of `[K, D / m]`, from `first` on."""
+    k, d = first + tl.arange(0, PIECE), tl.arange(0, padded(WIDTH, 16))
+    mask = (k < CODES)[:, None] & (d < WIDTH)[None, :] & there
+    rows = tl.load(codebook + k[:, None] * WIDTH + d[None, :], mask=mask, other=0.0)
+    return group_dot(q, rows, UPCAST)
+
+
+@triton.jit
 def coded_logits(
     queries, codes, codebooks, there, scale, GROUP: tl.constexpr, DIM: tl.constexpr,
     SUBSPACES: tl.constexpr, CODES: tl.constexpr, SEGMENT: tl.constexpr, RUN: tl.constexpr,
-    UPCAST: tl.constexpr,
+    PIECE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Scaled logits `[padded GROUP, RUN]` of a run by its codes.
 
@@ -79,15 +91,22 @@ def coded_logits(
         there: whether it has one; else nothing is read.
     """
     WIDTH: tl.constexpr = DIM // SUBSPACES
-    token, d = tl.arange(0, RUN), tl.arange(0, padded(WIDTH, 16))
-    k = tl.arange(0, padded(CODES, 16))
-    mask = (k < CODES)[:, None] & (d < WIDTH)[None, :] & there
     logit = tl.zeros([padded(GROUP), RUN], tl.float32)
     for j in tl.static_range(SUBSPACES):
-        where = codebooks + j * CODES * WIDTH + k[:, None] * WIDTH + d[None, :]
-        table = group_dot(queries[j], tl.load(where, mask=mask, other=0.0), UPCAST)
-        code = tl.load(codes + j * SEGMENT + token, mask=there, other=0)
-        logit += entries(table, code.to(tl.int32), GROUP)
+        where = codes + j * SEGMENT + tl.arange(0, RUN)
+        code = tl.load(where, mask=there, other=0).to(tl.int32)
+        codebook = codebooks + j * CODES * WIDTH
+        if CODES <= PIECE:
+            table = table_of(queries[j], codebook, there, 0, CODES, WIDTH, PIECE, UPCAST)
+            logit += entries(table, code, GROUP)
+        else:
+            found = tl.zeros([padded(GROUP), RUN], tl.float32)
+            for first in range(0, CODES, PIECE):
+                table = table_of(queries[j], codebook, there, first, CODES, WIDTH, PIECE, UPCAST)
+                among = (code >= first) & (code < first + PIECE)
+                some = entries(table, tl.where(among, code - first, 0), GROUP)
+                found = tl.where(among[None, :], some, found)
+            logit += found
     return scale * logit
 
 
@@ -127,7 +146,8 @@ def leave_ranks(
     real = (tl.arange(0, padded(GROUP)) < GROUP)[:, None]
     share = tl.where(real, logit - whole[:, None], float("-inf"))
     rank = tl.max(share, 0)
-    broken = tl.max((share != share).to(tl.int32), 0) > 0
+    # Counted in floats: LLVM joins booleans of one thread in memory.
+    broken = tl.sum(tl.where(share != share, 1.0, 0.0), 0) > 0
     if MEAN:
         sums = tl.sum(tl.where(real, share_of(share, rank[None, :]), 0.0), 0)
         rank += tl.log(sums / GROUP)
@@ -188,6 +208,7 @@ def codes_kernel(
     SEGMENT: tl.constexpr,
     RUN: tl.constexpr,
     BLOCK: tl.constexpr,
+    PIECE: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -209,6 +230,7 @@ def codes_kernel(
         ranks: float32 `[rows, H, width]`, written for candidates alone when RANKS, else anything.
         MEAN: reduction over the group by mean, else by maximum.
         RUN: tokens that are looked up at a time; divides SEGMENT, and BLOCK divides it.
+        PIECE: centroids that are multiplied at a time.
         PARTS: blocks whose sums are added at a time.
         EARLY: see `take_turn`.
     """
@@ -250,7 +272,7 @@ def codes_kernel(
         logit = coded_logits(
             cut, codes + record * stride_code_record + run * RUN % SEGMENT,
             codebooks + record * stride_book_record, record >= 0, scale,
-            GROUP, DIM, SUBSPACES, CODES, SEGMENT, RUN, UPCAST,
+            GROUP, DIM, SUBSPACES, CODES, SEGMENT, RUN, PIECE, UPCAST,
         )  # fmt: skip
         leave(
             logit, run * RUN, record >= 0, begin, end, whole, parts, ranks,

@@ -122,7 +122,7 @@ def run(rows: Rows, scale: float, mean: bool, plan: tuple | None = None, layer: 
     batch = rows.batch
     heads, group = batch.q.shape[1:3]
     width = batch.table.shape[1] * batch.unit_size
-    _, block = code_tuning(batch.q.dtype).of_segment(rows.index.segment_size)
+    block = code_tuning(batch.q, rows.index).block
     parts = torch.full((len(batch.q), heads, -(-width // block), 2, group), POISON, device=DEVICE)
     ranks = torch.full((len(batch.q), heads, width), POISON, device=DEVICE)
     index = SegmentIndex(*moved((rows.index.codes, rows.index.codebooks, rows.index.table), DEVICE))
@@ -163,7 +163,7 @@ def test_parts_and_ranks(shape: Shape, reduction: Reduction) -> None:
     inside = inside_of(rows.candidates, ranks.shape[-1])[:, None].expand(ranks.shape)
     assert torch.equal(inside, want > -torch.inf)
     assert (ranks[~inside] == POISON).all()
-    _, width = code_tuning(shape.dtype).of_segment(shape.segment)
+    width = code_tuning(rows.batch.q, rows.index).block
     for row, (begin, end) in enumerate(shape.spans):
         written = torch.zeros(parts.shape[2], dtype=torch.bool)
         if begin < end:
@@ -258,11 +258,11 @@ def test_rows_alone_by_the_op() -> None:
 def test_what_is_not_a_number_stays_with_its_group(reduction: Reduction) -> None:
     """Of one KV head, whose ranks say so; candidates stay candidates."""
     rows = make_rows(replace(SHAPES[2], lengths=[330], spans=[(70, 329)]))
-    parts, sound = run(rows, 0.3, reduction is Reduction.MEAN_SOFTMAX)
+    _, sound = run(rows, 0.3, reduction is Reduction.MEAN_SOFTMAX)
     record = int(rows.index.table[0, 2])
     rows.index.codebooks[record, 0, 0, 3, 5] = torch.nan
     rows.index.codes[record, 0, 0, :7] = 3
-    parts, ranks = run(rows, 0.3, reduction is Reduction.MEAN_SOFTMAX)
+    _, ranks = run(rows, 0.3, reduction is Reduction.MEAN_SOFTMAX)
     assert ranks[0, 0, 70:329].isnan().all() and torch.equal(ranks[0, 1:], sound[0, 1:])
     assert (ranks[0, 0, :70] == POISON).all() and (ranks[0, 0, 329:] == POISON).all()
 
