@@ -25,47 +25,46 @@ class CodeTuning:
         run: tokens that are looked up at a time: a whole segment of the default size, so that its
             codebook is read once. Their logits take 16 registers of each thread.
         block: tokens of a block, of which each has a part. Behind the last whole segment a program
-            reads the keys of one: half their registers let half as many programs more be resident.
+            reads the keys of one: half their registers let more programs be resident.
         piece: centroids that are multiplied at a time, all of them by default.
-        parts: blocks whose sums are added at a time: 32k tokens of them, as each time is a wait.
         warps: of a program.
         stages: depth of the load pipeline: from 3 on, a run's record is there when its codebook is
             asked for, and that is on its way while the run before it is looked up.
         registers: most of a thread. Left alone, the compiler spills to make room for more programs.
+        parts: blocks whose sums are added at a time: of 32k tokens, as each time is a wait.
     """
 
     run: int
     block: int
     piece: int
+    warps: int
+    stages: int
+    registers: int
     parts: int = 512
-    warps: int = 4
-    stages: int = 3
-    registers: int = 96
 
 
 MOST_RUN = 512
 """Tokens of a run."""
-MOST_KEYS = 8192
-"""Elements of the keys of a block, and of a piece of a codebook; of float32 half as many."""
-MOST_CODES = 64
-"""Centroids of a piece."""
+KEYS_BYTES, PIECE_BYTES = 16 << 10, 8 << 10
+"""Of the keys of a block, and of a piece of a codebook."""
 MOST_AHEAD = 32 << 10
 """Bytes of a codebook that is loaded ahead; a larger one is taken as it is needed."""
 
 
 def code_tuning(q: torch.Tensor, index: SegmentIndex) -> CodeTuning:
     """Constants for queries `[rows, H, G, D]`, whose type is that of the keys, and records."""
-    group, dim = q.shape[2:]
+    group, dim, size = *q.shape[2:], q.dtype.itemsize
     subspaces, codes = index.codes.shape[2], next_power(max(16, index.entries))
-    width = next_power(max(16, dim // subspaces))
-    most = MOST_KEYS * 2 // q.dtype.itemsize
+    row = next_power(max(16, dim // subspaces)) * size
     run = min(MOST_RUN, index.segment_size & -index.segment_size)
     return CodeTuning(
-        run=run, block=min(run, 64, most // next_power(dim)),
-        piece=min(codes, MOST_CODES, most // width),
-        warps=4 if next_power(group) * q.dtype.itemsize <= 8 else 8,
-        stages=3 if subspaces * codes * width * q.dtype.itemsize <= MOST_AHEAD else 1,
-    )  # fmt: skip
+        run=run,
+        block=min(run, 64, KEYS_BYTES // (next_power(dim) * size)),
+        piece=min(codes, max(64 // size, PIECE_BYTES // row)),
+        warps=4 if next_power(group) * size <= 8 else 8,
+        stages=3 if subspaces * codes * row <= MOST_AHEAD else 1,
+        registers=168 if subspaces > 4 else 96 if codes <= 64 else 128,
+    )
 
 
 @dataclass(frozen=True)
