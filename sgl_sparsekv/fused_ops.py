@@ -72,6 +72,30 @@ class FusedDecode(Protocol):
         """Write this layer's fields of the listed units, where no `decode` follows (prefill)."""
         ...
 
+    def build(
+        self,
+        name: str,
+        jobs: torch.Tensor,
+        req_to_token: torch.Tensor,
+        keys: torch.Tensor,
+        key_pointers: torch.Tensor,
+        arrays: Mapping[str, torch.Tensor],
+        skip: int,
+    ) -> None:
+        """Between two steps: build records of segments that have none, in all layers.
+
+        Args:
+            name: of their summary, one of `StepShape.records`.
+            jobs: int32 `[n, 3]`, n at most the records there are: row of `req_to_token`, number of
+                a segment that is whole in it, and room for the record that it gets.
+            req_to_token: int32 `[requests, context]`.
+            keys: K of one layer, `[slots, H, D]`: the others have its extents and strides.
+            key_pointers: int64 `[layers]`, addresses of all.
+            arrays: by the names of `SegmentSummary.shapes`, `[layers, records, H, ...]`.
+            skip: first tokens of a sequence that no record learns from.
+        """
+        ...
+
     def decode(
         self,
         sealed: torch.Tensor,
@@ -82,6 +106,7 @@ class FusedDecode(Protocol):
         fields: Mapping[str, torch.Tensor],
         scale: float,
         paged: PagedAttend | None = None,
+        records: Mapping[str, Mapping[str, torch.Tensor]] = {},
     ) -> torch.Tensor:
         """One layer: score and summarise, select, attend.
 
@@ -94,6 +119,7 @@ class FusedDecode(Protocol):
             fields: `[pool units, H, planes, D]` by name of summary.
             scale: softmax scale.
             paged: reads the selection through a stock kernel; None: by this device's own.
+            records: arrays of segment records of the layer, by name of summary.
 
         Returns:
             `[rows, H, G, Dv]`, valid until the next call.

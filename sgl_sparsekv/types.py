@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import pad
 
 from .segment_records import ResidualIndex, SegmentBounds, SegmentIndex
+from .summaries import SegmentSummary
 
 
 class Reduction(StrEnum):
@@ -291,6 +292,21 @@ class ViewShape:
 
 
 @dataclass(frozen=True)
+class RecordShape:
+    """Segment records of one kind on a device that serves whole steps.
+
+    Attributes:
+        summary: what a record holds.
+        capacity: records there are.
+        pages: of the pool.
+    """
+
+    summary: SegmentSummary
+    capacity: int
+    pages: int
+
+
+@dataclass(frozen=True)
 class StepShape:
     """Largest extents of a server's decode steps: what static buffers are allocated for.
 
@@ -312,6 +328,7 @@ class StepShape:
         reduction: from the query heads of a group to one score.
         views: of requests; None: no served method keeps any.
         finest: tokens of the smallest unit that a served method selects in; 0: `unit_size`.
+        records: of segments, by which served methods rank.
     """
 
     max_rows: int
@@ -331,6 +348,7 @@ class StepShape:
     reduction: Reduction
     views: ViewShape | None = None
     finest: int = 0
+    records: tuple[RecordShape, ...] = ()
 
     @property
     def most_ranked(self) -> int:

@@ -28,8 +28,9 @@ LEAST_TOKENS = tl.constexpr(128)
 @triton.jit
 def attend_units(
     group, keys, values, units, unit_size, kept, num_kept, shift, first, last, scale,
-    stride_key_slot, stride_value_slot, UNIT: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
-    GROUP: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    stride_key_slot, stride_value_slot,
+    UNIT: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, GROUP: tl.constexpr,
+    TOKENS: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
     VIEWS: tl.constexpr, FINER: tl.constexpr,
 ):  # fmt: skip
     """Attention of a group over list positions `[first, last)`, in tokens of the unit list.

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 import torch
 
 import triton
+from sgl_sparsekv.segments.landmarks import CHUNK
 from sgl_sparsekv.types import StepShape, ViewShape
 
+from .code_ops import least_block
 from .primitives import UNIT_BITS
+from .records import RecordBuffers, allocate_records
+from .spec import CODED
 from .tuning import SELECT_CHUNK, num_splits
 
 PENDING_CAPACITY = 1 << 16
@@ -63,7 +67,7 @@ class StepBuffers:
         order: int32 `[max_rows]`, the row at each place of a step: rows that begin alike in turn.
         shared: int32 `[max_rows]`, see `begin_kernel`.
         pending: int32 `[capacity]`, units to summarise; pending_count: int32 `[1]`.
-        logits: float32 `[max_rows, H, G, ranked width]`, scaled estimates.
+        logits: float32 `[max_rows, H, G, scored width]`, scaled estimates.
         parts: float32 `[max_rows, H, blocks, 2, G]`, maximum and sum of each block of units.
         best: int32 `[max_rows, H, 2, chunks of select]`, see `select_kernel`; empty where a row is
             always one program's.
@@ -75,6 +79,9 @@ class StepBuffers:
             `[max_rows, H, splits, G]`.
         tickets: int32 `[max_rows, H]`, splits that have finished; zero between launches.
         out: `[max_rows, H, G, Dv]`; lse: float32 `[max_rows, H, G]`.
+        ranks: float32 `[max_rows, H, ranked width]`, scores of rows that rank by codes; empty where
+            none does.
+        records: which segments have one; None where no served method reads any.
         views: of requests; None where no served method keeps any.
     """
 
@@ -97,6 +104,8 @@ class StepBuffers:
     tickets: torch.Tensor
     out: torch.Tensor
     lse: torch.Tensor
+    ranks: torch.Tensor
+    records: RecordBuffers | None = None
     views: ViewBuffers | None = None
 
     @property
@@ -121,7 +130,10 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
     splits, width = num_splits(heads), round_up(shape.max_units, ALIGNED_UNITS)
     scored = bool(shape.formulas - {"nothing", "position"})
     ranked = round_up(shape.most_ranked, ALIGNED_UNITS) if scored else 0
-    blocks = triton.cdiv(shape.most_ranked, score_units) if scored else 0
+    blocks = triton.cdiv(most_scored(shape), score_units) if scored else 0
+    if shape.records:
+        blocks = max(blocks, triton.cdiv(shape.max_units * shape.unit_size, least_block(shape)))
+    logits = round_up(most_scored(shape), ALIGNED_UNITS) if scored else 0
     chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
 
     def zeros(*extents: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -137,7 +149,7 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         shared=zeros(rows),
         pending=zeros(min(PENDING_CAPACITY, shape.pool_units)),
         pending_count=zeros(1),
-        logits=zeros(rows, heads, group, ranked, dtype=floats),
+        logits=zeros(rows, heads, group, logits, dtype=floats),
         parts=zeros(rows, heads, blocks, 2, group, dtype=floats),
         best=zeros(rows, heads, 2, chunks * SELECT_CHUNK if scored and keeps_best(shape) else 0),
         selected=zeros(rows, heads, shape.max_selected),
@@ -149,8 +161,27 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         tickets=zeros(rows, heads),
         out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
         lse=zeros(rows, heads, group, dtype=floats),
+        ranks=zeros(rows, heads, ranked if shape.records else 0, dtype=floats),
+        records=of_records(shape) if shape.records else None,
         views=None if shape.views is None else allocate_views(shape, shape.views),
     )
+
+
+def of_records(shape: StepShape) -> RecordBuffers:
+    """Of all kinds of records that a server keeps."""
+    sizes = [kind.summary.segment_size for kind in shape.records]
+    segments = triton.cdiv(shape.max_units * shape.unit_size, min(sizes))
+    return allocate_records(
+        sizes, [kind.capacity for kind in shape.records], shape.max_rows, segments,
+        shape.records[0].pages, shape.device,
+    )  # fmt: skip
+
+
+def most_scored(shape: StepShape) -> int:
+    """Units of the longest context that `score_kernel` looks at: chunks, or units of the table."""
+    if "landmark" in shape.formulas:
+        return shape.max_units * (shape.unit_size // CHUNK)
+    return shape.max_units if shape.formulas - {"nothing", "position", *CODED} else 0
 
 
 def keeps_best(shape: StepShape) -> bool:

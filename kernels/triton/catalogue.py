@@ -150,7 +150,7 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
 def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     """Its own table, the pages of a stock kernel, and with logical units for watched servers."""
     uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True),
-            ", finer units": (False, False)}  # fmt: skip
+            ", finer units": (False, False), ", finer units, codes": (False, False)}  # fmt: skip
     if variant != COMMON:  # the head size does not matter
         uses = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
     for name, (dense, logical) in uses.items():
@@ -159,7 +159,8 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "REDUCED": False,
             "COPY_DENSE": dense,
             "LOGICAL": logical,
-            "FINER": name == ", finer units",
+            "FINER": "finer" in name,
+            "CODED": "codes" in name,
             "EARLY": False,
         }
         yield Case(

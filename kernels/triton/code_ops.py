@@ -7,14 +7,13 @@ import torch
 import triton
 from sgl_sparsekv.errors import UnsupportedSetup
 from sgl_sparsekv.segment_records import SegmentIndex
-from sgl_sparsekv.types import Candidates, Reduction
+from sgl_sparsekv.summaries import SegmentSummary
+from sgl_sparsekv.types import Candidates, Reduction, StepShape
 
 from .codes import codes_kernel
-from .launch import interpreted, processors
+from .launch import early, interpreted, processors
+from .spec import CLUSTERS
 from .tuning import next_power, score_chunks
-
-CODED = 5
-"""The formula of rows that are ranked by codes; behind those of `spec`."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,31 @@ def code_tuning(q: torch.Tensor, index: SegmentIndex) -> CodeTuning:
     )
 
 
+def least_block(shape: StepShape) -> int:
+    """Tokens of the smallest block of any kind of records."""
+    q = torch.empty(1, 1, shape.group, shape.head_dim, dtype=shape.dtype, device="meta")
+    return min(code_tuning(q, empty_index(shape, kind.summary)).block for kind in shape.records)
+
+
+def empty_index(shape: StepShape, summary: SegmentSummary) -> SegmentIndex:
+    """Records without any contents, for their extents."""
+    extents = summary.shapes(shape.head_dim, shape.v_head_dim)
+    arrays = [
+        torch.empty(1, 1, *extent, dtype=dtype or shape.dtype, device="meta")
+        for extent, dtype in (extents["codes"], extents["codebooks"])
+    ]
+    return SegmentIndex(*arrays, torch.empty(1, 0, dtype=torch.int32, device="meta"))
+
+
 @dataclass(frozen=True)
 class CodePlan:
-    """What a step's rows do; each int32 `[rows]`. See `codes_kernel`."""
+    """What a step's rows do, int32 `[rows]` each; those of `formula` are ranked (`codes_kernel`)."""
 
     formulas: torch.Tensor
     begins: torch.Tensor
     ends: torch.Tensor
     dense_layers: torch.Tensor
+    formula: int
 
 
 def run_codes(
@@ -95,17 +111,20 @@ def run_codes(
     if not rows:
         return
     tuned, segments = code_tuning(q, index), index.table.shape[1]
-    width = table.shape[1] * unit_size
-    chunks = score_chunks(rows, heads, triton.cdiv(width, tuned.run), 1, processors())
+    runs = triton.cdiv(table.shape[1] * unit_size, tuned.run)
+    chunks = score_chunks(rows, heads, runs, 1, processors())
+    into = parts if ranks is None else ranks
     codes_kernel[(rows, heads, chunks)](
         q, keys, index.codes, index.codebooks, table, index.table, plan.formulas, plan.begins,
-        plan.ends, plan.dense_layers, parts, parts if ranks is None else ranks, scale, layer,
-        chunks, parts.shape[2], width, segments, *q.stride()[:3], *keys.stride()[:2],
+        plan.ends, plan.dense_layers, parts, into, scale, layer,
+        chunks, parts.shape[2], into.shape[2], segments, *q.stride()[:3], *keys.stride()[:2],
         *index.codes.stride()[:2], *index.codebooks.stride()[:2], table.stride(0),
-        index.table.stride(0), RANKS=ranks is not None, MEAN=mean, CODED=CODED, GROUP=group,
-        DIM=dim, UNIT=unit_size, SUBSPACES=index.codes.shape[2], CODES=index.entries,
+        index.table.stride(0), RANKS=ranks is not None, MEAN=mean, CODED=plan.formula,
+        GROUP=group,
+DIM=dim, UNIT=unit_size, SUBSPACES=index.codes.shape[2], CODES=index.entries,
         SEGMENT=index.segment_size, RUN=tuned.run, BLOCK=tuned.block, PIECE=tuned.piece,
-        PARTS=tuned.parts, STAGES=tuned.stages, UPCAST=interpreted(), num_warps=tuned.warps, maxnreg=tuned.registers,
+        PARTS=tuned.parts, STAGES=tuned.stages, UPCAST=interpreted(),
+        num_warps=tuned.warps, maxnreg=tuned.registers, **early(),
     )  # fmt: skip
 
 
@@ -132,7 +151,7 @@ def score_codes(
     parts = q.new_empty(shape, dtype=torch.float32)
     ranks = q.new_full((rows, heads, width), -torch.inf, dtype=torch.float32)
     zeros = torch.zeros_like(candidates.begin)
-    plan = CodePlan(zeros + CODED, candidates.begin, candidates.end, zeros)
+    plan = CodePlan(zeros + CLUSTERS, candidates.begin, candidates.end, zeros, CLUSTERS)
     mean = reduction is Reduction.MEAN_SOFTMAX
     for found in (None, ranks):
         args = (index, plan, parts, found, scale, 0, unit_size, mean)

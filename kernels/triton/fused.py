@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sgl_sparsekv.routes import PagedAttend
 
 from .attend import attend_kernel
-from .buffers import StepBuffers, allocate
+from .buffers import StepBuffers, allocate, most_scored
+from .coded import Arrays, CodedRows
 from .cuda.select import constants_for, launch_select
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
 from .outliers import outliers_kernel
@@ -79,8 +80,11 @@ class FusedDecode:
         self.buffers: StepBuffers = allocate(shape, self.tuning.score_units, watched)
         self.watched = watched
         self._units_per_page = shape.page_size // shape.unit_size
-        self._blocks = triton.cdiv(shape.most_ranked, self.tuning.score_units)
+        self._blocks = self.buffers.parts.shape[2]
+        self._scored = triton.cdiv(most_scored(shape), self.tuning.score_units)
         self._finer = shape.most_ranked > shape.max_units
+        held = self.buffers.records
+        self.coded = None if held is None else CodedRows(shape, held)
 
     @property
     def nbytes(self) -> int:
@@ -99,6 +103,8 @@ class FusedDecode:
                 slots.numel(), self.buffers.shared.numel(), PAGE=self.shape.page_size,
                 UNITS_PER_PAGE=self._units_per_page, BLOCK=FORGET_SLOTS,
             )  # fmt: skip
+            if self.coded is not None:
+                self.coded.forget(slots)
 
     def arrange(self, order: torch.Tensor) -> None:
         """See `FusedDecode.arrange`."""
@@ -125,6 +131,8 @@ class FusedDecode:
             UNIT=self.shape.unit_size, UNITS_PER_PAGE=self._units_per_page, BLOCK=BEGIN_UNITS,
             ROWS=self._together(rows), VIEWS=views is not None,
         )  # fmt: skip
+        if self.coded is not None:
+            self.coded.begin(request_rows, lengths, req_to_token)
 
     def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
         """See `FusedDecode.summarise`."""
@@ -137,6 +145,20 @@ class FusedDecode:
             DIM=self.shape.head_dim,
         )  # fmt: skip
 
+    def build(
+        self,
+        name: str,
+        jobs: torch.Tensor,
+        req_to_token: torch.Tensor,
+        keys: torch.Tensor,
+        key_pointers: torch.Tensor,
+        arrays: Arrays,
+        skip: int,
+    ) -> None:
+        """See `FusedDecode.build`."""
+        assert self.coded is not None, "no served method reads records"
+        self.coded.build(name, jobs, req_to_token, keys, key_pointers, arrays, skip)
+
     def decode(
         self,
         sealed: torch.Tensor,
@@ -147,12 +169,15 @@ class FusedDecode:
         fields: Mapping[str, torch.Tensor],
         scale: float,
         paged: "PagedAttend | None" = None,
+        records: Mapping[str, Arrays] = {},
     ) -> torch.Tensor:
         """See `FusedDecode.decode`."""
-        if self._ranks:
+        if self._scored:
             self._score(sealed, layer, q, keys, fields, scale)
         if "misfit" in fields:
             self._mark_outliers(layer, q.shape[0], fields["misfit"])
+        if self.coded is not None:
+            self.coded.rank(layer, q, keys, self.buffers, scale, records)
         self._select(layer, q.shape[0], paged)
         if paged is not None:
             return paged.run(q.contiguous(), keys, values, scale, lse=False)[0]
@@ -169,10 +194,6 @@ class FusedDecode:
     def _together(self, rows: int) -> int:
         return rows_together(rows, self.shape.group, self.tuning.most_lanes)
 
-    @property
-    def _ranks(self) -> bool:
-        return self.buffers.logits.numel() > 0
-
     def _score(
         self,
         sealed: torch.Tensor,
@@ -186,7 +207,7 @@ class FusedDecode:
         rows, heads, group, dim = q.shape
         together = self._together(rows)
         groups = triton.cdiv(rows, together)
-        chunks = score_chunks(rows, heads, self._blocks, together, processors())
+        chunks = score_chunks(rows, heads, self._scored, together, processors())
         workers = triton.cdiv(WORKERS, groups) if fields else 0
         score_kernel[(groups, heads, chunks + workers)](
             q, keys, *planes, held.pending, held.pending_count, held.table, held.order,
@@ -215,25 +236,27 @@ class FusedDecode:
         if paged is not None:
             pages, offsets = paged.pages, paged.offsets
         mean, block = shape.reduction is Reduction.MEAN_SOFTMAX, self.tuning.score_units
-        scores = (
-            held.logits, held.parts, held.table, held.plan[0], held.plan[1], held.plan[2],
+        scores, rows_of = (held.logits, held.parts), (
+            held.table, held.plan[0], held.plan[1], held.plan[2],
             held.plan[3], held.plan[4], held.plan[6],
         )  # fmt: skip
-        numbers = (
-            layer, self._blocks, held.logits.shape[3], shape.max_selected, held.table.stride(0),
+        numbers, sizes = (layer, self._blocks, held.logits.shape[3]), (
+            shape.max_selected, held.table.stride(0),
             1 if paged is None else shape.unit_size * shape.heads,
         )  # fmt: skip
         if selects_by_cuda(shape.max_units) and not self._finer:
             constants = constants_for(shape.max_units, shape.group, block, mean, paged is not None)
-            tensors = (*scores, pages, held.logical if self.watched else None, offsets)
-            launch_select(constants, shape.heads, rows, tensors, numbers)
+            tensors = (*scores, *rows_of, pages, held.logical if self.watched else None, offsets)
+            launch_select(constants, shape.heads, rows, tensors, (*numbers, *sizes))
             return
         chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
         select_kernel[(chunks, shape.heads, rows)](
-            *scores, held.plan[7], pages, held.logical, offsets, held.best, held.tickets, *numbers,
+            *scores, held.ranks, *rows_of, held.plan[7], pages, held.logical, offsets, held.best,
+            held.tickets, *numbers, held.ranks.shape[2], *sizes,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            FINER=self._finer, num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS, **early(),
+            FINER=self._finer, CODED=bool(shape.records), num_warps=SELECT_WARPS,
+            maxnreg=SELECT_REGISTERS, **early(),
         )  # fmt: skip
 
     def _attend(
@@ -258,6 +281,7 @@ class FusedDecode:
             kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim,
             VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
             TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
-            VIEWS=views is not None, FINER=self._finer, num_warps=self.tuning.attend_warps, **early(),
+            VIEWS=views is not None, FINER=self._finer, num_warps=self.tuning.attend_warps,
+            **early(),
         )  # fmt: skip
         return held.out[:rows]

@@ -202,18 +202,19 @@ class TritonOps:
             counts, constant(scores, rows, 0),
         )  # fmt: skip
         lists = (physical, logical, run_offsets(rows * heads, widest, scores.device))
-        numbers = (0, 0, width, widest, table.stride(0), 1)
+        numbers, sizes = (0, 0, width), (widest, table.stride(0), 1)
         chosen = Selection(logical, physical, per_head(counts, heads))
         if selects_by_cuda(width):
             tensors = (scores.contiguous(), None, *rows_of, *lists)
-            launch_select(constants_for(width), heads, rows, tensors, numbers)
+            launch_select(constants_for(width), heads, rows, tensors, (*numbers, *sizes))
             return chosen
         room = chunks * SELECT_CHUNK if chunks > 1 else 0
         best = logical.new_empty(rows, heads, 2, room)
         select_kernel[(chunks, heads, rows)](
-            scores.contiguous(), scores, *rows_of, constant(scores, rows, 0), *lists, best,
-            constant(scores, rows * heads, 0), *numbers, BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False,
-            REDUCED=True, COPY_DENSE=False, LOGICAL=True, FINER=False, num_warps=SELECT_WARPS,
+            scores.contiguous(), scores, scores, *rows_of, constant(scores, rows, 0), *lists, best,
+            constant(scores, rows * heads, 0), *numbers, 0, *sizes, BLOCK=1,
+            CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
+            COPY_DENSE=False, LOGICAL=True, FINER=False, CODED=False, num_warps=SELECT_WARPS,
             maxnreg=SELECT_REGISTERS,
         )  # fmt: skip
         return chosen

@@ -18,6 +18,7 @@ from .primitives import LARGEST, finer_units, padded, share_of, take_turn
 
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
+CLUSTERS = tl.constexpr(spec.CLUSTERS)
 ALWAYS = tl.constexpr(0xFFFFFFFF)
 DIGITS = tl.constexpr(256)
 
@@ -191,6 +192,7 @@ def store_chosen(
 def select_kernel(
     logits,
     parts,
+    ranks,
     table,
     formulas,
     begins,
@@ -207,6 +209,7 @@ def select_kernel(
     layer,
     blocks,
     width,
+    ranked,
     widest,
     stride_table,
     entry_scale,
@@ -219,6 +222,7 @@ def select_kernel(
     COPY_DENSE: tl.constexpr,
     LOGICAL: tl.constexpr,
     FINER: tl.constexpr,
+    CODED: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Keep sinks, window and the best candidates of one row and KV head. Grid `[chunks, H, rows]`.
@@ -226,6 +230,7 @@ def select_kernel(
     Args:
         logits: float32 `[rows, H, G, width]` with parts as `score_kernel` leaves them. When REDUCED
             float32 `[rows, H, width]`, final scores, and parts is not read.
+        ranks: float32 `[rows, H, ranked]`, final scores of rows that rank by codes, when CODED.
         table: int32 `[rows, stride_table]`, see `begin_kernel`.
         formulas, begins, ends, num_units, counts, dense_layers: int32 `[rows]`.
         finers: int32 `[rows]`, units of the table have 2^finer of the row's; read when FINER.
@@ -268,15 +273,24 @@ def select_kernel(
         return
     logits += pair * GROUP * width
     unit = chunk * CHUNK + tl.arange(0, CHUNK)
+    inside = (unit >= begin) & (unit < end)
+    rank = tl.full([CHUNK], float("-inf"), tl.float32)
     if REDUCED:
-        inside = (unit >= begin) & (unit < end)
         rank = tl.load(logits + unit, mask=inside, other=float("-inf"))
+    elif CODED:
+        if formula >= CLUSTERS:
+            rank = tl.load(ranks + pair * ranked + unit, mask=inside, other=float("-inf"))
+        else:
+            rank = group_rank(
+                logits, parts + pair * blocks * 2 * GROUP, unit, begin, end, width,
+                BLOCK, GROUP, MEAN, PARTS,
+            )  # fmt: skip
     else:
         rank = group_rank(
             logits, parts + pair * blocks * 2 * GROUP, unit, begin, end, width,
             BLOCK, GROUP, MEAN, PARTS,
         )  # fmt: skip
-    key = tl.where((unit >= begin) & (unit < end), sortable(rank), ALWAYS)
+    key = tl.where(inside, sortable(rank), ALWAYS)
     key = tl.where(unit < total, key, 0).to(tl.uint32)
     if chunks == 1:
         least, of_equals = threshold_of(key, unit < total, count)

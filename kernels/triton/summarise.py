@@ -39,8 +39,8 @@ def summarise_landmarks(
 
 @triton.jit
 def summarise_pending(
-    keys, min_max, mean_std, landmarks, misfits, heads, pending, pending_count, capacity, worker, workers,
-    stride_slot, stride_unit, stride_plane,
+    keys, min_max, mean_std, landmarks, misfits, heads, pending, pending_count, capacity, worker,
+    workers, stride_slot, stride_unit, stride_plane,
     HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, HAS_LANDMARK: tl.constexpr,
     UNIT: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip

@@ -7,7 +7,7 @@ behind the last    stamps of what was summarised
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,12 @@ import torch
 from ..config import ServerOptions
 from ..errors import UnsupportedSetup
 from ..fused_ops import FusedOps
+from ..page_metadata import SegmentRecords
+from ..selection import load_method
 from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
+from .device_records import DeviceRecords
 from .gate import DENSE, BreakEven, Cost, activate_gate, predicted_cost
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
@@ -34,6 +37,8 @@ from .views.making import ViewMaker
 from .views.store import ViewStore
 
 logger = logging.getLogger(__name__)
+Written = tuple[int, RequestEntry, int]
+"""Row of `req_to_token`, the request that owns it, and tokens that are written."""
 
 
 class FusedBackend(SparseKVBackend):
@@ -49,6 +54,8 @@ class FusedBackend(SparseKVBackend):
         self.max_rows = shape.max_rows
         self.option_table = OptionTable(self.step, options.request)
         self.views = self._views(shape, {module.layer_id: module.scaling for module in served})
+        self._readers: dict[str, SegmentRecords] = {}
+        self.records = self._records(shape)
         self.paged = self._route(shape)
         per_token = shape.heads * (shape.head_dim + shape.v_head_dim) * shape.dtype.itemsize
         cost = predicted_cost(shape.heads, per_token, torch.device(shape.device))
@@ -78,6 +85,18 @@ class FusedBackend(SparseKVBackend):
         views = DeviceViews(ViewMaker(store, self.layers, scales, pool, table, watched))
         self.table.view_of = views.view_of
         return views
+
+    def _records(self, shape: StepShape) -> DeviceRecords | None:
+        """Segment records of served methods; None: no method reads any."""
+        if not shape.records:
+            return None
+        table = self.req_to_token_pool.req_to_token
+        found = DeviceRecords(self.step, self.metadata, self.token_to_kv_pool, table)
+        for method in reversed(self.options.methods):
+            summary = load_method(method).segments(self.options.index)
+            if summary is not None:
+                self._readers[method] = found.kinds[summary.name]
+        return found
 
     def _told(self, shape: StepShape, needed: int | Cost) -> str:
         """What a server says of its steps when it starts."""
@@ -183,16 +202,21 @@ class FusedBackend(SparseKVBackend):
 
         return bool(get_capture_attention_variant() != DENSE)
 
-    def _before_step(self, plan: HostPlan | None, filled: int = 0) -> None:
+    def _before_step(
+        self, plan: HostPlan | None, filled: int = 0, prefilled: Sequence[Written] = ()
+    ) -> None:
         """Pages that the allocator gave to writers we do not see, and who owns which row.
 
         `filled` units are those that prefill fills; of decode rows they are counted here.
+        `prefilled` are rows that a prefill goes on with.
         """
         for slots in self._handed_out:
             if slots.is_cuda:  # allocated on the scheduler's stream, read on this one
                 slots.record_stream(torch.cuda.current_stream())
             self.step.forget(self.metadata.sealed, slots)
         self._handed_out.clear()
+        if self.records is not None:
+            self._build_records(plan, prefilled)
         if plan is None:
             self.observer.begin_step(None, filled)
             return
@@ -209,6 +233,20 @@ class FusedBackend(SparseKVBackend):
             self.views.decode(entries, plan.lengths, self.observer)
         if self.observer.check_is_due:
             self._check(plan)
+
+    def _build_records(self, plan: HostPlan | None, prefilled: Sequence[Written]) -> None:
+        """Records of segments that earlier steps made whole."""
+        assert self.records is not None
+        rows = list(prefilled)
+        if plan is not None:
+            lengths = plan.lengths.tolist()
+            owned = [
+                (row, n) for row, n in zip(plan.rows.tolist(), lengths, strict=True) if row >= 0
+            ]
+            rows += [(row, self.table.entry(row), length - 1) for row, length in owned]
+        self.records.build(rows)
+        for method, records in self._readers.items():
+            self.observer.indexed(method, records)
 
     def _begin_decode(self, plan: HostPlan | None) -> None:
         """Host work of a decode step, once it is known whether it is sparse."""
@@ -238,6 +276,10 @@ class FusedBackend(SparseKVBackend):
         for layer in range(self.metadata.last_layer + 1):
             keys = self.token_to_kv_pool.get_key_buffer(layer + self.token_to_kv_pool.start_layer)
             self.observer.check_layer(layer, keys, units)
+        if self.records is not None:
+            number = self.observer.step
+            for row, length in zip(plan.rows.tolist(), plan.lengths.tolist(), strict=True):
+                self.observer.compared(*self.records.mismatches(self.ops, row, length - 1, number))
 
     def _begin(self, request_rows: torch.Tensor, lengths: torch.Tensor) -> None:
         self.step.begin(
@@ -251,16 +293,16 @@ class FusedBackend(SparseKVBackend):
         if self.views is not None:
             self.views.begin_step()
         launched, self.table.launched = self.table.launched, None
-        decode, filled = np.zeros(0, dtype=bool), 0
+        decode, filled, prefilled = np.zeros(0, dtype=bool), 0, list[Written]()
         if launched is not None:
             decode = self.table.is_decode(launched)
-            filled = self._note_extends(forward_batch, launched, decode)
+            filled, prefilled = self._note_extends(forward_batch, launched, decode)
         mixed = 0 < decode.sum() <= self.max_rows
         host = host_lengths(forward_batch)[: len(decode)] if mixed else None
         plan = None
         if launched is not None and host is not None:
             plan = self._host_plan_of(launched[decode], host[decode])
-        self._before_step(plan, filled)
+        self._before_step(plan, filled, prefilled)
         self._arrange(None)
         self.step.forget(self.metadata.sealed, forward_batch.out_cache_loc)
         rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
@@ -280,10 +322,12 @@ class FusedBackend(SparseKVBackend):
             self.paged.plan(len(plan.rows), plan, graph=False)
         self._begin(rows[place], lengths[place])
 
-    def _note_extends(self, forward_batch: Any, launched: IntArray, decode: BoolArray) -> int:
+    def _note_extends(
+        self, forward_batch: Any, launched: IntArray, decode: BoolArray
+    ) -> tuple[int, list[Written]]:
         """Note prefix hits of requests that begin, and which queries views take; gives the units
-        that prefill fills."""
-        unit, filled = self.geometry.unit_size, 0
+        that prefill fills, and what rows had before."""
+        unit, filled, written = self.geometry.unit_size, 0, list[Written]()
         lengths, new = host_lengths(forward_batch).tolist(), forward_batch.extend_seq_lens_cpu
         ends = np.cumsum(new).tolist()
         for i in np.flatnonzero(~decode).tolist():
@@ -292,10 +336,11 @@ class FusedBackend(SparseKVBackend):
             if self.views is not None:
                 self.views.extend(entry, slice(ends[i] - added, ends[i]), length)
             filled += length // unit - (length - added) // unit
+            written.append((row, entry, length - added))
             if not entry.extended:
                 entry.extended = True
                 self.observer.prefix_units((length - added) // unit)
-        return filled
+        return filled, written
 
     # -- host mirror -----------------------------------------------------------------------
 
@@ -387,7 +432,7 @@ class FusedBackend(SparseKVBackend):
         paged = None if self.paged is None else self.paged.of_layer(number)
         out = self.step.decode(
             self.metadata.sealed, number, grouped, keys, values, self._fields[local],
-            layer.scaling, paged,
+            layer.scaling, paged, {} if self.records is None else self.records.of_layer(local),
         )  # fmt: skip
         if self.options.trace:
             self.observer.watched(number, self.step.buffers.logical, self._listed(number))

@@ -154,9 +154,14 @@ class StepObserver:
         if self._checked is None:
             return
         found = find_mismatches(self.metadata, self.ops, layer, keys, self._checked)
-        self._found(self._checked.numel(), found)
+        self.compared(self._checked.numel(), found)
 
-    def _found(self, compared: int, found: list[Mismatch]) -> None:
+    def compared(self, compared: int, found: list[Mismatch]) -> None:
+        """So many fields or records were compared with their keys, and these differ.
+
+        Raises:
+            StaleMetadata: one does and the check mode is `raise`.
+        """
         self.metrics.checked(compared, len(found))
         if not found:
             return
@@ -173,7 +178,7 @@ class StepObserver:
         """
         if self._checked is not None:
             compared, found = index.mismatches(layer, cache, self.step)
-            self._found(compared, found)
+            self.compared(compared, found)
 
     def dense(self, layer: int, group: RowGroup) -> None:
         """Rows read everything in a layer."""

@@ -44,6 +44,7 @@ class RequestEntry:
         view: what it keeps, if its method keeps views.
         prefix: what its prompt begins with; known where the table orders rows.
         telemetry: what its decode steps covered and cost; filled only if it is watched.
+        indexed: whole segments of its row that a device was told to build records of, by kind.
     """
 
     rid: str
@@ -63,6 +64,7 @@ class RequestEntry:
     view: RequestView | None = None
     prefix: Prefix = ()
     telemetry: RequestTelemetry = field(default_factory=RequestTelemetry)
+    indexed: dict[str, int] = field(default_factory=dict)
 
     def start_over(self) -> None:
         """Its output was thrown away: what its decode steps read and covered is told of none."""
@@ -150,6 +152,7 @@ class RequestTable:
         entry = self.enter(request)
         if request.retraction_count != entry.retractions:
             entry.retractions = request.retraction_count
+            entry.indexed.clear()  # its row is another, or has other pages
             if request.input_embeds is not None:  # output tokens cannot follow embeddings again
                 entry.start_over()
         self._by_row[row] = entry

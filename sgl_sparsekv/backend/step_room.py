@@ -14,9 +14,10 @@ from ..config import FUSED_DEVICES, ServerOptions
 from ..fused_ops import FusedOps
 from ..geometry import ceil_div
 from ..ops import load_ops
+from ..page_metadata import PageMetadata
 from ..selection import load_method
 from ..selection.view import ViewMethod
-from ..types import StepShape, ViewShape
+from ..types import RecordShape, StepShape, ViewShape
 from .flags import options_of
 from .resolution import device_of
 
@@ -97,6 +98,7 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         formulas=frozenset(load_method(name).formula for name in options.methods),
         reduction=options.reduction,
         finest=finest,
+        records=records_of(options, None),
     )
     return with_views(shape, options, kvc.layer_info.num_effective_layers, 0)
 
@@ -126,9 +128,21 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
         formulas=frozenset(load_method(name).formula for name in backend.options.methods),
         reduction=backend.options.reduction,
         finest=finest,
+        records=records_of(backend.options, backend.metadata),
     )
     first = backend.token_to_kv_pool.start_layer
     return with_views(shape, backend.options, layout.num_layers, first)
+
+
+def records_of(options: ServerOptions, metadata: PageMetadata | None) -> tuple[RecordShape, ...]:
+    """Records that served methods rank by; their maps of pages are left out where none is given."""
+    named = [load_method(name).segments(options.index) for name in options.methods]
+    kinds = dict.fromkeys(summary for summary in named if summary is not None)
+    if metadata is None:
+        return tuple(RecordShape(summary, 1, 1) for summary in kinds)
+    pages = metadata.num_units // metadata.geometry.units_per_page
+    held = metadata.records
+    return tuple(RecordShape(kind, held[kind.name].capacity, pages) for kind in kinds)
 
 
 def finest_unit(options: ServerOptions) -> int:

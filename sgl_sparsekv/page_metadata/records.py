@@ -46,7 +46,8 @@ class SegmentRecords:
     Attributes:
         summary: what a record holds.
         capacity: records there is room for.
-        arrays: per layer, by the names of `SegmentSummary.shapes`, `[capacity, H, ...]`.
+        stacked: by the names of `SegmentSummary.shapes`, `[layers, capacity, H, ...]`.
+        arrays: the same per layer.
         built: records sealed since the start.
         evicted: records that gave way to another since the start.
         refused: segments that found no room since the start, counted in every step.
@@ -64,15 +65,14 @@ class SegmentRecords:
         self.summary = summary
         self.layout = layout
         self.capacity = record_capacity(num_slots, summary.segment_size)
-        rows = (self.capacity, layout.num_kv_heads)
+        rows = (layout.num_layers, self.capacity, layout.num_kv_heads)
+        self.stacked = {
+            name: torch.zeros(*rows, *shape, dtype=dtype or layout.dtype, device=device)
+            for name, (shape, dtype) in summary.shapes(layout.head_dim, layout.v_head_dim).items()
+        }
         self.arrays = [
-            {
-                name: torch.zeros(*rows, *shape, dtype=dtype or layout.dtype, device=device)
-                for name, (shape, dtype) in summary.shapes(
-                    layout.head_dim, layout.v_head_dim
-                ).items()
-            }
-            for _ in range(layout.num_layers)
+            {name: array[layer] for name, array in self.stacked.items()}
+            for layer in range(layout.num_layers)
         ]
         self.built = self.evicted = self.refused = 0
         self._step = 0

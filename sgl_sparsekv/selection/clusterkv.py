@@ -20,6 +20,7 @@ class ClusterKV(CodedMethod):
 
     name = "clusterkv"
     citation = "ClusterKV, arXiv 2412.03213"
+    formula = "clusters"
     tells_shares = True
 
     def segments(self, options: IndexOptions) -> CodeSummary:

@@ -18,6 +18,7 @@ class PQCache(CodedMethod):
 
     name = "pqcache"
     citation = "PQCache, arXiv 2407.12820"
+    formula = "products"
     tells_shares = True
 
     def segments(self, options: IndexOptions) -> CodeSummary:

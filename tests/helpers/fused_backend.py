@@ -33,13 +33,18 @@ def fused_backend(memory: Any) -> Any:
     backend.observer = memory.recorder
     backend._decode_tokens, backend._needs_dense, backend.paged = None, False, None
 
-    def selected(layer: int, place: int, selection: Selection, dense: bool, unit: int) -> None:
-        report(backend, layer, place, selection, dense, unit)
+    def selected(layer: int, *told: Any) -> None:
+        report(backend, layer, *told)
 
-    backend.step = TorchFused(step_shape(memory), selected)
+    def keys_of() -> list[torch.Tensor]:
+        return [memory.pool.get_key_buffer(layer) for layer in range(LAYERS)]
+
+    backend.step = TorchFused(step_shape(memory), selected, keys_of)
     backend.max_rows = backend.step.shape.max_rows
     backend.option_table = OptionTable(backend.step, memory.options.request)
     backend.views = backend._views(backend.step.shape, dict.fromkeys(range(LAYERS), SCALE))
+    backend._readers = {}
+    backend.records = backend._records(backend.step.shape)
     backend.gate = BreakEven(backend._host_plan, 0, backend.max_rows)
     backend.table.orders, backend._order = True, np.arange(backend.max_rows)
     backend._handed_out = []
@@ -55,7 +60,7 @@ def fused_backend(memory: Any) -> Any:
 
 def step_shape(memory: Any) -> StepShape:
     """Extents of the toy's steps."""
-    from sgl_sparsekv.backend.step_room import with_views
+    from sgl_sparsekv.backend.step_room import records_of, with_views
 
     table, geometry = memory.row_pool.req_to_token, memory.geometry
     units = geometry.num_units(table.shape[1])
@@ -75,12 +80,19 @@ def step_shape(memory: Any) -> StepShape:
         device=torch.device("cpu"),
         formulas=frozenset(FORMULAS),
         reduction=memory.options.reduction,
+        records=records_of(memory.options, memory.metadata),
     )
     return with_views(shape, memory.options, LAYERS, 0)
 
 
 def report(
-    backend: Any, layer: int, place: int, selection: Selection, dense: bool, unit: int
+    backend: Any,
+    layer: int,
+    place: int,
+    selection: Selection,
+    dense: bool,
+    unit: int,
+    records: torch.Tensor | None = None,
 ) -> None:
     """Tell the recorder what a row read, as the grouped backend's observer hears it."""
     selection = replace(selection, counts=per_head(selection.counts, HEADS))
@@ -89,7 +101,7 @@ def report(
         counts=selection.counts[:, 0],
         unit_size=unit,
         take=lambda rows: rows[place : place + 1],
-        records=None,
+        records=records,
         rest=None,
     )
     if dense:

@@ -106,8 +106,8 @@ def check_records(host: Host) -> int:
         Segments of which two running requests hold different continuations.
     """
     branches: dict[int, set[int]] = {}
-    for name, records in host.metadata.records.items():
-        size, held = records.summary.segment_size, records.held
+    for name, records in host.kinds.items():
+        size, held = records.summary.segment_size, host.recorded(name)
         require(len(set(held.values())) == len(held), "records", f"{name}: one of two pages")
         stale = set()
         for slots in host.handed_out:
@@ -141,12 +141,14 @@ class Checker:
         host: what is checked.
         compared: rows and layers whose output was compared.
         branched: segments found with more than one continuation.
+        indexed: rows and layers that read a record.
         scored: by row, request, length and scores' lengths and records by layer.
     """
 
     host: Host
     compared: int = 0
     branched: int = 0
+    indexed: int = 0
     scored: dict[int, tuple[str, int, dict[int, tuple[int, list[bool]]]]] = field(
         default_factory=dict
     )
@@ -271,8 +273,11 @@ class Checker:
         whole = judged.length // summary.segment_size
         require(not any(indexed[whole:]), "records", "a record of a segment that is not whole")
         records = self.host.metadata.records[summary.name]
-        full = len(records.held) == records.capacity
-        require(all(indexed[:whole]) or full, "records", "a whole segment without a record")
+        full = len(self.host.recorded(summary.name)) == records.capacity
+        before = judged.length - 1 if self.host.kind == "fused" else judged.length
+        built = before // summary.segment_size
+        require(all(indexed[:built]) or full, "records", "a whole segment without a record")
+        self.indexed += any(indexed)
         return indexed[:whole]
 
     def _check_bound(self, layer: int, units: torch.Tensor, q: torch.Tensor) -> None:

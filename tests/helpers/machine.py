@@ -343,6 +343,7 @@ class CacheMachine(RuleBasedStateMachine):
         if not hasattr(self, "checker"):
             return
         self.seen["branched segments"] += self.checker.branched
+        self.seen["rows by records"] += self.checker.indexed
         for records in self.host.metadata.records.values():
             self.seen["records built"] += records.built
             self.seen["records evicted"] += records.evicted

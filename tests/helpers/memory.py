@@ -119,6 +119,18 @@ class Memory:
         return tuple(m.name for m in served if self.page_size % (m.unit_size or 1) == 0)
 
     @property
+    def kinds(self) -> dict[str, Any]:
+        """Segment records that are kept, by name."""
+        return dict(self.metadata.records) if self.kind == "grouped" else self.backend.records.kinds
+
+    def recorded(self, name: str) -> dict[int, int]:
+        """Record of every page that has one."""
+        if self.kind == "grouped":
+            return dict(self.metadata.records[name].held)
+        of_page = self.backend.step.buffers.records.of_page[self.backend.step.kinds[name]]
+        return {page: record for page, record in enumerate(of_page.tolist()) if record >= 0}
+
+    @property
     def index(self) -> IndexOptions:
         """Short segments, of at least two pages."""
         size = max(64, 2 * self.page_size)

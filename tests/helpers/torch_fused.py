@@ -9,40 +9,48 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from sgl_sparsekv.kernels.triton.buffers import VIEW_FIELDS, allocate_views
+from sgl_sparsekv.kernels.triton.buffers import VIEW_FIELDS, allocate_views, of_records
+from sgl_sparsekv.kernels.triton.records import TAKEN
 from torch.nn.utils.rnn import pad_sequence
 
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.ops import load_ops
+from sgl_sparsekv.page_metadata.records import write_records
+from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT, ShadowKV
 from sgl_sparsekv.types import Candidates, ScoreInputs, Selection, StepShape
 
-FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact", "landmark")
+CODED = ("clusters", "products")
+FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact", "landmark", *CODED)
 SUMMARIES = {s.name: s for s in (Quest.summary, MeanStd.summary, LANDMARK, MISFIT)}
 
 
 class TorchFused:
     """See `FusedDecode`; `selected` hears what a row read in a layer: its place, the selection,
-    whether that is everything, and tokens of a unit."""
+    whether that is everything, tokens of a unit, and records; `keys_of` gives K of all layers."""
 
     nbytes = 0
 
     def __init__(
         self,
         shape: StepShape,
-        selected: Callable[[int, int, Selection, bool, int], None],
+        selected: Callable[[int, int, Selection, bool, int, torch.Tensor | None], None],
+        keys_of: Callable[[], list[torch.Tensor]],
     ) -> None:
         self.shape = shape
         self.selected = selected
+        self.keys_of = keys_of
         self.ops = load_ops("reference")
         self.geometry = Geometry(shape.page_size, shape.unit_size)
         self.buffers = SimpleNamespace(
             options=torch.zeros(shape.requests, 7, dtype=torch.int32),
             ratios=torch.zeros(shape.requests, dtype=torch.float64),
             views=None if shape.views is None else allocate_views(shape, shape.views),
+            records=of_records(shape) if shape.records else None,
         )
+        self.kinds = {kind.summary.name: i for i, kind in enumerate(shape.records)}
         self.pending = torch.empty(0, dtype=torch.int64)
         self.rows: list[dict[str, Any]] = []
 
@@ -56,6 +64,58 @@ class TorchFused:
         sealed[self.geometry.units_of_pages(self.geometry.page_starts(slots))] = False
         sealed[self.geometry.unit_of(slots)] = False
         self.pending = self.pending[:0]
+        for kind in self.kinds.values():
+            of_page, page_of = (
+                getattr(self.buffers.records, x)[kind] for x in ("of_page", "page_of")
+            )
+            for page in self.geometry.page_of(slots).unique().tolist():
+                if of_page[page] >= 0:
+                    page_of[of_page[page]], of_page[page] = -1, -1
+
+    def build(
+        self,
+        name: str,
+        jobs: torch.Tensor,
+        req_to_token: torch.Tensor,
+        keys: torch.Tensor,
+        key_pointers: torch.Tensor,
+        arrays: Mapping[str, torch.Tensor],
+        skip: int,
+    ) -> None:
+        """See `FusedDecode.build`: layer after layer, by the reference."""
+        kind = self.kinds[name]
+        summary, held = self.shape.records[kind].summary, self.buffers.records
+        for request, nth, _ in jobs.tolist():
+            size = summary.segment_size
+            slots = req_to_token[request, nth * size : (nth + 1) * size].long()
+            record = self._reserve(kind, int(self.geometry.page_of(slots[-1:])))
+            if record < 0:
+                continue
+            skips = torch.tensor([skip * (nth == 0)])
+            for layer, k in enumerate(self.keys_of()):
+                into = {key: array[layer] for key, array in arrays.items()}
+                at = torch.tensor([record])
+                write_records(self.ops, summary, (k, k), slots[None], skips, into, at)
+        assert (held.page_of >= 0).sum() == (held.of_page >= 0).sum() + (
+            held.page_of == TAKEN
+        ).sum()
+
+    def _reserve(self, kind: int, page: int) -> int:
+        """A record for a page that has none, else -1."""
+        held, capacity = self.buffers.records, self.shape.records[kind].capacity
+        of_page, page_of = held.of_page[kind], held.page_of[kind]
+        if page < 1 or of_page[page] >= 0:
+            return -1
+        first = int(held.next[kind])
+        ring = [(first + i) % capacity for i in range(capacity)]
+        record = next((r for r in ring if page_of[r] < 0), first)
+        held.told[kind, 0] += 1
+        if page_of[record] >= 0:
+            of_page[page_of[record]] = -1
+            held.told[kind, 1] += 1
+        of_page[page], page_of[record] = record, page
+        held.next[kind] = (record + 1) % capacity
+        return record
 
     def arrange(self, order: torch.Tensor) -> None:
         """See `FusedDecode.arrange`: plain torch reads every row by itself."""
@@ -75,6 +135,7 @@ class TorchFused:
             plan, units = self._plan(request, length), self.geometry.unit_table(slots)
             own = self.geometry.unit_table(slots, plan["unit"])
             row = {"units": own, "slots": slots, "view": self._record(request)}
+            row["records"] = {name: self._records(kind, slots) for name, kind in self.kinds.items()}
             self.rows.append(plan | row)
             full = units[: length // self.shape.unit_size]
             full = full[full >= self.geometry.units_per_page]
@@ -116,6 +177,7 @@ class TorchFused:
         fields: Mapping[str, torch.Tensor],
         scale: float,
         paged: object = None,
+        records: Mapping[str, Mapping[str, torch.Tensor]] = {},
     ) -> torch.Tensor:
         """See `FusedDecode.decode`."""
         self.summarise(keys, fields)  # a unit without a stamp has the fields its keys give
@@ -124,12 +186,19 @@ class TorchFused:
             view = self._view(row, layer, q[i])
             chosen, unit, tail = view, 1, 1
             if chosen is None:
-                chosen = self._choose(row, layer, q[i : i + 1], keys, fields, scale)
+                chosen = self._choose(row, layer, q[i : i + 1], keys, fields, scale, records)
                 unit, tail = row["unit"], row["tail"]
-            self.selected(layer, i, chosen, view is None and self._dense(row, layer), unit)
+            dense = view is None and self._dense(row, layer)
+            self.selected(layer, i, chosen, dense, unit, row["records"].get(row["formula"]))
             how = (chosen.physical, chosen.counts, one(tail), scale, unit)
             out.append(self.ops.attend(q[i : i + 1], keys, values, *how)[0])
         return torch.cat(out)
+
+    def _records(self, kind: int, slots: torch.Tensor) -> torch.Tensor:
+        """int32 `[1, segments]`, of whole ones."""
+        size = self.shape.records[kind].summary.segment_size
+        pages = self.geometry.page_of(slots[size - 1 :: size])
+        return self.buffers.records.of_page[kind, pages][None]
 
     def _record(self, request: int) -> torch.Tensor | None:
         views = self.buffers.views
@@ -170,6 +239,7 @@ class TorchFused:
         keys: torch.Tensor,
         fields: Mapping[str, torch.Tensor],
         scale: float,
+        records: Mapping[str, Mapping[str, torch.Tensor]],
     ) -> Selection:
         """What one row reads, in its own units."""
         total, heads = len(row["units"]), q.shape[1]
@@ -187,6 +257,11 @@ class TorchFused:
             numbers = (one(total), one(row["count"]), scale, self.shape.reduction, row["unit"])
             inputs = ScoreInputs(q, keys, fields, None, candidates, *numbers)
             scores = ShadowKV().score(self.ops, inputs)
+        elif row["formula"] in CODED:
+            arrays = records[row["formula"]]
+            table = row["records"][row["formula"]]
+            index = SegmentIndex(arrays["codes"], arrays["codebooks"], table)
+            scores = self.ops.score_codes(q, keys, index, *how)
         else:
             name = row["formula"]
             scores = self.ops.score(SUMMARIES[name], q, fields[name], *how)

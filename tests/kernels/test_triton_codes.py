@@ -10,12 +10,12 @@ from coded import make_coded, row_of
 from sgl_sparsekv.kernels.reference.rows import reduce_group
 from sgl_sparsekv.kernels.triton import code_ops
 from sgl_sparsekv.kernels.triton.code_ops import (
-    CODED,
     CodePlan,
     code_tuning,
     run_codes,
     score_codes,
 )
+from sgl_sparsekv.kernels.triton.spec import CLUSTERS
 from triton_kit import DEVICE, REDUCTIONS, REFERENCE, moved
 
 from sgl_sparsekv.errors import UnsupportedSetup
@@ -114,7 +114,7 @@ def make_rows(shape: Shape) -> Rows:
 def plan_of(candidates: Candidates) -> CodePlan:
     """All rows are ranked by codes in all layers."""
     zeros = torch.zeros_like(candidates.begin)
-    return moved((zeros + CODED, candidates.begin, candidates.end, zeros), DEVICE)
+    return moved((zeros + CLUSTERS, candidates.begin, candidates.end, zeros), DEVICE)
 
 
 def run(rows: Rows, scale: float, mean: bool, plan: tuple | None = None, layer: int = 0):

@@ -46,7 +46,7 @@ def test_metadata_stays_true_under_any_history(page_size: int, sglang: None, siz
     share = size(*OPERATIONS) // len(PAGE_SIZES)
     run_machine(machine, share, None)
     counts: Counter[str] = machine.counts
-    print(f"fused, page {page_size}: {counts.total()} operations")
+    print(f"fused, page {page_size}: {counts.total()} operations, {dict(machine.seen)}")
     assert counts.total() >= share
 
 
