@@ -6,14 +6,32 @@ registers and shared memory.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
+from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.summaries import CodeSummary
+
 from .attend import attend_kernel, merge_kernel
+from .code_ops import code_tuning, empty_index
+from .codes import codes_kernel
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
+from .index import constants_of as index_constants
+from .index import index_kernel, index_tuning
+from .outliers import outliers_kernel
+from .records import (
+    LIST_BLOCK,
+    RESERVE_BLOCK,
+    forget_records_kernel,
+    list_records_kernel,
+    reserve_records_kernel,
+)
 from .score import score_kernel
 from .select import select_kernel
 from .share import share_kernel
+from .spec import FORMULAS
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
@@ -84,6 +102,7 @@ class Case:
         warps: warps per program.
         float_out: `out` is float32 whatever the cache.
         registers: most that a thread may have; None: as the compiler likes.
+        types: of arguments whose names say another one elsewhere; "{}" is the cache's.
     """
 
     name: str
@@ -93,6 +112,7 @@ class Case:
     warps: int = 4
     float_out: bool = False
     registers: int | None = None
+    types: dict[str, str] = field(default_factory=dict)
 
     @property
     def early(self) -> bool:
@@ -104,7 +124,7 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
         *_score(arch, variant), *_select(arch, variant), *_attend(arch, variant),
-        *_summarise(variant),
+        *_summarise(variant), *_coded(variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -199,6 +219,37 @@ def _summarise(variant: Variant) -> Iterator[Case]:
         yield Case(f"summarise, {name}", summarise_kernel, constants, variant)
 
 
+def _coded(variant: Variant) -> Iterator[Case]:
+    """Records by the default options: they are built, and tokens are ranked by them."""
+    itemsize = 4 if variant.dtype == "fp32" else 2
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[variant.dtype]
+    for method in ("clusterkv", "pqcache"):
+        summary = load_method(method).segments(IndexOptions())
+        assert isinstance(summary, CodeSummary)
+        wide = index_constants(summary, variant.head_dim, itemsize)
+        yield Case(
+            f"index, {method}", index_kernel, {**wide, "LESS": False}, variant,
+            index_tuning(wide["WIDTH"], summary.segment_size).warps,
+            types={"slots": "*i32", "records": "i32", "key_pointers": "*i64"},
+        )  # fmt: skip
+        q = torch.empty(1, 1, variant.group, variant.head_dim, dtype=dtype, device="meta")
+        index = empty_index(summary, variant.head_dim, dtype)
+        tuned = code_tuning(q, index)
+        for name, ranks in (("sums", False), ("ranks", True)):
+            constants = {
+                "RANKS": ranks, "MEAN": variant.mean, "CODED": FORMULAS[summary.name],
+                "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit,
+                "SUBSPACES": summary.subspaces, "CODES": summary.codes,
+                "SEGMENT": summary.segment_size, "RUN": tuned.run, "BLOCK": tuned.block,
+                "PIECE": tuned.piece, "PARTS": tuned.parts, "STAGES": tuned.stages,
+                "UPCAST": False, "EARLY": False,
+            }  # fmt: skip
+            yield Case(
+                f"{name} of codes, {method}", codes_kernel, constants, variant, tuned.warps,
+                registers=tuned.registers,
+            )  # fmt: skip
+
+
 def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:
     page = {"UNITS_PER_PAGE": 64 // variant.unit}
     together = rows_together(256, variant.group, variant.tuning(arch).most_lanes)
@@ -210,4 +261,14 @@ def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:
         Case("begin, views", begin_kernel, {**begin, "VIEWS": True}, variant),
         Case("forget", forget_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS, **page}, variant),
         Case("seal", seal_kernel, {"BLOCK": SEAL_UNITS}, variant),
+        Case(
+            "outliers", outliers_kernel,
+            {"GROUP": variant.group, "CHUNK": SELECT_CHUNK, "EARLY": False}, variant, SELECT_WARPS,
+            registers=SELECT_REGISTERS,
+        ),
+        Case("forget records", forget_records_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS}, variant),
+        Case("list records", list_records_kernel, {"PAGE": 64, "BLOCK": LIST_BLOCK}, variant),
+        Case(
+            "reserve records", reserve_records_kernel, {"PAGE": 64, "BLOCK": RESERVE_BLOCK}, variant
+        ),
     ]

@@ -69,22 +69,23 @@ def code_tuning(q: torch.Tensor, index: SegmentIndex) -> CodeTuning:
 def least_block(shape: StepShape) -> int:
     """Tokens of the smallest block of any kind of records."""
     q = torch.empty(1, 1, shape.group, shape.head_dim, dtype=shape.dtype, device="meta")
-    return min(code_tuning(q, empty_index(shape, kind.summary)).block for kind in shape.records)
+    indexes = (empty_index(x.summary, shape.head_dim, shape.dtype) for x in shape.records)
+    return min(code_tuning(q, index).block for index in indexes)
 
 
-def empty_index(shape: StepShape, summary: SegmentSummary) -> SegmentIndex:
-    """Records without any contents, for their extents."""
-    extents = summary.shapes(shape.head_dim, shape.v_head_dim)
+def empty_index(summary: SegmentSummary, dim: int, dtype: torch.dtype) -> SegmentIndex:
+    """Records without any contents, for their extents: of keys with `dim` channels."""
+    extents = summary.shapes(dim, dim)
     arrays = [
-        torch.empty(1, 1, *extent, dtype=dtype or shape.dtype, device="meta")
-        for extent, dtype in (extents["codes"], extents["codebooks"])
+        torch.empty(1, 1, *extent, dtype=kind or dtype, device="meta")
+        for extent, kind in (extents["codes"], extents["codebooks"])
     ]
     return SegmentIndex(*arrays, torch.empty(1, 0, dtype=torch.int32, device="meta"))
 
 
 @dataclass(frozen=True)
 class CodePlan:
-    """What a step's rows do, int32 `[rows]` each; those of `formula` are ranked (`codes_kernel`)."""
+    """What rows do in a step, int32 `[rows]` each; those of `formula` are ranked."""
 
     formulas: torch.Tensor
     begins: torch.Tensor

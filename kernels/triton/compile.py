@@ -21,15 +21,19 @@ from .cuda.select import SOURCE, constants_for
 from .launch import interpreted
 from .tuning import CUDA_SELECT_UNITS
 
-KV_POINTERS = {"q", "keys", "values", "queries", "min_max", "mean_std", "out", "out_a", "out_b"}
-FLOAT_POINTERS = {"logits", "parts", "part_lse", "lse", "lse_a", "lse_b"}
-BYTE_POINTERS = {"sealed"}
-LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots"}
+KV_POINTERS = {
+    "q", "keys", "values", "queries", "min_max", "mean_std", "landmarks", "misfits", "codebooks",
+    "out", "out_a", "out_b",
+}  # fmt: skip
+FLOAT_POINTERS = {"logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales"}
+BYTE_POINTERS = {"sealed", "codes", "labels", "centroids"}
+LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots", "key_pointers"}
 DOUBLE_POINTERS = {"ratios"}
-FLOATS = {"scale", "spread"}
+FLOATS = {"scale", "spread", "share"}
 SCALARS = {
     "layer", "view_layer", "width", "widest", "capacity", "entry_scale", "plan_stride", "count",
-    "rows", "chunks", "blocks",
+    "rows", "chunks", "blocks", "heads", "ranked", "segments", "kind", "size", "pages", "most",
+    "skip",
 }  # fmt: skip
 REGISTERS, REGISTER_GRAIN, WARP = 65_536, 8, 32
 
@@ -167,6 +171,8 @@ def _type(name: str, case: Case) -> str:
     """Triton's type of a kernel argument, from its name."""
     if name in case.constants:
         return "constexpr"
+    if name in case.types:
+        return case.types[name].format(case.variant.dtype)
     if name == "out" and case.float_out:
         return "*fp32"
     kinds = (

@@ -19,7 +19,6 @@ import torch
 
 import triton
 import triton.language as tl
-from sgl_sparsekv.geometry import ceil_div
 from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.summaries import CodeSummary
 

@@ -6,6 +6,7 @@ import torch
 
 import triton
 from sgl_sparsekv.errors import UnsupportedOnDevice, UnsupportedSetup
+from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.summaries import PageSummary
 from sgl_sparsekv.types import (
     Candidates,
@@ -21,8 +22,10 @@ from sgl_sparsekv.types import (
 
 from .attend import attend_kernel, merge_kernel
 from .buffers import allocate
+from .code_ops import score_codes
 from .cuda.select import constants_for, launch_select
 from .fused import FusedDecode, fields_of
+from .index import SegmentIndexing
 from .launch import interpreted, processors, selects_by_cuda, tuning
 from .primitives import PENDING_BLOCK
 from .score import score_kernel
@@ -44,11 +47,11 @@ SUMMARIES = frozenset({"min_max", "mean_std", "landmark", "misfit"})
 NO_SHARES = "coverage and budget_split have no kernels on device triton"
 
 
-class TritonOps:
+class TritonOps(SegmentIndexing):
     """Each op alone, over tensors of any batch. Used by tests, benchmarks and mixed batches."""
 
     name = "triton"
-    has_segments = False
+    has_segments = True
 
     def summaries(self) -> frozenset[str] | None:
         """See `Ops.summaries`."""
@@ -149,6 +152,22 @@ class TritonOps:
             MEAN=reduction is Reduction.MEAN_SOFTMAX, num_warps=SELECT_WARPS,
         )  # fmt: skip
         return out
+
+    def score_codes(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        index: SegmentIndex,
+        candidates: Candidates,
+        scale: float,
+        reduction: Reduction,
+        known: torch.Tensor | None = None,
+        reach: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See `Ops.score_codes`, of codes and without clusters that are closed."""
+        _check_unknown(known)
+        assert reach is None, "clusters are opened on a CPU only"
+        return score_codes(q, keys, index, candidates, scale, reduction)
 
     def known(
         self,

@@ -125,16 +125,16 @@ def landmark_of(keys, units, inside, stride_slot, UNIT: tl.constexpr, DIM: tl.co
     float64, as little is left of such a difference.
     """
     total = tl.zeros([units.shape[0], padded(DIM)], tl.float32)
-    for token in tl.static_range(UNIT):
+    for token in range(UNIT):
         total += finite(key_rows(keys, units, inside, token, stride_slot, UNIT, DIM))
     mean = (total / UNIT).to(keys.dtype.element_ty)
     mark = mean.to(tl.float64)
     length = tl.sum(mark * mark, 1)
     worst = tl.full([units.shape[0]], 1.0, tl.float64)
-    for token in tl.static_range(UNIT):
+    for token in range(UNIT):
         key = finite(key_rows(keys, units, inside, token, stride_slot, UNIT, DIM)).to(tl.float64)
         square = length * tl.sum(key * key, 1)
-        cosine = tl.sum(key * mark, 1) / tl.sqrt(tl.where(square > 0, square, 1.0))
+        cosine = tl.sum(key * mean.to(tl.float64), 1) / tl.sqrt(tl.where(square > 0, square, 1.0))
         worst = tl.minimum(worst, tl.where(square > 0, cosine, 0.0))
     return mean, (1 - worst).to(keys.dtype.element_ty)
 

@@ -34,6 +34,8 @@ MIN_MAX = tl.constexpr(spec.MIN_MAX)
 MEAN_STD = tl.constexpr(spec.MEAN_STD)
 EXACT = tl.constexpr(spec.EXACT)
 LANDMARK = tl.constexpr(spec.LANDMARK)
+MARK_STAGES = tl.constexpr(3)
+"""Depth of the pipeline of landmarks. With more of them in flight, rows that stand together spill."""
 
 
 @triton.jit
@@ -381,5 +383,5 @@ def score_kernel(
                         queries, landmarks, misfits, keys, lists, logits, parts, pair, heads, g,
                         lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
                         heads * DIM, DIM, stride_slot,
-                        LANDMARK, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
+                        LANDMARK, GROUP, UNIT, DIM, BLOCK, MARK_STAGES, UPCAST,
                     )  # fmt: skip

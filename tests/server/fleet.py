@@ -24,7 +24,7 @@ READ_AT_IMPORT = {"SGLANG_PLUGINS", "TRITON_INTERPRET"}
 """Variables that a fork would set too late: whoever needs one is forked from a launcher of his."""
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
-INTERPRETED = ("full", "quest", "shadowkv", "streaming")
+INTERPRETED = ("clusterkv", "full", "pqcache", "quest", "shadowkv", "streaming")
 """Methods of the server whose kernels are interpreted."""
 SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
 """Methods that read segment records, or chunks smaller than a unit."""

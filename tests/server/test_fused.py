@@ -10,9 +10,12 @@ from sgl_sparsekv.models.documents import chain_document
 from .client import ask_for, generate_all, metric, wrong_answers
 from .fleet import Fleet
 
+FINER = ("clusterkv", "pqcache", "shadowkv")
+"""Methods that choose less than whole units."""
+
 
 def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
-    """Cold, then on prefix hits in one batch of four methods; metadata is checked as it goes."""
+    """Cold, then on prefix hits in one batch of all methods; metadata is checked as it goes."""
     server = fleet.get("interpreted")
     document = chain_document(600, num_questions=4, num_hops=size(2, 5), seed=11)
     cold = ask_for(document, document.questions[0])
@@ -26,20 +29,24 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     assert metric(server.url, "batch_steps_total", "sparse") - before == cold.tokens - 1
     summarised = metric(server.url, "units_summarised_total")
     third = {"method": "quest", "budget": 0.3, "dense_layers": 1, "telemetry": True}
-    options = ({"method": "shadowkv"}, {"method": "full"}, third)
+    options = (None, {"method": "full"}, third, *({"method": name} for name in FINER))
+    questions = document.questions[1:] * 2
     asks = [
         ask_for(document, question, option)
-        for question, option in zip(document.questions[1:], options, strict=True)
+        for question, option in zip(questions, options, strict=True)
     ]
     lost = ask_for(document, document.questions[0], {"method": "streaming"})
-    answers = generate_all(server.url, [*asks, lost], concurrency=4)
-    assert not wrong_answers(asks, answers[:3])
+    answers = generate_all(server.url, [*asks, lost], concurrency=len(asks) + 1)
+    assert not wrong_answers(asks, answers[:-1])
     told = [one["meta_info"]["sparsekv"]["telemetry"] for one in answers if one]
     assert told[2]["attention_mass"] is None and "on the device" in told[2]["reason"]
     assert told[0] is None, "it did not ask"
-    assert wrong_answers([lost], answers[3:]), "streaming cannot see the middle of the document"
+    assert wrong_answers([lost], answers[-1:]), "streaming cannot see the middle of the document"
     assert all(one["meta_info"]["cached_tokens"] >= 512 for one in answers if one)
     new = metric(server.url, "units_summarised_total") - summarised
     assert summarised >= 600 // 16, "the first request summarised the document"
     assert new < 600 // 16, "the shared prefix was summarised again"
+    for method in ("clusterkv", "pqcache"):
+        built = metric(server.url, "segments_indexed_total", method)
+        assert built == 1, "the shared segment has one record"
     fleet.stop("interpreted")
