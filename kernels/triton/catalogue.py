@@ -262,8 +262,11 @@ def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:
         Case("forget", forget_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS, **page}, variant),
         Case("seal", seal_kernel, {"BLOCK": SEAL_UNITS}, variant),
         Case(
-            "outliers", outliers_kernel,
-            {"GROUP": variant.group, "CHUNK": SELECT_CHUNK, "EARLY": False}, variant, SELECT_WARPS,
+            "outliers",
+            outliers_kernel,
+            {"GROUP": variant.group, "CHUNK": SELECT_CHUNK, "EARLY": False},
+            variant,
+            SELECT_WARPS,
             registers=SELECT_REGISTERS,
         ),
         Case("forget records", forget_records_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS}, variant),

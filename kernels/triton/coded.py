@@ -1,8 +1,8 @@
 """Rows that rank single tokens by the codes of segment records, as a part of `fused`.
 
-    forget, list   once per step    pages that start anew lose their record; records of every row
-    rank           once per layer   two launches for each kind of records
-    build          between steps    records of segments that are whole by now, in all layers at once
+forget, list   once per step    pages that start anew lose their record; records of every row
+rank           once per layer   two launches for each kind of records
+build          between steps    records of segments that are whole by now, in all layers at once
 """
 
 from collections.abc import Mapping

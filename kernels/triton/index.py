@@ -112,7 +112,9 @@ def inverse_lengths(x, limit):
 
 
 @triton.jit
-def power_of(source, SIZE: tl.constexpr, WIDTH: tl.constexpr, LESS: tl.constexpr, TILE: tl.constexpr):
+def power_of(
+    source, SIZE: tl.constexpr, WIDTH: tl.constexpr, LESS: tl.constexpr, TILE: tl.constexpr
+):
     """The power of two that brings all points below 1, and its inverse."""
     largest = tl.zeros([TILE], tl.float32)
     for start in range(0, SIZE, TILE):

@@ -63,7 +63,10 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[CodedRows]:
 def test_records_live_and_die_with_their_pages(rows: CodedRows) -> None:
     """Any order of whole segments, pages that start anew, and rows that are listed."""
     rng = torch.Generator().manual_seed(1)
-    hands = {name: ByHand(*x) for name, x in zip(rows._kinds, zip(SIZES, CAPACITIES, strict=True), strict=True)}
+    hands = {
+        name: ByHand(*x)
+        for name, x in zip(rows._kinds, zip(SIZES, CAPACITIES, strict=True), strict=True)
+    }
     slots = torch.zeros(9, CONTEXT, dtype=torch.int32)
     nothing = torch.empty(0, device=DEVICE)
     arrays = {"codes": nothing, "codebooks": nothing}
@@ -94,7 +97,9 @@ def test_records_live_and_die_with_their_pages(rows: CodedRows) -> None:
         places, lengths = torch.tensor(draw(9, ROWS)), torch.tensor(draw(CONTEXT, ROWS)) + 1
         rows.begin(places.to(DEVICE), lengths.to(DEVICE), table)
         for kind, hand in enumerate(hands.values()):
-            for row, (place, length) in enumerate(zip(places.tolist(), lengths.tolist(), strict=True)):
+            for row, (place, length) in enumerate(
+                zip(places.tolist(), lengths.tolist(), strict=True)
+            ):
                 ends = slots[place, hand.size - 1 : length : hand.size] // PAGE
                 known = {page: r for r, page in enumerate(hand.page_of) if page >= 0}
                 found = [known.get(page, -1) for page in ends.tolist()]
