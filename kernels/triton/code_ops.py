@@ -1,4 +1,4 @@
-"""The two launches of `codes`, and both as the op `score_codes` for tensors of any batch."""
+"""The launches of `codes` and `clusters`, and the op `score_codes` for tensors of any batch."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,10 @@ import torch
 
 import triton
 from sgl_sparsekv.errors import UnsupportedSetup
-from sgl_sparsekv.segment_records import SegmentIndex
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.types import Candidates, Reduction
 
+from .clusters import clusters_kernel
 from .codes import codes_kernel
 from .launch import interpreted, processors
 from .tuning import next_power, score_chunks
@@ -96,7 +97,7 @@ def run_codes(
         return
     tuned, segments = code_tuning(q, index), index.table.shape[1]
     width = table.shape[1] * unit_size
-    chunks = score_chunks(rows, heads, triton.cdiv(width, tuned.run), 1, processors())
+    chunks = score_chunks(rows, heads, triton.cdiv(width, tuned.block), 1, processors())
     codes_kernel[(rows, heads, chunks)](
         q, keys, index.codes, index.codebooks, table, index.table, plan.formulas, plan.begins,
         plan.ends, plan.dense_layers, parts, parts if ranks is None else ranks, scale, layer,
@@ -105,7 +106,8 @@ def run_codes(
         index.table.stride(0), RANKS=ranks is not None, MEAN=mean, CODED=CODED, GROUP=group,
         DIM=dim, UNIT=unit_size, SUBSPACES=index.codes.shape[2], CODES=index.entries,
         SEGMENT=index.segment_size, RUN=tuned.run, BLOCK=tuned.block, PIECE=tuned.piece,
-        PARTS=tuned.parts, STAGES=tuned.stages, UPCAST=interpreted(), num_warps=tuned.warps, maxnreg=tuned.registers,
+        PARTS=tuned.parts, STAGES=tuned.stages, UPCAST=interpreted(), num_warps=tuned.warps,
+        maxnreg=tuned.registers,
     )  # fmt: skip
 
 
@@ -138,3 +140,42 @@ def score_codes(
         args = (index, plan, parts, found, scale, 0, unit_size, mean)
         run_codes(q, keys, candidates.unit_table, *args)
     return ranks
+
+
+CLUSTER_SEGMENTS, PLACES = 4, 512
+"""Segments of a block of `clusters_kernel`, whose centroids are 8 KiB (of float32 caches, one, as
+they are widened); places that it counts at a time."""
+CLUSTER_REGISTERS = 128
+"""Most of its threads."""
+
+
+def look_at_clusters(
+    q: torch.Tensor,
+    index: ResidualIndex,
+    plan: CodePlan,
+    logits: torch.Tensor,
+    counts: torch.Tensor,
+    scale: float,
+    layer: int,
+) -> None:
+    """Launch `clusters_kernel`.
+
+    Args:
+        logits: float32 `[rows, H, G, width]`, width being 16 times the most segments of a row.
+        counts: int32 `[rows, H, width]`.
+    """
+    rows, heads, group, dim = q.shape
+    size, segments = index.segment_size, index.table.shape[1]
+    if not rows or not segments:
+        return
+    block = CLUSTER_SEGMENTS if q.dtype.itemsize == 2 else 1
+    chunks = score_chunks(rows, heads, triton.cdiv(segments, block), 1, processors())
+    records = (index.centroids, index.scales, index.places, index.ends)
+    strides = [stride for part in records for stride in part.stride()[:2]]
+    clusters_kernel[(rows, heads, chunks)](
+        q, *records, index.table, plan.formulas, plan.begins, plan.ends, plan.dense_layers,
+        logits, counts, scale, layer, chunks, segments, logits.shape[-1], *q.stride()[:3],
+        *strides, index.table.stride(0), CODED=CODED, GROUP=group, DIM=dim, SEGMENT=size,
+        BLOCK=block, TOKENS=min(PLACES, size & -size), UPCAST=interpreted(),
+        maxnreg=CLUSTER_REGISTERS,
+    )  # fmt: skip
