@@ -1,4 +1,4 @@
-"""The two launches of `codes`, and both as the op `score_codes` for tensors of any batch."""
+"""The launches of `codes` and `clusters`, and the op `score_codes` for tensors of any batch."""
 
 from dataclasses import dataclass
 
@@ -112,8 +112,8 @@ def run_codes(
     if not rows:
         return
     tuned, segments = code_tuning(q, index), index.table.shape[1]
-    runs = triton.cdiv(table.shape[1] * unit_size, tuned.run)
-    chunks = score_chunks(rows, heads, runs, 1, processors())
+    blocks = triton.cdiv(table.shape[1] * unit_size, tuned.block)
+    chunks = score_chunks(rows, heads, blocks, 1, processors())
     into = parts if ranks is None else ranks
     codes_kernel[(rows, heads, chunks)](
         q, keys, index.codes, index.codebooks, table, index.table, plan.formulas, plan.begins,
@@ -121,8 +121,7 @@ def run_codes(
         chunks, parts.shape[2], into.shape[2], segments, *q.stride()[:3], *keys.stride()[:2],
         *index.codes.stride()[:2], *index.codebooks.stride()[:2], table.stride(0),
         index.table.stride(0), RANKS=ranks is not None, MEAN=mean, CODED=plan.formula,
-        GROUP=group,
-DIM=dim, UNIT=unit_size, SUBSPACES=index.codes.shape[2], CODES=index.entries,
+        GROUP=group, DIM=dim, UNIT=unit_size, SUBSPACES=index.codes.shape[2], CODES=index.entries,
         SEGMENT=index.segment_size, RUN=tuned.run, BLOCK=tuned.block, PIECE=tuned.piece,
         PARTS=tuned.parts, STAGES=tuned.stages, UPCAST=interpreted(),
         num_warps=tuned.warps, maxnreg=tuned.registers, **early(),

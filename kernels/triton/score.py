@@ -35,7 +35,7 @@ MEAN_STD = tl.constexpr(spec.MEAN_STD)
 EXACT = tl.constexpr(spec.EXACT)
 LANDMARK = tl.constexpr(spec.LANDMARK)
 MARK_STAGES = tl.constexpr(3)
-"""Depth of the pipeline of landmarks. With more of them in flight, rows that stand together spill."""
+"""Depth of the pipeline of landmarks: with more in flight, rows that stand together spill."""
 
 
 @triton.jit
