@@ -127,7 +127,7 @@ def run(rows: Rows, scale: float, mean: bool, plan: tuple | None = None, layer: 
     ranks = torch.full((len(batch.q), heads, width), POISON, device=DEVICE)
     index = SegmentIndex(*moved((rows.index.codes, rows.index.codebooks, rows.index.table), DEVICE))
     tensors = moved((batch.q, batch.keys, batch.table), DEVICE)
-    chosen = CodePlan(*(plan or plan_of(rows.candidates)))
+    chosen = CodePlan(*(plan or plan_of(rows.candidates)), CLUSTERS)
     for found in (None, ranks):
         run_codes(*tensors, index, chosen, parts, found, scale, layer, batch.unit_size, mean)
     return parts.cpu(), ranks.cpu()
