@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from helpers import scenarios
 from helpers.host import Host
 from helpers.invariants import Broken
@@ -29,21 +28,6 @@ def fused_script() -> Script:
 
 def kept_when_pages_start_anew(patch: MonkeyPatch) -> None:
     patch.setattr(TorchFused, "forget_record", lambda self, page: None)
-
-
-def kept_when_a_page_is_written_in_its_middle(patch: MonkeyPatch) -> None:
-    forget = TorchFused.forget_record
-
-    def forget_whole(self: TorchFused, sealed: torch.Tensor, slots: torch.Tensor) -> None:
-        starts = slots[slots % self.shape.page_size == 0]
-        patch.setattr(TorchFused, "forget_record", lambda *_: None)
-        original(self, sealed, slots)
-        patch.setattr(TorchFused, "forget_record", forget)
-        for page in self.geometry.page_of(starts).unique().tolist():
-            self.forget_record(page)
-
-    original = TorchFused.forget
-    patch.setattr(TorchFused, "forget", forget_whole)
 
 
 def whole_before_its_last_token_is_written(patch: MonkeyPatch) -> None:
@@ -113,17 +97,6 @@ def a_retracted_request_asks_for_nothing(patch: MonkeyPatch) -> None:
     patch.setattr(RequestEntry, "__init__", made)
 
 
-def taken_back(script: Script) -> None:
-    """A segment that has a record loses its last tokens, and others are written there."""
-    live = script.start(prompt(2)[: 4 * PAGE - 3], CODED)
-    script.prefill([live], 1000)
-    for _ in range(4):
-        script.decode([live])
-    script.take_back(live, 2)
-    for _ in range(4):
-        script.decode([live])
-
-
 def retracted(script: Script) -> None:
     """A request loses its pages, and comes back on others that no step of ours wrote."""
     live = script.serve(2, **CODED)
@@ -137,7 +110,7 @@ def retracted(script: Script) -> None:
 @pytest.mark.parametrize("scenario", [
     scenarios.segment_branch, scenarios.segment_reuse, scenarios.segment_grows,
     scenarios.segment_taken_back, scenarios.segment_load_back, scenarios.segment_died,
-    scenarios.segment_second_batch, retracted, taken_back,
+    scenarios.segment_second_batch, retracted,
 ], ids=lambda scenario: scenario.__name__)  # fmt: skip
 def test_correct_code_passes(scenario: Callable[[Script], None], sglang: None) -> None:
     """And rows read records in each."""
@@ -150,7 +123,6 @@ def test_correct_code_passes(scenario: Callable[[Script], None], sglang: None) -
     ("install", "scenario"),
     [
         (kept_when_pages_start_anew, scenarios.segment_reuse),
-        (kept_when_a_page_is_written_in_its_middle, taken_back),
         (whole_before_its_last_token_is_written, scenarios.segment_grows),
         (one_record_for_two_pages, scenarios.segment_second_batch),
         (the_sinks_teach, scenarios.segment_branch),
