@@ -16,6 +16,7 @@ from sgl_sparsekv.backend.support import attention_layers
 from sgl_sparsekv.config import check_page_size
 from sgl_sparsekv.errors import ConfigError, UnsupportedOnDevice, UnsupportedSetup
 from sgl_sparsekv.geometry import PAGE_SIZES
+from sgl_sparsekv.selection.registry import BUILT_IN
 
 ACCEPTED = {
     "speculative_algorithm": None,
@@ -213,6 +214,28 @@ def test_models_of_other_kinds_are_refused(changes: dict[str, Any], says: str) -
     with pytest.raises(UnsupportedSetup, match=says) as refused:
         check_runner(runner(**changes), ("quest",), ops)
     assert "use another backend" in str(refused.value)
+
+
+SERVED = {
+    *("adakv", "clusterkv", "full", "h2o", "kvcompress", "mean_std", "oracle", "pqcache"),
+    *("pyramidkv", "quest", "shadowkv", "snapkv", "streaming"),
+}
+"""Methods of a server with a GPU."""
+
+
+@pytest.mark.usefixtures("sglang_plugins")
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_methods_that_a_gpu_serves(name: str) -> None:
+    """The others are refused at start, and told."""
+    from sgl_sparsekv.kernels.triton import load
+
+    from sgl_sparsekv.backend.support import check_runner
+
+    if name in SERVED:
+        check_runner(runner(device="cuda"), (name,), load())
+        return
+    with pytest.raises(UnsupportedOnDevice, match="fused decode"):
+        check_runner(runner(device="cuda"), (name,), load())
 
 
 @pytest.mark.usefixtures("sglang_plugins")

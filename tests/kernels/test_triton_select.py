@@ -118,3 +118,15 @@ def test_a_broken_key_selects_as_the_reference_does(
     for who in ("triton", "cuda"):
         with select_by(who):
             assert torch.equal(ops.select(got, *args).logical, chosen)
+
+
+@pytest.mark.parametrize("kind", ["random", "few values", "all equal"])
+def test_tokens_of_a_long_context(ops: HostOps, kind: str) -> None:
+    """131,072 candidates, and a shorter row beside them: within a chunk, and within registers."""
+    units, rng = [131_072, 40_000], torch.Generator().manual_seed(len(kind))
+    num_units, candidates = candidates_of(units)
+    scores = torch.randn(2, 1, units[0], generator=rng)
+    if kind != "random":
+        scores = (scores * (kind == "few values")).round()
+    for counts in ([512, 6], [30, 2500]):
+        same_selection(ops, scores, candidates, num_units, counts)

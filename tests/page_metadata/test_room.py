@@ -50,7 +50,7 @@ def tensors(host: Host) -> list[torch.Tensor]:
     metadata = host.metadata
     layers = range(metadata.layout.num_layers)
     fields = [metadata.fields(s.name, layer) for s in metadata.summaries for layer in layers]
-    arrays = [a for r in metadata.records.values() for layer in r.arrays for a in layer.values()]
+    arrays = [a for r in metadata.records.values() for a in r.stacked.values()]
     return [*fields, *arrays, metadata.budgets]
 
 
