@@ -1,7 +1,10 @@
 """What each target's row is expected to take before a GPU has been asked."""
 
-from bench.model import GPUS, KERNELS, READINGS, Workload, predict
+from itertools import product
+
+from bench.model import GPUS, KERNELS, LLAMA_3_1_8B, READINGS, Workload, predict
 from bench.model.kernels import COPY_TB_PER_S, DELEGATED_US, Kernels
+from bench.model.methods import choosing, layer
 from bench.tables import number, table, tokens
 from bench.targets import BUDGET, JUDGED, PAGE, TARGETS, Target
 
@@ -21,11 +24,36 @@ What a layer takes in which every row reads everything (`dense_layers`, none by 
 layers over would save of a step. Their page table would have to be laid out in every sparse step,
 for {once:g} us. Predicted as above."""
 LAYERS = 2
+METHODS = """\
+### Methods
+
+A layer by each method that a GPU serves, with its default options and a budget of {budget} tokens,
+on an NVIDIA H200: choosing (every launch but `attend`), `attend` over what was chosen, both, and
+what must be read of metadata, K and V over the bandwidth. Predicted as above
+(`bench/model/methods.py`). `attend` reads single tokens with {finer:.1%} more bytes than units of
+16. Choosing among single tokens waits for one program of each row and KV head, which takes what all
+chunks have kept: that is most of its time, and more than dense attention takes of one request."""
+CONTEXTS, BATCHES = (32_768, 131_072), (1, 8)
 
 
 def expected_part(units: tuple[int, ...]) -> str:
-    """A table for each GPU that is judged, and one of dense layers."""
-    return "\n\n".join([INTRO, *(_of(gpu, units) for gpu in JUDGED), _dense(units[0])])
+    """A table for each GPU that is judged, one of methods, and one of dense layers."""
+    judged = (_of(gpu, units) for gpu in JUDGED)
+    return "\n\n".join([INTRO, *judged, _methods(), _dense(units[0])])
+
+
+def _methods() -> str:
+    """Each method at each size, beside its byte floor."""
+    rows, finer = [], layer("h200", "pqcache", CONTEXTS[0], 1, BUDGET).bytes_over_pages - 1
+    for name in choosing(LLAMA_3_1_8B):
+        for context, batch in product(CONTEXTS, BATCHES):
+            found = layer("h200", name, context, batch, BUDGET)
+            both = found.choose + found.attend
+            times = (found.choose, found.attend, both, found.floor)
+            cells = [f"{number(us)} us" for us in times]
+            rows.append([name, tokens(context), batch, *cells, f"{number(found.dense / both)}x"])
+    head = ["method", "context", "batch", "choosing", "attend", "both", "floor", "dense over both"]
+    return f"{METHODS.format(budget=BUDGET, finer=finer)}\n\n{table(head, rows)}"
 
 
 def _dense(unit: int) -> str:

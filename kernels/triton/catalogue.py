@@ -19,6 +19,7 @@ from .attend import attend_kernel, merge_kernel
 from .code_ops import code_tuning, empty_index
 from .codes import codes_kernel
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
+from .index import REGISTERS as INDEX_REGISTERS
 from .index import constants_of as index_constants
 from .index import index_kernel, index_tuning
 from .level_ops import RANKS_CHUNK
@@ -130,7 +131,7 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
         *_score(arch, variant), *_select(arch, variant), *_attend(arch, variant),
-        *_summarise(variant), *_coded(variant), *_levels(arch, variant),
+        *_summarise(variant), *_coded(arch, variant), *_levels(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -225,17 +226,19 @@ def _summarise(variant: Variant) -> Iterator[Case]:
         yield Case(f"summarise, {name}", summarise_kernel, constants, variant)
 
 
-def _coded(variant: Variant) -> Iterator[Case]:
+def _coded(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     """Records by the default options: they are built, and tokens are ranked by them."""
     itemsize = 4 if variant.dtype == "fp32" else 2
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[variant.dtype]
     for method in ("clusterkv", "pqcache"):
         summary = load_method(method).segments(IndexOptions())
         assert isinstance(summary, CodeSummary)
-        wide = index_constants(summary, variant.head_dim, itemsize)
+        width = variant.head_dim // summary.subspaces
+        shapes = index_tuning(width, summary.segment_size, itemsize, arch)
+        wide = index_constants(summary, variant.head_dim, itemsize, shapes)
         yield Case(
-            f"index, {method}", index_kernel, {**wide, "LESS": False}, variant,
-            index_tuning(wide["WIDTH"], summary.segment_size).warps,
+            f"index, {method}", index_kernel, {**wide, "LESS": False}, variant, shapes.warps,
+            registers=INDEX_REGISTERS,
             types={"slots": "*i32", "records": "i32", "key_pointers": "*i64"},
         )  # fmt: skip
         q = torch.empty(1, 1, variant.group, variant.head_dim, dtype=dtype, device="meta")

@@ -26,16 +26,8 @@ KV_POINTERS = {
     "planes", "out", "out_a", "out_b",
 }  # fmt: skip
 FLOAT_POINTERS = {
-    "logits",
-    "parts",
-    "part_lse",
-    "lse",
-    "lse_a",
-    "lse_b",
-    "ranks",
-    "scales",
-    "bounds",
-}
+    "logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales", "bounds",
+}  # fmt: skip
 BYTE_POINTERS = {"sealed", "codes", "labels", "centroids"}
 LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots", "key_pointers"}
 DOUBLE_POINTERS = {"ratios"}

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.fake_graph import FakeGraph, Forbidden, Quiet
-from helpers.graph_server import LAYERS, Inputs, Server, capture, draw, layer_of
+from helpers.graph_server import (
+    ASKED_FINER,
+    FINER,
+    LAYERS,
+    SHORT_SEGMENTS,
+    Inputs,
+    Server,
+    capture,
+    draw,
+    layer_of,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="bench.gpu uses real graphs")
 
@@ -29,6 +39,14 @@ def pair(sglang: None) -> Any:
         yield Server(patch), Server(patch)
 
 
+@pytest.fixture(scope="module")
+def finer_pair(sglang: None) -> Any:
+    """The same of methods that choose less than whole units, two of them by segment records."""
+    with pytest.MonkeyPatch.context() as patch:
+        how = {"methods": FINER, "asked": ASKED_FINER, "index": SHORT_SEGMENTS}
+        yield Server(patch, **how), Server(patch, **how)
+
+
 @pytest.fixture
 def server(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A server of its own."""
@@ -37,17 +55,30 @@ def server(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 def test_replays_equal_eager_steps(pair: Any) -> None:
     """Other rows, lengths, options, pages and batch sizes than at capture; the same bits."""
+    check_replays(pair, (2, 4), BATCHES)
+
+
+def test_replays_of_finer_units_equal_eager_steps(finer_pair: Any) -> None:
+    """With records that are built between the replays."""
+    check_replays(finer_pair, (4,), BATCHES[:2])
+    for server in finer_pair:
+        held = server.backend.step.buffers.records
+        assert (held.table >= 0).any() and (held.told[:, 0] > 0).all()
+
+
+def check_replays(pair: Any, sizes: tuple[int, ...], batches: tuple[Any, ...]) -> None:
+    """Graphs of some batch sizes, replayed for batches, and the same steps without one."""
     from sgl_sparsekv.backend.gate import DENSE, SPARSE
     from sgl_sparsekv.backend.request_table import activate
 
     graphed, eager = pair
     captured = {}
-    for size in (2, 4):
+    for size in sizes:
         for variant in (DENSE, SPARSE):
             inputs = Inputs.of(size)
             captured[size, variant] = (inputs, *capture(graphed, inputs, variant))
-    for number, (lengths, rows, asked) in enumerate(BATCHES):
-        size = 2 if len(rows) <= 2 else 4
+    for number, (lengths, rows, asked) in enumerate(batches):
+        size = min(size for size in sizes if size >= len(rows))
         inputs, graph, out = captured[size, SPARSE]
         plain = Inputs.of(size)
         for server, where in ((graphed, inputs), (eager, plain)):
@@ -56,6 +87,9 @@ def test_replays_equal_eager_steps(pair: Any) -> None:
         assert graphed.backend.gate.select(inputs.batch) == SPARSE
         for row in rows:  # a request's first step may write its options
             graphed.backend.option_table.bind(row, graphed.requests.entry(row).options)
+        if graphed.backend.records is not None:  # what is built waits for nothing, and allocates
+            for server, where in ((graphed, inputs), (eager, plain)):
+                server.backend._build_records(server.backend._host_plan(where.batch), ())
         with Quiet():
             graphed.backend.init_forward_metadata_out_graph(inputs.batch)
         graph.replay()
@@ -67,10 +101,10 @@ def test_replays_equal_eager_steps(pair: Any) -> None:
         assert torch.equal(*sealed) and bool(sealed[0].any())
         assert not graphed.backend.step.buffers.tickets.any(), "a split waits for ever on one left"
         for layer in range(LAYERS):
-            ours, theirs = (
-                s.backend.metadata.fields("min_max", layer)[sealed[0]] for s in (graphed, eager)
-            )
-            assert torch.equal(ours, theirs)
+            for ours, theirs in zip(*(s.backend._fields[layer].items() for s in pair), strict=True):
+                parts = len(ours[1]) // len(sealed[0])
+                written = sealed[0].repeat_interleave(parts)
+                assert torch.equal(ours[1][written], theirs[1][written]), ours[0]
     activate(graphed.backend.options)
 
 
@@ -187,6 +221,16 @@ def test_three_launches_per_layer(pair: Any) -> None:
     once = ["forget_kernel", "begin_kernel"]
     each = ["score_kernel", "select_kernel", "attend_kernel"]
     assert graph.launches == [*once, *each * LAYERS, "seal_kernel"]
+
+
+def test_launches_of_finer_units(finer_pair: Any) -> None:
+    """Outliers of shadowkv, and two launches for each kind of records; no others in a layer."""
+    from sgl_sparsekv.backend.gate import SPARSE
+
+    graph, _ = capture(finer_pair[0], Inputs.of(2), SPARSE)
+    once = ["forget_kernel", "forget_records_kernel", "begin_kernel", "list_records_kernel"]
+    each = ["score_kernel", "outliers_kernel", *["codes_kernel"] * 4, "select_kernel"]
+    assert graph.launches == [*once, *[*each, "attend_kernel"] * LAYERS, "seal_kernel"]
 
 
 def test_the_fake_refuses_what_a_graph_cannot_hold() -> None:

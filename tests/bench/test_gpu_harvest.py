@@ -36,7 +36,7 @@ MUTANTS = {
     "score": ("score.py", "tl.where(q > 0, q, 0.0)", "tl.where(q > 1, q, 0.0)"),
     "select": ("select.py", "bitcast=True) ^ 0x80000000", "bitcast=True) ^ 0x00000000"),
     "attend": ("attend.py", "tl.exp2(share - joined[None, :])", "tl.exp2(share)"),
-    "plan": ("step.py", "(budget - tail) // UNIT + 1, 1)", "(budget - tail) // UNIT, 1)"),
+    "plan": ("step.py", "(budget - tail) // own + 1, 1)", "(budget - tail) // UNIT, 1)"),
 }
 """Check -> file, a text of it, and what is wrong instead."""
 

@@ -14,6 +14,7 @@ import torch
 
 from sgl_sparsekv.backend.prefix_order import BLOCK
 from sgl_sparsekv.config import RequestOptions, ServerOptions
+from sgl_sparsekv.selection import IndexOptions
 
 from .fake_graph import FakeGraph
 
@@ -27,6 +28,15 @@ ASKED = (
     RequestOptions("full"),
     RequestOptions("oracle", 128, dense_layers=0),
 )
+FINER = ("clusterkv", "full", "pqcache", "quest", "shadowkv")
+ASKED_FINER = (
+    RequestOptions("shadowkv", 128, dense_layers=0),
+    RequestOptions("clusterkv", 0.4, sink=0, window=3, dense_layers=1),
+    RequestOptions("quest", 160, dense_layers=0),
+    RequestOptions("pqcache", 131, dense_layers=0),
+    RequestOptions("full"),
+)
+SHORT_SEGMENTS = IndexOptions(256, 32, 256, 1, 2)
 
 
 class Pool:
@@ -109,17 +119,19 @@ class Server:
         from sgl_sparsekv.kernels.triton import load
 
         from sgl_sparsekv.backend import attention, fused, request_table
+        from sgl_sparsekv.backend.kv_pool import segments, summaries
         from sgl_sparsekv.backend.layers import ModelLayers
         from sgl_sparsekv.geometry import Geometry
         from sgl_sparsekv.page_metadata import PageMetadata
         from sgl_sparsekv.page_metadata.pool import KeyLayout
-        from sgl_sparsekv.selection.quest import Quest
 
+        options = {"dense_below": 1, **options}
+        served = ServerOptions(methods=tuple(methods), device="triton", **options)
         self.asked = asked
         self.pool = Pool(3)
         layout = KeyLayout(LAYERS, HEADS, DIM, torch.float32)
         self.pool.page_metadata = PageMetadata(
-            Geometry(PAGE, 16), (Quest.summary,), layout, SLOTS, "cpu"
+            Geometry(PAGE, 16), summaries(served), layout, SLOTS, "cpu", segments(served)
         )
         pages = torch.randperm(SLOTS // PAGE - 1, generator=torch.Generator().manual_seed(1)) + 1
         slots = (pages[:, None] * PAGE + torch.arange(PAGE)).reshape(-1)
@@ -143,8 +155,6 @@ class Server:
             ),
             token_to_kv_pool=self.pool,
         )
-        options = {"dense_below": 1, **options}
-        served = ServerOptions(methods=tuple(methods), device="triton", **options)
         self.backend = fused.FusedBackend(runner, served, load())
         self.requests = request_table.active_table()
 

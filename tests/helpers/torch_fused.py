@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from sgl_sparsekv.kernels.triton.buffers import VIEW_FIELDS, allocate_views, of_records
-from sgl_sparsekv.kernels.triton.records import TAKEN
 from torch.nn.utils.rnn import pad_sequence
 
 from sgl_sparsekv.geometry import Geometry
@@ -64,13 +63,16 @@ class TorchFused:
         sealed[self.geometry.units_of_pages(self.geometry.page_starts(slots))] = False
         sealed[self.geometry.unit_of(slots)] = False
         self.pending = self.pending[:0]
+        for page in self.geometry.page_of(slots).unique().tolist():
+            self.forget_record(page)
+
+    def forget_record(self, page: int) -> None:
+        """Those of segments that end with a page."""
         for kind in self.kinds.values():
-            of_page, page_of = (
-                getattr(self.buffers.records, x)[kind] for x in ("of_page", "page_of")
-            )
-            for page in self.geometry.page_of(slots).unique().tolist():
-                if of_page[page] >= 0:
-                    page_of[of_page[page]], of_page[page] = -1, -1
+            held = self.buffers.records
+            of_page, page_of = held.of_page[kind], held.page_of[kind]
+            if of_page[page] >= 0:
+                page_of[of_page[page]], of_page[page] = -1, -1
 
     def build(
         self,
@@ -84,11 +86,11 @@ class TorchFused:
     ) -> None:
         """See `FusedDecode.build`: layer after layer, by the reference."""
         kind = self.kinds[name]
-        summary, held = self.shape.records[kind].summary, self.buffers.records
+        summary = self.shape.records[kind].summary
         for request, nth, _ in jobs.tolist():
             size = summary.segment_size
             slots = req_to_token[request, nth * size : (nth + 1) * size].long()
-            record = self._reserve(kind, int(self.geometry.page_of(slots[-1:])))
+            record = self.reserve(kind, int(self.geometry.page_of(slots[-1:])))
             if record < 0:
                 continue
             skips = torch.tensor([skip * (nth == 0)])
@@ -96,11 +98,8 @@ class TorchFused:
                 into = {key: array[layer] for key, array in arrays.items()}
                 at = torch.tensor([record])
                 write_records(self.ops, summary, (k, k), slots[None], skips, into, at)
-        assert (held.page_of >= 0).sum() == (held.of_page >= 0).sum() + (
-            held.page_of == TAKEN
-        ).sum()
 
-    def _reserve(self, kind: int, page: int) -> int:
+    def reserve(self, kind: int, page: int) -> int:
         """A record for a page that has none, else -1."""
         held, capacity = self.buffers.records, self.shape.records[kind].capacity
         of_page, page_of = held.of_page[kind], held.page_of[kind]

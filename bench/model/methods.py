@@ -1,0 +1,108 @@
+"""What a layer costs with each method that a GPU serves: predicted, beside what must be read.
+
+Bytes are those of the default options at bfloat16. Fixed times are counted as in `kernels`, and
+nothing of it is measured; expect 35 % either way, and more of `select` over single tokens.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from bench.model.hardware import GPUS, LLAMA_3_1_8B, Model
+from bench.model.kernels import COPY_TB_PER_S, KERNELS, PROCESSORS
+
+CHUNK = 2048
+"""Scores of one program of `select`."""
+PASS_US = 0.6
+"""Of a program over CHUNK keys in the second-level cache: it waits once, and counts digits."""
+PASSES = 5
+"""Four digits, and the table."""
+ENTRY_BYTES = 4
+"""Of a chosen unit in the list that `attend` reads."""
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How a method chooses.
+
+    Attributes:
+        unit: tokens of what it selects.
+        bytes_per_token: of metadata of one KV head, read once.
+        passes: times that is read.
+        launches: beside `select` and `attend`.
+    """
+
+    unit: int
+    bytes_per_token: float
+    passes: int
+    launches: int
+
+
+def choosing(model: Model) -> dict[str, Choosing]:
+    """The methods by name, with the options that they have by default."""
+    vector = model.head_dim * model.dtype_bytes
+    return {
+        "quest": Choosing(32, 2 * vector / 32, 1, 1),
+        "shadowkv": Choosing(8, (vector + model.dtype_bytes) / 8, 1, 2),
+        "clusterkv": Choosing(1, 1 + 32 * vector / 512, 2, 2),
+        "pqcache": Choosing(1, 4 + 16 * vector / 512, 2, 2),
+    }
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Microseconds of a layer.
+
+    Attributes:
+        choose: all launches but `attend`.
+        attend: over what was chosen.
+        floor: what must be read of metadata, K and V.
+        dense: dense attention of the same requests.
+        bytes_over_pages: what `attend` reads, in parts of what it would in units of 16.
+    """
+
+    choose: float
+    attend: float
+    floor: float
+    dense: float
+    bytes_over_pages: float
+
+
+def layer(
+    gpu: str, method: str, context: int, batch: int, budget: int, model: Model = LLAMA_3_1_8B
+) -> Layer:
+    """A batch of equally long requests.
+
+    Args:
+        gpu: key of `COPY_TB_PER_S`.
+        method: key of `choosing`.
+        context: tokens of each.
+        batch: requests.
+        budget: tokens that each KV head reads.
+        model: what is read.
+    """
+    card = replace(GPUS[gpu], tb_per_s=COPY_TB_PER_S[gpu])
+    how, kernels = choosing(model)[method], KERNELS[-1]
+    metadata = batch * model.kv_heads * context * how.bytes_per_token
+    read = card.us(how.passes * metadata) / kernels.score_share
+    choose = how.launches * kernels.score_us + read + _select_us(how, context, batch, budget, model)
+    kept = batch * budget * model.kv_bytes
+    listed = batch * model.kv_heads * ENTRY_BYTES * budget
+    size = kept + listed / how.unit
+    attend = kernels.attend_us + card.us(size) / kernels.attend_share
+    dense = kernels.dense_us + card.us(batch * context * model.kv_bytes) / kernels.dense_share
+    return Layer(
+        choose, max(kernels.attend_least_us, attend), card.us(metadata + kept), dense,
+        size / (kept + listed / 16),
+    )  # fmt: skip
+
+
+def _select_us(how: Choosing, context: int, batch: int, budget: int, model: Model) -> float:
+    """Chunks keep their best in parallel; one program of a row and KV head chooses among those."""
+    kernels, units, count = KERNELS[-1], context // how.unit, budget // how.unit
+    chunks = math.ceil(units / CHUNK)
+    rounds = math.ceil(batch * model.kv_heads * chunks / PROCESSORS)
+    own = kernels.select_us + rounds * kernels.select_chunk_us * min(units, CHUNK) / 1024
+    if chunks == 1:
+        return own
+    left = math.ceil(chunks * min(count, CHUNK) / CHUNK)
+    return own + (kernels.select_us if left == 1 else PASSES * left * PASS_US)

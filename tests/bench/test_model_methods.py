@@ -1,0 +1,37 @@
+"""What methods are predicted to cost, against bytes counted by hand."""
+
+import pytest
+
+from bench.model.hardware import LLAMA_3_1_8B
+from bench.model.methods import choosing, layer
+from sgl_sparsekv.selection import load_method
+
+FLOORS = {
+    "quest": 8 * 32_768 * 16,
+    "shadowkv": 8 * 4096 * 258,
+    "clusterkv": 8 * 64 * (512 + 32 * 256),
+    "pqcache": 8 * 64 * (4 * 512 + 16 * 256),
+}
+"""Bytes of metadata of 32k tokens and 8 KV heads of 128 channels."""
+
+
+@pytest.mark.parametrize("method", FLOORS)
+def test_the_floor_is_what_must_be_read(method: str) -> None:
+    found = layer("h200", method, 32_768, 1, 512)
+    want = (FLOORS[method] + 512 * 8 * 512) / 4.2e6
+    assert found.floor == pytest.approx(want)
+    assert found.choose + found.attend > found.floor
+    assert choosing(LLAMA_3_1_8B)[method].unit == (load_method(method).unit_size or 32)
+
+
+@pytest.mark.parametrize("method", FLOORS)
+def test_finer_units_read_hardly_more(method: str) -> None:
+    """An entry of the list is 4 bytes beside 512 of K and V."""
+    found = layer("h200", method, 32_768, 1, 512)
+    assert 0.999 < found.bytes_over_pages < 1.01
+
+
+def test_one_program_chooses_among_what_chunks_kept() -> None:
+    """Of 131,072 tokens 64 chunks keep 512 each: 16 times what registers hold."""
+    short, long = (layer("h200", "pqcache", 1 << n, 1, 512).choose for n in (11, 17))
+    assert long - short > 5 * 16 * 0.6
