@@ -9,9 +9,10 @@ from sgl_sparsekv.segments.landmarks import CHUNK
 from sgl_sparsekv.types import StepShape, ViewShape
 
 from .code_ops import least_block
+from .level_ops import LevelBuffers, allocate_levels
 from .primitives import UNIT_BITS
 from .records import RecordBuffers, allocate_records
-from .spec import CODED
+from .spec import CODED, RANKED
 from .tuning import SELECT_CHUNK, num_splits
 
 PENDING_CAPACITY = 1 << 16
@@ -79,9 +80,10 @@ class StepBuffers:
             `[max_rows, H, splits, G]`.
         tickets: int32 `[max_rows, H]`, splits that have finished; zero between launches.
         out: `[max_rows, H, G, Dv]`; lse: float32 `[max_rows, H, G]`.
-        ranks: float32 `[max_rows, H, ranked width]`, scores of rows that rank by codes; empty where
-            none does.
+        ranks: float32 `[max_rows, H, ranked width]`, final scores of rows that leave such; empty
+            where none does.
         records: which segments have one; None where no served method reads any.
+        levels: of segments; None where no served method looks at those first.
         views: of requests; None where no served method keeps any.
     """
 
@@ -106,6 +108,7 @@ class StepBuffers:
     lse: torch.Tensor
     ranks: torch.Tensor
     records: RecordBuffers | None = None
+    levels: LevelBuffers | None = None
     views: ViewBuffers | None = None
 
     @property
@@ -131,7 +134,7 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
     scored = bool(shape.formulas - {"nothing", "position"})
     ranked = round_up(shape.most_ranked, ALIGNED_UNITS) if scored else 0
     blocks = triton.cdiv(most_scored(shape), score_units) if scored else 0
-    if shape.records:
+    if shape.formulas & CODED:
         blocks = max(blocks, triton.cdiv(shape.max_units * shape.unit_size, least_block(shape)))
     logits = round_up(most_scored(shape), ALIGNED_UNITS) if scored else 0
     chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
@@ -161,8 +164,9 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         tickets=zeros(rows, heads),
         out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
         lse=zeros(rows, heads, group, dtype=floats),
-        ranks=zeros(rows, heads, ranked if shape.records else 0, dtype=floats),
+        ranks=zeros(rows, heads, ranked if shape.formulas & RANKED else 0, dtype=floats),
         records=of_records(shape) if shape.records else None,
+        levels=allocate_levels(shape),
         views=None if shape.views is None else allocate_views(shape, shape.views),
     )
 

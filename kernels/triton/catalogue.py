@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sgl_sparsekv.selection import IndexOptions, load_method
+from sgl_sparsekv.selection.two_level import SEGMENT
 from sgl_sparsekv.summaries import CodeSummary
 
 from .attend import attend_kernel, merge_kernel
@@ -21,6 +22,8 @@ from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
 from .index import REGISTERS as INDEX_REGISTERS
 from .index import constants_of as index_constants
 from .index import index_kernel, index_tuning
+from .level_ops import RANKS_CHUNK
+from .levels import FIRST, SINCE, pages_kernel, segments_kernel
 from .outliers import outliers_kernel
 from .records import (
     LIST_BLOCK,
@@ -30,6 +33,7 @@ from .records import (
     reserve_records_kernel,
 )
 from .score import score_kernel
+from .segment_bounds import segment_bounds_kernel
 from .select import select_kernel
 from .share import share_kernel
 from .spec import FORMULAS
@@ -54,6 +58,8 @@ ARCHITECTURES = tuple(sorted(TUNING))
 EARLY = tuple(sorted(STARTS_EARLY))
 """Those whose launches may start before the ones in front of them end."""
 HEADS = 8
+LONG = 128 << 10
+"""Tokens of a context."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
         *_score(arch, variant), *_select(arch, variant), *_attend(arch, variant),
-        *_summarise(variant), *_coded(arch, variant),
+        *_summarise(variant), *_coded(arch, variant), *_levels(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -251,6 +257,35 @@ def _coded(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
                 f"{name} of codes, {method}", codes_kernel, constants, variant, tuned.warps,
                 registers=tuned.registers,
             )  # fmt: skip
+
+
+def _levels(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    """Two levels of bounds, in contexts of 128k tokens."""
+    tuned = variant.tuning(arch)
+    yield Case(
+        "bounds of segments", segment_bounds_kernel,
+        {"SIZE": SEGMENT, "UNIT": variant.unit, "DIM": variant.head_dim}, variant,
+        types={"slots": "*i32"},
+    )  # fmt: skip
+    constants = {
+        "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit,
+        "BLOCK": tuned.score_units, "WIDEST": LONG // SEGMENT, "UPCAST": False, "EARLY": False,
+    }  # fmt: skip
+    pages = {**constants, "CHUNK": RANKS_CHUNK, "STAGES": tuned.score_stages}
+    uses = {
+        "segments": (segments_kernel, constants),
+        "units in segments": (pages_kernel, {**pages, "ROUND": FIRST.value, "HAS_EXACT": False}),
+        "units in segments, exact": (
+            pages_kernel, {**pages, "ROUND": FIRST.value, "HAS_EXACT": True}
+        ),
+        "units in segments, exact, since": (
+            pages_kernel, {**pages, "ROUND": SINCE.value, "HAS_EXACT": True}
+        ),
+    }  # fmt: skip
+    for name, (kernel, values) in uses.items():
+        yield Case(
+            name, kernel, values, variant, tuned.score_warps, registers=tuned.score_registers
+        )
 
 
 def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:

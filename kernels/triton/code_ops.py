@@ -7,7 +7,7 @@ import torch
 import triton
 from sgl_sparsekv.errors import UnsupportedSetup
 from sgl_sparsekv.segment_records import SegmentIndex
-from sgl_sparsekv.summaries import SegmentSummary
+from sgl_sparsekv.summaries import CodeSummary, SegmentSummary
 from sgl_sparsekv.types import Candidates, Reduction, StepShape
 
 from .codes import codes_kernel
@@ -67,9 +67,10 @@ def code_tuning(q: torch.Tensor, index: SegmentIndex) -> CodeTuning:
 
 
 def least_block(shape: StepShape) -> int:
-    """Tokens of the smallest block of any kind of records."""
+    """Tokens of the smallest block of any kind of records that has codes."""
     q = torch.empty(1, 1, shape.group, shape.head_dim, dtype=shape.dtype, device="meta")
-    indexes = (empty_index(x.summary, shape.head_dim, shape.dtype) for x in shape.records)
+    coded = (x.summary for x in shape.records if isinstance(x.summary, CodeSummary))
+    indexes = (empty_index(summary, shape.head_dim, shape.dtype) for summary in coded)
     return min(code_tuning(q, index).block for index in indexes)
 
 

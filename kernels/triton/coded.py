@@ -1,8 +1,10 @@
-"""Rows that rank single tokens by the codes of segment records, as a part of `fused`.
+"""Segment records as a part of `fused`, and rows that rank single tokens by their codes.
 
 forget, list   once per step    pages that start anew lose their record; records of every row
-rank           once per layer   two launches for each kind of records
+rank           once per layer   two launches for each kind of records that has codes
 build          between steps    records of segments that are whole by now, in all layers at once
+
+Bounds of segments are records as well; rows that look at them are those of `level_ops`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ import torch
 
 import triton
 from sgl_sparsekv.segment_records import SegmentIndex
-from sgl_sparsekv.summaries import CodeSummary
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary
 from sgl_sparsekv.types import Reduction, StepShape
 
 from .code_ops import CodePlan, run_codes
@@ -25,6 +27,7 @@ from .records import (
     list_records_kernel,
     reserve_records_kernel,
 )
+from .segment_bounds import bound_segments
 from .spec import FORMULAS
 
 FORGET_SLOTS = 256
@@ -77,14 +80,18 @@ class CodedRows:
         """See `FusedDecode.build`."""
         held, kind = self.held, self._kinds[name]
         summary, capacity = self.shape.records[kind].summary, self.shape.records[kind].capacity
-        assert isinstance(summary, CodeSummary)
         reserve_records_kernel[(1,)](
             jobs, req_to_token, held.of_page, held.page_of, held.next, held.told, len(jobs), kind,
             summary.segment_size, capacity, held.of_page.shape[1], held.page_of.shape[1],
             req_to_token.stride(0), PAGE=self.shape.page_size, BLOCK=RESERVE_BLOCK,
         )  # fmt: skip
-        how = (arrays["codes"], arrays["codebooks"])
-        index_segments(summary, keys, key_pointers, req_to_token, jobs, *how, skip)
+        source = (keys, key_pointers, req_to_token, jobs)
+        if isinstance(summary, BoundSummary):
+            size, unit = summary.segment_size, self.shape.unit_size
+            bound_segments(size, unit, *source, arrays["planes"])
+            return
+        assert isinstance(summary, CodeSummary)
+        index_segments(summary, *source, arrays["codes"], arrays["codebooks"], skip)
 
     def rank(
         self,
@@ -104,6 +111,8 @@ class CodedRows:
         """
         mean, plan = self.shape.reduction is Reduction.MEAN_SOFTMAX, buffers.plan
         for name, kind in self._kinds.items():
+            if not isinstance(self.shape.records[kind].summary, CodeSummary):
+                continue
             arrays, table = records[name], self.held.table[kind]
             index = SegmentIndex(arrays["codes"], arrays["codebooks"], table)
             rows = CodePlan(plan[0], plan[1], plan[2], plan[6], FORMULAS[name])

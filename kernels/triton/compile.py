@@ -23,9 +23,11 @@ from .tuning import CUDA_SELECT_UNITS
 
 KV_POINTERS = {
     "q", "keys", "values", "queries", "min_max", "mean_std", "landmarks", "misfits", "codebooks",
-    "out", "out_a", "out_b",
+    "planes", "out", "out_a", "out_b",
 }  # fmt: skip
-FLOAT_POINTERS = {"logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales"}
+FLOAT_POINTERS = {
+    "logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales", "bounds",
+}  # fmt: skip
 BYTE_POINTERS = {"sealed", "codes", "labels", "centroids"}
 LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots", "key_pointers"}
 DOUBLE_POINTERS = {"ratios"}

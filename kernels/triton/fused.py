@@ -15,6 +15,7 @@ import torch
 
 import triton
 from sgl_sparsekv.selection.shadowkv import OUTLIER_SHARE
+from sgl_sparsekv.selection.two_level import BOUNDS
 from sgl_sparsekv.types import Reduction, StepShape
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ from .buffers import StepBuffers, allocate, most_scored
 from .coded import Arrays, CodedRows
 from .cuda.select import constants_for, launch_select
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
+from .level_ops import LevelRows
 from .outliers import outliers_kernel
 from .score import score_kernel
 from .select import select_kernel
-from .spec import FORMULAS, SPREAD
+from .spec import FORMULAS, RANKED, SPREAD
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
@@ -83,8 +85,11 @@ class FusedDecode:
         self._blocks = self.buffers.parts.shape[2]
         self._scored = triton.cdiv(most_scored(shape), self.tuning.score_units)
         self._finer = shape.most_ranked > shape.max_units
+        self._ranked = bool(shape.formulas & RANKED)
         held = self.buffers.records
         self.coded = None if held is None else CodedRows(shape, held)
+        levels = self.buffers.levels
+        self.levels = None if levels is None else LevelRows(shape, self.tuning, levels)
 
     @property
     def nbytes(self) -> int:
@@ -178,6 +183,9 @@ class FusedDecode:
             self._mark_outliers(layer, q.shape[0], fields["misfit"])
         if self.coded is not None:
             self.coded.rank(layer, q, keys, self.buffers, scale, records)
+        if self.levels is not None:
+            how = (fields["min_max"], records[BOUNDS.name]["planes"], self.buffers, scale)
+            self.levels.rank(layer, q, keys, *how)
         self._select(layer, q.shape[0], paged)
         if paged is not None:
             return paged.run(q.contiguous(), keys, values, scale, lse=False)[0]
@@ -244,7 +252,7 @@ class FusedDecode:
             shape.max_selected, held.table.stride(0),
             1 if paged is None else shape.unit_size * shape.heads,
         )  # fmt: skip
-        if selects_by_cuda(shape.max_units) and not self._finer:
+        if selects_by_cuda(shape.max_units) and not (self._finer or self._ranked):
             constants = constants_for(shape.max_units, shape.group, block, mean, paged is not None)
             tensors = (*scores, *rows_of, pages, held.logical if self.watched else None, offsets)
             launch_select(constants, shape.heads, rows, tensors, (*numbers, *sizes))
@@ -255,7 +263,7 @@ class FusedDecode:
             held.tickets, *numbers, held.ranks.shape[2], *sizes,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            FINER=self._finer, CODED=bool(shape.records), num_warps=SELECT_WARPS,
+            FINER=self._finer, CODED=self._ranked, num_warps=SELECT_WARPS,
             maxnreg=SELECT_REGISTERS, **early(),
         )  # fmt: skip
 

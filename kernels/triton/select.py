@@ -230,7 +230,7 @@ def select_kernel(
     Args:
         logits: float32 `[rows, H, G, width]` with parts as `score_kernel` leaves them. When REDUCED
             float32 `[rows, H, width]`, final scores, and parts is not read.
-        ranks: float32 `[rows, H, ranked]`, final scores of rows that rank by codes, when CODED.
+        ranks: float32 `[rows, H, ranked]`, final scores by formulas from CLUSTERS on, when CODED.
         table: int32 `[rows, stride_table]`, see `begin_kernel`.
         formulas, begins, ends, num_units, counts, dense_layers: int32 `[rows]`.
         finers: int32 `[rows]`, units of the table have 2^finer of the row's; read when FINER.

@@ -38,6 +38,7 @@ class TwoLevel(SelectionMethod):
     """Upper-bound page ranking in the best segments."""
 
     name = "quest_two_level"
+    formula = "two_level"
     citation = "Quest, arXiv 2406.10774"
     summaries = (Quest.summary,)
 
@@ -55,6 +56,7 @@ class TwoLevelExact(TwoLevel):
     """The pages that Quest selects with reduction "max", most of them not looked at."""
 
     name = "quest_two_level_exact"
+    formula = "two_level_exact"
 
     def score(self, ops: Ops, inputs: ScoreInputs) -> torch.Tensor:
         """See `SelectionMethod.score`."""

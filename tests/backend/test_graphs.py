@@ -12,9 +12,11 @@ import torch
 from helpers.fake_graph import FakeGraph, Forbidden, Quiet
 from helpers.graph_server import (
     ASKED_FINER,
+    ASKED_TWO_LEVELS,
     FINER,
     LAYERS,
     SHORT_SEGMENTS,
+    TWO_LEVELS,
     Inputs,
     Server,
     capture,
@@ -64,6 +66,18 @@ def test_replays_of_finer_units_equal_eager_steps(finer_pair: Any) -> None:
     for server in finer_pair:
         held = server.backend.step.buffers.records
         assert (held.table >= 0).any() and (held.told[:, 0] > 0).all()
+
+
+def test_replays_of_two_levels_equal_eager_steps(sglang: None) -> None:
+    """Bounds of segments are built between the replays, and some segments stay closed."""
+    with pytest.MonkeyPatch.context() as patch:
+        how = {"methods": TWO_LEVELS, "asked": ASKED_TWO_LEVELS}
+        pair = Server(patch, **how), Server(patch, **how)
+        check_replays(pair, (4,), BATCHES[:2])
+        for server in pair:
+            held = server.backend.step.buffers
+            assert (held.records.table >= 0).any() and (held.records.told[:, 0] > 0).all()
+            assert (held.levels.opened == 0).any() and (held.levels.opened > 0).any()
 
 
 def check_replays(pair: Any, sizes: tuple[int, ...], batches: tuple[Any, ...]) -> None:

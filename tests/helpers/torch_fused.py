@@ -15,14 +15,18 @@ from torch.nn.utils.rnn import pad_sequence
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata.records import write_records
-from sgl_sparsekv.segment_records import SegmentIndex
+from sgl_sparsekv.segment_records import SegmentBounds, SegmentIndex
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT, ShadowKV
+from sgl_sparsekv.selection.two_level import BOUNDS, SEGMENT, TwoLevel, TwoLevelExact
 from sgl_sparsekv.types import Candidates, ScoreInputs, Selection, StepShape
 
 CODED = ("clusters", "products")
-FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact", "landmark", *CODED)
+LEVELS = {method.formula: method for method in (TwoLevel(), TwoLevelExact())}
+FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact", "landmark", *CODED, *LEVELS)
+RECORDS = {name: name for name in CODED} | dict.fromkeys(LEVELS, BOUNDS.name)
+"""Records that a formula reads."""
 SUMMARIES = {s.name: s for s in (Quest.summary, MeanStd.summary, LANDMARK, MISFIT)}
 
 
@@ -188,7 +192,8 @@ class TorchFused:
                 chosen = self._choose(row, layer, q[i : i + 1], keys, fields, scale, records)
                 unit, tail = row["unit"], row["tail"]
             dense = view is None and self._dense(row, layer)
-            self.selected(layer, i, chosen, dense, unit, row["records"].get(row["formula"]))
+            read = row["records"].get(RECORDS.get(row["formula"], ""))
+            self.selected(layer, i, chosen, dense, unit, read)
             how = (chosen.physical, chosen.counts, one(tail), scale, unit)
             out.append(self.ops.attend(q[i : i + 1], keys, values, *how)[0])
         return torch.cat(out)
@@ -256,6 +261,12 @@ class TorchFused:
             numbers = (one(total), one(row["count"]), scale, self.shape.reduction, row["unit"])
             inputs = ScoreInputs(q, keys, fields, None, candidates, *numbers)
             scores = ShadowKV().score(self.ops, inputs)
+        elif row["formula"] in LEVELS:
+            numbers = (one(total), one(row["count"]), scale, self.shape.reduction, row["unit"])
+            table = row["records"][BOUNDS.name]
+            index = SegmentBounds(records[BOUNDS.name]["planes"], table, SEGMENT)
+            inputs = ScoreInputs(q, keys, fields, index, candidates, *numbers)
+            scores = LEVELS[row["formula"]].score(self.ops, inputs)
         elif row["formula"] in CODED:
             arrays = records[row["formula"]]
             table = row["records"][row["formula"]]

@@ -24,7 +24,8 @@ READ_AT_IMPORT = {"SGLANG_PLUGINS", "TRITON_INTERPRET"}
 """Variables that a fork would set too late: whoever needs one is forked from a launcher of his."""
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
-INTERPRETED = ("clusterkv", "full", "pqcache", "quest", "shadowkv", "streaming")
+LEVELS = ("quest_two_level", "quest_two_level_exact")
+INTERPRETED = ("clusterkv", "full", "pqcache", "quest", *LEVELS, "shadowkv", "streaming")
 """Methods of the server whose kernels are interpreted."""
 SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
 """Methods that read segment records, or chunks smaller than a unit."""
@@ -94,7 +95,7 @@ class Fleet:
                         *("--sparsekv-methods", ",".join(INTERPRETED)),
                         *("--sparsekv-check-interval", "3", "--dtype", "float32"),
                         *("--context-length", "2048", "--max-total-tokens", "8192"),
-                        *("--chunked-prefill-size", "512", "--max-running-requests", "8"),
+                        *("--chunked-prefill-size", "512", "--max-running-requests", "10"),
                     ),
                     (*STRICT, ("TRITON_INTERPRET", "1")),
                 ),

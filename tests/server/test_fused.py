@@ -8,10 +8,12 @@ from helpers.soak import Size
 from sgl_sparsekv.models.documents import chain_document
 
 from .client import ask_for, generate_all, metric, wrong_answers
-from .fleet import Fleet
+from .fleet import LEVELS, Fleet
 
 FINER = ("clusterkv", "pqcache", "shadowkv")
 """Methods that choose less than whole units."""
+TOLD = (*FINER, *LEVELS)
+"""Methods that a request has to name."""
 
 
 def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
@@ -29,8 +31,8 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     assert metric(server.url, "batch_steps_total", "sparse") - before == cold.tokens - 1
     summarised = metric(server.url, "units_summarised_total")
     third = {"method": "quest", "budget": 0.3, "dense_layers": 1, "telemetry": True}
-    options = (None, {"method": "full"}, third, *({"method": name} for name in FINER))
-    questions = document.questions[1:] * 2
+    options = (None, {"method": "full"}, third, *({"method": name} for name in TOLD))
+    questions = (document.questions[1:] * 3)[: len(options)]
     asks = [
         ask_for(document, question, option)
         for question, option in zip(questions, options, strict=True)
@@ -49,4 +51,6 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     for method in ("clusterkv", "pqcache"):
         built = metric(server.url, "segments_indexed_total", method)
         assert built == 1, "the shared segment has one record"
+    for method in LEVELS:
+        assert metric(server.url, "segments_indexed_total", method) >= 600 // 128
     fleet.stop("interpreted")
