@@ -18,7 +18,7 @@ ALLOWED = {
     "errors": set(),
     "geometry": set(),
     "segment_records": set(),
-    "types": {"segment_records"},
+    "types": {"segment_records", "summaries"},
     "summaries": set(),
     "routes": {"types"},
     "segment_ops": {"types", "segment_records", "summaries"},

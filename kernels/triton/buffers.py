@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import torch
 
 import triton
-from sgl_sparsekv.segments.landmarks import CHUNK
 from sgl_sparsekv.types import StepShape, ViewShape
 
 from .code_ops import least_block
 from .level_ops import LevelBuffers, allocate_levels
 from .primitives import UNIT_BITS
 from .records import RecordBuffers, allocate_records
-from .spec import CODED, RANKED
+from .spec import CHUNK, CODED, RANKED
 from .tuning import SELECT_CHUNK, num_splits
 
 PENDING_CAPACITY = 1 << 16

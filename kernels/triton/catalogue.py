@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from sgl_sparsekv.selection import IndexOptions, load_method
-from sgl_sparsekv.selection.two_level import SEGMENT
 from sgl_sparsekv.summaries import CodeSummary
 
 from .attend import attend_kernel, merge_kernel
@@ -36,7 +34,7 @@ from .score import score_kernel
 from .segment_bounds import segment_bounds_kernel
 from .select import select_kernel
 from .share import share_kernel
-from .spec import FORMULAS
+from .spec import FORMULAS, SEGMENT
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
@@ -58,6 +56,17 @@ ARCHITECTURES = tuple(sorted(TUNING))
 EARLY = tuple(sorted(STARTS_EARLY))
 """Those whose launches may start before the ones in front of them end."""
 HEADS = 8
+
+
+def _not_built(keys: torch.Tensor, skip: int) -> tuple[torch.Tensor, torch.Tensor]:
+    raise NotImplementedError("only what a record holds is asked for")
+
+
+DEFAULT_RECORDS = {
+    "clusterkv": CodeSummary("clusters", 512, 1, 32, True, 6, 64, _not_built),
+    "pqcache": CodeSummary("products", 512, 4, 16, False, 10, None, _not_built),
+}
+"""Of methods with the options that they have by default: a test compares."""
 LONG = 128 << 10
 """Tokens of a context."""
 
@@ -234,9 +243,7 @@ def _coded(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         return
     itemsize = 4 if variant.dtype == "fp32" else 2
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[variant.dtype]
-    for method in ("clusterkv", "pqcache"):
-        summary = load_method(method).segments(IndexOptions())
-        assert isinstance(summary, CodeSummary)
+    for method, summary in DEFAULT_RECORDS.items():
         width = variant.head_dim // summary.subspaces
         shapes = index_tuning(width, summary.segment_size, itemsize, arch)
         wide = index_constants(summary, variant.head_dim, itemsize, shapes)

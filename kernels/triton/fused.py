@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 
 import triton
-from sgl_sparsekv.selection.shadowkv import OUTLIER_SHARE
-from sgl_sparsekv.selection.two_level import BOUNDS
 from sgl_sparsekv.types import Reduction, StepShape
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ from .level_ops import LevelRows
 from .outliers import outliers_kernel
 from .score import score_kernel
 from .select import select_kernel
-from .spec import FORMULAS, RANKED, SPREAD
+from .spec import FORMULAS, OUTLIER_SHARE, RANKED, SEGMENT_BOUNDS, SPREAD
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
@@ -184,7 +182,7 @@ class FusedDecode:
         if self.coded is not None:
             self.coded.rank(layer, q, keys, self.buffers, scale, records)
         if self.levels is not None:
-            how = (fields["min_max"], records[BOUNDS.name]["planes"], self.buffers, scale)
+            how = (fields["min_max"], records[SEGMENT_BOUNDS]["planes"], self.buffers, scale)
             self.levels.rank(layer, q, keys, *how)
         self._select(layer, q.shape[0], paged)
         if paged is not None:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 import triton
-from sgl_sparsekv.selection.two_level import BOUNDS, SEGMENT
 from sgl_sparsekv.types import StepShape
 
 from .launch import early, interpreted, processors
 from .levels import FIRST, SINCE, pages_kernel, segments_kernel
-from .spec import LEVELS
+from .spec import LEVELS, SEGMENT, SEGMENT_BOUNDS
 from .tuning import Tuning, next_power, score_chunks
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class LevelRows:
 
     def __init__(self, shape: StepShape, tuned: Tuning, held: LevelBuffers) -> None:
         self.shape, self.tuning, self.held = shape, tuned, held
-        self._kind = [kind.summary for kind in shape.records].index(BOUNDS)
+        self._kind = [kind.summary.name for kind in shape.records].index(SEGMENT_BOUNDS)
         self._exact = "two_level_exact" in shape.formulas
 
     def rank(

@@ -19,7 +19,6 @@ sequence, so a row is the same in any batch.
 
 import triton
 import triton.language as tl
-from sgl_sparsekv.selection import two_level
 
 from . import spec
 from .primitives import (
@@ -38,9 +37,9 @@ from .summarise import summarise_units
 
 TWO_LEVEL = tl.constexpr(spec.TWO_LEVEL)
 TWO_LEVEL_EXACT = tl.constexpr(spec.TWO_LEVEL_EXACT)
-OVERSAMPLING = tl.constexpr(two_level.OVERSAMPLING)
-MARGIN = tl.constexpr(two_level.MARGIN)
-SEGMENT = tl.constexpr(two_level.SEGMENT)
+OVERSAMPLING = tl.constexpr(spec.OVERSAMPLING)
+MARGIN = tl.constexpr(spec.MARGIN)
+SEGMENT = tl.constexpr(spec.SEGMENT)
 FIRST, SINCE = tl.constexpr(1), tl.constexpr(2)
 """What is said of an open segment: by which launch over units it is looked at. A closed one: 0."""
 

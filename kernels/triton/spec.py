@@ -28,3 +28,11 @@ RANKED = CODED | {"two_level_exact"}
 """Those that leave final scores."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations of `mean_std`; see `sgl_sparsekv.selection.mean_std`."""
+CHUNK = 8
+OUTLIER_SHARE = 384 / 2432
+"""Tokens that have a landmark, and part of what is kept that outliers take: see
+`sgl_sparsekv.selection.shadowkv`."""
+SEGMENT, OVERSAMPLING, MARGIN = 128, 8, 1e-4
+"""See `sgl_sparsekv.selection.two_level`, as is the name of its records."""
+SEGMENT_BOUNDS = "min_max_segment"
+"""All of them are those of the methods: a test compares."""

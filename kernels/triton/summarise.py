@@ -2,13 +2,13 @@
 
 import triton
 import triton.language as tl
-from sgl_sparsekv.segments.landmarks import CHUNK as LANDMARK_TOKENS
 
+from . import spec
 from .primitives import PENDING_BLOCK, landmark_of, mean_std_of, min_max_of, padded, store_planes
 
 AHEAD = tl.constexpr(8)
 """Tokens of each unit that are loaded before the first is looked at."""
-CHUNK = tl.constexpr(LANDMARK_TOKENS)
+CHUNK = tl.constexpr(spec.CHUNK)
 """Tokens of a unit that has a landmark."""
 
 

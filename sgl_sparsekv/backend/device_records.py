@@ -38,7 +38,7 @@ class DeviceRecords:
         self.kinds: dict[str, SegmentRecords] = {
             kind.summary.name: metadata.records[kind.summary.name] for kind in step.shape.records
         }
-        self._layers = metadata.layout.num_layers
+        self._layers, self._geometry = metadata.layout.num_layers, metadata.geometry
         keys = [pool.get_key_buffer(pool.start_layer + i).data_ptr() for i in range(self._layers)]
         self._keys = torch.tensor(keys, dtype=torch.int64, device=table.device)
         held = step.buffers.records.told
@@ -114,7 +114,7 @@ class DeviceRecords:
                 continue
             nth = number % whole
             slots = self._table[row, nth * size : (nth + 1) * size].long()
-            page = int(slots[-1]) // self._step.shape.page_size
+            page = int(self._geometry.page_of(slots[-1:]))
             record = int(self._step.buffers.records.of_page[kind, page])
             if record < 0:
                 continue
