@@ -214,17 +214,16 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         "TOKENS": tuned.attend_tokens, "STAGES": tuned.attend_stages, "UPCAST": False,
         "EARLY": False,
     }  # fmt: skip
-    one, both = {"VIEWS": False, "FINER": False}, {"VIEWS": True, "FINER": True}
-    yield Case("attend", attend_kernel, {**constants, **one}, variant, tuned.attend_warps)
-    finer = {**constants, **one, "FINER": True}
-    yield Case("attend, finer units", attend_kernel, finer, variant, tuned.attend_warps)
-    constants |= {"STAGES": tuned.attend_stages + VIEW_STAGES}
-    views = {**constants, **both, "FINER": False}
-    yield Case("attend, views", attend_kernel, views, variant, tuned.attend_warps)
-    yield Case(
-        "attend, views and finer units", attend_kernel, {**constants, **both}, variant,
-        tuned.attend_warps,
-    )  # fmt: skip
+    uses = {
+        "attend": (False, False), "attend, finer units": (False, True),
+        "attend, views": (True, False), "attend, views and finer units": (True, True),
+    }  # fmt: skip
+    for name, (views, finer) in uses.items():
+        use = {**constants, "VIEWS": views, "FINER": finer}
+        use["STAGES"] += VIEW_STAGES * views
+        yield Case(
+            name, attend_kernel, use, variant, tuned.attend_warps, registers=tuned.attend_registers
+        )
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:

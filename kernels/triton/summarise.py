@@ -61,7 +61,7 @@ def summarise_pending(
                 True, UNIT, DIM,
             )  # fmt: skip
         if HAS_LANDMARK:
-            for part in range(UNIT // CHUNK):
+            for part in tl.static_range(UNIT // CHUNK):
                 summarise_landmarks(
                     landmarks, misfits, keys, units * (UNIT // CHUNK) + part, inside, heads,
                     stride_slot, DIM,

