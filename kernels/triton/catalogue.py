@@ -221,9 +221,7 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     for name, (views, finer) in uses.items():
         use = {**constants, "VIEWS": views, "FINER": finer}
         use["STAGES"] += VIEW_STAGES * views
-        yield Case(
-            name, attend_kernel, use, variant, tuned.attend_warps, registers=tuned.attend_registers
-        )
+        yield Case(name, attend_kernel, use, variant, tuned.attend_warps)
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:

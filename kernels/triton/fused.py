@@ -288,7 +288,6 @@ class FusedDecode:
             VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
             TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
             VIEWS=views is not None, FINER=self._finer, num_warps=self.tuning.attend_warps,
-            maxnreg=self.tuning.attend_registers,
             **early(),
         )  # fmt: skip
         return held.out[:rows]

@@ -271,7 +271,7 @@ class TritonOps(SegmentIndexing):
             *values.stride()[:2], 0, 0, HEADS=heads, GROUP=group, DIM=dim, VALUE_DIM=vdim,
             UNIT=unit_size, SPLITS=splits, TOKENS=tuned.attend_tokens,
             STAGES=tuned.attend_stages, UPCAST=interpreted(), VIEWS=False, FINER=False,
-            num_warps=tuned.attend_warps, maxnreg=tuned.attend_registers,
+            num_warps=tuned.attend_warps,
         )  # fmt: skip
         return out, lse
 

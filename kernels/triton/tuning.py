@@ -51,7 +51,6 @@ class Tuning:
         attend_tokens: keys per inner step of `attend`.
         attend_warps: its warps.
         attend_stages: depth of its load pipeline, counted as that of `score`.
-        attend_registers: most registers of its threads; None: as the compiler likes.
     """
 
     score_units: int = 32
@@ -62,7 +61,6 @@ class Tuning:
     attend_tokens: int = 64
     attend_warps: int = 4
     attend_stages: int = 5
-    attend_registers: int | None = None
 
 
 TUNING = {
@@ -90,9 +88,6 @@ MOST_REGISTERS = 255
 NARROW_HEAD, WIDE_HEAD = 64, 256
 """Up to the first, `attend` takes twice the keys: the same bytes. From the second on, it takes half
 of them, and all programs twice the warps."""
-WIDE_REGISTERS = 168
-"""Most of a thread of `attend` there: left alone, the compiler spills where rows have views and
-choose finer units."""
 FLOAT = Tuning(
     score_units=16, score_warps=8, score_stages=1, score_registers=128, most_lanes=1,
     attend_tokens=16, attend_stages=2,
@@ -113,7 +108,7 @@ def tuning_for(capability: tuple[int, int], head_dim: int, itemsize: int = 2) ->
     if head_dim >= WIDE_HEAD:
         return replace(
             tuned, score_warps=2 * tuned.score_warps, score_registers=MOST_REGISTERS,
-            attend_warps=2 * tuned.attend_warps, attend_registers=WIDE_REGISTERS,
+            attend_warps=2 * tuned.attend_warps,
             attend_tokens=max(16, tuned.attend_tokens // 2),
         )  # fmt: skip
     if head_dim <= NARROW_HEAD:
