@@ -46,6 +46,7 @@ from .tuning import (
     TUNING,
     VIEW_STAGES,
     Tuning,
+    attend_registers,
     num_splits,
     rows_together,
     tuning_for,
@@ -221,7 +222,8 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     for name, (views, finer) in uses.items():
         use = {**constants, "VIEWS": views, "FINER": finer}
         use["STAGES"] += VIEW_STAGES * views
-        yield Case(name, attend_kernel, use, variant, tuned.attend_warps)
+        registers = attend_registers(variant.head_dim, views, finer)
+        yield Case(name, attend_kernel, use, variant, tuned.attend_warps, registers=registers)
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:

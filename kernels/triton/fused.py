@@ -37,6 +37,7 @@ from .tuning import (
     SELECT_REGISTERS,
     SELECT_WARPS,
     VIEW_STAGES,
+    attend_registers,
     num_splits,
     rows_together,
     score_chunks,
@@ -288,6 +289,7 @@ class FusedDecode:
             VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
             TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
             VIEWS=views is not None, FINER=self._finer, num_warps=self.tuning.attend_warps,
+            maxnreg=attend_registers(shape.head_dim, views is not None, self._finer),
             **early(),
         )  # fmt: skip
         return held.out[:rows]

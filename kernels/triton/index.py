@@ -48,11 +48,13 @@ class IndexTuning:
         tokens: of a tile.
         codes: centroids of a block.
         warps: per program.
+        split: products of 16-bit keys run in matrix units, a factor in float32 being cut in two.
     """
 
     tokens: int = 64
     codes: int = 32
     warps: int = 4
+    split: bool = True
 
 
 def index_tuning(
@@ -62,7 +64,8 @@ def index_tuning(
 
     A block of centroids is an operand of every product with a tile, and the compiler keeps both its
     parts in registers over all tiles: wide points have small blocks, as none of these may spill.
-    Products of float32 keys run without matrix units and hold more registers.
+    The widest fit older architectures only uncut. Products of float32 keys run without matrix units
+    and hold more registers.
     """
     warps = 8 if width > 128 or segment_size > 1024 else 4
     if itemsize == 4:
@@ -70,7 +73,7 @@ def index_tuning(
     if width <= 64:
         return IndexTuning(warps=warps)
     if width > 128:
-        return IndexTuning(16, 16, warps)
+        return IndexTuning(16, 16, warps, split=arch >= (9, 0))
     return IndexTuning(32, 32 if segment_size <= 2048 and arch >= (9, 0) else 16, warps)
 
 
@@ -118,7 +121,7 @@ def index_kernel(
         skip: first tokens of a request not to learn from.
         FITTED: centroids of k-means. With APART quiet keys have the next code, and with CAPACITY
             the others are for what is split.
-        SPLIT: keys are of 16 bits.
+        SPLIT: keys are of 16 bits, and multiplied in matrix units.
     """
     pair, job, layer = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     record = tl.load(jobs + job * 3 + 2).to(tl.int64)
@@ -258,7 +261,8 @@ def constants_of(
         "PARTS": summary.subspaces, "SIZE": size, "WIDTH": dim // summary.subspaces,
         "CODES": codes, "FITTED": codes - pieces - apart, "APART": apart,
         "CAPACITY": summary.capacity or 0, "COSINE": summary.cosine,
-        "ITERATIONS": summary.iterations, "SPLIT": itemsize == 2, "TILE": tuned.tokens,
+        "ITERATIONS": summary.iterations, "SPLIT": itemsize == 2 and tuned.split,
+        "TILE": tuned.tokens,
         "BLOCK": min(tuned.codes, max(16, triton.next_power_of_2(codes))),
     }  # fmt: skip
 

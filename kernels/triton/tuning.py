@@ -132,6 +132,14 @@ def starts_early(capability: tuple[int, int]) -> bool:
     return known is not None and STARTS_EARLY[known]
 
 
+def attend_registers(head_dim: int, views: bool, finer: bool) -> int | None:
+    """Most registers of a thread of `attend`; None: as the compiler likes.
+
+    Left alone with wide heads, views and finer units, it spills to fit a second program.
+    """
+    return MOST_REGISTERS if head_dim >= WIDE_HEAD and views and finer else None
+
+
 def num_splits(heads: int) -> int:
     """Splits of one row and KV head: enough programs to fill a GPU with one request."""
     return NUM_SPLITS * ceil_div(8, max(1, min(heads, 8)))
