@@ -22,6 +22,7 @@ from .index import constants_of as index_constants
 from .index import index_kernel, index_tuning
 from .level_ops import RANKS_CHUNK
 from .levels import FIRST, SINCE, pages_kernel, segments_kernel
+from .narrow import narrow_kernel, place_kernel
 from .outliers import outliers_kernel
 from .records import (
     LIST_BLOCK,
@@ -38,6 +39,8 @@ from .spec import FORMULAS, SEGMENT
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
+    NARROW_REGISTERS,
+    NARROW_WARPS,
     SELECT_CHUNK,
     SELECT_PARTS,
     SELECT_REGISTERS,
@@ -49,6 +52,7 @@ from .tuning import (
     attend_registers,
     num_splits,
     rows_together,
+    select_threads,
     tuning_for,
 )
 
@@ -141,8 +145,9 @@ class Case:
 def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
-        *_score(arch, variant), *_select(arch, variant), *_attend(arch, variant),
-        *_summarise(variant), *_coded(arch, variant), *_levels(arch, variant),
+        *_score(arch, variant), *_select(arch, variant), *_narrow(variant),
+        *_attend(arch, variant), *_summarise(variant), *_coded(arch, variant),
+        *_levels(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -150,7 +155,8 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
 def early_cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """The launches of a layer as they are where they start early; the widest use of `score`."""
     widest = [
-        list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant)
+        list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant),
+        *_narrow(variant),
     ]  # fmt: skip
     return [
         replace(case, name=f"{case.name}, early", constants={**case.constants, "EARLY": True})
@@ -190,7 +196,9 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True),
             ", finer units": (False, False), ", finer units, codes": (False, False)}  # fmt: skip
     if variant != COMMON:  # the head size does not matter
-        uses = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
+        codes = {", finer units, codes": (False, False)} if variant == WIDEST else {}
+        pages = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
+        uses = pages | codes
     for name, (dense, logical) in uses.items():
         constants = {
             **_ranks(arch, variant),
@@ -199,12 +207,26 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "LOGICAL": logical,
             "FINER": "finer" in name,
             "CODED": "codes" in name,
+            "COUNTED": "codes" in name,
             "EARLY": False,
         }
+        warps, registers = select_threads(variant.group, variant.mean, "codes" in name)
         yield Case(
-            f"select{name}", select_kernel, constants, variant, SELECT_WARPS,
-            registers=SELECT_REGISTERS,
+            f"select{name}", select_kernel, constants, variant, warps, registers=registers
         )  # fmt: skip
+
+
+def _narrow(variant: Variant) -> Iterator[Case]:
+    """Behind `select` of rows of single tokens, in contexts of 128k; for COMMON alone."""
+    if variant != COMMON:
+        return
+    constants = {"CHUNK": SELECT_CHUNK, "CHUNKS": LONG // SELECT_CHUNK, "EARLY": False}
+    yield Case(
+        "narrow", narrow_kernel, constants, variant, NARROW_WARPS, registers=NARROW_REGISTERS
+    )  # fmt: skip
+    for name, logical in (("place", False), ("place, watched", True)):
+        use = {**constants, "LOGICAL": logical}
+        yield Case(name, place_kernel, use, variant, NARROW_WARPS)
 
 
 def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:

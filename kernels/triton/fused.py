@@ -25,6 +25,7 @@ from .coded import Arrays, CodedRows
 from .cuda.select import constants_for, launch_select
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
 from .level_ops import LevelRows
+from .narrow_ops import narrow_and_place
 from .outliers import outliers_kernel
 from .score import score_kernel
 from .select import select_kernel
@@ -41,6 +42,7 @@ from .tuning import (
     num_splits,
     rows_together,
     score_chunks,
+    select_threads,
 )
 
 BEGIN_UNITS = 512
@@ -238,7 +240,7 @@ class FusedDecode:
         )  # fmt: skip
 
     def _select(self, layer: int, rows: int, paged: "PagedAttend | None") -> None:
-        held, shape = self.buffers, self.shape
+        held, shape, narrow = self.buffers, self.shape, self.buffers.narrow
         pages, offsets = held.selected, held.offsets
         if paged is not None:
             pages, offsets = paged.pages, paged.offsets
@@ -256,15 +258,21 @@ class FusedDecode:
             tensors = (*scores, *rows_of, pages, held.logical if self.watched else None, offsets)
             launch_select(constants, shape.heads, rows, tensors, (*numbers, *sizes))
             return
-        chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
+        chunks, rows_of = triton.cdiv(shape.most_ranked, SELECT_CHUNK), (*rows_of, held.plan[7])
+        lists = (pages, held.logical, offsets)
+        bins = held.tickets if narrow is None else narrow.bins
+        warps, registers = select_threads(shape.group, mean, narrow is not None)
         select_kernel[(chunks, shape.heads, rows)](
-            *scores, held.ranks, *rows_of, held.plan[7], pages, held.logical, offsets, held.best,
-            held.tickets, *numbers, held.ranks.shape[2], *sizes,
+            *scores, held.ranks, *rows_of, *lists, held.best, bins, held.tickets, *numbers,
+            held.ranks.shape[2], *sizes,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            FINER=self._finer, CODED=self._ranked, num_warps=SELECT_WARPS,
-            maxnreg=SELECT_REGISTERS, **early(),
+            FINER=self._finer, CODED=self._ranked, COUNTED=narrow is not None,
+            num_warps=warps, maxnreg=registers, **early(),
         )  # fmt: skip
+        if narrow is not None:
+            how = (layer, sizes[0], sizes[2])
+            narrow_and_place(narrow, held.best, held.tickets, rows_of, lists, how, self.watched)
 
     def _attend(
         self,
