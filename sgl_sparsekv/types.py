@@ -292,6 +292,24 @@ class ViewShape:
 
 
 @dataclass(frozen=True)
+class HeldShape:
+    """Room for what requests hold of their selections on a device that serves whole steps.
+
+    Attributes:
+        places: requests that can hold any at once.
+        layers: of this rank.
+        first_layer: number of the first of them.
+        units: that a request holds of each layer and KV head at most, of the smallest that a
+            served method selects in.
+    """
+
+    places: int
+    layers: int
+    first_layer: int
+    units: int
+
+
+@dataclass(frozen=True)
 class RecordShape:
     """Segment records of one kind on a device that serves whole steps.
 
@@ -329,6 +347,7 @@ class StepShape:
         views: of requests; None: no served method keeps any.
         finest: tokens of the smallest unit that a served method selects in; 0: `unit_size`.
         records: of segments, by which served methods rank.
+        held: of selections that serve several steps; None: every step selects.
     """
 
     max_rows: int
@@ -349,6 +368,7 @@ class StepShape:
     views: ViewShape | None = None
     finest: int = 0
     records: tuple[RecordShape, ...] = ()
+    held: HeldShape | None = None
 
     @property
     def most_ranked(self) -> int:

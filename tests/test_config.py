@@ -108,8 +108,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"trace": "5560"}, "trace must be a ZMQ endpoint such as tcp://*:5560, got '5560'"),
     (
-        {"device": "triton", "reselect_every": 2},
-        "reselect_every must be 1 on device triton, which selects in every step, got 2",
+        {"device": "triton", "attend": "fa2", "reselect_every": 2},
+        "attend must be triton with reselect_every above 1, got fa2",
     ),
     (
         {"device": "triton", "reduction": "max"},
@@ -382,14 +382,29 @@ def test_an_estimate_needs_what_it_is_made_of(named, says):
         assert parse_request_options({"estimate": True, "method": "quest"}, server).estimates
 
 
-def test_a_device_that_serves_whole_steps_selects_in_each() -> None:
-    server = parse_server_options({"device": "triton"})
+def test_a_device_that_serves_whole_steps_holds_what_it_was_started_for() -> None:
+    asked, server = {"reselect_every": 2}, parse_server_options({"device": "triton"})
     with pytest.raises(RequestOptionError) as refused:
-        parse_request_options({"reselect_every": 2}, server)
+        parse_request_options(asked, server)
     assert str(refused.value) == (
-        "sparsekv.reselect_every must be 1 on device triton, which selects in every step, got 2"
+        "sparsekv.reselect_every must be at most 1 on device triton, as the server was started "
+        "with, got 2"
     )
-    assert parse_request_options({"reselect_every": 1}, server).reselect_every == 1
+    server = parse_server_options({"device": "triton", "reselect_every": 4, "budget": 1024})
+    assert parse_request_options(asked, server).reselect_every == 2
+    assert parse_request_options({"budget": 512}, server).reselect_every == 4
+    for budget in (2048, 0.5):  # a share may be more tokens, whatever it is
+        assert parse_request_options({"budget": budget}, server).reselect_every == 1
+        with pytest.raises(RequestOptionError) as refused:
+            parse_request_options(asked | {"budget": budget}, server)
+        assert str(refused.value) == (
+            "sparsekv.reselect_every must be 1 on device triton with a budget that is not within "
+            "the server's, 1024, got 2"
+        )
+    assert parse_request_options(asked | {"budget": 2048}, SERVER).reselect_every == 2
+    server = parse_server_options({"device": "triton", "reselect_every": 4, "budget": 0.25})
+    assert parse_request_options({"budget": 0.25}, server).reselect_every == 4
+    assert parse_request_options({"budget": 0.5}, server).reselect_every == 1
 
 
 @pytest.mark.parametrize(

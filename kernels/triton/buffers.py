@@ -8,6 +8,7 @@ import triton
 from sgl_sparsekv.types import StepShape, ViewShape
 
 from .code_ops import least_block
+from .held_ops import HeldBuffers, allocate_held
 from .level_ops import LevelBuffers, allocate_levels
 from .narrow_ops import NarrowBuffers, allocate_narrow, are_narrowed
 from .primitives import UNIT_BITS
@@ -85,6 +86,7 @@ class StepBuffers:
         records: which segments have one; None where no served method reads any.
         levels: of segments; None where no served method looks at those first.
         narrow: of long rows between their launches; None where one program chooses from a row.
+        holds: of requests that choose every r-th step; None where all choose in every one.
         views: of requests; None where no served method keeps any.
     """
 
@@ -111,12 +113,19 @@ class StepBuffers:
     records: RecordBuffers | None = None
     levels: LevelBuffers | None = None
     narrow: NarrowBuffers | None = None
+    holds: HeldBuffers | None = None
     views: ViewBuffers | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(part.nbytes for part in vars(self).values() if part is not None)
+
+    @property
+    def formulas(self) -> torch.Tensor:
+        """int32 `[max_rows]`: by which rows are scored, "nothing" where they use what they hold."""
+        formulas: torch.Tensor = self.plan[0] if self.holds is None else self.holds.formulas
+        return formulas
 
     @property
     def units(self) -> torch.Tensor:
@@ -172,6 +181,7 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         narrow=allocate_narrow(rows, heads, shape.most_ranked, shape.device)
         if are_narrowed(shape)
         else None,
+        holds=None if shape.held is None else allocate_held(shape, shape.held),
         views=None if shape.views is None else allocate_views(shape, shape.views),
     )
 

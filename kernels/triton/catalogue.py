@@ -17,6 +17,7 @@ from .attend import attend_kernel, merge_kernel
 from .code_ops import code_tuning, empty_index
 from .codes import codes_kernel
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
+from .held import choose_held_kernel, commit_held_kernel, plan_held_kernel
 from .index import REGISTERS as INDEX_REGISTERS
 from .index import constants_of as index_constants
 from .index import index_kernel, index_tuning
@@ -39,6 +40,8 @@ from .spec import FORMULAS, SEGMENT
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
+    HELD_CHUNK,
+    HELD_WARPS,
     NARROW_REGISTERS,
     NARROW_WARPS,
     SELECT_CHUNK,
@@ -146,7 +149,7 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
         *_score(arch, variant), *_select(arch, variant), *_narrow(variant),
-        *_attend(arch, variant), *_summarise(variant), *_coded(arch, variant),
+        *_held(variant), *_attend(arch, variant), *_summarise(variant), *_coded(arch, variant),
         *_levels(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
@@ -156,7 +159,7 @@ def early_cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """The launches of a layer as they are where they start early; the widest use of `score`."""
     widest = [
         list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant),
-        *_narrow(variant),
+        *_narrow(variant), *(case for case in _held(variant) if "EARLY" in case.constants),
     ]  # fmt: skip
     return [
         replace(case, name=f"{case.name}, early", constants={**case.constants, "EARLY": True})
@@ -194,7 +197,8 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
 def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     """Its own table, the pages of a stock kernel, and with logical units for watched servers."""
     uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True),
-            ", finer units": (False, False), ", finer units, codes": (False, False)}  # fmt: skip
+            ", finer units": (False, False), ", finer units, codes": (False, False),
+            ", held": (False, False), ", finer units, codes, held": (False, False)}  # fmt: skip
     if variant != COMMON:  # the head size does not matter
         codes = {", finer units, codes": (False, False)} if variant == WIDEST else {}
         pages = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
@@ -208,6 +212,7 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "FINER": "finer" in name,
             "CODED": "codes" in name,
             "COUNTED": "codes" in name,
+            "HELD": "held" in name,
             "EARLY": False,
         }
         warps, registers = select_threads(variant.group, variant.mean, "codes" in name)
@@ -224,9 +229,23 @@ def _narrow(variant: Variant) -> Iterator[Case]:
     yield Case(
         "narrow", narrow_kernel, constants, variant, NARROW_WARPS, registers=NARROW_REGISTERS
     )  # fmt: skip
-    for name, logical in (("place", False), ("place, watched", True)):
-        use = {**constants, "LOGICAL": logical}
+    for name, watched, held in (
+        ("place", False, False), ("place, watched", True, False), ("place, held", False, True)
+    ):  # fmt: skip
+        use = {**constants, "LOGICAL": watched, "HELD": held}
         yield Case(name, place_kernel, use, variant, NARROW_WARPS)
+
+
+def _held(variant: Variant) -> Iterator[Case]:
+    """Of rows that choose every r-th step; for COMMON alone."""
+    if variant != COMMON:
+        return
+    yield Case("plan held", plan_held_kernel, {"UNIT": variant.unit}, variant)
+    constants = {"CHUNK": HELD_CHUNK, "LOGICAL": False, "EARLY": False}
+    yield Case(
+        "choose held", choose_held_kernel, constants, variant, HELD_WARPS, types={"keys": "*i32"}
+    )
+    yield Case("commit held", commit_held_kernel, {}, variant)
 
 
 def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:

@@ -35,7 +35,7 @@ FLOATS = {"scale", "spread", "share"}
 SCALARS = {
     "layer", "view_layer", "width", "widest", "capacity", "entry_scale", "plan_stride", "count",
     "rows", "chunks", "blocks", "heads", "ranked", "segments", "kind", "size", "pages", "most",
-    "skip", "room",
+    "skip", "room", "most_rows", "layers", "nth",
 }  # fmt: skip
 REGISTERS, REGISTER_GRAIN, WARP = 65_536, 8, 32
 

@@ -23,6 +23,7 @@ from .attend import attend_kernel
 from .buffers import StepBuffers, allocate, most_scored
 from .coded import Arrays, CodedRows
 from .cuda.select import constants_for, launch_select
+from .held_ops import HeldRows
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
 from .level_ops import LevelRows
 from .narrow_ops import narrow_and_place
@@ -91,6 +92,8 @@ class FusedDecode:
         self.coded = None if held is None else CodedRows(shape, held)
         levels = self.buffers.levels
         self.levels = None if levels is None else LevelRows(shape, self.tuning, levels)
+        holds = self.buffers.holds
+        self.held = None if holds is None else HeldRows(shape, holds)
 
     @property
     def nbytes(self) -> int:
@@ -139,6 +142,8 @@ class FusedDecode:
         )  # fmt: skip
         if self.coded is not None:
             self.coded.begin(request_rows, lengths, req_to_token)
+        if self.held is not None:
+            self.held.plan(request_rows, lengths, held)
 
     def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
         """See `FusedDecode.summarise`."""
@@ -188,6 +193,8 @@ class FusedDecode:
             how = (fields["min_max"], records[SEGMENT_BOUNDS]["planes"], self.buffers, scale)
             self.levels.rank(layer, q, keys, *how)
         self._select(layer, q.shape[0], paged)
+        if self.held is not None:
+            self.held.choose(layer, q.shape[0], self.buffers, self.watched)
         if paged is not None:
             return paged.run(q.contiguous(), keys, values, scale, lse=False)[0]
         return self._attend(layer, q, keys, values, scale)
@@ -199,6 +206,8 @@ class FusedDecode:
             held.pending, held.pending_count, sealed.view(torch.uint8), held.pending.numel(),
             BLOCK=SEAL_UNITS,
         )  # fmt: skip
+        if self.held is not None:
+            self.held.commit()
 
     def _together(self, rows: int) -> int:
         return rows_together(rows, self.shape.group, self.tuning.most_lanes)
@@ -220,7 +229,7 @@ class FusedDecode:
         workers = triton.cdiv(WORKERS, groups) if fields else 0
         score_kernel[(groups, heads, chunks + workers)](
             q, keys, *planes, held.pending, held.pending_count, held.table, held.order,
-            held.shared, held.plan[0], held.plan[1], held.plan[2], held.plan[6], held.logits,
+            held.shared, held.formulas, held.plan[1], held.plan[2], held.plan[6], held.logits,
             held.parts, scale, SPREAD, layer, rows, chunks, self._blocks, held.logits.shape[3],
             held.pending.numel(), *q.stride()[:3], *keys.stride()[:2], *strides,
             held.table.stride(0), **kinds, HAS_EXACT="exact" in self.shape.formulas,
@@ -233,9 +242,9 @@ class FusedDecode:
         held, shape = self.buffers, self.shape
         chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
         outliers_kernel[(chunks, shape.heads, rows)](
-            misfits, held.table, *held.plan[:5], *held.plan[6:], held.logits, held.best,
-            held.tickets, layer, OUTLIER_SHARE, held.logits.shape[3], held.table.stride(0),
-            GROUP=shape.group, CHUNK=SELECT_CHUNK, num_warps=SELECT_WARPS,
+            misfits, held.table, held.formulas, *held.plan[1:5], *held.plan[6:], held.logits,
+            held.best, held.tickets, layer, OUTLIER_SHARE, held.logits.shape[3],
+            held.table.stride(0), GROUP=shape.group, CHUNK=SELECT_CHUNK, num_warps=SELECT_WARPS,
             maxnreg=SELECT_REGISTERS, **early(),
         )  # fmt: skip
 
@@ -245,34 +254,38 @@ class FusedDecode:
         if paged is not None:
             pages, offsets = paged.pages, paged.offsets
         mean, block = shape.reduction is Reduction.MEAN_SOFTMAX, self.tuning.score_units
+        holds, counts = held.holds, held.plan[4] if held.holds is None else held.holds.counts
         scores, rows_of = (held.logits, held.parts), (
-            held.table, held.plan[0], held.plan[1], held.plan[2],
-            held.plan[3], held.plan[4], held.plan[6],
+            held.table, held.formulas, *held.plan[1:4], counts, held.plan[6],
         )  # fmt: skip
         numbers, sizes = (layer, self._blocks, held.logits.shape[3]), (
             shape.max_selected, held.table.stride(0),
             1 if paged is None else shape.unit_size * shape.heads,
         )  # fmt: skip
-        if selects_by_cuda(shape.max_units) and not (self._finer or self._ranked):
+        of_tokens = self._finer or self._ranked
+        if selects_by_cuda(shape.max_units) and not of_tokens and holds is None:
             constants = constants_for(shape.max_units, shape.group, block, mean, paged is not None)
             tensors = (*scores, *rows_of, pages, held.logical if self.watched else None, offsets)
             launch_select(constants, shape.heads, rows, tensors, (*numbers, *sizes))
             return
         chunks, rows_of = triton.cdiv(shape.most_ranked, SELECT_CHUNK), (*rows_of, held.plan[7])
         lists = (pages, held.logical, offsets)
+        holding = None if holds is None else (holds.does, holds.drawn)
         bins = held.tickets if narrow is None else narrow.bins
         warps, registers = select_threads(shape.group, mean, narrow is not None)
         select_kernel[(chunks, shape.heads, rows)](
-            *scores, held.ranks, *rows_of, *lists, held.best, bins, held.tickets, *numbers,
-            held.ranks.shape[2], *sizes,
+            *scores, held.ranks, *rows_of, *lists, held.best, bins, held.tickets,
+            *(holding or (bins, bins)), *numbers, held.ranks.shape[2], *sizes,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
             FINER=self._finer, CODED=self._ranked, COUNTED=narrow is not None,
-            num_warps=warps, maxnreg=registers, **early(),
+            HELD=holding is not None, num_warps=warps, maxnreg=registers, **early(),
         )  # fmt: skip
         if narrow is not None:
             how = (layer, sizes[0], sizes[2])
-            narrow_and_place(narrow, held.best, held.tickets, rows_of, lists, how, self.watched)
+            narrow_and_place(
+                narrow, held.best, held.tickets, rows_of, lists, holding, how, self.watched
+            )
 
     def _attend(
         self,

@@ -85,7 +85,7 @@ class LevelRows:
             buffers: of the steps.
         """
         (rows, heads, group, dim), unit = q.shape, self.shape.unit_size
-        tuned, plan, held = self.tuning, buffers.plan, self.held
+        tuned, plan, held, formulas = self.tuning, buffers.plan, self.held, buffers.formulas
         assert buffers.records is not None
         records, segments = buffers.records.table[self._kind], held.bounds.shape[2]
 
@@ -98,17 +98,17 @@ class LevelRows:
             "num_warps": tuned.score_warps, "maxnreg": tuned.score_registers, **early(),
         }  # fmt: skip
         segments_kernel[(rows, heads, chunks(triton.cdiv(segments, tuned.score_units)))](
-            q, planes, records, plan[0], plan[1], plan[2], plan[4], plan[6], held.bounds,
+            q, planes, records, formulas, plan[1], plan[2], plan[4], plan[6], held.bounds,
             held.opened, buffers.tickets, scale, layer, segments, *q.stride()[:3],
             *planes.stride()[:3], records.stride(0), **how,
         )  # fmt: skip
         blocks = triton.cdiv(self.shape.max_units, tuned.score_units)
         for nth in (FIRST.value, SINCE.value) if self._exact else (FIRST.value,):
             pages_kernel[(rows, heads, chunks(blocks))](
-                q, keys, fields, buffers.table, *plan[:5], plan[6], held.bounds, held.opened,
-                buffers.logits, buffers.parts, buffers.ranks, buffers.tickets, scale, layer,
-                buffers.parts.shape[2], buffers.logits.shape[3], buffers.ranks.shape[2], segments,
-                *q.stride()[:3], *keys.stride()[:2], *fields.stride()[:3],
+                q, keys, fields, buffers.table, formulas, *plan[1:5], plan[6], held.bounds,
+                held.opened, buffers.logits, buffers.parts, buffers.ranks, buffers.tickets, scale,
+                layer, buffers.parts.shape[2], buffers.logits.shape[3], buffers.ranks.shape[2],
+                segments, *q.stride()[:3], *keys.stride()[:2], *fields.stride()[:3],
                 buffers.table.stride(0), ROUND=nth, HAS_EXACT=self._exact, CHUNK=RANKS_CHUNK,
                 STAGES=tuned.score_stages, **how,
             )  # fmt: skip

@@ -35,6 +35,7 @@ from .select import store_table
 
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
+HOLDS = tl.constexpr(spec.HOLDS)
 
 
 @triton.jit
@@ -195,6 +196,8 @@ def place_kernel(
     best,
     of_chunks,
     leasts,
+    does,
+    drawn,
     layer,
     room,
     widest,
@@ -203,13 +206,14 @@ def place_kernel(
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
     LOGICAL: tl.constexpr,
+    HELD: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Write what each chunk of one row and KV head keeps. Grid `[rows, H, programs]`.
 
     Args:
-        table, formulas, num_units, dense_layers, finers, physical, logical, offsets, entry_scale:
-            as of `select_kernel`.
+        table, formulas, num_units, dense_layers, finers, physical, logical, offsets, entry_scale,
+            does, drawn: as of `select_kernel`.
         best, of_chunks, leasts: as `narrow_kernel` leaves them.
         CHUNK, CHUNKS: as of it.
         EARLY: see `take_turn`.
@@ -226,12 +230,15 @@ def place_kernel(
     chunks = chunks_of(formulas, num_units, dense_layers, row, layer, CHUNK)
     table += row.to(tl.int64) * stride_table
     logical += pair * widest
+    drawn += pair * widest
+    holds = tl.load(does + row) == HOLDS if HELD else False
     offset = tl.where(entry_scale == 1, 0, head)
     for chunk in range(program, chunks, tl.num_programs(2)):
         placed = tl.load(of_chunks + CHUNKS + chunk)
         of_equals = tl.load(of_chunks + 2 * CHUNKS + chunk)
         keep, _ = kept(tl.where(unit < total, key, 0), least, of_equals)
         store_table(
-            unit, keep, placed, table, finer, physical, logical, entry_scale, offset, True, LOGICAL
+            unit, key, keep, placed, table, finer, physical, logical, drawn, entry_scale, offset,
+            holds, LOGICAL, HELD,
         )  # fmt: skip
         unit, key = load_chunk(best, chunk + tl.num_programs(2), chunks, CHUNK)

@@ -70,6 +70,7 @@ def narrow_and_place(
     tickets: torch.Tensor,
     rows_of: Sequence[torch.Tensor],
     lists: Sequence[torch.Tensor],
+    holding: tuple[torch.Tensor, torch.Tensor] | None,
     numbers: tuple[int, int, int],
     watched: bool,
 ) -> None:
@@ -80,6 +81,7 @@ def narrow_and_place(
         best, tickets: of `select_kernel`.
         rows_of: table, formulas, begins, ends, num_units, counts, dense_layers and finers of it.
         lists: physical, logical and offsets of it.
+        holding: does and drawn of it; None where no row holds what it chooses.
         numbers: layer, widest and entry_scale of it.
         watched: whether logical units are written.
     """
@@ -98,6 +100,6 @@ def narrow_and_place(
     )  # fmt: skip
     place_kernel[grid](
         table, formulas, num_units, dense_layers, finers, *lists, best, held.of_chunks,
-        held.leasts, layer, best.shape[3], widest, table.stride(0), entry_scale,
-        LOGICAL=watched, **how,
+        held.leasts, *(holding or (tickets, tickets)), layer, best.shape[3], widest,
+        table.stride(0), entry_scale, LOGICAL=watched, HELD=holding is not None, **how,
     )  # fmt: skip

@@ -237,14 +237,14 @@ class TritonOps(SegmentIndexing):
         warps, registers = select_threads(1, False, held is not None)
         select_kernel[(chunks, heads, rows)](
             scores.contiguous(), scores, scores, *rows_of, zeros, *lists, best,
-            tickets if held is None else held.bins, tickets, *numbers, 0, *sizes, BLOCK=1,
+            tickets if held is None else held.bins, *(tickets,) * 3, *numbers, 0, *sizes, BLOCK=1,
             CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
             COPY_DENSE=False, LOGICAL=True, FINER=False, CODED=False, COUNTED=held is not None,
-            num_warps=warps, maxnreg=registers,
+            HELD=False, num_warps=warps, maxnreg=registers,
         )  # fmt: skip
         if held is not None:
             narrow_and_place(
-                held, best, tickets, (*rows_of, zeros), lists, (0, widest, 1), watched=True
+                held, best, tickets, (*rows_of, zeros), lists, None, (0, widest, 1), watched=True
             )
         return chosen
 

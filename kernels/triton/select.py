@@ -29,6 +29,7 @@ from .radix import (
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
 CLUSTERS = tl.constexpr(spec.CLUSTERS)
+HOLDS = tl.constexpr(spec.HOLDS)
 ALWAYS = tl.constexpr(0xFFFFFFFF)
 
 
@@ -74,20 +75,40 @@ def group_rank(
 
 @triton.jit
 def store_table(
-    unit, keep, placed, table, finer, physical, logical, scale, offset, ranked,
-    LOGICAL: tl.constexpr,
+    unit, key, keep, placed, table, finer, physical, logical, drawn, scale, offset, holds,
+    LOGICAL: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """Write kept units in ascending order behind `placed` others; gives the new number of them.
 
-    An entry is `physical unit * scale + offset`. Logical units are written if `ranked`.
+    An entry is `physical unit * scale + offset`. With HELD, a row that `holds` what it chooses gets
+    units in place of entries, and their keys in `drawn`.
     """
     kept = keep.to(tl.int32)
     place = placed + tl.cumsum(kept) - 1
     entry = finer_units(table, unit, keep, finer) * scale + offset
+    if HELD:
+        entry = tl.where(holds, unit, entry)
+        tl.store(drawn + place, key.to(tl.int32, bitcast=True), mask=keep & holds)
     tl.store(physical + place, entry, mask=keep)
     if LOGICAL:
-        tl.store(logical + place, unit, mask=keep & ranked)
+        tl.store(logical + place, unit, mask=keep)
     return placed + tl.sum(kept)
+
+
+@triton.jit
+def store_run(
+    first, last, placed, table, finer, physical, logical, scale, offset, ranked,
+    CHUNK: tl.constexpr, LOGICAL: tl.constexpr,
+):  # fmt: skip
+    """As `store_table`, of all units `[first, last)`; logical ones are written if `ranked`."""
+    for start in range(first, last, CHUNK):
+        unit = start + tl.arange(0, CHUNK)
+        place = placed + unit - first
+        entry = finer_units(table, unit, unit < last, finer) * scale + offset
+        tl.store(physical + place, entry, mask=unit < last)
+        if LOGICAL:
+            tl.store(logical + place, unit, mask=(unit < last) & ranked)
+    return placed + tl.maximum(last - first, 0)
 
 
 @triton.jit
@@ -112,8 +133,8 @@ def store_counted(key, unit, exists, keys, bins):
 
 @triton.jit
 def store_chosen(
-    keys, units, total, count, table, finer, physical, logical, scale, offset,
-    CHUNK: tl.constexpr, LOGICAL: tl.constexpr,
+    keys, units, total, count, table, finer, physical, logical, drawn, scale, offset, holds,
+    CHUNK: tl.constexpr, LOGICAL: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """Choose among the best of all chunks, `[total]` of both, and write the table."""
     if total <= CHUNK:
@@ -123,7 +144,8 @@ def store_chosen(
         least, of_equals = threshold_of(key, place < total, count)
         keep, of_equals = kept(key, least, of_equals)
         store_table(
-            unit, keep, 0, table, finer, physical, logical, scale, offset, True, LOGICAL
+            unit, key, keep, 0, table, finer, physical, logical, drawn, scale, offset, holds,
+            LOGICAL, HELD,
         )  # fmt: skip
     else:
         least, of_equals = threshold_in_memory(keys, total, count, CHUNK)
@@ -131,10 +153,12 @@ def store_chosen(
         for first in range(0, total, CHUNK):
             place = first + tl.arange(0, CHUNK)
             unit = tl.load(units + place, mask=place < total, other=0, cache_modifier=".cg")
-            keep, of_equals = kept(load_keys(keys, place, total), least, of_equals)
+            key = load_keys(keys, place, total)
+            keep, of_equals = kept(key, least, of_equals)
             placed = store_table(
-                unit, keep, placed, table, finer, physical, logical, scale, offset, True, LOGICAL
-            )
+                unit, key, keep, placed, table, finer, physical, logical, drawn, scale, offset,
+                holds, LOGICAL, HELD,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["layer", "blocks"])
@@ -156,6 +180,8 @@ def select_kernel(
     best,
     bins,
     tickets,
+    does,
+    drawn,
     layer,
     blocks,
     width,
@@ -174,6 +200,7 @@ def select_kernel(
     FINER: tl.constexpr,
     CODED: tl.constexpr,
     COUNTED: tl.constexpr,
+    HELD: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Keep sinks, window and the best candidates of one row and KV head. Grid `[chunks, H, rows]`.
@@ -195,6 +222,8 @@ def select_kernel(
         tickets: int32 `[rows, H]`, zero before and after.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
+        does: int32 `[rows]`, see `plan_held_kernel`; read when HELD. A row that HOLDS gets logical
+            units in place of entries, and their keys in `drawn`, int32 `[rows, H, widest]`.
         COUNTED: longer rows are left to `narrow_kernel`.
         EARLY: see `take_turn`.
     """
@@ -214,16 +243,14 @@ def select_kernel(
     logical += pair * widest
     offset = tl.where(entry_scale == 1, 0, head)
     finer = tl.load(finers + row) if FINER else 0
+    holds = tl.load(does + row) == HOLDS if HELD else False
+    drawn += pair * widest
     if dense | (formula == POSITION):
         newest = tl.where(dense, begin, total - (count - begin))
         if COPY_DENSE | (formula == POSITION) & (dense == 0):
-            placed = 0
-            for first in range(0, total, CHUNK):
-                unit = first + tl.arange(0, CHUNK)
-                placed = store_table(
-                    unit, (unit < total) & ((unit < begin) | (unit >= newest)), placed, table,
-                    finer, physical, logical, entry_scale, offset, dense == 0, LOGICAL,
-                )  # fmt: skip
+            lists = (table, finer, physical, logical, entry_scale, offset, dense == 0)
+            placed = store_run(0, begin, 0, *lists, CHUNK, LOGICAL)
+            store_run(newest, total, placed, *lists, CHUNK, LOGICAL)
         return
     logits += pair * GROUP * width
     unit = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -250,7 +277,8 @@ def select_kernel(
         least, of_equals = threshold_of(key, unit < total, count)
         keep, of_equals = kept(key, least, of_equals)
         store_table(
-            unit, keep, 0, table, finer, physical, logical, entry_scale, offset, True, LOGICAL
+            unit, key, keep, 0, table, finer, physical, logical, drawn, entry_scale, offset, holds,
+            LOGICAL, HELD,
         )  # fmt: skip
         return
     room = tl.num_programs(0) * CHUNK
@@ -264,5 +292,5 @@ def select_kernel(
             last = tl.minimum(total - (chunks - 1) * CHUNK, count)
             store_chosen(
                 best, best + room, (chunks - 1) * each + last, count, table, finer, physical,
-                logical, entry_scale, offset, CHUNK, LOGICAL,
+                logical, drawn, entry_scale, offset, holds, CHUNK, LOGICAL, HELD,
             )  # fmt: skip

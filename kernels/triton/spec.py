@@ -26,6 +26,11 @@ LEVELS = frozenset({"two_level", "two_level_exact"})
 """Those that look at units in the best segments alone."""
 RANKED = CODED | {"two_level_exact"}
 """Those that leave final scores."""
+ORDINARY, HOLDS, USES = range(3)
+"""What a row does in a step: it chooses for this one, for a period of steps, or from what it holds.
+"""
+MOST_EVERY = 1024
+"""Steps that a selection may serve: see `RequestOptions.reselect_every`."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations of `mean_std`; see `sgl_sparsekv.selection.mean_std`."""
 CHUNK = 8

@@ -26,7 +26,10 @@ NARROW_WARPS = 8
 """Warps of `narrow`, of `place`, and of the `select` in front of them, for as many scores as it has
 else: two or three of its programs fit a multiprocessor so."""
 NARROW_REGISTERS = 128
-"""Most registers of a thread of `narrow`: left alone, it spills to fit a fourth program."""
+"""Most registers of a thread of `narrow` and of that `select`: left alone, they spill on some
+architectures to fit a fourth program."""
+HELD_CHUNK, HELD_WARPS = 2048, 8
+"""Keys that one program looks at together where a row chooses from what it holds, and its warps."""
 SELECT_PARTS = 128
 """Blocks of scores whose sums `select` adds at a time."""
 
@@ -145,11 +148,11 @@ def attend_registers(head_dim: int, views: bool, finer: bool) -> int | None:
     return MOST_REGISTERS if head_dim >= WIDE_HEAD and views and finer else None
 
 
-def select_threads(group: int, mean: bool, counted: bool) -> tuple[int, int | None]:
+def select_threads(group: int, mean: bool, counted: bool) -> tuple[int, int]:
     """Warps of `select`, and most registers of a thread.
 
-    Where it counts keys it needs few, and the compiler may choose, but for a wide group's mean:
-    there it would spill to fit a second program.
+    Where it counts keys it needs few, but for a wide group's mean: there it would spill to fit a
+    second program.
 
     Args:
         group: query heads per KV head.
@@ -158,7 +161,7 @@ def select_threads(group: int, mean: bool, counted: bool) -> tuple[int, int | No
     """
     if not counted:
         return SELECT_WARPS, SELECT_REGISTERS
-    return NARROW_WARPS, MOST_REGISTERS if mean and group >= 8 else None
+    return NARROW_WARPS, MOST_REGISTERS if mean and group >= 8 else NARROW_REGISTERS
 
 
 def num_splits(heads: int) -> int:

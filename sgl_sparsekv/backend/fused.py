@@ -24,6 +24,7 @@ from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
 from .device_records import DeviceRecords
 from .gate import DENSE, BreakEven, Cost, activate_gate, predicted_cost
+from .held_places import HeldPlaces
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
 from .paged import PagedRoute
@@ -53,6 +54,7 @@ class FusedBackend(SparseKVBackend):
         self.step = ops.fused(shape, watched=bool(options.trace))
         self.max_rows = shape.max_rows
         self.option_table = OptionTable(self.step, options.request)
+        self.held = self._held(shape)
         self.views = self._views(shape, {module.layer_id: module.scaling for module in served})
         self._readers: dict[str, SegmentRecords] = {}
         self.records = self._records(shape)
@@ -74,6 +76,12 @@ class FusedBackend(SparseKVBackend):
         ]
         self._planned: tuple[Any, HostPlan | None] = (None, None)
         logger.info("sparsekv: %s", self._told(shape, needed))
+
+    def _held(self, shape: StepShape) -> HeldPlaces | None:
+        """Where requests hold what they select; None: all select in every step."""
+        if shape.held is None:
+            return None
+        return HeldPlaces(self.step.buffers.holds.asked, shape.held.places)
 
     def _views(self, shape: StepShape, scales: dict[int, float]) -> DeviceViews | None:
         """Where requests may keep views; None: no method that is served does."""
@@ -103,6 +111,8 @@ class FusedBackend(SparseKVBackend):
         views = ""
         if shape.views is not None:
             views = f", views of {shape.views.kept} tokens over layers and KV heads among them"
+        if shape.held is not None:
+            views += f", selections of {shape.held.places} requests among them"
         said = (
             f"{self.step.nbytes / 2**20:.1f} MiB of step buffers{views}; units of "
             f"{shape.unit_size} tokens; attend: {self.options.attend}; batches of up to "
@@ -225,6 +235,9 @@ class FusedBackend(SparseKVBackend):
             self.option_table.bind(row, entry.options)
             if self.views is not None:
                 self.views.bind(row, entry)
+        if self.held is not None:
+            owned = [row for row in plan.rows.tolist() if row >= 0]
+            self.held.bind(owned, [self.table.entry(row) for row in owned])
         if self._sparse:
             filled += int((plan.lengths % self.geometry.unit_size == 0).sum())
         self.observer.begin_step(plan, filled, dense=not self._sparse)

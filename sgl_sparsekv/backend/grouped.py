@@ -105,7 +105,8 @@ class GroupedBackend(SparseKVBackend):
             timed=self.on_cpu,
         )
         for row, entry, length in zip(rows.tolist(), entries, lengths.tolist(), strict=True):
-            self.held.begin_step(row, entry.serial, length, entry.options.reselect_every)
+            owner = (entry.serial, entry.retractions)
+            self.held.begin_step(row, owner, length, entry.options.reselect_every)
 
     def _plan_extend(self, forward_batch: Any, rows: Any, lengths: Any) -> None:
         decode = self.table.is_decode(rows)

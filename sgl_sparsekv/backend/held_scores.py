@@ -5,7 +5,7 @@ change between steps. Units that fill in between have no score yet; while the wi
 they are kept anyway, behind it they rank last until the next selection.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from ..types import Ranking
 
 @dataclass
 class _Held:
-    serial: int
+    owner: Hashable
     length: int
     layers: dict[int, Ranking] = field(default_factory=dict)
 
@@ -26,14 +26,19 @@ class HeldScores:
     def __init__(self) -> None:
         self._rows: dict[int, _Held] = {}
 
-    def begin_step(self, row: int, serial: int, length: int, every: int) -> None:
-        """Keep what the row holds if it is still of use in the step of `length` tokens."""
+    def begin_step(self, row: int, owner: Hashable, length: int, every: int) -> None:
+        """Keep what the row holds if it is still of use in the step of `length` tokens.
+
+        It is of no use to another `owner`: another request, or the same behind a retraction. Steps
+        are counted from the one that has selected, which need not be a request's first.
+        """
         if every == 1:
             self._rows.pop(row, None)
             return
         held = self._rows.get(row)
-        if held is None or held.serial != serial or not held.length <= length < held.length + every:
-            self._rows[row] = _Held(serial, length)
+        known = held is not None and held.layers and held.owner == owner
+        if held is None or not known or not held.length <= length < held.length + every:
+            self._rows[row] = _Held(owner, length)
 
     def any(self, rows: Iterable[int]) -> bool:
         """Whether one of the rows holds scores, or will."""

@@ -17,7 +17,7 @@ from ..ops import load_ops
 from ..page_metadata import PageMetadata
 from ..selection import load_method
 from ..selection.view import ViewMethod
-from ..types import RecordShape, StepShape, ViewShape
+from ..types import HeldShape, RecordShape, StepShape, ViewShape
 from .flags import options_of
 from .resolution import device_of
 
@@ -28,6 +28,8 @@ MOST_BUFFER_BYTES = 2 << 30
 """Of buffers that grow with the rows of a step."""
 MOST_VIEW_BYTES = 1 << 30
 """Of what requests keep, where a served method keeps views."""
+MOST_HELD_BYTES = 1 << 30
+"""Of what requests hold of their selections, where these serve several steps."""
 
 
 def step_rows(heads: int, group: int, ranked: int, requests: int, captured: int | None) -> int:
@@ -100,7 +102,8 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         finest=finest,
         records=records_of(options, None),
     )
-    return with_views(shape, options, kvc.layer_info.num_effective_layers, 0)
+    layers = kvc.layer_info.num_effective_layers
+    return with_held(with_views(shape, options, layers, 0), options, layers, 0)
 
 
 def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
@@ -131,7 +134,8 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
         records=records_of(backend.options, backend.metadata),
     )
     first = backend.token_to_kv_pool.start_layer
-    return with_views(shape, backend.options, layout.num_layers, first)
+    shape = with_views(shape, backend.options, layout.num_layers, first)
+    return with_held(shape, backend.options, layout.num_layers, first)
 
 
 def records_of(options: ServerOptions, metadata: PageMetadata | None) -> tuple[RecordShape, ...]:
@@ -175,3 +179,24 @@ def with_views(shape: StepShape, options: ServerOptions, layers: int, first: int
     views = max(1, min(shape.max_rows, MOST_VIEW_BYTES // one))
     room = ViewShape(shape.max_rows, layers, first, views * kept, views * layers * window, scores)
     return replace(shape, views=room)
+
+
+def with_held(shape: StepShape, options: ServerOptions, layers: int, first: int) -> StepShape:
+    """The same with room for selections that serve several steps, where the server has such.
+
+    A request holds no more than its budget, and has none above the server's: for as many as a step
+    has rows, or for fewer, within `MOST_HELD_BYTES`.
+
+    Args:
+        shape: of the steps.
+        options: of the server.
+        layers: of this rank.
+        first: number of the first of them.
+    """
+    if options.request.reselect_every == 1:
+        return shape
+    budget = options.request.budget_tokens(shape.max_units * shape.unit_size)
+    units = min(shape.max_selected, ceil_div(budget, shape.finest or shape.unit_size))
+    places = MOST_HELD_BYTES // (layers * shape.heads * units * 8)
+    room = HeldShape(max(1, min(shape.max_rows, places)), layers, first, units)
+    return replace(shape, held=room)

@@ -76,6 +76,8 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
     refusal = unfused(server.device, options)
     if refusal:
         raise RequestOptionError(f"sparsekv.{refusal}")
+    if server.device in FUSED_DEVICES:
+        options = _held(options, server, "reselect_every" in raw)
     if options.estimates and server.residuals is None:
         remedy = "keeps no clusters: start it with --sparsekv-estimate true"
         if server.device in FUSED_DEVICES:
@@ -92,6 +94,34 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
             f"with attend {server.attend}, got {options.dense_layers}"
         )
     return options
+
+
+def _held(options: RequestOptions, server: ServerOptions, named: bool) -> RequestOptions:
+    """Options with as many steps to a selection as the device has room to hold it for.
+
+    Args:
+        options: of a request.
+        server: has room for what it was started with.
+        named: whether the request itself asks for them.
+
+    Raises:
+        RequestOptionError: it asks for more.
+    """
+    most, every, own = server.request.reselect_every, options.reselect_every, server.request.budget
+    if every > most:
+        raise RequestOptionError(
+            f"sparsekv.reselect_every must be at most {most} on device {server.device}, as the "
+            f"server was started with, got {every}"
+        )
+    within = type(options.budget) is type(own) and options.budget <= own
+    if every == 1 or within:
+        return options
+    if named:
+        raise RequestOptionError(
+            f"sparsekv.reselect_every must be 1 on device {server.device} with a budget that is "
+            f"not within the server's, {own}, got {every}"
+        )
+    return replace(options, reselect_every=1)
 
 
 def _method_list(value: object) -> tuple[str, ...]:

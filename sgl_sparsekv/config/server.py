@@ -101,6 +101,10 @@ class ServerOptions:
                 f"attend must be triton with method {keeping[0]}, whose KV heads read different "
                 f"numbers of tokens, got {self.attend}"
             )
+        if self.request.reselect_every > 1 and self.attend != "triton":
+            raise ValueError(
+                f"attend must be triton with reselect_every above 1, got {self.attend}"
+            )
         if self.admit_packed is True:
             raise ValueError(
                 f"admit_packed must be false on device {self.device}: rows are packed on a CPU only"
@@ -151,11 +155,6 @@ def unfused(device: str, options: RequestOptions) -> str:
     """Why a device cannot read as a request asks; "" if it can."""
     if device not in FUSED_DEVICES:
         return ""
-    every = options.reselect_every
-    if every != 1:
-        return (
-            f"reselect_every must be 1 on device {device}, which selects in every step, got {every}"
-        )
     if options.adaptive:
         rule = "null" if options.coverage is not None else '"even"'
         return (

@@ -34,7 +34,10 @@ def one_sentence(error: BaseException) -> str:
         ({"unit_size": True}, "unit_size must be an integer"),
         ({"unit_size": 64, "budget": 128}, "budget must be at least 192 tokens"),
         ({"dense_below": "never"}, 'dense_below must be "auto" or "predicted"'),
-        ({"device": "triton", "reselect_every": 4}, "reselect_every must be 1 on device triton"),
+        (
+            {"device": "triton", "attend": "xqa", "reselect_every": 4},
+            "attend must be triton with reselect_every above 1, got xqa",
+        ),
         ({"device": "triton", "admit_packed": True}, "rows are packed on a CPU only"),
         (
             {"device": "triton", "attend": "fa2", "method": "snapkv"},
@@ -69,7 +72,7 @@ def test_requests_cannot_ask_for_what_the_device_lacks() -> None:
     server = ServerOptions(request=request, device="triton", attend="fa2")
     with pytest.raises(RequestOptionError) as caught:
         parse_request_options({"reselect_every": 2}, server)
-    assert "sparsekv.reselect_every must be 1" in one_sentence(caught.value)
+    assert "sparsekv.reselect_every must be at most 1 on device" in one_sentence(caught.value)
     with pytest.raises(RequestOptionError) as caught:
         parse_request_options({"dense_layers": 5}, server)
     assert "at most 2 on a server with attend fa2, got 5" in one_sentence(caught.value)
@@ -85,8 +88,8 @@ def test_auto_takes_the_kernels_of_the_models_device(sglang: None) -> None:
     assert device_of(ServerOptions(), "cpu").device == "cpu"
     assert device_of(ServerOptions(), "cuda").device == "triton"
     assert device_of(ServerOptions(device="reference"), "cuda").device == "reference"
-    with pytest.raises(ConfigError, match="reselect_every must be 1 on device triton"):
-        device_of(parse({"reselect_every": 2}), "cuda")
+    with pytest.raises(ConfigError, match="coverage must be null on device triton"):
+        device_of(parse({"coverage": 0.9}), "cuda")
 
 
 def test_a_stock_kernel_that_cannot_serve_says_why(sglang: None) -> None:

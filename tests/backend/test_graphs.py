@@ -3,6 +3,7 @@
 The kernels are the Triton ones, in its interpreter; the graph is a fake that runs what it recorded.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from helpers.fake_graph import FakeGraph, Forbidden, Quiet
 from helpers.graph_server import (
     ASKED_FINER,
+    ASKED_HELD,
     ASKED_TWO_LEVELS,
     FINER,
     LAYERS,
@@ -23,6 +25,8 @@ from helpers.graph_server import (
     draw,
     layer_of,
 )
+
+from sgl_sparsekv.config import RequestOptions
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="bench.gpu uses real graphs")
 
@@ -85,6 +89,46 @@ def test_replays_of_two_levels_equal_eager_steps(sglang: None) -> None:
             held = server.backend.step.buffers
             assert (held.records.table >= 0).any() and (held.records.told[:, 0] > 0).all()
             assert (held.levels.opened == 0).any() and (held.levels.opened > 0).any()
+
+
+def test_replays_of_held_selections_equal_eager_steps(sglang: None) -> None:
+    """A period begins with scores, goes on without any, and is over for who is another request."""
+    from sgl_sparsekv.kernels.triton.spec import HOLDS, ORDINARY, USES
+
+    from sgl_sparsekv.backend.gate import SPARSE
+
+    with pytest.MonkeyPatch.context() as patch:
+        how = {"asked": ASKED_HELD, "request": RequestOptions(reselect_every=8, budget=160)}
+        graphed, eager = Server(patch, **how), Server(patch, **how)
+        inputs, plain = Inputs.of(4), Inputs.of(4)
+        graph, out = capture(graphed, inputs, SPARSE)
+        both, lengths = ((graphed, inputs), (eager, plain)), {1: 400, 2: 300, 3: 333, 4: 350}
+        for server, where in both:
+            server.launch(where, list(lengths.values()), list(lengths), 0)
+        seen = []
+        for number in range(4):
+            lengths = {row: length + 1 for row, length in lengths.items()}
+            for server, where in both:
+                server.go_on(where, lengths)
+                draw(where, number)
+            if number == 3:  # its first step told the device whose it is; now it was retracted
+                for server, _ in both:
+                    server.requests.entry(4).retractions = 1
+                rows = list(lengths)
+                graphed.backend.held.bind(rows, [graphed.requests.entry(row) for row in rows])
+            assert graphed.backend.gate.select(inputs.batch) == SPARSE
+            with Quiet() if number else nullcontext():
+                graphed.backend.init_forward_metadata_out_graph(inputs.batch)
+            graph.replay()
+            eager.backend.init_forward_metadata(plain.batch)
+            assert torch.equal(out, eager.step(plain))
+            seen.append(graphed.backend.step.buffers.holds.does[0, :4].tolist())
+        each = {1: [HOLDS, USES, USES, HOLDS], 2: [HOLDS, USES, HOLDS, USES]}
+        each |= {3: [ORDINARY] * 4, 4: [HOLDS, USES, USES, HOLDS]}
+        assert dict(zip(lengths, map(list, zip(*seen, strict=True)), strict=True)) == each
+        layer = ["score_kernel", "select_kernel", "choose_held_kernel", "attend_kernel"]
+        once = ["forget_kernel", "begin_kernel", "plan_held_kernel"]
+        assert graph.launches == [*once, *layer * LAYERS, "seal_kernel", "commit_held_kernel"]
 
 
 def check_replays(pair: Any, sizes: tuple[int, ...], batches: tuple[Any, ...]) -> None:

@@ -1,6 +1,6 @@
 """Buffers of sparse steps: sized by what can run at once, and inside SGLang's memory budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from sgl_sparsekv.config import RequestOptions, ServerOptions
 from sgl_sparsekv.selection import load_method
-from sgl_sparsekv.types import Reduction, StepShape
+from sgl_sparsekv.types import HeldShape, Reduction, StepShape
 
 
 @dataclass(frozen=True)
@@ -151,3 +151,27 @@ def test_the_pool_is_sized_without_them(sglang: None, monkeypatch: pytest.Monkey
     monkeypatch.setattr(step_room, "options_of", lambda _: None)
     step_room.reserve_step_buffers(None, configurator, kvc)
     assert configurator._fixed_overhead_bytes == found["cuda"]
+
+
+def test_requests_hold_as_much_as_the_server_reads() -> None:
+    """Of each layer and KV head, for as many requests as a step has rows, or as room is for."""
+    from sgl_sparsekv.kernels.triton import load
+
+    from sgl_sparsekv.backend.step_room import MOST_HELD_BYTES, with_held
+
+    def held(shape: StepShape, layers: int = 32, **request: object) -> StepShape:
+        options = ServerOptions(request=RequestOptions(**request))
+        return with_held(shape, options, layers, 3)
+
+    shape = shape_of(MODELS["Llama-3.1-8B"], 48)
+    assert held(shape) is shape, "all select in every step"
+    paged = held(shape, reselect_every=4)
+    assert paged.held == HeldShape(48, 32, 3, 2048 // 16)
+    size = 48 * 32 * 8 * (2048 // 16) * 8
+    more = load().step_bytes(paged) - load().step_bytes(shape)
+    assert size <= more <= size + 48 * (8 * shape.max_selected + 100) * 4
+    assert held(shape, reselect_every=4, budget=0.5).held.units == 65_544 // 16 + 1
+    shape = replace(shape, finest=1, max_selected=1 << 17)
+    tokens = held(shape, reselect_every=2, budget=1 << 15)
+    assert tokens.held == HeldShape(MOST_HELD_BYTES // (32 * 8 * 8 << 15), 32, 3, 1 << 15)
+    assert held(shape, 10_000, reselect_every=2, budget=1.0).held.places == 1

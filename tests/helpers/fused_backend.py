@@ -10,7 +10,7 @@ import torch
 from sgl_sparsekv.backend import kv_pool
 from sgl_sparsekv.backend.request_table import activate
 from sgl_sparsekv.ops import load_ops
-from sgl_sparsekv.types import Selection, StepShape, per_head
+from sgl_sparsekv.types import HeldShape, Selection, StepShape, per_head
 
 from .torch_fused import FORMULAS, TorchFused
 from .toy_model import DIM, GROUP, HEADS, LAYERS, SCALE, toy_layers
@@ -42,6 +42,7 @@ def fused_backend(memory: Any) -> Any:
     backend.step = TorchFused(step_shape(memory), selected, keys_of)
     backend.max_rows = backend.step.shape.max_rows
     backend.option_table = OptionTable(backend.step, memory.options.request)
+    backend.held = backend._held(backend.step.shape)
     backend.views = backend._views(backend.step.shape, dict.fromkeys(range(LAYERS), SCALE))
     backend._readers = {}
     backend.records = backend._records(backend.step.shape)
@@ -81,6 +82,7 @@ def step_shape(memory: Any) -> StepShape:
         formulas=frozenset(FORMULAS),
         reduction=memory.options.reduction,
         records=records_of(memory.options, memory.metadata),
+        held=HeldShape(table.shape[0], LAYERS, 0, units),
     )
     return with_views(shape, memory.options, LAYERS, 0)
 

@@ -43,6 +43,12 @@ ASKED_TWO_LEVELS = (
     RequestOptions("quest", 160, dense_layers=0),
     RequestOptions("quest_two_level_exact", 0.4, sink=0, window=3, dense_layers=0),
 )
+ASKED_HELD = (
+    RequestOptions("quest", 128, dense_layers=0, reselect_every=3),
+    RequestOptions("oracle", 112, sink=0, window=3, dense_layers=1, reselect_every=2),
+    RequestOptions("streaming", 160, dense_layers=0, reselect_every=4),
+    RequestOptions("quest", 160, dense_layers=0, reselect_every=8),
+)
 SHORT_SEGMENTS = IndexOptions(256, 32, 256, 1, 2)
 
 

@@ -142,14 +142,15 @@ class Checker:
         compared: rows and layers whose output was compared.
         branched: segments found with more than one continuation.
         indexed: rows and layers that read a record.
-        scored: by row, request, length and scores' lengths and records by layer.
+        scored: by row, request and its retractions, length, and scores' lengths and records by
+            layer.
     """
 
     host: Host
     compared: int = 0
     branched: int = 0
     indexed: int = 0
-    scored: dict[int, tuple[str, int, dict[int, tuple[int, list[bool]]]]] = field(
+    scored: dict[int, tuple[tuple[str, int], int, dict[int, tuple[int, list[bool]]]]] = field(
         default_factory=dict
     )
 
@@ -203,10 +204,11 @@ class Checker:
             self.compared += 1
 
     def _begin_row(self, judged: Judged, every: int) -> None:
-        rid, length = judged.live.req.rid, judged.length
-        known = self.scored.get(judged.row)
-        if known is None or known[0] != rid or not known[1] <= length < known[1] + every:
-            self.scored[judged.row] = (rid, length, {})
+        req, length = judged.live.req, judged.length
+        whose, known = (req.rid, req.retraction_count), self.scored.get(judged.row)
+        held = known is not None and known[0] == whose and known[2]
+        if not held or not known[1] <= length < known[1] + every:
+            self.scored[judged.row] = (whose, length, {})
 
     def _check_selection(
         self,

@@ -177,6 +177,25 @@ def row_reuse(script: Script) -> None:
     script.serve(3, reselect_every=4)
 
 
+def periods(script: Script) -> None:
+    """Two requests select every few steps, together and not."""
+    lives = [script.serve(2, reselect_every=3), script.serve(3, reselect_every=5)]
+    for _ in range(4):
+        script.decode(lives)
+    script.decode(lives[:1])
+    script.decode(lives)
+
+
+def period_retracted(script: Script) -> None:
+    """A request comes back, on the row that it had, while what it held before would still serve."""
+    live = script.serve(2, reselect_every=200)
+    row = live.row
+    script.retract(live)
+    script.prefill([live], 1000)
+    assert live.row == row
+    script.decode([live])
+
+
 def late_step(script: Script) -> None:
     """Two requests decode; one gives its row back before its last step is launched.
 

@@ -52,7 +52,9 @@ class TorchFused:
             ratios=torch.zeros(shape.requests, dtype=torch.float64),
             views=None if shape.views is None else allocate_views(shape, shape.views),
             records=of_records(shape) if shape.records else None,
+            holds=SimpleNamespace(asked=torch.zeros(shape.requests, 3, dtype=torch.int32)),
         )
+        self.held: dict[int, tuple[int, int, dict[int, torch.Tensor]]] = {}
         self.kinds = {kind.summary.name: i for i, kind in enumerate(shape.records)}
         self.pending = torch.empty(0, dtype=torch.int64)
         self.rows: list[dict[str, Any]] = []
@@ -138,11 +140,24 @@ class TorchFused:
             plan, units = self._plan(request, length), self.geometry.unit_table(slots)
             own = self.geometry.unit_table(slots, plan["unit"])
             row = {"units": own, "slots": slots, "view": self._record(request)}
+            row |= self._holding(request, length, plan["formula"])
             row["records"] = {name: self._records(kind, slots) for name, kind in self.kinds.items()}
             self.rows.append(plan | row)
             full = units[: length // self.shape.unit_size]
             full = full[full >= self.geometry.units_per_page]
             self.pending = torch.unique(torch.cat((self.pending, full[~sealed[full]])))
+
+    def _holding(self, request: int, length: int, formula: str) -> dict[str, Any]:
+        """Scores of its period that a row chooses by, and those that it is to hold."""
+        every, place, owner = self.buffers.holds.asked[request].tolist()
+        found: dict[str, Any] = {"held": None, "draft": None}
+        if place >= 0 and every > 1 and formula not in ("nothing", "position"):
+            of, since, scores = self.held.get(place, (-1, 0, {}))
+            if of == owner and since <= length < since + every:
+                found["held"] = scores
+            else:
+                found["draft"] = (place, owner, length, {})
+        return found
 
     def _plan(self, request: int, length: int) -> dict[str, Any]:
         formula, budget, least, sink, window, dense, finer = self.buffers.options[request].tolist()
@@ -231,6 +246,10 @@ class TorchFused:
         """See `FusedDecode.end`."""
         sealed[self.pending] = True
         self.pending = self.pending[:0]
+        for row in self.rows:
+            if row["draft"] is not None and row["draft"][3]:
+                place, *said = row["draft"]
+                self.held[place] = tuple(said)
 
     def _dense(self, row: dict[str, Any], layer: int) -> bool:
         return row["formula"] == "nothing" or layer < row["dense_layers"]
@@ -253,7 +272,11 @@ class TorchFused:
             return Selection(logical, table[:, None].expand(1, heads, -1), one(total))
         candidates = Candidates(table, one(row["begin"]), one(row["end"]))
         how = (candidates, scale, self.shape.reduction)
-        if row["formula"] == "position":
+        if row["held"] is not None:
+            scores = torch.full((1, heads, total), -torch.inf)
+            held = row["held"][layer]
+            scores[..., : held.shape[-1]] = held
+        elif row["formula"] == "position":
             scores = torch.arange(total).float().expand(1, heads, -1)
         elif row["formula"] == "exact":
             scores = self.ops.score_exact(q, keys, *how, self.shape.unit_size)
@@ -275,6 +298,8 @@ class TorchFused:
         else:
             name = row["formula"]
             scores = self.ops.score(SUMMARIES[name], q, fields[name], *how)
+        if row["draft"] is not None:
+            row["draft"][3][layer] = scores.clone()
         return self.ops.select(scores, candidates, one(total), one(row["count"]))
 
 

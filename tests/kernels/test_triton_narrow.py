@@ -16,6 +16,7 @@ from triton_kit import DEVICE, REFERENCE
 from triton_scene import POISON, Request, Scene, Step, make_scene
 
 from sgl_sparsekv.segments.index import clusters
+from sgl_sparsekv.selection.policy import RowPlan
 from sgl_sparsekv.types import Candidates, RecordShape
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -60,11 +61,15 @@ def test_bins_are_of_the_order_of_scores() -> None:
     assert narrow.any() and (found.diff()[narrow] > 0).all()
 
 
-def make_tokens(requests: list[Request], monkeypatch: pytest.MonkeyPatch, chunk: int) -> Scene:
-    """A scene of a server that chooses among tokens."""
+def make_tokens(
+    requests: list[Request], monkeypatch: pytest.MonkeyPatch, chunk: int, tokens: bool = True
+) -> Scene:
+    """A scene of a server that chooses among tokens, or has no method that does."""
     for module in (fused, buffers, narrow_ops):
         monkeypatch.setattr(module, "SELECT_CHUNK", chunk)
     scene = make_scene(requests)
+    if not tokens:
+        return scene
     kind = RecordShape(clusters(64, 8), 4, scene.shape.pool_units // 4)
     formulas = scene.shape.formulas | {"clusters"}
     return replace(scene, shape=replace(scene.shape, formulas=formulas, records=(kind,)))
@@ -74,18 +79,19 @@ def begun(scene: Scene, rows: list[int] | None = None) -> Step:
     """Planned; whatever a launch should write first is garbage."""
     step = Step.of(scene)
     held = step.fused.buffers
-    for tensor in (held.best, held.narrow.of_chunks, held.narrow.leasts, held.ranks, held.logits):
+    between = () if held.narrow is None else (held.narrow.of_chunks, held.narrow.leasts)
+    for tensor in (held.best, held.ranks, held.logits, *between):
         tensor.fill_(POISON)
     step.begin(rows)
     return step
 
 
-def give(step: Step, place: int, row: int, scores: torch.Tensor) -> None:
+def give(step: Step, plan: RowPlan, place: int, row: int, scores: torch.Tensor) -> None:
     """Scores `[H, units]` of a row's candidates, as the launches in front of `select` leave them.
 
-    A row of whole units gets them as logits of its only query head that counts.
+    A row of whole units gets them as logits, alike in all query heads, whose sums are 1.
     """
-    plan, held = step.scene.plan(), step.fused.buffers
+    held = step.fused.buffers
     inside = slice(int(plan.begin[row]), int(plan.end[row]))
     if step.scene.requests[row].formula == "clusters":
         held.ranks[place, :, inside] = scores[:, inside].to(DEVICE)
@@ -95,9 +101,8 @@ def give(step: Step, place: int, row: int, scores: torch.Tensor) -> None:
         held.parts[place, :, inside.start // step.fused.tuning.score_units, 1] = 1.0
 
 
-def wanted(scene: Scene, row: int, scores: torch.Tensor) -> torch.Tensor:
+def wanted(scene: Scene, plan: RowPlan, row: int, scores: torch.Tensor) -> torch.Tensor:
     """What the reference chooses: logical units `[H, count]`."""
-    plan = scene.plan()
     begin, end, units, count = (
         torch.tensor([int(x[row])], dtype=torch.int32)
         for x in (plan.begin, plan.end, plan.num_units, plan.counts)
@@ -111,27 +116,27 @@ def wanted(scene: Scene, row: int, scores: torch.Tensor) -> torch.Tensor:
 
 def check(step: Step, layer: int, scores: dict[int, torch.Tensor], rows: list[int]) -> None:
     """Select in one layer, and compare every row that is ranked there."""
-    scene, held = step.scene, step.fused.buffers
+    scene, held, plan = step.scene, step.fused.buffers, step.scene.plan()
     for place, row in enumerate(rows):
-        give(step, place, row, scores[row])
+        give(step, plan, place, row, scores[row])
     held.logical.fill_(POISON)
     step.fused._select(layer, len(rows), None)
     for place, row in enumerate(rows):
-        request, count = scene.requests[row], int(scene.plan().counts[row])
+        request, count = scene.requests[row], int(plan.counts[row])
         if request.formula == "position" or layer < request.dense_layers or row == 6:
             continue
         chosen = held.logical[place, :, :count].cpu()
-        assert torch.equal(chosen, wanted(scene, row, scores[row])), (layer, row)
+        assert torch.equal(chosen, wanted(scene, plan, row, scores[row])), (layer, row)
         physical = scene.own_units(row).table[row][chosen.long()]
         assert torch.equal(held.selected[place, :, :count].cpu(), physical)
         assert (held.logical[place, :, count:] == POISON).all()
     assert not (held.tickets.any() or held.narrow.bins.any() or held.narrow.open_count.any())
 
 
-def drawn(scene: Scene, kind: str, seed: int) -> dict[int, torch.Tensor]:
+def drawn(plan: RowPlan, kind: str, seed: int) -> dict[int, torch.Tensor]:
     """Scores of each row: logarithms of shares, few values, one value, or anything at all."""
     rng, found = torch.Generator().manual_seed(seed), {}
-    for row, units in enumerate(scene.plan().num_units.tolist()):
+    for row, units in enumerate(plan.num_units.tolist()):
         scores = (3 * torch.randn(2, units, generator=rng)).log_softmax(-1)
         if kind == "few values":
             scores = scores.round()
@@ -152,17 +157,17 @@ def test_rows_of_all_lengths(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
     everyone = list(range(len(REQUESTS)))
     step = begun(scene)
     for layer in range(2):
-        check(step, layer, drawn(scene, kind, layer), everyone)
+        check(step, layer, drawn(scene.plan(), kind, layer), everyone)
     some = [4, 2, 7, 0]
     step.begin(some)
-    check(step, 1, drawn(scene, kind, 9), some)
+    check(step, 1, drawn(scene.plan(), kind, 9), some)
 
 
 def test_a_row_is_chosen_alike_by_any_number_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = make_tokens(REQUESTS[:1], monkeypatch, CHUNK)
     for programs in (1, 3, 64):
         monkeypatch.setattr(narrow_ops, "score_chunks", lambda *_, n=programs: n)
-        check(begun(scene), 0, drawn(scene, "few values", 3), [0])
+        check(begun(scene), 0, drawn(scene.plan(), "few values", 3), [0])
 
 
 def test_where_three_launches_choose() -> None:

@@ -6,6 +6,8 @@ which leave what they fill without a stamp, are thrown in between sparse ones.
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from helpers.steps import StepDied
 from helpers.torch_fused import TorchFused
 from pytest import MonkeyPatch
 
+from sgl_sparsekv.backend.held_places import HeldPlaces
 from sgl_sparsekv.backend.views.store import Runs, ViewPlace, ViewStore
 from sgl_sparsekv.views import RequestView
 
@@ -117,6 +120,41 @@ def _keeps_options(patch: MonkeyPatch) -> None:
     patch.setattr(OptionTable, "bind", lambda self, row, options: None)
 
 
+def _a_row_is_always_the_same_requests(patch: MonkeyPatch) -> None:
+    write = HeldPlaces._write
+
+    def nobody(self: HeldPlaces, row: int, every: int, place: int) -> None:
+        self._numbers = count()
+        write(self, row, every, place)
+
+    patch.setattr(HeldPlaces, "_write", nobody)
+
+
+def _all_hold_in_one_place(patch: MonkeyPatch) -> None:
+    patch.setattr(HeldPlaces, "_take", lambda self, rows: 0)
+
+
+def _a_retracted_request_goes_on_with_what_it_held(patch: MonkeyPatch) -> None:
+    bind = HeldPlaces.bind
+
+    def as_before(self: HeldPlaces, rows: Any, entries: Any) -> None:
+        bind(self, rows, [replace(entry, retractions=0) for entry in entries])
+
+    patch.setattr(HeldPlaces, "bind", as_before)
+
+
+def _scores_that_are_held_are_those_of_the_layer_below(patch: MonkeyPatch) -> None:
+    holding = TorchFused._holding
+
+    def swapped(self: Any, *args: Any) -> dict[str, Any]:
+        found = holding(self, *args)
+        if found["held"] is not None:
+            found["held"] = dict.fromkeys(found["held"], found["held"][max(found["held"])])
+        return found
+
+    patch.setattr(TorchFused, "_holding", swapped)
+
+
 def _a_row_keeps_the_view_that_it_had_first(patch: MonkeyPatch) -> None:
     bind = ViewStore.bind
 
@@ -191,6 +229,10 @@ def _a_place_is_given_away_twice(patch: MonkeyPatch) -> None:
         (_lists_nothing_old, scenarios.load_back),
         (_seals_at_once, died_in_prefill),
         (_keeps_options, scenarios.grow),
+        (_a_row_is_always_the_same_requests, scenarios.row_reuse),
+        (_all_hold_in_one_place, scenarios.periods),
+        (_a_retracted_request_goes_on_with_what_it_held, scenarios.period_retracted),
+        (_scores_that_are_held_are_those_of_the_layer_below, scenarios.periods),
         (_a_row_keeps_the_view_that_it_had_first, scenarios.views_on_one_prefix),
         (_a_prompt_leaves_no_queries, scenarios.views_on_one_prefix),
         (_queries_of_the_row_beside_it, scenarios.views_on_one_prefix),

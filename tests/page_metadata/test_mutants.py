@@ -295,6 +295,16 @@ def _held(script: Script, patch: MonkeyPatch) -> None:
     )
 
 
+@mutant("held scores outlive a retraction", 15, scenarios.period_retracted)
+def _held_back(script: Script, patch: MonkeyPatch) -> None:
+    begin = HeldScores.begin_step
+
+    def begin_step(self: HeldScores, row: int, owner: Any, *args: int) -> None:
+        begin(self, row, owner[0], *args)
+
+    patch.setattr(HeldScores, "begin_step", begin_step)
+
+
 @mutant("the whole last unit is read", 16, scenarios.grow)
 def _tail(script: Script, patch: MonkeyPatch) -> None:
     plan_rows = planner.plan_rows

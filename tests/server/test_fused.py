@@ -17,7 +17,11 @@ TOLD = (*FINER, *LEVELS)
 
 
 def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
-    """Cold, then on prefix hits in one batch of all methods; metadata is checked as it goes."""
+    """Cold, then on prefix hits in one batch of all methods; metadata is checked as it goes.
+
+    All select in every third step, but one that names another number, and one that may not: its
+    share of the context is not within the server's budget.
+    """
     server = fleet.get("interpreted")
     document = chain_document(600, num_questions=4, num_hops=size(2, 5), seed=11)
     cold = ask_for(document, document.questions[0])
@@ -31,7 +35,8 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     assert metric(server.url, "batch_steps_total", "sparse") - before == cold.tokens - 1
     summarised = metric(server.url, "units_summarised_total")
     third = {"method": "quest", "budget": 0.3, "dense_layers": 1, "telemetry": True}
-    options = (None, {"method": "full"}, third, *({"method": name} for name in TOLD))
+    second = {"method": "oracle", "reselect_every": 2}
+    options = (None, {"method": "full"}, third, second, *({"method": name} for name in TOLD))
     questions = (document.questions[1:] * 3)[: len(options)]
     asks = [
         ask_for(document, question, option)
@@ -40,6 +45,8 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     lost = ask_for(document, document.questions[0], {"method": "streaming"})
     answers = generate_all(server.url, [*asks, lost], concurrency=len(asks) + 1)
     assert not wrong_answers(asks, answers[:-1])
+    every = [one["meta_info"]["sparsekv"]["reselect_every"] for one in answers if one]
+    assert every == [3, 3, 1, 2, *[3] * (len(TOLD) + 1)]
     told = [one["meta_info"]["sparsekv"]["telemetry"] for one in answers if one]
     assert told[2]["attention_mass"] is None and "on the device" in told[2]["reason"]
     assert told[0] is None, "it did not ask"
