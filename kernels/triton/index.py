@@ -69,7 +69,9 @@ def index_tuning(
         return IndexTuning(16, 16, warps)
     if width <= 64:
         return IndexTuning(warps=warps)
-    return IndexTuning(32, 32 if width <= 128 and arch >= (9, 0) else 16, warps)
+    if width > 128:
+        return IndexTuning(16, 16, warps)
+    return IndexTuning(32, 32 if segment_size <= 2048 and arch >= (9, 0) else 16, warps)
 
 
 @triton.jit(do_not_specialize=["skip", "records"])
@@ -111,7 +113,8 @@ def index_kernel(
         codebooks: `[layers, records, H, PARTS, CODES, WIDTH]` in the keys' type.
         labels, centroids, scales: with LESS, whose keys are what is left of them: uint8
             `[layers, n, H, SIZE]`, int8 `[layers, records, H, D, 16]` and float32 `[layers,
-            records, H, 32 + PARTS]`, which begin with scales of the centroids. Else not read.
+            records, H, 32 + PARTS]`, which begin with scales of the centroids. Codes and codebooks
+            are then `[layers, n, ...]`, written at the job's place. Else not read.
         skip: first tokens of a request not to learn from.
         FITTED: centroids of k-means. With APART quiet keys have the next code, and with CAPACITY
             the others are for what is split.
@@ -130,9 +133,10 @@ def index_kernel(
     heads = tl.num_programs(0) // PARTS
     to = layer.to(tl.int64) * records + record
     if LESS:
-        labels += ((layer.to(tl.int64) * tl.num_programs(1) + job) * heads + head) * SIZE
         centroids += ((to * heads + head) * PARTS + part) * WIDTH * 16
         scales += (to * heads + head) * (32 + PARTS)
+        to = layer.to(tl.int64) * tl.num_programs(1) + job
+        labels += (to * heads + head) * SIZE
     source = (keys, slots + row * stride_row + nth * SIZE, stride_slot, labels, centroids, scales)
     to = to * tl.num_programs(0) + pair
     codes += to * SIZE
@@ -237,7 +241,7 @@ def index_segments(
     if len(jobs):
         index_kernel[grid](
             key_pointers, slots, jobs, codes, codebooks, labels, centroids, scales,
-            skip, codes.shape[1], slots.stride(0), *keys_like.stride()[:2],
+            skip, (centroids if less else codes).shape[1], slots.stride(0), *keys_like.stride()[:2],
             **constants, LESS=less is not None,
             num_warps=tuned.warps, maxnreg=REGISTERS,
         )  # fmt: skip
