@@ -16,7 +16,7 @@ from triton_kit import DEVICE
 
 from sgl_sparsekv.segment_records import SegmentIndex
 from sgl_sparsekv.segments.clusters import quiet
-from sgl_sparsekv.segments.exact import directions, product_grid, squares, sum_grid
+from sgl_sparsekv.segments.exact import directions, product_grid, sum_grid
 from sgl_sparsekv.segments.index import clusters, products
 from sgl_sparsekv.segments.lloyd import similarities, updated
 from sgl_sparsekv.summaries import CodeSummary
@@ -110,38 +110,44 @@ def test_what_is_encoded_last_gets_the_nearest_stored_centroid(case: tuple) -> N
     assert (ranked <= size * rounding(dim // summary.subspaces)).all()
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("summary, dim, dtype", [
-    (clusters(128, 8), 64, BF16), (clusters(64, 2), 96, FP32), (products(128, 2, 4), 64, FP32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "summary, dim, dtype, quiet_keys, seed",
+    [
+        (clusters(128, 8), 64, BF16, slice(5, None, 16), 0),
+        (clusters(64, 2), 96, FP32, slice(5, None, 16), 1),
+        # Members of some centroid are all quiet: it stays, and others come back to it.
+        (replace(clusters(64, 16), codes=7), 16, FP32, torch.arange(64) % 3 > 0, 3),
+        (products(128, 2, 4), 64, FP32, slice(0), 0),
+        (products(128, 2, 4), 64, FP32, slice(0), 1),
+    ],
+)
 def test_every_step_follows_from_the_one_before(
-    summary: CodeSummary, dim: int, dtype: torch.dtype, seed: int
+    summary: CodeSummary, dim: int, dtype: torch.dtype, quiet_keys: object, seed: int
 ) -> None:
     """Labels after n updates are the nearest of float64 centroids, made of those after n - 1."""
     keys = torch.randn(summary.segment_size, 1, dim, generator=torch.Generator().manual_seed(seed))
-    keys[5::16] *= 0.01  # quiet
-    keys, skip = keys.to(dtype), 16
+    keys[quiet_keys] *= 0.001
+    keys, skip, count = keys.to(dtype), 16, summary.codes - summary.cosine
     parts = keys[skip:].double().movedim(0, 1).unflatten(-1, (summary.subspaces, -1))
     points = parts.movedim(2, 1).flatten(0, 1)
-    clusters_, silent = summary.codes, torch.zeros(points.shape[:2], dtype=torch.bool)
+    silent, lengths = torch.zeros(points.shape[:2], dtype=torch.bool), points.square().sum(-1)
     if summary.cosine:
-        clusters_, silent = summary.codes - 1, quiet(keys[skip:])
-        points = directions(points.masked_fill(silent[..., None], 0))
-    grid, count = product_grid(points), points.shape[1]
-    centroids = points[:, torch.arange(clusters_) * count // clusters_]
+        silent = quiet(keys[skip:])
+        points, lengths = directions(points.masked_fill(silent[..., None], 0)), 1.0 * ~silent
+    grid, size = product_grid(points), 2 * float(lengths.max())
+    centroids = points[:, torch.arange(count) * points.shape[1] // count]
     moved = 0
     for step in range(4):
         short = replace(summary, iterations=step, capacity=None)
         labels = built(short, keys, skip).codes[0, 0, :, skip:].long()
         if summary.cosine:
-            assert torch.equal(labels == clusters_, silent)
+            assert torch.equal(labels == count, silent)
             labels = labels.masked_fill(silent, 0)
         near = similarities(grid, centroids, summary.cosine)
         mine = near.gather(-1, labels[..., None])[..., 0]
-        size = 1.0 if summary.cosine else 2 * float(points.square().sum(-1).max())
-        assert ((near.amax(-1) - mine)[~silent] <= size * rounding(2 * points.shape[2])).all()
-        moved += int((labels != near.argmax(-1))[~silent].sum())
-        worst = (mine - squares(grid) / 2).sort(dim=-1, stable=True).indices[:, :clusters_, None]
+        assert (near.amax(-1) - mine <= size * rounding(2 * points.shape[2])).all()
+        moved += int((labels != near.argmax(-1)).sum())
+        worst = (mine - lengths / 2).sort(dim=-1, stable=True).indices[:, :count, None]
         seeds = points.gather(1, worst.expand(-1, -1, points.shape[2]))
         centroids = updated(sum_grid(points), labels, seeds, centroids, summary.cosine)
     assert moved <= 1  # ties that fall the other way
@@ -221,6 +227,15 @@ def test_more_codes_than_tokens_give_every_key_its_own() -> None:
     index = built(replace(products(64, 2, 7), iterations=2), keys)
     far = distances(keys, index.codes[0], index.codebooks[0], cosine=False)
     assert own(far, index.codes[0]).max() < 1e-9
+
+
+def test_keys_are_encoded_by_what_is_stored() -> None:
+    summary = products(64, 16, 3)
+    keys = (100 + 2 * torch.randn(64, 1, 64)).bfloat16()  # stored in steps of a half
+    index = built(summary, keys)
+    far = distances(keys, index.codes[0], index.codebooks[0], cosine=False)
+    size = 4 * float(keys.double().unflatten(-1, (16, 4)).square().sum(-1).max())
+    assert (own(far, index.codes[0]) - far.amin(-1)).max() <= size * rounding(4)
 
 
 def test_very_large_and_very_small_keys_keep_their_codes() -> None:
