@@ -329,6 +329,7 @@ class StepShape:
         views: of requests; None: no served method keeps any.
         finest: tokens of the smallest unit that a served method selects in; 0: `unit_size`.
         records: of segments, by which served methods rank.
+        estimates: whether what is not read may be answered for by clusters, whose records are there.
     """
 
     max_rows: int
@@ -349,6 +350,7 @@ class StepShape:
     views: ViewShape | None = None
     finest: int = 0
     records: tuple[RecordShape, ...] = ()
+    estimates: bool = False
 
     @property
     def most_ranked(self) -> int:

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .primitives import UNIT_BITS, key_rows, load_group, padded, share_of, take_turn
 from .score import group_dot
-from .select import normalisers
+from .select import normalisers, reduced_share
 
 
 @triton.jit
@@ -143,15 +143,9 @@ def leave_ranks(
     """
     token = first + tl.arange(0, logit.shape[1])
     inside = (token >= begin) & (token < end) & there
-    real = (tl.arange(0, padded(GROUP)) < GROUP)[:, None]
-    share = tl.where(real, logit - whole[:, None], float("-inf"))
-    rank = tl.max(share, 0)
-    # Counted in floats: LLVM joins booleans of one thread in memory.
-    broken = tl.sum(tl.where(share != share, 1.0, 0.0), 0) > 0
-    if MEAN:
-        sums = tl.sum(tl.where(real, share_of(share, rank[None, :]), 0.0), 0)
-        rank += tl.log(sums / GROUP)
-    tl.store(ranks + token, tl.where(broken, float("nan"), rank), mask=inside)
+    real = tl.broadcast_to((tl.arange(0, padded(GROUP)) < GROUP)[:, None], logit.shape)
+    rank = reduced_share(logit - whole[:, None], real, GROUP, MEAN)
+    tl.store(ranks + token, rank, mask=inside)
 
 
 @triton.jit

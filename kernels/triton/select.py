@@ -104,6 +104,23 @@ def normalisers(
 
 
 @triton.jit
+def reduced_share(share, there, GROUP: tl.constexpr, MEAN: tl.constexpr):
+    """Log of the softmax of a group reduced to one: `[padded GROUP, n]` -> `[n]`.
+
+    Args:
+        share: log of the softmax; anything but where `there`.
+        there: bool, of the same shape.
+    """
+    share = tl.where(there, share, float("-inf"))
+    rank = tl.max(share, 0)
+    # Counted in floats: LLVM joins booleans of one thread in memory.
+    broken = tl.sum(tl.where(share != share, 1.0, 0.0), 0) > 0
+    if MEAN:
+        rank += tl.log(tl.sum(tl.where(there, share_of(share, rank[None, :]), 0.0), 0) / GROUP)
+    return tl.where(broken, float("nan"), rank)
+
+
+@triton.jit
 def group_rank(
     logits, parts, unit, begin, end, width,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, MEAN: tl.constexpr, PARTS: tl.constexpr,
@@ -115,12 +132,7 @@ def group_rank(
     where = logits + g[:, None] * width + unit[None, :]
     share = tl.load(where, mask=there, other=float("-inf"))
     share -= normalisers(parts, begin, end, g, BLOCK, GROUP, PARTS)[:, None]
-    rank = tl.max(share, 0)
-    broken = tl.max((share != share).to(tl.int32), 0) > 0
-    if MEAN:
-        rank += tl.log(tl.sum(tl.where(there, share_of(share, rank[None, :]), 0.0), 0) / GROUP)
-    rank = tl.where(broken, float("nan"), rank)
-    return tl.where(inside, rank, float("-inf"))
+    return tl.where(inside, reduced_share(share, there, GROUP, MEAN), float("-inf"))
 
 
 @triton.jit

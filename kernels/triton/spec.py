@@ -5,7 +5,7 @@ import math
 from sgl_sparsekv.geometry import UNIT_SIZE
 
 NOTHING, POSITION, MIN_MAX, MEAN_STD, EXACT, LANDMARK, TWO_LEVEL = range(7)
-CLUSTERS, PRODUCTS, TWO_LEVEL_EXACT = range(7, 10)
+CLUSTERS, PRODUCTS, TWO_LEVEL_EXACT, RESIDUALS = range(7, 11)
 """The latter leave final scores of their own; those before them logits, which `select` shares."""
 FORMULAS = {
     "nothing": NOTHING,
@@ -18,13 +18,14 @@ FORMULAS = {
     "clusters": CLUSTERS,
     "products": PRODUCTS,
     "two_level_exact": TWO_LEVEL_EXACT,
+    "residuals": RESIDUALS,
 }
 """Name of a method's formula (`SelectionMethod.formula`) -> number in the kernels."""
 CODED = frozenset({"clusters", "products"})
 """Those that rank tokens by the codes of segment records of that name."""
 LEVELS = frozenset({"two_level", "two_level_exact"})
 """Those that look at units in the best segments alone."""
-RANKED = CODED | {"two_level_exact"}
+RANKED = CODED | {"two_level_exact", "residuals"}
 """Those that leave final scores."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations of `mean_std`; see `sgl_sparsekv.selection.mean_std`."""
