@@ -77,8 +77,8 @@ class FusedDecode(Protocol):
         name: str,
         jobs: torch.Tensor,
         req_to_token: torch.Tensor,
-        keys: torch.Tensor,
-        key_pointers: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        pointers: tuple[torch.Tensor, torch.Tensor],
         arrays: Mapping[str, torch.Tensor],
         skip: int,
     ) -> None:
@@ -89,8 +89,9 @@ class FusedDecode(Protocol):
             jobs: int32 `[n, 3]`, n at most the records there are: row of `req_to_token`, number of
                 a segment that is whole in it, and room for the record that it gets.
             req_to_token: int32 `[requests, context]`.
-            keys: K of one layer, `[slots, H, D]`: the others have its extents and strides.
-            key_pointers: int64 `[layers]`, addresses of all.
+            cache: K `[slots, H, D]` and V `[slots, H, Dv]` of one layer: the others have their
+                extents and strides.
+            pointers: int64 `[layers]`, addresses of K and of V of all.
             arrays: by the names of `SegmentSummary.shapes`, `[layers, records, H, ...]`.
             skip: first tokens of a sequence that no record learns from.
         """

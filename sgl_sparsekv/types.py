@@ -328,8 +328,8 @@ class StepShape:
         reduction: from the query heads of a group to one score.
         views: of requests; None: no served method keeps any.
         finest: tokens of the smallest unit that a served method selects in; 0: `unit_size`.
-        records: of segments, by which served methods rank.
-        estimates: whether what is not read may be answered for by clusters, whose records are there.
+        records: of segments, that steps read.
+        estimates: whether clusters may answer for what is not read; their records are there.
     """
 
     max_rows: int

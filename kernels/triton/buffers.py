@@ -7,6 +7,13 @@ import torch
 import triton
 from sgl_sparsekv.types import StepShape, ViewShape
 
+from .cluster_ops import (
+    ClusterBuffers,
+    allocate_clusters,
+    opened_block,
+    residuals_of,
+    rest_parts,
+)
 from .code_ops import least_block
 from .level_ops import LevelBuffers, allocate_levels
 from .primitives import UNIT_BITS
@@ -16,10 +23,11 @@ from .tuning import SELECT_CHUNK, num_splits
 
 PENDING_CAPACITY = 1 << 16
 """Units that one step can summarise; more are met again in the next step."""
-OPTION_FIELDS = 7
-"""formula, budget, least budget, sink, window, dense layers, how fine its units are"""
-PLAN_FIELDS = 8
-"""formula, begin, end, units, count, tail, dense layers, how fine its units are"""
+OPTION_FIELDS = 8
+"""formula, budget, least budget, sink, window, dense layers, how fine its units are, and whether
+clusters answer for what is not read"""
+PLAN_FIELDS = 10
+"""See `begin_kernel`."""
 ALIGNED_UNITS, ALIGNED_ROWS = 128, 16
 """Rows of tables and scores begin at multiples of 16 bytes, whatever the model's context."""
 VIEW_FIELDS = 3
@@ -60,9 +68,9 @@ class StepBuffers:
     """Tensors that live as long as the server; every step overwrites what it needs.
 
     Attributes:
-        options: int32 `[requests, 7]`, by row of `req_to_token`.
+        options: int32 `[requests, 8]`, by row of `req_to_token`.
         ratios: float64 `[requests]`, share of the context, 0 where the budget is in tokens.
-        plan: int32 `[8, max_rows]`, see `begin_kernel`.
+        plan: int32 `[10, max_rows]`, see `begin_kernel`.
         table: int32 `[max_rows, width]`, see `begin_kernel` and `units`.
         order: int32 `[max_rows]`, the row at each place of a step: rows that begin alike in turn.
         shared: int32 `[max_rows]`, see `begin_kernel`.
@@ -75,14 +83,15 @@ class StepBuffers:
         logical: int32 `[max_rows, H, max_selected]`, the same by place in the sequence; empty
             unless selections are watched.
         offsets: int64 `[max_rows, H]`, where each run of `selected` begins.
-        split_out: float32 `[max_rows, H, splits, G, Dv]`; split_lse: float32
-            `[max_rows, H, splits, G]`.
+        split_out: float32 `[max_rows, H, splits, G, Dv]`, behind those of what is read the parts of
+            what is not; split_lse: float32 `[max_rows, H, splits, G]`.
         tickets: int32 `[max_rows, H]`, splits that have finished; zero between launches.
         out: `[max_rows, H, G, Dv]`; lse: float32 `[max_rows, H, G]`.
         ranks: float32 `[max_rows, H, ranked width]`, final scores of rows that leave such; empty
             where none does.
         records: which segments have one; None where no served method reads any.
         levels: of segments; None where no served method looks at those first.
+        clusters: None where none are kept.
         views: of requests; None where no served method keeps any.
     """
 
@@ -108,6 +117,7 @@ class StepBuffers:
     ranks: torch.Tensor
     records: RecordBuffers | None = None
     levels: LevelBuffers | None = None
+    clusters: ClusterBuffers | None = None
     views: ViewBuffers | None = None
 
     @property
@@ -129,12 +139,15 @@ def round_up(count: int, multiple: int) -> int:
 def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
     """Buffers for the largest step of `shape`."""
     rows, heads, group = shape.max_rows, shape.heads, shape.group
-    splits, width = num_splits(heads), round_up(shape.max_units, ALIGNED_UNITS)
-    scored = bool(shape.formulas - {"nothing", "position"})
+    splits, width = num_splits(heads) + rest_parts(shape), round_up(shape.max_units, ALIGNED_UNITS)
+    scored, kept = bool(shape.formulas - {"nothing", "position"}), residuals_of(shape)
     ranked = round_up(shape.most_ranked, ALIGNED_UNITS) if scored else 0
     blocks = triton.cdiv(most_scored(shape), score_units) if scored else 0
     if shape.formulas & CODED:
         blocks = max(blocks, triton.cdiv(shape.max_units * shape.unit_size, least_block(shape)))
+    if kept is not None and "residuals" in shape.formulas:
+        tokens = shape.max_units * shape.unit_size
+        blocks = max(blocks, triton.cdiv(tokens, opened_block(kept.segment_size)))
     logits = round_up(most_scored(shape), ALIGNED_UNITS) if scored else 0
     chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
 
@@ -166,6 +179,7 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         ranks=zeros(rows, heads, ranked if shape.formulas & RANKED else 0, dtype=floats),
         records=of_records(shape) if shape.records else None,
         levels=allocate_levels(shape),
+        clusters=allocate_clusters(shape, round_up(shape.most_ranked, ALIGNED_UNITS)),
         views=None if shape.views is None else allocate_views(shape, shape.views),
     )
 
@@ -184,7 +198,7 @@ def most_scored(shape: StepShape) -> int:
     """Units of the longest context that `score_kernel` looks at: chunks, or units of the table."""
     if "landmark" in shape.formulas:
         return shape.max_units * (shape.unit_size // CHUNK)
-    return shape.max_units if shape.formulas - {"nothing", "position", *CODED} else 0
+    return shape.max_units if shape.formulas - {"nothing", "position", "residuals", *CODED} else 0
 
 
 def keeps_best(shape: StepShape) -> bool:

@@ -14,6 +14,16 @@ import torch
 from sgl_sparsekv.summaries import CodeSummary
 
 from .attend import attend_kernel, merge_kernel
+from .cluster_ops import (
+    MOST_OPENED,
+    OPEN_WARPS,
+    OPENED_PARTS,
+    REGISTERS,
+    TOGETHER,
+    opened_block,
+    run_of,
+)
+from .clusters import clusters_kernel
 from .code_ops import code_tuning, empty_index
 from .codes import codes_kernel
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
@@ -22,6 +32,8 @@ from .index import constants_of as index_constants
 from .index import index_kernel, index_tuning
 from .level_ops import RANKS_CHUNK
 from .levels import FIRST, SINCE, pages_kernel, segments_kernel
+from .opened import opened_kernel
+from .opening import open_kernel
 from .outliers import outliers_kernel
 from .records import (
     LIST_BLOCK,
@@ -30,11 +42,14 @@ from .records import (
     list_records_kernel,
     reserve_records_kernel,
 )
+from .residual import TOKENS as RESIDUAL_TOKENS
+from .residual import describe_kernel, pack_kernel
+from .rest import rest_kernel
 from .score import score_kernel
 from .segment_bounds import segment_bounds_kernel
 from .select import select_kernel
 from .share import share_kernel
-from .spec import FORMULAS, SEGMENT
+from .spec import FORMULAS, RESIDUALS, SEGMENT
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
@@ -63,6 +78,12 @@ def _not_built(keys: torch.Tensor, skip: int) -> tuple[torch.Tensor, torch.Tenso
     raise NotImplementedError("only what a record holds is asked for")
 
 
+SEGMENT_TOKENS, SUBSPACES = 512, 4
+"""Of residual records."""
+LEARNED = (
+    CodeSummary("products", SEGMENT_TOKENS, 1, 16, False, 10, None, _not_built),
+    CodeSummary("products", SEGMENT_TOKENS, SUBSPACES, 16, False, 10, None, _not_built),
+)
 DEFAULT_RECORDS = {
     "clusterkv": CodeSummary("clusters", 512, 1, 32, True, 6, 64, _not_built),
     "pqcache": CodeSummary("products", 512, 4, 16, False, 10, None, _not_built),
@@ -143,6 +164,7 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     found = [
         *_score(arch, variant), *_select(arch, variant), *_attend(arch, variant),
         *_summarise(variant), *_coded(arch, variant), *_levels(arch, variant),
+        *_clusters(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -188,7 +210,8 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
 def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     """Its own table, the pages of a stock kernel, and with logical units for watched servers."""
     uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True),
-            ", finer units": (False, False), ", finer units, codes": (False, False)}  # fmt: skip
+            ", finer units": (False, False), ", finer units, codes": (False, False),
+            ", finer units, codes, marks": (False, False)}  # fmt: skip
     if variant != COMMON:  # the head size does not matter
         uses = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
     for name, (dense, logical) in uses.items():
@@ -199,6 +222,7 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "LOGICAL": logical,
             "FINER": "finer" in name,
             "CODED": "codes" in name,
+            "MARKED": "marks" in name,
             "EARLY": False,
         }
         yield Case(
@@ -219,8 +243,10 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         "attend": (False, False), "attend, finer units": (False, True),
         "attend, views": (True, False), "attend, views and finer units": (True, True),
     }  # fmt: skip
+    uses["attend, finer units and the rest"] = (False, True)
     for name, (views, finer) in uses.items():
-        use = {**constants, "VIEWS": views, "FINER": finer}
+        rest = num_splits(HEADS) if "rest" in name else 0
+        use = {**constants, "VIEWS": views, "FINER": finer, "REST": rest}
         use["STAGES"] += VIEW_STAGES * views
         registers = attend_registers(variant.head_dim, views, finer)
         yield Case(name, attend_kernel, use, variant, tuned.attend_warps, registers=registers)
@@ -267,6 +293,65 @@ def _coded(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
                 f"{name} of codes, {method}", codes_kernel, constants, variant, tuned.warps,
                 registers=tuned.registers,
             )  # fmt: skip
+
+
+def _clusters(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    """Clusters and what is left of keys, by the default options; of COMMON and the widest."""
+    if variant not in (COMMON, WIDEST):
+        return
+    run, splits = run_of(SEGMENT_TOKENS), num_splits(HEADS)
+    shape = {
+        "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit,
+        "SEGMENT": SEGMENT_TOKENS, "EARLY": False,
+    }  # fmt: skip
+    coded = {**shape, "SUBSPACES": SUBSPACES, "RUN": run, "UPCAST": False}
+    parts = {"BLOCK": opened_block(SEGMENT_TOKENS), "PARTS": OPENED_PARTS}
+    types = {
+        "centroids": "*i8", "codebooks": "*i8", "values": "*i8", "read": "*u8", "places": "*i16",
+        "cluster_ends": "*i16", "by_code": "fp32", "by_centroid": "fp32",
+    }  # fmt: skip
+    yield Case(
+        "logits of clusters", clusters_kernel,
+        {**shape, "BLOCK": TOGETHER, "TOKENS": run, "UPCAST": False}, variant,
+        registers=REGISTERS, types=types,
+    )  # fmt: skip
+    yield Case(
+        "open clusters", open_kernel,
+        {**shape, "MEAN": variant.mean, "BLOCK": MOST_OPENED, "ONE": True}, variant, OPEN_WARPS,
+        types={"keys": "*i32"},
+    )  # fmt: skip
+    for name, ranks in (("sums", False), ("ranks", True)):
+        constants = {"RANKS": ranks, "MEAN": variant.mean, "RESIDUALS": RESIDUALS}
+        yield Case(
+            f"{name} in open clusters", opened_kernel, {**coded, **parts, **constants}, variant,
+            types=types,
+        )  # fmt: skip
+    rest = {**coded, "VALUE_DIM": variant.head_dim, "SPLITS": splits, "REST": splits}
+    yield Case("what is not read", rest_kernel, rest, variant, types=types)
+    built = {"PARTS": SUBSPACES, "SIZE": SEGMENT_TOKENS, "TILE": RESIDUAL_TOKENS}
+    types = {
+        "slots": "*i32", "records": "i32", "value_pointers": "*i64", "found": "*u8", "means":
+        "*" + variant.dtype, "places": "*i16", "ends": "*i16", "centroids": "*i8", "values": "*i8",
+        "books": "*" + variant.dtype, "codebooks": "*i8",
+    }  # fmt: skip
+    yield Case(
+        "describe clusters", describe_kernel,
+        {**built, "DIM": variant.head_dim, "VALUE_DIM": variant.head_dim, "SPLIT": True}, variant,
+        types=types,
+    )  # fmt: skip
+    yield Case(
+        "pack codes", pack_kernel, {**built, "WIDTH": variant.head_dim // SUBSPACES}, variant,
+        types=types,
+    )  # fmt: skip
+    for part, learned in zip(("clusters", "what is left"), LEARNED, strict=True):
+        width = variant.head_dim // learned.subspaces
+        tuned = index_tuning(width, SEGMENT_TOKENS, 2, arch)
+        wide = index_constants(learned, variant.head_dim, 2, tuned)
+        yield Case(
+            f"index, {part}", index_kernel, {**wide, "LESS": part != "clusters"}, variant,
+            tuned.warps, registers=INDEX_REGISTERS,
+            types={"slots": "*i32", "records": "i32", "key_pointers": "*i64", "centroids": "*i8"},
+        )  # fmt: skip
 
 
 def _levels(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:

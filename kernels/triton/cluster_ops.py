@@ -1,8 +1,8 @@
 """Rows that look at clusters first, or answer by them for what they do not read: a part of `fused`.
 
-    open   two launches      logits and sizes of clusters, and which are looked into
-    rank   two launches      tokens of open clusters, where a served method ranks by these
-    rest   one launch        what the selection leaves out, beside the splits of `attend`
+open   two launches      logits and sizes of clusters, and which are looked into
+rank   two launches      tokens of open clusters, where a served method ranks by these
+rest   one launch        what the selection leaves out, beside the splits of `attend`
 """
 
 from collections.abc import Mapping

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 from .attend import attend_kernel
 from .buffers import StepBuffers, allocate, most_scored
+from .cluster_ops import ClusterRows, rest_parts
 from .coded import Arrays, CodedRows
 from .cuda.select import constants_for, launch_select
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
@@ -89,6 +90,8 @@ class FusedDecode:
         self.coded = None if held is None else CodedRows(shape, held)
         levels = self.buffers.levels
         self.levels = None if levels is None else LevelRows(shape, self.tuning, levels)
+        clusters = self.buffers.clusters
+        self.clusters = None if clusters is None else ClusterRows(shape, clusters)
 
     @property
     def nbytes(self) -> int:
@@ -154,14 +157,14 @@ class FusedDecode:
         name: str,
         jobs: torch.Tensor,
         req_to_token: torch.Tensor,
-        keys: torch.Tensor,
-        key_pointers: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        pointers: tuple[torch.Tensor, torch.Tensor],
         arrays: Arrays,
         skip: int,
     ) -> None:
         """See `FusedDecode.build`."""
         assert self.coded is not None, "no served method reads records"
-        self.coded.build(name, jobs, req_to_token, keys, key_pointers, arrays, skip)
+        self.coded.build(name, jobs, req_to_token, cache, pointers, arrays, skip)
 
     def decode(
         self,
@@ -185,7 +188,12 @@ class FusedDecode:
         if self.levels is not None:
             how = (fields["min_max"], records[SEGMENT_BOUNDS]["planes"], self.buffers, scale)
             self.levels.rank(layer, q, keys, *how)
+        if self.clusters is not None:
+            arrays = records[self.clusters.name]
+            self.clusters.rank(layer, q, keys, arrays, self.buffers, scale)
         self._select(layer, q.shape[0], paged)
+        if self.clusters is not None and self.shape.estimates:
+            self.clusters.rest(layer, q, arrays, self.buffers, scale)
         if paged is not None:
             return paged.run(q.contiguous(), keys, values, scale, lse=False)[0]
         return self._attend(layer, q, keys, values, scale)
@@ -231,7 +239,7 @@ class FusedDecode:
         held, shape = self.buffers, self.shape
         chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
         outliers_kernel[(chunks, shape.heads, rows)](
-            misfits, held.table, *held.plan[:5], *held.plan[6:], held.logits, held.best,
+            misfits, held.table, *held.plan[:5], *held.plan[6:8], held.logits, held.best,
             held.tickets, layer, OUTLIER_SHARE, held.logits.shape[3], held.table.stride(0),
             GROUP=shape.group, CHUNK=SELECT_CHUNK, num_warps=SELECT_WARPS,
             maxnreg=SELECT_REGISTERS, **early(),
@@ -249,20 +257,22 @@ class FusedDecode:
         )  # fmt: skip
         numbers, sizes = (layer, self._blocks, held.logits.shape[3]), (
             shape.max_selected, held.table.stride(0),
-            1 if paged is None else shape.unit_size * shape.heads,
         )  # fmt: skip
-        if selects_by_cuda(shape.max_units) and not (self._finer or self._ranked):
+        scaled = 1 if paged is None else shape.unit_size * shape.heads
+        plain = not (self._finer or self._ranked or shape.estimates)
+        if plain and selects_by_cuda(shape.max_units):
             constants = constants_for(shape.max_units, shape.group, block, mean, paged is not None)
             tensors = (*scores, *rows_of, pages, held.logical if self.watched else None, offsets)
-            launch_select(constants, shape.heads, rows, tensors, (*numbers, *sizes))
+            launch_select(constants, shape.heads, rows, tensors, (*numbers, *sizes, scaled))
             return
         chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
+        read = held.ranks if held.clusters is None else held.clusters.read
         select_kernel[(chunks, shape.heads, rows)](
             *scores, held.ranks, *rows_of, held.plan[7], pages, held.logical, offsets, held.best,
-            held.tickets, *numbers, held.ranks.shape[2], *sizes,
+            read, held.tickets, *numbers, held.ranks.shape[2], *sizes, read.stride(1), scaled,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            FINER=self._finer, CODED=self._ranked, num_warps=SELECT_WARPS,
+            FINER=self._finer, CODED=self._ranked, MARKED=shape.estimates, num_warps=SELECT_WARPS,
             maxnreg=SELECT_REGISTERS, **early(),
         )  # fmt: skip
 
@@ -282,13 +292,14 @@ class FusedDecode:
             nth, stages = layer - shape.views.first_layer, stages + VIEW_STAGES
         attend_kernel[(splits, shape.heads, rows)](
             q, keys, values, held.table, held.selected, held.offsets, held.plan[0], held.plan[3],
-            held.plan[4], held.plan[5], held.plan[6], held.plan[7], held.split_out, held.split_lse,
-            held.tickets, held.out, held.lse, *kept, scale, layer, nth, held.plan.stride(0),
-            *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], held.table.stride(0),
-            kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim,
-            VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
-            TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
-            VIEWS=views is not None, FINER=self._finer, num_warps=self.tuning.attend_warps,
+            held.plan[4], held.plan[5], held.plan[6], held.plan[7], held.plan[9], held.split_out,
+            held.split_lse, held.tickets, held.out, held.lse, *kept, scale, layer, nth,
+            held.plan.stride(0), *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2],
+            held.table.stride(0), kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group,
+            DIM=shape.head_dim, VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
+            REST=rest_parts(shape), TOKENS=self.tuning.attend_tokens, STAGES=stages,
+            UPCAST=interpreted(), VIEWS=views is not None, FINER=self._finer,
+            num_warps=self.tuning.attend_warps,
             maxnreg=attend_registers(shape.head_dim, views is not None, self._finer),
             **early(),
         )  # fmt: skip

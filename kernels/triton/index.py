@@ -11,6 +11,7 @@ It is the k-means of `sgl_sparsekv.segments.lloyd` in float32, its pieces are in
 are brought below 1 by a power of two, so that no square overflows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -267,7 +268,15 @@ def constants_of(
     }  # fmt: skip
 
 
-class SegmentIndexing:
+def jobs_by_skip(skips: torch.Tensor, records: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Jobs of segments that are rows of their own, for each number of tokens that are skipped."""
+    rows = torch.arange(len(records), device=records.device)
+    for skip in skips.unique().tolist():
+        mine = torch.where(skips == skip, records, -1)
+        yield skip, torch.stack((rows, torch.zeros_like(rows), mine), 1).int()
+
+
+class CodeIndexing:
     """`SegmentOps.index_segments`, one layer at a time."""
 
     def index_segments(
@@ -281,11 +290,7 @@ class SegmentIndexing:
     ) -> None:
         """See `Ops.index_segments`; a launch for each number of tokens that are skipped."""
         pointers = torch.tensor([keys.data_ptr()], device=keys.device)
-        rows = torch.arange(len(slots), device=keys.device)
-        skips, records = skips.to(keys.device), records.to(keys.device)
-        for skip in skips.unique().tolist():
-            mine = torch.where(skips == skip, records, -1)
-            jobs = torch.stack((rows, torch.zeros_like(rows), mine), 1).int()
+        for skip, jobs in jobs_by_skip(skips.to(keys.device), records.to(keys.device)):
             index_segments(
                 summary, keys, pointers, slots.int(), jobs, index.codes[None],
                 index.codebooks[None], skip,

@@ -59,4 +59,3 @@ def looked_up(
         table = code_table(parts[j], codebooks + j * WIDTH * CLUSTERS, step, WIDTH)
         logit += entries(table, (both >> (j % 2 * 4)) & 15, GROUP)
     return logit
-

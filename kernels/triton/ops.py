@@ -25,9 +25,9 @@ from .buffers import allocate
 from .code_ops import score_codes
 from .cuda.select import constants_for, launch_select
 from .fused import FusedDecode, fields_of
-from .index import SegmentIndexing
 from .launch import interpreted, processors, selects_by_cuda, tuning
 from .primitives import PENDING_BLOCK
+from .residual import SegmentIndexing
 from .score import score_kernel
 from .select import select_kernel
 from .share import share_kernel
@@ -221,20 +221,20 @@ class TritonOps(SegmentIndexing):
             counts, constant(scores, rows, 0),
         )  # fmt: skip
         lists = (physical, logical, run_offsets(rows * heads, widest, scores.device))
-        numbers, sizes = (0, 0, width), (widest, table.stride(0), 1)
+        numbers, sizes = (0, 0, width), (widest, table.stride(0))
         chosen = Selection(logical, physical, per_head(counts, heads))
         if selects_by_cuda(width):
             tensors = (scores.contiguous(), None, *rows_of, *lists)
-            launch_select(constants_for(width), heads, rows, tensors, (*numbers, *sizes))
+            launch_select(constants_for(width), heads, rows, tensors, (*numbers, *sizes, 1))
             return chosen
         room = chunks * SELECT_CHUNK if chunks > 1 else 0
         best = logical.new_empty(rows, heads, 2, room)
         select_kernel[(chunks, heads, rows)](
             scores.contiguous(), scores, scores, *rows_of, constant(scores, rows, 0), *lists, best,
-            constant(scores, rows * heads, 0), *numbers, 0, *sizes, BLOCK=1,
-            CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
-            COPY_DENSE=False, LOGICAL=True, FINER=False, CODED=False, num_warps=SELECT_WARPS,
-            maxnreg=SELECT_REGISTERS,
+            best, constant(scores, rows * heads, 0), *numbers, 0, *sizes, 0, 1,
+            BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
+            COPY_DENSE=False, LOGICAL=True, FINER=False, CODED=False, MARKED=False,
+            num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS,
         )  # fmt: skip
         return chosen
 
@@ -266,10 +266,10 @@ class TritonOps(SegmentIndexing):
         zeros = constant(q, rows, 0)
         attend_kernel[(splits, heads, rows)](
             q, keys, values, zeros, table, offsets, constant(q, rows, MIN_MAX), counts, counts,
-            tail_lengths, zeros, zeros, parts, part_lse, constant(q, rows * heads, 0), out, lse,
-            zeros, zeros, zeros, zeros, scale, 0, 0, 0, *q.stride()[:3], *keys.stride()[:2],
+            tail_lengths, zeros, zeros, zeros, parts, part_lse, constant(q, rows * heads, 0), out,
+            lse, zeros, zeros, zeros, zeros, scale, 0, 0, 0, *q.stride()[:3], *keys.stride()[:2],
             *values.stride()[:2], 0, 0, HEADS=heads, GROUP=group, DIM=dim, VALUE_DIM=vdim,
-            UNIT=unit_size, SPLITS=splits, TOKENS=tuned.attend_tokens,
+            UNIT=unit_size, SPLITS=splits, REST=0, TOKENS=tuned.attend_tokens,
             STAGES=tuned.attend_stages, UPCAST=interpreted(), VIEWS=False, FINER=False,
             num_warps=tuned.attend_warps,
         )  # fmt: skip

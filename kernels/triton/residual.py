@@ -7,14 +7,15 @@ bits. One program of the two here owns one (segment, KV head). What is handed on
 few segments at a time.
 """
 
+from collections.abc import Mapping
+
 import torch
 
 import triton
 import triton.language as tl
-from sgl_sparsekv.segments.index import products
 from sgl_sparsekv.summaries import ResidualSummary
 
-from .index import index_segments
+from .index import CodeIndexing, index_segments, jobs_by_skip
 from .kmeans import block_of, sum_members
 from .primitives import padded
 
@@ -160,7 +161,7 @@ def residual_segments(
     pointers: tuple[torch.Tensor, torch.Tensor],
     slots: torch.Tensor,
     jobs: torch.Tensor,
-    into: dict[str, torch.Tensor],
+    into: Mapping[str, torch.Tensor],
     skip: int,
 ) -> None:
     """Write the records of whole segments in every layer.
@@ -182,7 +183,7 @@ def _write_some(
     pointers: tuple[torch.Tensor, torch.Tensor],
     slots: torch.Tensor,
     jobs: torch.Tensor,
-    into: dict[str, torch.Tensor],
+    into: Mapping[str, torch.Tensor],
     skip: int,
 ) -> None:
     (keys, values), size, parts = cache_like, summary.segment_size, summary.subspaces
@@ -193,7 +194,7 @@ def _write_some(
     means = keys.new_empty(*shape, 1, 16, dim)
     at = torch.arange(len(jobs), dtype=jobs.dtype, device=jobs.device)
     here = torch.cat((jobs[:, :2], torch.where(jobs[:, 2] < 0, jobs[:, 2], at)[:, None]), 1)
-    index_segments(products(size, 1, 4), keys, pointers[0], slots, here, labels, means, skip)
+    index_segments(summary.learned[0], keys, pointers[0], slots, here, labels, means, skip)
     grid = (heads, len(jobs), shape[0])
     describe_kernel[grid](
         pointers[1], slots, jobs, labels, means, into["labels"], into["places"], into["ends"],
@@ -204,9 +205,29 @@ def _write_some(
     codes = torch.empty(*shape, parts, size, dtype=torch.uint8, device=keys.device)
     books = keys.new_empty(*shape, parts, 16, dim // parts)
     less = (labels, into["centroids"], into["scales"])
-    summed = products(size, parts, 4)
-    index_segments(summed, keys, pointers[0], slots, jobs, codes, books, skip, less)
+    index_segments(summary.learned[1], keys, pointers[0], slots, jobs, codes, books, skip, less)
     pack_kernel[grid](
         jobs, codes, books, into["places"], into["codes"], into["codebooks"], into["scales"],
         records, PARTS=parts, SIZE=size, WIDTH=dim // parts, TILE=TOKENS,
     )  # fmt: skip
+
+
+class SegmentIndexing(CodeIndexing):
+    """What builds records of `SegmentOps`, one layer at a time."""
+
+    def index_residuals(
+        self,
+        summary: ResidualSummary,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        skips: torch.Tensor,
+        into: Mapping[str, torch.Tensor],
+        records: torch.Tensor,
+    ) -> None:
+        """See `Ops.index_residuals`; launches for each number of tokens that are skipped."""
+        device = cache[0].device
+        keys, values = (torch.tensor([x.data_ptr()], device=device) for x in cache)
+        layers = {name: array[None] for name, array in into.items()}
+        for skip, jobs in jobs_by_skip(skips.to(device), records.to(device)):
+            how = (slots.int().contiguous(), jobs, layers, skip)
+            residual_segments(summary, cache, (keys, values), *how)

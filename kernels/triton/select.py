@@ -162,6 +162,13 @@ def store_table(
 
 
 @triton.jit
+def store_marks(read, unit, keep, exists, MARKED: tl.constexpr):
+    """Say of units whether they are kept, if anybody is to know."""
+    if MARKED:
+        tl.store(read + unit, keep.to(tl.uint8), mask=exists)
+
+
+@triton.jit
 def store_best(key, unit, exists, count, keys, units):
     """Write the `count` best of a chunk in ascending order, or all of them: keys, and which."""
     keep = exists
@@ -175,16 +182,17 @@ def store_best(key, unit, exists, count, keys, units):
 
 @triton.jit
 def store_chosen(
-    keys, units, total, count, table, finer, physical, logical, scale, offset,
-    CHUNK: tl.constexpr, LOGICAL: tl.constexpr,
+    keys, units, total, count, table, finer, physical, logical, read, scale, offset,
+    CHUNK: tl.constexpr, LOGICAL: tl.constexpr, MARKED: tl.constexpr,
 ):  # fmt: skip
-    """Choose among the best of all chunks, `[total]` of both, and write the table."""
+    """Choose among the best of all chunks, `[total]` of both, write the table, and mark them."""
     if total <= CHUNK:
         place = tl.arange(0, CHUNK)
         key = load_keys(keys, place, total)
         unit = tl.load(units + place, mask=place < total, other=0, cache_modifier=".cg")
         least, of_equals = threshold_of(key, place < total, count)
         keep, of_equals = kept(key, least, of_equals)
+        store_marks(read, unit, keep, keep, MARKED)
         store_table(
             unit, keep, 0, table, finer, physical, logical, scale, offset, True, LOGICAL
         )  # fmt: skip
@@ -195,6 +203,7 @@ def store_chosen(
             place = first + tl.arange(0, CHUNK)
             unit = tl.load(units + place, mask=place < total, other=0, cache_modifier=".cg")
             keep, of_equals = kept(load_keys(keys, place, total), least, of_equals)
+            store_marks(read, unit, keep, keep, MARKED)
             placed = store_table(
                 unit, keep, placed, table, finer, physical, logical, scale, offset, True, LOGICAL
             )
@@ -217,6 +226,7 @@ def select_kernel(
     logical,
     offsets,
     best,
+    read,
     tickets,
     layer,
     blocks,
@@ -224,6 +234,7 @@ def select_kernel(
     ranked,
     widest,
     stride_table,
+    stride_read,
     entry_scale,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -235,6 +246,7 @@ def select_kernel(
     LOGICAL: tl.constexpr,
     FINER: tl.constexpr,
     CODED: tl.constexpr,
+    MARKED: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Keep sinks, window and the best candidates of one row and KV head. Grid `[chunks, H, rows]`.
@@ -251,6 +263,8 @@ def select_kernel(
         logical: int32 `[rows, H, widest]`, written when LOGICAL, but not for rows that are dense.
         best: int32 `[rows, H, 2, chunks * CHUNK]`, keys and units that chunks have kept; anything
             where there is one chunk.
+        read: uint8 `[rows, H, stride_read]`, whether a unit of a row that is not dense is kept;
+            written when MARKED.
         tickets: int32 `[rows, H]`, zero before and after.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
@@ -270,6 +284,7 @@ def select_kernel(
     table += row.to(tl.int64) * stride_table
     physical += tl.load(offsets + pair)
     logical += pair * widest
+    read += pair * stride_read
     offset = tl.where(entry_scale == 1, 0, head)
     finer = tl.load(finers + row) if FINER else 0
     if dense | (formula == POSITION):
@@ -278,9 +293,11 @@ def select_kernel(
             placed = 0
             for first in range(0, total, CHUNK):
                 unit = first + tl.arange(0, CHUNK)
+                keep = (unit < total) & ((unit < begin) | (unit >= newest))
+                store_marks(read, unit, keep, unit < total, MARKED)
                 placed = store_table(
-                    unit, (unit < total) & ((unit < begin) | (unit >= newest)), placed, table,
-                    finer, physical, logical, entry_scale, offset, dense == 0, LOGICAL,
+                    unit, keep, placed, table, finer, physical, logical, entry_scale, offset,
+                    dense == 0, LOGICAL,
                 )  # fmt: skip
         return
     logits += pair * GROUP * width
@@ -307,6 +324,7 @@ def select_kernel(
     if chunks == 1:
         least, of_equals = threshold_of(key, unit < total, count)
         keep, of_equals = kept(key, least, of_equals)
+        store_marks(read, unit, keep, unit < total, MARKED)
         store_table(
             unit, keep, 0, table, finer, physical, logical, entry_scale, offset, True, LOGICAL
         )  # fmt: skip
@@ -314,6 +332,7 @@ def select_kernel(
     room = tl.num_programs(0) * CHUNK
     best += pair * 2 * room
     each = tl.minimum(count, CHUNK)
+    store_marks(read, unit, unit < 0, unit < total, MARKED)
     store_best(key, unit, unit < total, count, best + chunk * each, best + room + chunk * each)
     tl.debug_barrier()
     if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != chunks - 1:
@@ -322,5 +341,5 @@ def select_kernel(
     last = tl.minimum(total - (chunks - 1) * CHUNK, count)
     store_chosen(
         best, best + room, (chunks - 1) * each + last, count, table, finer, physical, logical,
-        entry_scale, offset, CHUNK, LOGICAL,
+        read, entry_scale, offset, CHUNK, LOGICAL, MARKED,
     )  # fmt: skip

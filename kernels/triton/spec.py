@@ -3,6 +3,7 @@
 import math
 
 from sgl_sparsekv.geometry import UNIT_SIZE
+from sgl_sparsekv.summaries import ResidualSummary
 
 NOTHING, POSITION, MIN_MAX, MEAN_STD, EXACT, LANDMARK, TWO_LEVEL = range(7)
 CLUSTERS, PRODUCTS, TWO_LEVEL_EXACT, RESIDUALS = range(7, 11)
@@ -29,6 +30,8 @@ RANKED = CODED | {"two_level_exact", "residuals"}
 """Those that leave final scores."""
 SPREAD = math.sqrt(2 * math.log(UNIT_SIZE))
 """Standard deviations of `mean_std`; see `sgl_sparsekv.selection.mean_std`."""
+REACH = ResidualSummary.REACH
+"""Candidates that open clusters hold, for each that is read."""
 CHUNK = 8
 OUTLIER_SHARE = 384 / 2432
 """Tokens that have a landmark, and part of what is kept that outliers take: see

@@ -92,6 +92,9 @@ class FusedBackend(SparseKVBackend):
             return None
         table = self.req_to_token_pool.req_to_token
         found = DeviceRecords(self.step, self.metadata, self.token_to_kv_pool, table)
+        residuals = self.options.residuals
+        if residuals is not None and "residual_pq" not in self.options.methods:
+            self._readers["estimate"] = found.kinds[residuals.name]
         for method in reversed(self.options.methods):
             summary = load_method(method).segments(self.options.index)
             if summary is not None:

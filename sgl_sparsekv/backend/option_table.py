@@ -41,7 +41,8 @@ class OptionTable:
         device.ratios[row : row + 1].copy_(self._ratios[row : row + 1], non_blocking=True)
 
     def _values(self, options: RequestOptions) -> list[int]:
-        """formula, budget, least budget, sink, window, dense layers, how fine its units are"""
+        """formula, budget, least budget, sink, window, dense layers, how fine its units are, and
+        whether clusters answer for what is not read"""
         method, unit = load_method(options.method), self._step.shape.unit_size
         tokens = options.budget if isinstance(options.budget, int) else 0
         counts = (tokens, options.minimum_budget, options.sink, options.window)
@@ -50,6 +51,7 @@ class OptionTable:
             *(min(count, LONGEST) for count in counts),
             options.dense_layers,
             (unit // method.ranked_unit(unit)).bit_length() - 1,
+            int(options.estimates),
         ]
 
     def _ratio(self, options: RequestOptions) -> float:

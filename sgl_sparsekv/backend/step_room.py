@@ -99,6 +99,7 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         reduction=options.reduction,
         finest=finest,
         records=records_of(options, None),
+        estimates=options.residuals is not None,
     )
     return with_views(shape, options, kvc.layer_info.num_effective_layers, 0)
 
@@ -129,14 +130,16 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
         reduction=backend.options.reduction,
         finest=finest,
         records=records_of(backend.options, backend.metadata),
+        estimates=backend.options.residuals is not None,
     )
     first = backend.token_to_kv_pool.start_layer
     return with_views(shape, backend.options, layout.num_layers, first)
 
 
 def records_of(options: ServerOptions, metadata: PageMetadata | None) -> tuple[RecordShape, ...]:
-    """Records that served methods rank by; their maps of pages are left out where none is given."""
+    """Records that steps read; their maps of pages are left out where no metadata is given."""
     named = [load_method(name).segments(options.index) for name in options.methods]
+    named.append(options.residuals)
     kinds = dict.fromkeys(summary for summary in named if summary is not None)
     if metadata is None:
         return tuple(RecordShape(summary, 1, 1) for summary in kinds)

@@ -10,7 +10,7 @@ from ..types import Reduction
 from .checks import check_choice, listed, shown
 from .kv_compress import translated
 from .request import REQUEST_FIELDS, SERVER_ONLY, RequestOptions
-from .server import FUSED_DEVICES, INDEX_FIELDS, SERVER_FIELDS, ServerOptions, unfused
+from .server import INDEX_FIELDS, SERVER_FIELDS, ServerOptions, unfused
 
 REQUEST_KEY = "sparsekv"
 """Key of our options inside SGLang's `custom_params`."""
@@ -77,10 +77,10 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
     if refusal:
         raise RequestOptionError(f"sparsekv.{refusal}")
     if options.estimates and server.residuals is None:
-        remedy = "keeps no clusters: start it with --sparsekv-estimate true"
-        if server.device in FUSED_DEVICES:
-            remedy = f"has no kernels for it on device {server.device}"
-        raise RequestOptionError(f"sparsekv.estimate must be false on this server, which {remedy}")
+        raise RequestOptionError(
+            "sparsekv.estimate must be false on this server, which keeps no clusters: start it "
+            "with --sparsekv-estimate true"
+        )
     if options.share_generated and not server.request.share_generated:
         raise RequestOptionError(
             "sparsekv.share_generated must be false on a server that was started with it off, "

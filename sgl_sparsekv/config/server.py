@@ -70,8 +70,6 @@ class ServerOptions:
             raise ValueError(refusal)
         if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
             raise ValueError(f"reduction max has no kernels on device {self.device}: take another")
-        if self.device in FUSED_DEVICES and self.request.estimates:
-            raise ValueError(f"estimate must be false on device {self.device}: it has no kernels")
         if self.device in FUSED_DEVICES:
             self._check_fused()
         check_bool("pack_views", self.pack_views)
@@ -100,6 +98,11 @@ class ServerOptions:
             raise ValueError(
                 f"attend must be triton with method {keeping[0]}, whose KV heads read different "
                 f"numbers of tokens, got {self.attend}"
+            )
+        if self.residuals is not None and self.attend != "triton":
+            raise ValueError(
+                "attend must be triton where clusters answer for what is not read (estimate), got "
+                f"{self.attend}"
             )
         if self.admit_packed is True:
             raise ValueError(

@@ -11,8 +11,10 @@ import pytest
 import torch
 from helpers.fake_graph import FakeGraph, Forbidden, Quiet
 from helpers.graph_server import (
+    ASKED_CLUSTERED,
     ASKED_FINER,
     ASKED_TWO_LEVELS,
+    CLUSTERED,
     FINER,
     LAYERS,
     SHORT_SEGMENTS,
@@ -78,6 +80,18 @@ def test_replays_of_two_levels_equal_eager_steps(sglang: None) -> None:
             held = server.backend.step.buffers
             assert (held.records.table >= 0).any() and (held.records.told[:, 0] > 0).all()
             assert (held.levels.opened == 0).any() and (held.levels.opened > 0).any()
+
+
+def test_replays_of_clusters_equal_eager_steps(sglang: None) -> None:
+    """Some clusters are looked into, others answer as a whole; rows without any stand beside."""
+    with pytest.MonkeyPatch.context() as patch:
+        how = {"methods": CLUSTERED, "asked": ASKED_CLUSTERED, "index": SHORT_SEGMENTS}
+        pair = Server(patch, **how), Server(patch, **how)
+        check_replays(pair, (4,), BATCHES[:2])
+        for server in pair:
+            held = server.backend.step.buffers
+            assert (held.records.table >= 0).any() and (held.records.told[:, 0] > 0).all()
+            assert (held.clusters.opened > 0).any()
 
 
 def check_replays(pair: Any, sizes: tuple[int, ...], batches: tuple[Any, ...]) -> None:

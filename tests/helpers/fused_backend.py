@@ -36,10 +36,10 @@ def fused_backend(memory: Any) -> Any:
     def selected(layer: int, *told: Any) -> None:
         report(backend, layer, *told)
 
-    def keys_of() -> list[torch.Tensor]:
-        return [memory.pool.get_key_buffer(layer) for layer in range(LAYERS)]
+    def caches_of() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [memory.pool.get_kv_buffer(layer) for layer in range(LAYERS)]
 
-    backend.step = TorchFused(step_shape(memory), selected, keys_of)
+    backend.step = TorchFused(step_shape(memory), selected, caches_of)
     backend.max_rows = backend.step.shape.max_rows
     backend.option_table = OptionTable(backend.step, memory.options.request)
     backend.views = backend._views(backend.step.shape, dict.fromkeys(range(LAYERS), SCALE))
@@ -81,6 +81,7 @@ def step_shape(memory: Any) -> StepShape:
         formulas=frozenset(FORMULAS),
         reduction=memory.options.reduction,
         records=records_of(memory.options, memory.metadata),
+        estimates=memory.options.residuals is not None,
     )
     return with_views(shape, memory.options, LAYERS, 0)
 
@@ -93,6 +94,7 @@ def report(
     dense: bool,
     unit: int,
     records: torch.Tensor | None = None,
+    rest: torch.Tensor | None = None,
 ) -> None:
     """Tell the recorder what a row read, as the grouped backend's observer hears it."""
     selection = replace(selection, counts=per_head(selection.counts, HEADS))
@@ -102,7 +104,7 @@ def report(
         unit_size=unit,
         take=lambda rows: rows[place : place + 1],
         records=records,
-        rest=None,
+        rest=rest,
     )
     if dense:
         backend.observer.dense(layer, group)

@@ -43,7 +43,15 @@ ASKED_TWO_LEVELS = (
     RequestOptions("quest", 160, dense_layers=0),
     RequestOptions("quest_two_level_exact", 0.4, sink=0, window=3, dense_layers=0),
 )
-SHORT_SEGMENTS = IndexOptions(256, 32, 256, 1, 2)
+CLUSTERED = ("full", "quest", "residual_pq")
+ASKED_CLUSTERED = (
+    RequestOptions("residual_pq", 48, sink=0, window=3, dense_layers=0),
+    RequestOptions("residual_pq", 0.2, sink=0, window=3, dense_layers=1, estimate=False),
+    RequestOptions("quest", 160, dense_layers=0, estimate=True),
+    RequestOptions("quest", 160, dense_layers=0),
+    RequestOptions("full"),
+)
+SHORT_SEGMENTS = IndexOptions(256, 32, 256, 1, 2, residual_segment=128, residual_subspaces=2)
 
 
 class Pool:

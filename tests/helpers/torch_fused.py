@@ -15,40 +15,44 @@ from torch.nn.utils.rnn import pad_sequence
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata.records import write_records
-from sgl_sparsekv.segment_records import SegmentBounds, SegmentIndex
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentBounds, SegmentIndex
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT, ShadowKV
 from sgl_sparsekv.selection.two_level import BOUNDS, SEGMENT, TwoLevel, TwoLevelExact
+from sgl_sparsekv.summaries import ResidualSummary
 from sgl_sparsekv.types import Candidates, ScoreInputs, Selection, StepShape
 
 CODED = ("clusters", "products")
+REST = "residuals"
 LEVELS = {method.formula: method for method in (TwoLevel(), TwoLevelExact())}
-FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact", "landmark", *CODED, *LEVELS)
-RECORDS = {name: name for name in CODED} | dict.fromkeys(LEVELS, BOUNDS.name)
+PLAIN = ("nothing", "position", "min_max", "mean_std", "exact", "landmark")
+FORMULAS = (*PLAIN, *CODED, *LEVELS, REST)
+RECORDS = {name: name for name in (*CODED, REST)} | dict.fromkeys(LEVELS, BOUNDS.name)
 """Records that a formula reads."""
 SUMMARIES = {s.name: s for s in (Quest.summary, MeanStd.summary, LANDMARK, MISFIT)}
 
 
 class TorchFused:
     """See `FusedDecode`; `selected` hears what a row read in a layer: its place, the selection,
-    whether that is everything, tokens of a unit, and records; `keys_of` gives K of all layers."""
+    whether that is everything, tokens of a unit, records, and those that answer for the rest;
+    `caches_of` gives K and V of all layers."""
 
     nbytes = 0
 
     def __init__(
         self,
         shape: StepShape,
-        selected: Callable[[int, int, Selection, bool, int, torch.Tensor | None], None],
-        keys_of: Callable[[], list[torch.Tensor]],
+        selected: Callable[..., None],
+        caches_of: Callable[[], list[tuple[torch.Tensor, torch.Tensor]]],
     ) -> None:
         self.shape = shape
         self.selected = selected
-        self.keys_of = keys_of
+        self.caches_of = caches_of
         self.ops = load_ops("reference")
         self.geometry = Geometry(shape.page_size, shape.unit_size)
         self.buffers = SimpleNamespace(
-            options=torch.zeros(shape.requests, 7, dtype=torch.int32),
+            options=torch.zeros(shape.requests, 8, dtype=torch.int32),
             ratios=torch.zeros(shape.requests, dtype=torch.float64),
             views=None if shape.views is None else allocate_views(shape, shape.views),
             records=of_records(shape) if shape.records else None,
@@ -83,8 +87,8 @@ class TorchFused:
         name: str,
         jobs: torch.Tensor,
         req_to_token: torch.Tensor,
-        keys: torch.Tensor,
-        key_pointers: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        pointers: tuple[torch.Tensor, torch.Tensor],
         arrays: Mapping[str, torch.Tensor],
         skip: int,
     ) -> None:
@@ -98,10 +102,10 @@ class TorchFused:
             if record < 0:
                 continue
             skips = torch.tensor([skip * (nth == 0)])
-            for layer, k in enumerate(self.keys_of()):
+            for layer, held in enumerate(self.caches_of()):
                 into = {key: array[layer] for key, array in arrays.items()}
                 at = torch.tensor([record])
-                write_records(self.ops, summary, (k, k), slots[None], skips, into, at)
+                write_records(self.ops, summary, held, slots[None], skips, into, at)
 
     def reserve(self, kind: int, page: int) -> int:
         """A record for a page that has none, else -1."""
@@ -145,7 +149,8 @@ class TorchFused:
             self.pending = torch.unique(torch.cat((self.pending, full[~sealed[full]])))
 
     def _plan(self, request: int, length: int) -> dict[str, Any]:
-        formula, budget, least, sink, window, dense, finer = self.buffers.options[request].tolist()
+        options = self.buffers.options[request].tolist()
+        formula, budget, least, sink, window, dense, finer, estimates = options
         ratio, unit = float(self.buffers.ratios[request]), self.shape.unit_size
         if ratio:
             budget = max(least, int(ratio * length))
@@ -162,6 +167,7 @@ class TorchFused:
             "count": count,
             "tail": tail,
             "dense_layers": dense,
+            "estimates": bool(estimates),
         }
 
     def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
@@ -193,10 +199,33 @@ class TorchFused:
                 unit, tail = row["unit"], row["tail"]
             dense = view is None and self._dense(row, layer)
             read = row["records"].get(RECORDS.get(row["formula"], ""))
-            self.selected(layer, i, chosen, dense, unit, read)
+            rest = row["records"][REST] if row["estimates"] and not dense else None
+            self.selected(layer, i, chosen, dense, unit, read, rest)
             how = (chosen.physical, chosen.counts, one(tail), scale, unit)
-            out.append(self.ops.attend(q[i : i + 1], keys, values, *how)[0])
+            part, lse = self.ops.attend(q[i : i + 1], keys, values, *how)
+            if rest is not None:
+                part = self._estimated(row, q[i : i + 1], chosen, records[REST], scale, part, lse)
+            out.append(part)
         return torch.cat(out)
+
+    def _estimated(
+        self,
+        row: dict[str, Any],
+        q: torch.Tensor,
+        chosen: Selection,
+        arrays: Mapping[str, torch.Tensor],
+        scale: float,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> torch.Tensor:
+        """What one row reads, joined with clusters that answer for the rest."""
+        index, unit = ResidualIndex(**arrays, table=row["records"][REST]), row["unit"]
+        spans = Candidates(row["slots"][None].int(), one(row["begin"]), one(row["end"]))
+        spans = Candidates(spans.unit_table, spans.begin * unit, spans.end * unit)
+        reach = one(row["count"] * unit * ResidualSummary.REACH)
+        how = (scale, self.shape.reduction, reach, unit)
+        weights = self.ops.weigh(q, index, spans, chosen, *how)
+        return self.ops.estimate(weights, index, out, lse)[0]
 
     def _records(self, kind: int, slots: torch.Tensor) -> torch.Tensor:
         """int32 `[1, segments]`, of whole ones."""
@@ -267,6 +296,10 @@ class TorchFused:
             index = SegmentBounds(records[BOUNDS.name]["planes"], table, SEGMENT)
             inputs = ScoreInputs(q, keys, fields, index, candidates, *numbers)
             scores = LEVELS[row["formula"]].score(self.ops, inputs)
+        elif row["formula"] == REST:
+            index = ResidualIndex(**records[REST], table=row["records"][REST])
+            reach = one(row["count"] * ResidualSummary.REACH)
+            scores = self.ops.score_codes(q, keys, index, *how, None, reach)
         elif row["formula"] in CODED:
             arrays = records[row["formula"]]
             table = row["records"][row["formula"]]

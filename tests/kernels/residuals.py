@@ -150,8 +150,8 @@ class Scene:
 
     def open(self, scale: float) -> None:
         """See `ClusterRows.rank`."""
-        how = (self.arrays, self.buffers, scale)
-        self.rows.rank(self.layer, moved(self.batch.q, DEVICE), moved(self.batch.keys, DEVICE), *how)
+        q, keys = moved(self.batch.q, DEVICE), moved(self.batch.keys, DEVICE)
+        self.rows.rank(self.layer, q, keys, self.arrays, self.buffers, scale)
 
     def rest(self, scale: float) -> None:
         """See `ClusterRows.rest`."""

@@ -166,9 +166,7 @@ def test_clusters_answer_for_what_is_not_read(nth: int, own: int) -> None:
 
 
 @pytest.mark.parametrize("nth", range(len(SCENES)))
-def test_bits_do_not_depend_on_batch_or_programs(
-    nth: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bits_do_not_depend_on_batch_or_programs(nth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = make_scene(nth)
     read = chosen_at_random(scene)
     out, lse = with_rest(scene, read)

@@ -25,7 +25,10 @@ READ_AT_IMPORT = {"SGLANG_PLUGINS", "TRITON_INTERPRET"}
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
 LEVELS = ("quest_two_level", "quest_two_level_exact")
-INTERPRETED = (*LEVELS, "clusterkv", "full", "oracle", "pqcache", "quest", "shadowkv", "streaming")
+INTERPRETED = (
+    *LEVELS,
+    *("clusterkv", "full", "oracle", "pqcache", "quest", "residual_pq", "shadowkv", "streaming"),
+)
 """Methods of the server whose kernels are interpreted."""
 SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
 """Methods that read segment records, or chunks smaller than a unit."""

@@ -10,7 +10,7 @@ from sgl_sparsekv.models.documents import chain_document
 from .client import ask_for, generate_all, metric, wrong_answers
 from .fleet import LEVELS, Fleet
 
-FINER = ("clusterkv", "pqcache", "shadowkv")
+FINER = ("clusterkv", "pqcache", "residual_pq", "shadowkv")
 """Methods that choose less than whole units."""
 TOLD = (*FINER, *LEVELS)
 """Methods that a request has to name."""
@@ -32,7 +32,8 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     summarised = metric(server.url, "units_summarised_total")
     third = {"method": "quest", "budget": 0.3, "dense_layers": 1, "telemetry": True}
     options = (None, {"method": "full"}, third, *({"method": name} for name in TOLD))
-    questions = (document.questions[1:] * 3)[: len(options)]
+    options += ({"method": "quest", "estimate": True},)
+    questions = (document.questions[1:] * 4)[: len(options)]
     asks = [
         ask_for(document, question, option)
         for question, option in zip(questions, options, strict=True)
@@ -48,7 +49,7 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     new = metric(server.url, "units_summarised_total") - summarised
     assert summarised >= 600 // 16, "the first request summarised the document"
     assert new < 600 // 16, "the shared prefix was summarised again"
-    for method in ("clusterkv", "pqcache"):
+    for method in ("clusterkv", "pqcache", "residual_pq"):
         built = metric(server.url, "segments_indexed_total", method)
         assert built == 1, "the shared segment has one record"
     for method in LEVELS:
