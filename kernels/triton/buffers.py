@@ -15,11 +15,12 @@ from .cluster_ops import (
     rest_parts,
 )
 from .code_ops import least_block
+from .launch import splits
 from .level_ops import LevelBuffers, allocate_levels
 from .primitives import UNIT_BITS
 from .records import RecordBuffers, allocate_records
 from .spec import CHUNK, CODED, RANKED
-from .tuning import SELECT_CHUNK, num_splits
+from .tuning import SELECT_CHUNK
 
 PENDING_CAPACITY = 1 << 16
 """Units that one step can summarise; more are met again in the next step."""
@@ -139,7 +140,7 @@ def round_up(count: int, multiple: int) -> int:
 def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
     """Buffers for the largest step of `shape`."""
     rows, heads, group = shape.max_rows, shape.heads, shape.group
-    splits, width = num_splits(heads) + rest_parts(shape), round_up(shape.max_units, ALIGNED_UNITS)
+    parts, width = splits(heads) + rest_parts(shape), round_up(shape.max_units, ALIGNED_UNITS)
     scored, kept = bool(shape.formulas - {"nothing", "position"}), residuals_of(shape)
     ranked = round_up(shape.most_ranked, ALIGNED_UNITS) if scored else 0
     blocks = triton.cdiv(most_scored(shape), score_units) if scored else 0
@@ -171,8 +172,8 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         logical=zeros(rows, heads, shape.max_selected if watched else 0),
         offsets=torch.arange(rows * heads, device=shape.device).view(rows, heads)
         * shape.max_selected,
-        split_out=zeros(rows, heads, splits, group, shape.v_head_dim, dtype=floats),
-        split_lse=zeros(rows, heads, splits, group, dtype=floats),
+        split_out=zeros(rows, heads, parts, group, shape.v_head_dim, dtype=floats),
+        split_lse=zeros(rows, heads, parts, group, dtype=floats),
         tickets=zeros(rows, heads),
         out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
         lse=zeros(rows, heads, group, dtype=floats),

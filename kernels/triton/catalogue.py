@@ -21,6 +21,7 @@ from .cluster_ops import (
     REGISTERS,
     TOGETHER,
     opened_block,
+    rest_warps,
     run_of,
 )
 from .clusters import clusters_kernel
@@ -301,10 +302,10 @@ def _clusters(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         return
     run, splits = run_of(SEGMENT_TOKENS), num_splits(HEADS)
     shape = {
-        "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit,
-        "SEGMENT": SEGMENT_TOKENS, "EARLY": False,
+        "GROUP": variant.group, "UNIT": variant.unit, "SEGMENT": SEGMENT_TOKENS, "EARLY": False,
     }  # fmt: skip
-    coded = {**shape, "SUBSPACES": SUBSPACES, "RUN": run, "UPCAST": False}
+    vectors = {**shape, "DIM": variant.head_dim}
+    coded = {**vectors, "SUBSPACES": SUBSPACES, "RUN": run, "UPCAST": False}
     parts = {"BLOCK": opened_block(SEGMENT_TOKENS), "PARTS": OPENED_PARTS}
     types = {
         "centroids": "*i8", "codebooks": "*i8", "values": "*i8", "read": "*u8", "places": "*i16",
@@ -312,7 +313,7 @@ def _clusters(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     }  # fmt: skip
     yield Case(
         "logits of clusters", clusters_kernel,
-        {**shape, "BLOCK": TOGETHER, "TOKENS": run, "UPCAST": False}, variant,
+        {**vectors, "BLOCK": TOGETHER, "TOKENS": run, "UPCAST": False}, variant,
         registers=REGISTERS, types=types,
     )  # fmt: skip
     yield Case(
@@ -327,7 +328,8 @@ def _clusters(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             types=types,
         )  # fmt: skip
     rest = {**coded, "VALUE_DIM": variant.head_dim, "SPLITS": splits, "REST": splits}
-    yield Case("what is not read", rest_kernel, rest, variant, types=types)
+    warps = rest_warps(variant.head_dim)
+    yield Case("what is not read", rest_kernel, rest, variant, warps, types=types)
     built = {"PARTS": SUBSPACES, "SIZE": SEGMENT_TOKENS, "TILE": RESIDUAL_TOKENS}
     types = {
         "slots": "*i32", "records": "i32", "value_pointers": "*i64", "found": "*u8", "means":

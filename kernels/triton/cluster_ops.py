@@ -16,12 +16,12 @@ from sgl_sparsekv.summaries import ResidualSummary
 from sgl_sparsekv.types import Reduction, StepShape
 
 from .clusters import clusters_kernel
-from .launch import early, interpreted, processors
+from .launch import early, interpreted, processors, splits
 from .opened import opened_kernel
 from .opening import open_kernel
 from .rest import rest_kernel
 from .spec import RESIDUALS
-from .tuning import next_power, num_splits, score_chunks
+from .tuning import WIDE_HEAD, next_power, score_chunks
 
 if TYPE_CHECKING:
     from .buffers import StepBuffers
@@ -38,6 +38,7 @@ OPENED_TOKENS = 64
 MOST_OPENED = 4096
 """Clusters that a program of `open_kernel` holds in registers."""
 OPEN_WARPS = 8
+"""Warps of `open_kernel`."""
 OPENED_PARTS = 512
 """Blocks whose sums are added at a time."""
 
@@ -100,7 +101,12 @@ def allocate_clusters(shape: StepShape, ranked: int) -> ClusterBuffers | None:
 
 def rest_parts(shape: StepShape) -> int:
     """Programs that share what one row and KV head does not read."""
-    return num_splits(shape.heads) if shape.estimates else 0
+    return splits(shape.heads) if shape.estimates else 0
+
+
+def rest_warps(head_dim: int) -> int:
+    """Warps of `rest_kernel`: with half of them, wide heads spill."""
+    return 8 if head_dim >= WIDE_HEAD else 4
 
 
 def run_of(segment_size: int) -> int:
@@ -181,7 +187,7 @@ class ClusterRows:
         """What the selections of a layer leave out, behind the splits of `attend`."""
         held, plan, table = self.held, buffers.plan, self._table(buffers)
         (rows, heads, group, dim), values = q.shape, arrays["values"]
-        parts, splits = rest_parts(self.shape), num_splits(self.shape.heads)
+        parts, before = rest_parts(self.shape), splits(self.shape.heads)
         rest_kernel[(parts, heads, rows)](
             q, *self._coded(arrays), values, table, held.opened, held.logits, held.counts,
             held.read, plan[9], plan[8], plan[1], plan[2], plan[7], plan[6], buffers.split_out,
@@ -190,7 +196,7 @@ class ClusterRows:
             *values.stride()[:2], table.stride(0), held.opened.stride(1), held.read.stride(1),
             GROUP=group, DIM=dim, VALUE_DIM=self.shape.v_head_dim, UNIT=self.shape.unit_size,
             SUBSPACES=self._kept.subspaces, SEGMENT=self._size, RUN=run_of(self._size),
-            SPLITS=splits, REST=parts, UPCAST=interpreted(), **early(),
+            SPLITS=before, REST=parts, UPCAST=interpreted(), num_warps=rest_warps(dim), **early(),
         )  # fmt: skip
 
     @property

@@ -24,7 +24,7 @@ from .buffers import StepBuffers, allocate, most_scored
 from .cluster_ops import ClusterRows, rest_parts
 from .coded import Arrays, CodedRows
 from .cuda.select import constants_for, launch_select
-from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
+from .launch import check_shape, early, interpreted, processors, selects_by_cuda, splits, tuning
 from .level_ops import LevelRows
 from .outliers import outliers_kernel
 from .score import score_kernel
@@ -39,7 +39,6 @@ from .tuning import (
     SELECT_WARPS,
     VIEW_STAGES,
     attend_registers,
-    num_splits,
     rows_together,
     score_chunks,
 )
@@ -285,18 +284,18 @@ class FusedDecode:
         scale: float,
     ) -> torch.Tensor:
         held, shape = self.buffers, self.shape
-        rows, splits, views = q.shape[0], num_splits(shape.heads), held.views
+        rows, parts, views = q.shape[0], splits(shape.heads), held.views
         kept, nth, stages = (held.order,) * 4, layer, self.tuning.attend_stages
         if views is not None and shape.views is not None:
             kept = (views.viewed, views.records, views.kept, views.queries)
             nth, stages = layer - shape.views.first_layer, stages + VIEW_STAGES
-        attend_kernel[(splits, shape.heads, rows)](
+        attend_kernel[(parts, shape.heads, rows)](
             q, keys, values, held.table, held.selected, held.offsets, held.plan[0], held.plan[3],
             held.plan[4], held.plan[5], held.plan[6], held.plan[7], held.plan[9], held.split_out,
             held.split_lse, held.tickets, held.out, held.lse, *kept, scale, layer, nth,
             held.plan.stride(0), *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2],
             held.table.stride(0), kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group,
-            DIM=shape.head_dim, VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
+            DIM=shape.head_dim, VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=parts,
             REST=rest_parts(shape), TOKENS=self.tuning.attend_tokens, STAGES=stages,
             UPCAST=interpreted(), VIEWS=views is not None, FINER=self._finer,
             num_warps=self.tuning.attend_warps,

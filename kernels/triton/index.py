@@ -34,7 +34,7 @@ from .kmeans import (
     sum_members,
     write_codes,
 )
-from .launch import capability
+from .launch import capability, tuned_bytes
 from .primitives import padded
 
 REGISTERS = 255
@@ -238,9 +238,8 @@ def index_segments(
     assert codebooks.dtype is keys_like.dtype and keys_like.stride(2) == slots.stride(1) == 1
     labels, centroids, scales = less or (codes, codes, codes)
     grid = (heads * summary.subspaces, len(jobs), len(key_pointers))
-    tuned = index_tuning(
-        dim // summary.subspaces, summary.segment_size, keys_like.dtype.itemsize, capability()
-    )
+    shape = (dim // summary.subspaces, summary.segment_size, tuned_bytes(keys_like.dtype))
+    tuned = index_tuning(*shape, capability())
     constants = constants_of(summary, dim, keys_like.dtype.itemsize, tuned)
     if len(jobs):
         index_kernel[grid](

@@ -25,7 +25,7 @@ from .buffers import allocate
 from .code_ops import score_codes
 from .cuda.select import constants_for, launch_select
 from .fused import FusedDecode, fields_of
-from .launch import interpreted, processors, selects_by_cuda, tuning
+from .launch import interpreted, processors, selects_by_cuda, splits, tuning
 from .primitives import PENDING_BLOCK
 from .residual import SegmentIndexing
 from .score import score_kernel
@@ -38,7 +38,6 @@ from .tuning import (
     SELECT_PARTS,
     SELECT_REGISTERS,
     SELECT_WARPS,
-    num_splits,
     score_chunks,
 )
 
@@ -253,23 +252,23 @@ class TritonOps(SegmentIndexing):
         rows, heads, group, dim = q.shape
         if counts.dim() == 2:
             counts = _alike(counts)
-        vdim, splits, tuned = values.shape[-1], num_splits(heads), tuning(dim, q.dtype)
+        vdim, shares, tuned = values.shape[-1], splits(heads), tuning(dim, q.dtype)
         out = q.new_empty(rows, heads, group, vdim)
         lse = q.new_empty(rows, heads, group, dtype=torch.float32)
-        parts = q.new_empty(rows, heads, splits, group, vdim, dtype=torch.float32)
-        part_lse = q.new_empty(rows, heads, splits, group, dtype=torch.float32)
+        parts = q.new_empty(rows, heads, shares, group, vdim, dtype=torch.float32)
+        part_lse = q.new_empty(rows, heads, shares, group, dtype=torch.float32)
         row_runs, head_runs = table.stride()[:2]
         offsets = (
             torch.arange(rows, device=q.device)[:, None] * row_runs
             + torch.arange(heads, device=q.device) * head_runs
         )
         zeros = constant(q, rows, 0)
-        attend_kernel[(splits, heads, rows)](
+        attend_kernel[(shares, heads, rows)](
             q, keys, values, zeros, table, offsets, constant(q, rows, MIN_MAX), counts, counts,
             tail_lengths, zeros, zeros, zeros, parts, part_lse, constant(q, rows * heads, 0), out,
             lse, zeros, zeros, zeros, zeros, scale, 0, 0, 0, *q.stride()[:3], *keys.stride()[:2],
             *values.stride()[:2], 0, 0, HEADS=heads, GROUP=group, DIM=dim, VALUE_DIM=vdim,
-            UNIT=unit_size, SPLITS=splits, REST=0, TOKENS=tuned.attend_tokens,
+            UNIT=unit_size, SPLITS=shares, REST=0, TOKENS=tuned.attend_tokens,
             STAGES=tuned.attend_stages, UPCAST=interpreted(), VIEWS=False, FINER=False,
             num_warps=tuned.attend_warps,
         )  # fmt: skip

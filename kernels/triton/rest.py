@@ -28,26 +28,44 @@ def raised(best, logit, there):
 
 
 @triton.jit
+def columns(x, column):
+    """Of x `[G, n]` these columns."""
+    row = tl.arange(0, x.shape[0])
+    place = row[:, None] * x.shape[1] + column[None, :]
+    flat = tl.reshape(x, [x.shape[0] * x.shape[1]])
+    picked = tl.gather(flat, tl.reshape(place, [x.shape[0] * column.shape[0]]), 0)
+    return tl.reshape(picked, [x.shape[0], column.shape[0]])
+
+
+@triton.jit
 def by_cluster(weight, low, high, start, RUN: tl.constexpr):
     """Sums over runs of places: weights `[G, RUN]` from place `start` on -> `[G, 16]`.
 
     Tokens of a cluster stand side by side, so that its sum is a difference of two running ones.
     """
     running = tl.cumsum(weight, 1)
-    rows: tl.constexpr = weight.shape[0]
-    last = tl.broadcast_to((tl.minimum(high - start, RUN) - 1)[None, :], [rows, CLUSTERS])
-    before = tl.broadcast_to((low - start - 1)[None, :], [rows, CLUSTERS])
-    above = tl.gather(running, tl.maximum(last, 0), 1)
-    below = tl.gather(running, tl.minimum(tl.maximum(before, 0), RUN - 1), 1)
-    sums = tl.where(last >= 0, above, 0.0) - tl.where(before >= 0, below, 0.0)
-    return tl.maximum(tl.where(last > before, sums, 0.0), 0.0)
+    last, before = tl.minimum(high - start, RUN) - 1, low - start - 1
+    above = columns(running, tl.maximum(last, 0))
+    below = columns(running, tl.minimum(tl.maximum(before, 0), RUN - 1))
+    sums = tl.where((last >= 0)[None, :], above, 0.0) - tl.where((before >= 0)[None, :], below, 0.0)
+    return tl.maximum(tl.where((last > before)[None, :], sums, 0.0), 0.0)
 
 
 @triton.jit
 def taller(x, GROUP: tl.constexpr):
-    """Rows of a group, `[padded GROUP, n]`, as many as a matrix product takes at least."""
+    """Numbers of a group, `[padded GROUP]`, as many as a matrix product has rows at least."""
     row = tl.minimum(tl.arange(0, padded(GROUP, 16)), padded(GROUP) - 1)
-    return tl.gather(x, tl.broadcast_to(row[:, None], [padded(GROUP, 16), x.shape[1]]), 0)
+    return tl.gather(x, row, 0)
+
+
+@triton.jit
+def taller_rows(x, GROUP: tl.constexpr):
+    """The same of rows `[padded GROUP, 16]`."""
+    row = tl.minimum(tl.arange(0, padded(GROUP, 16)), padded(GROUP) - 1)
+    place = row[:, None] * CLUSTERS + tl.arange(0, CLUSTERS)[None, :]
+    flat = tl.reshape(x, [padded(GROUP) * CLUSTERS])
+    picked = tl.gather(flat, tl.reshape(place, [padded(GROUP, 16) * CLUSTERS]), 0)
+    return tl.reshape(picked, [padded(GROUP, 16), CLUSTERS])
 
 
 @triton.jit
@@ -59,8 +77,8 @@ def added(out, total, decay, sums, values, steps, GROUP: tl.constexpr):
         decay: `[padded GROUP]`, what is left of both.
         values: `[16, Dv]` in the keys' type, in units of `steps` `[16]`.
     """
-    weight = taller(sums * steps[None, :], GROUP).to(values.dtype)
-    kept = taller(decay[:, None], GROUP)
+    weight = taller_rows(sums * steps[None, :], GROUP).to(values.dtype)
+    kept = taller(decay, GROUP)[:, None]
     out = tl.dot(weight, values, acc=out * kept, input_precision="ieee")
     return out, total * decay + tl.sum(sums, 1)
 
@@ -210,7 +228,7 @@ def rest_kernel(
             out, total = added(out, total, decay, weight, means, of_values, GROUP)
     there = total > 0
     share = tl.where(there, best * LOG2E + tl.log2(tl.where(there, total, 1.0)), float("-inf"))
-    out = out / taller(tl.where(there, total, 1.0)[:, None], GROUP)
+    out = out / taller(tl.where(there, total, 1.0), GROUP)[:, None]
     place = pair * (SPLITS + REST) + SPLITS + part
     tl.store(part_lse + place * GROUP + g, share, mask=g < GROUP)
     tall = tl.arange(0, padded(GROUP, 16))[:, None]

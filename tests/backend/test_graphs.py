@@ -23,6 +23,7 @@ from helpers.graph_server import (
     Server,
     capture,
     draw,
+    few_iterations,
     layer_of,
 )
 
@@ -46,7 +47,7 @@ def pair(sglang: None) -> Any:
 @pytest.fixture(scope="module")
 def finer_pair(sglang: None) -> Any:
     """The same of methods that choose less than whole units, two of them by segment records."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, few_iterations():
         how = {"methods": FINER, "asked": ASKED_FINER, "index": SHORT_SEGMENTS}
         yield Server(patch, **how), Server(patch, **how)
 
@@ -84,7 +85,7 @@ def test_replays_of_two_levels_equal_eager_steps(sglang: None) -> None:
 
 def test_replays_of_clusters_equal_eager_steps(sglang: None) -> None:
     """Some clusters are looked into, others answer as a whole; rows without any stand beside."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, few_iterations():
         how = {"methods": CLUSTERED, "asked": ASKED_CLUSTERED, "index": SHORT_SEGMENTS}
         pair = Server(patch, **how), Server(patch, **how)
         check_replays(pair, (4,), BATCHES[:2])

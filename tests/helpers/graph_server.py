@@ -3,7 +3,8 @@
 The kernels are the real ones; the graph is a fake that runs what it recorded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from sgl_sparsekv.backend.prefix_order import BLOCK
 from sgl_sparsekv.config import RequestOptions, ServerOptions
+from sgl_sparsekv.segments import index, residual
 from sgl_sparsekv.selection import IndexOptions
 
 from .fake_graph import FakeGraph
@@ -52,6 +54,19 @@ ASKED_CLUSTERED = (
     RequestOptions("full"),
 )
 SHORT_SEGMENTS = IndexOptions(256, 32, 256, 1, 2, residual_segment=128, residual_subspaces=2)
+
+
+@contextmanager
+def few_iterations() -> Iterator[None]:
+    """Records of two iterations: how good they are is no matter here, and k-means takes its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ITERATIONS", "PQ_ITERATIONS"):
+            patch.setattr(index, name, 2)
+        for summary in (index.clusters, index.products, residual.residuals):
+            summary.cache_clear()
+        yield
+    for summary in (index.clusters, index.products, residual.residuals):
+        summary.cache_clear()
 
 
 class Pool:

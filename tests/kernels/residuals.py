@@ -11,8 +11,8 @@ from sgl_sparsekv.kernels.triton.cluster_ops import (
     opened_block,
     rest_parts,
 )
+from sgl_sparsekv.kernels.triton.launch import splits
 from sgl_sparsekv.kernels.triton.spec import RESIDUALS
-from sgl_sparsekv.kernels.triton.tuning import num_splits
 from triton_kit import DEVICE, moved
 
 from sgl_sparsekv.segment_records import ResidualIndex
@@ -106,7 +106,7 @@ class Scene:
             reduction=self.reduction, finest=1, records=(RecordShape(kept, len(index.codes), 1),),
             estimates=True,
         )  # fmt: skip
-        ranked, splits = units * unit, num_splits(heads) + rest_parts(shape)
+        ranked, parts = units * unit, splits(heads) + rest_parts(shape)
         clusters = allocate_clusters(shape, ranked)
         assert clusters is not None
         for tensor in vars(clusters).values():
@@ -123,7 +123,7 @@ class Scene:
             plan=self._plan(rows), table=moved(self.batch.table, DEVICE),
             records=SimpleNamespace(table=moved(records, DEVICE)),
             parts=full(blocks, 2, group), ranks=full(ranked),
-            split_out=full(splits, group, dim), split_lse=full(splits, group),
+            split_out=full(parts, group, dim), split_lse=full(parts, group),
         )  # fmt: skip
         names = (f.name for f in fields(ResidualIndex) if f.name != "table")
         self.arrays = {name: moved(getattr(index, name), DEVICE) for name in names}

@@ -11,8 +11,8 @@ from cases import allowed_error
 from residuals import POISON, Scene, make_residual
 from sgl_sparsekv.kernels.reference.clusters import Clusters
 from sgl_sparsekv.kernels.triton import cluster_ops
+from sgl_sparsekv.kernels.triton.launch import splits
 from sgl_sparsekv.kernels.triton.spec import RESIDUALS
-from sgl_sparsekv.kernels.triton.tuning import num_splits
 from triton_kit import REDUCTIONS, REFERENCE
 
 from sgl_sparsekv.types import Candidates, Reduction, Selection
@@ -125,13 +125,13 @@ def with_rest(scene: Scene, read: list[torch.Tensor]) -> tuple[torch.Tensor, tor
         scene.held.read[row, :, : mine.shape[1]] = mine.to(scene.held.read)
     scene.open(SCALE)
     scene.rest(SCALE)
-    splits = num_splits(heads)
+    before = splits(heads)
     out, lse = (part.cpu() for part in (scene.buffers.split_out, scene.buffers.split_lse))
-    assert (out[:, :, :splits] == POISON).all() and (lse[:, :, :splits] == POISON).all()
-    share = lse[:, :, splits:] * torch.log(torch.tensor(2.0))
+    assert (out[:, :, :before] == POISON).all() and (lse[:, :, :before] == POISON).all()
+    share = lse[:, :, before:] * torch.log(torch.tensor(2.0))
     joined = share.logsumexp(2)
     weight = (share - joined[:, :, None]).exp().nan_to_num(0.0)
-    return (weight[..., None] * out[:, :, splits:]).sum(2), joined
+    return (weight[..., None] * out[:, :, before:]).sum(2), joined
 
 
 @pytest.mark.parametrize("own", (1, 8))

@@ -98,7 +98,7 @@ class Fleet:
                         *("--sparsekv-methods", ",".join(INTERPRETED)),
                         *("--sparsekv-check-interval", "3", "--dtype", "float32"),
                         *("--context-length", "2048", "--max-total-tokens", "8192"),
-                        *("--chunked-prefill-size", "512", "--max-running-requests", "10"),
+                        *("--chunked-prefill-size", "512", "--max-running-requests", "12"),
                     ),
                     (*STRICT, ("TRITON_INTERPRET", "1")),
                 ),
