@@ -116,8 +116,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "reduction max has no kernels on device triton: take another",
     ),
     (
-        {"device": "triton", "estimate": True},
-        "estimate must be false on device triton: it has no kernels",
+        {"device": "triton", "estimate": True, "attend": "fa2"},
+        "attend must be triton where clusters answer for what is not read (estimate), got fa2",
     ),
     ({"cluster_segment": 63}, f"cluster_segment {INT} [64, 16384], got 63"),
     ({"cluster_segment": 16_512}, f"cluster_segment {INT} [64, 16384], got 16512"),
@@ -365,20 +365,15 @@ def test_what_a_server_does_not_share_no_request_may() -> None:
     assert not parse_request_options({"share_generated": False}, SERVER).share_generated
 
 
-@pytest.mark.parametrize(
-    ("named", "says"),
-    [
-        ({}, "which keeps no clusters: start it with --sparsekv-estimate true"),
-        ({"device": "triton"}, "which has no kernels for it on device triton"),
-    ],
-)
-def test_an_estimate_needs_what_it_is_made_of(named, says):
-    server = parse_server_options(named)
+@pytest.mark.parametrize("device", ["cpu", "triton"])
+def test_an_estimate_needs_what_it_is_made_of(device):
+    server = parse_server_options({"device": device})
+    says = "which keeps no clusters: start it with --sparsekv-estimate true"
     with pytest.raises(RequestOptionError, match=f"estimate must be false .* {says}"):
         parse_request_options({"estimate": True}, server)
     assert not parse_request_options({"estimate": False}, server).estimates
     for keeps in ({"estimate": True}, {"methods": ["quest", "residual_pq"]}):
-        server = parse_server_options(keeps)
+        server = parse_server_options({**keeps, "device": device})
         assert parse_request_options({"estimate": True, "method": "quest"}, server).estimates
 
 

@@ -58,7 +58,7 @@ SHORT_SEGMENTS = IndexOptions(256, 32, 256, 1, 2, residual_segment=128, residual
 
 @contextmanager
 def few_iterations() -> Iterator[None]:
-    """Records of two iterations: how good they are is no matter here, and k-means takes its time."""
+    """Records of two iterations: how good they are does not matter here, and k-means is slow."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ITERATIONS", "PQ_ITERATIONS"):
             patch.setattr(index, name, 2)

@@ -121,7 +121,7 @@ class Step:
         for request, place in zip(scene.requests, scene.places.tolist(), strict=True):
             number = fused.formula(request.formula)
             own = (request.sink, request.window, request.dense_layers, request.finer)
-            row = [number, request.budget, 0, *own]
+            row = [number, request.budget, 0, *own, 0]
             fused.buffers.options[place] = torch.tensor(row, dtype=torch.int32, device=DEVICE)
         fields = {name: tensor.to(DEVICE) for name, tensor in scene.fields.items()}
         return cls(scene, fused, scene.sealed.to(DEVICE), fields)
