@@ -1,7 +1,7 @@
 """What a layer costs with each method that a GPU serves: predicted, beside what must be read.
 
 Bytes are those of the default options at bfloat16. Fixed times are counted as in `kernels`, and
-nothing of it is measured; expect 35 % either way, and more of `select` over single tokens.
+nothing of it is measured; expect 35 % either way.
 """
 
 import math
@@ -12,10 +12,11 @@ from bench.model.kernels import COPY_TB_PER_S, KERNELS, PROCESSORS
 
 CHUNK = 2048
 """Scores of one program of `select`."""
-PASS_US = 0.6
-"""Of a program over CHUNK keys in the second-level cache: it waits once, and counts digits."""
-PASSES = 5
-"""Four digits, and the table."""
+NARROW_US, PLACE_US = 4.5, 2.5
+"""Of the launches behind `select` where single tokens are chosen from long rows, whatever they
+walk: 6 round trips to memory in turn and the digits of one bin, and 4 round trips."""
+RESIDENT = 2
+"""Programs of these three launches that one multiprocessor holds at once, at least."""
 ENTRY_BYTES = 4
 """Of a chosen unit in the list that `attend` reads."""
 
@@ -97,12 +98,17 @@ def layer(
 
 
 def _select_us(how: Choosing, context: int, batch: int, budget: int, model: Model) -> float:
-    """Chunks keep their best in parallel; one program of a row and KV head chooses among those."""
+    """Chunks are looked at in parallel: once, or three times where budgets are single tokens.
+
+    Else their best fit one program, which chooses among them as it does from a single chunk.
+    """
     kernels, units, count = KERNELS[-1], context // how.unit, budget // how.unit
     chunks = math.ceil(units / CHUNK)
-    rounds = math.ceil(batch * model.kv_heads * chunks / PROCESSORS)
-    own = kernels.select_us + rounds * kernels.select_chunk_us * min(units, CHUNK) / 1024
-    if chunks == 1:
-        return own
-    left = math.ceil(chunks * min(count, CHUNK) / CHUNK)
-    return own + (kernels.select_us if left == 1 else PASSES * left * PASS_US)
+    programs, chunk_us = batch * model.kv_heads * chunks, kernels.select_chunk_us * CHUNK / 1024
+    if how.unit == 1 and chunks > 1:
+        rounds = math.ceil(programs / (RESIDENT * PROCESSORS))
+        return kernels.select_us + NARROW_US + PLACE_US + 3 * rounds * chunk_us
+    rounds = math.ceil(programs / PROCESSORS)
+    own = kernels.select_us + rounds * chunk_us * min(1.0, units / CHUNK)
+    assert chunks == 1 or chunks * min(count, CHUNK) <= CHUNK, "more than one program can hold"
+    return own if chunks == 1 else own + kernels.select_us

@@ -31,8 +31,7 @@ A layer by each method that a GPU serves, with its default options and a budget 
 on an NVIDIA H200: choosing (every launch but `attend`), `attend` over what was chosen, both, and
 what must be read of metadata, K and V over the bandwidth. Predicted as above
 (`bench/model/methods.py`). `attend` reads single tokens with {finer:.1%} more bytes than units of
-16. Choosing among single tokens waits for one program of each row and KV head, which takes what all
-chunks have kept: that is most of its time, and more than dense attention takes of one request."""
+16. Choosing among the single tokens of a long row takes two launches more than among units."""
 CONTEXTS, BATCHES = (32_768, 131_072), (1, 8)
 
 

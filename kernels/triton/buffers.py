@@ -17,6 +17,7 @@ from .cluster_ops import (
 from .code_ops import least_block
 from .launch import splits
 from .level_ops import LevelBuffers, allocate_levels
+from .narrow_ops import NarrowBuffers, allocate_narrow, are_narrowed
 from .primitives import UNIT_BITS
 from .records import RecordBuffers, allocate_records
 from .spec import CHUNK, CODED, RANKED
@@ -86,13 +87,14 @@ class StepBuffers:
         offsets: int64 `[max_rows, H]`, where each run of `selected` begins.
         split_out: float32 `[max_rows, H, splits, G, Dv]`, behind those of what is read the parts of
             what is not; split_lse: float32 `[max_rows, H, splits, G]`.
-        tickets: int32 `[max_rows, H]`, splits that have finished; zero between launches.
+        tickets: int32 `[max_rows, H]`, programs that have finished; zero between launches.
         out: `[max_rows, H, G, Dv]`; lse: float32 `[max_rows, H, G]`.
         ranks: float32 `[max_rows, H, ranked width]`, final scores of rows that leave such; empty
             where none does.
         records: which segments have one; None where no served method reads any.
         levels: of segments; None where no served method looks at those first.
         clusters: None where none are kept.
+        narrow: of long rows between their launches; None where one program chooses from a row.
         views: of requests; None where no served method keeps any.
     """
 
@@ -119,6 +121,7 @@ class StepBuffers:
     records: RecordBuffers | None = None
     levels: LevelBuffers | None = None
     clusters: ClusterBuffers | None = None
+    narrow: NarrowBuffers | None = None
     views: ViewBuffers | None = None
 
     @property
@@ -181,6 +184,9 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         records=of_records(shape) if shape.records else None,
         levels=allocate_levels(shape),
         clusters=allocate_clusters(shape, round_up(shape.most_ranked, ALIGNED_UNITS)),
+        narrow=allocate_narrow(rows, heads, shape.most_ranked, shape.device)
+        if are_narrowed(shape)
+        else None,
         views=None if shape.views is None else allocate_views(shape, shape.views),
     )
 

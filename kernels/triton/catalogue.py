@@ -33,6 +33,7 @@ from .index import constants_of as index_constants
 from .index import index_kernel, index_tuning
 from .level_ops import RANKS_CHUNK
 from .levels import FIRST, SINCE, pages_kernel, segments_kernel
+from .narrow import narrow_kernel, place_kernel
 from .opened import opened_kernel
 from .opening import open_kernel
 from .outliers import outliers_kernel
@@ -54,6 +55,8 @@ from .spec import FORMULAS, RESIDUALS, SEGMENT
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
+    NARROW_REGISTERS,
+    NARROW_WARPS,
     SELECT_CHUNK,
     SELECT_PARTS,
     SELECT_REGISTERS,
@@ -65,6 +68,7 @@ from .tuning import (
     attend_registers,
     num_splits,
     rows_together,
+    select_threads,
     tuning_for,
 )
 
@@ -163,9 +167,9 @@ class Case:
 def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
-        *_score(arch, variant), *_select(arch, variant), *_attend(arch, variant),
-        *_summarise(variant), *_coded(arch, variant), *_levels(arch, variant),
-        *_clusters(arch, variant),
+        *_score(arch, variant), *_select(arch, variant), *_narrow(variant),
+        *_attend(arch, variant), *_summarise(variant), *_coded(arch, variant),
+        *_levels(arch, variant), *_clusters(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -173,7 +177,8 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
 def early_cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """The launches of a layer as they are where they start early; the widest use of `score`."""
     widest = [
-        list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant)
+        list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant),
+        *_narrow(variant),
     ]  # fmt: skip
     return [
         replace(case, name=f"{case.name}, early", constants={**case.constants, "EARLY": True})
@@ -214,7 +219,9 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             ", finer units": (False, False), ", finer units, codes": (False, False),
             ", finer units, codes, marks": (False, False)}  # fmt: skip
     if variant != COMMON:  # the head size does not matter
-        uses = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
+        codes = {", finer units, codes": (False, False)} if variant == WIDEST else {}
+        pages = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
+        uses = pages | codes
     for name, (dense, logical) in uses.items():
         constants = {
             **_ranks(arch, variant),
@@ -224,12 +231,29 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "FINER": "finer" in name,
             "CODED": "codes" in name,
             "MARKED": "marks" in name,
+            "COUNTED": "codes" in name,
             "EARLY": False,
         }
+        warps, registers = select_threads(variant.group, variant.mean, "codes" in name)
         yield Case(
-            f"select{name}", select_kernel, constants, variant, SELECT_WARPS,
-            registers=SELECT_REGISTERS,
+            f"select{name}", select_kernel, constants, variant, warps, registers=registers
         )  # fmt: skip
+
+
+def _narrow(variant: Variant) -> Iterator[Case]:
+    """Behind `select` of rows of single tokens, in contexts of 128k; for COMMON alone."""
+    if variant != COMMON:
+        return
+    constants = {"CHUNK": SELECT_CHUNK, "CHUNKS": LONG // SELECT_CHUNK, "EARLY": False}
+    yield Case(
+        "narrow", narrow_kernel, constants, variant, NARROW_WARPS, registers=NARROW_REGISTERS
+    )  # fmt: skip
+    uses = {
+        "place": (False, False), "place, watched": (True, False), "place, marks": (False, True)
+    }  # fmt: skip
+    for name, (logical, marked) in uses.items():
+        use = {**constants, "LOGICAL": logical, "MARKED": marked}
+        yield Case(name, place_kernel, use, variant, NARROW_WARPS)
 
 
 def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
@@ -308,7 +332,7 @@ def _clusters(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     coded = {**vectors, "SUBSPACES": SUBSPACES, "RUN": run, "UPCAST": False}
     parts = {"BLOCK": opened_block(SEGMENT_TOKENS), "PARTS": OPENED_PARTS}
     types = {
-        "centroids": "*i8", "codebooks": "*i8", "values": "*i8", "read": "*u8", "places": "*i16",
+        "centroids": "*i8", "codebooks": "*i8", "values": "*i8", "places": "*i16",
         "cluster_ends": "*i16", "by_code": "fp32", "by_centroid": "fp32",
     }  # fmt: skip
     yield Case(

@@ -28,14 +28,14 @@ KV_POINTERS = {
 FLOAT_POINTERS = {
     "logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales", "bounds",
 }  # fmt: skip
-BYTE_POINTERS = {"sealed", "codes", "labels", "centroids"}
+BYTE_POINTERS = {"sealed", "codes", "labels", "centroids", "read"}
 LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots", "key_pointers"}
 DOUBLE_POINTERS = {"ratios"}
 FLOATS = {"scale", "spread", "share"}
 SCALARS = {
     "layer", "view_layer", "width", "widest", "capacity", "entry_scale", "plan_stride", "count",
     "rows", "chunks", "blocks", "heads", "ranked", "segments", "kind", "size", "pages", "most",
-    "skip",
+    "skip", "room",
 }  # fmt: skip
 REGISTERS, REGISTER_GRAIN, WARP = 65_536, 8, 32
 
@@ -190,7 +190,7 @@ def _type(name: str, case: Case) -> str:
 
 def _is_aligned(name: str) -> bool:
     """Arguments that are multiples of 16 on every server."""
-    return name.startswith("stride_") or name in ("width", "capacity")
+    return name.startswith("stride_") or name in ("width", "capacity", "room")
 
 
 def _resources(binary: bytes) -> tuple[int, int, int, int]:

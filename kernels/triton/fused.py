@@ -26,6 +26,7 @@ from .coded import Arrays, CodedRows
 from .cuda.select import constants_for, launch_select
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, splits, tuning
 from .level_ops import LevelRows
+from .narrow_ops import narrow_and_place
 from .outliers import outliers_kernel
 from .score import score_kernel
 from .select import select_kernel
@@ -41,6 +42,7 @@ from .tuning import (
     attend_registers,
     rows_together,
     score_chunks,
+    select_threads,
 )
 
 BEGIN_UNITS = 512
@@ -245,7 +247,7 @@ class FusedDecode:
         )  # fmt: skip
 
     def _select(self, layer: int, rows: int, paged: "PagedAttend | None") -> None:
-        held, shape = self.buffers, self.shape
+        held, shape, narrow = self.buffers, self.shape, self.buffers.narrow
         pages, offsets = held.selected, held.offsets
         if paged is not None:
             pages, offsets = paged.pages, paged.offsets
@@ -264,16 +266,25 @@ class FusedDecode:
             tensors = (*scores, *rows_of, pages, held.logical if self.watched else None, offsets)
             launch_select(constants, shape.heads, rows, tensors, (*numbers, *sizes, scaled))
             return
-        chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
+        chunks, rows_of = triton.cdiv(shape.most_ranked, SELECT_CHUNK), (*rows_of, held.plan[7])
+        lists = (pages, held.logical, offsets)
+        bins = held.tickets if narrow is None else narrow.bins
         read = held.ranks if held.clusters is None else held.clusters.read
+        warps, registers = select_threads(shape.group, mean, narrow is not None)
         select_kernel[(chunks, shape.heads, rows)](
-            *scores, held.ranks, *rows_of, held.plan[7], pages, held.logical, offsets, held.best,
-            read, held.tickets, *numbers, held.ranks.shape[2], *sizes, read.stride(1), scaled,
+            *scores, held.ranks, *rows_of, *lists, held.best, bins, read, held.tickets, *numbers,
+            held.ranks.shape[2], *sizes, read.stride(1), scaled,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            FINER=self._finer, CODED=self._ranked, MARKED=shape.estimates, num_warps=SELECT_WARPS,
-            maxnreg=SELECT_REGISTERS, **early(),
+            FINER=self._finer, CODED=self._ranked, COUNTED=narrow is not None,
+            MARKED=shape.estimates, num_warps=warps, maxnreg=registers, **early(),
         )  # fmt: skip
+        if narrow is not None:
+            how = (layer, sizes[0], scaled)
+            marks = read if shape.estimates else None
+            narrow_and_place(
+                narrow, held.best, held.tickets, rows_of, lists, marks, how, self.watched
+            )
 
     def _attend(
         self,

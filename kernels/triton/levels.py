@@ -25,14 +25,15 @@ from .primitives import (
     LARGEST,
     PENDING_BLOCK,
     UNIT_BITS,
+    comes_last,
     load_group,
     load_planes,
     padded,
     share_of,
     take_turn,
 )
+from .radix import DIGITS, kept, narrowed, next_digit, score_of, sortable, threshold_of
 from .score import upper_bound
-from .select import DIGITS, kept, narrowed, next_digit, sortable, threshold_of
 from .summarise import summarise_units
 
 TWO_LEVEL = tl.constexpr(spec.TWO_LEVEL)
@@ -51,23 +52,6 @@ def highest_of(logit, GROUP: tl.constexpr):
     # Counted in floats: LLVM joins booleans of one thread in memory.
     broken = tl.sum(tl.where(logit != logit, 1.0, 0.0), 0) > 0
     return tl.where(broken, float("nan"), tl.max(logit, 0))
-
-
-@triton.jit
-def comes_last(ticket, programs):
-    """Whether all programs of a row and KV head have come by; what they wrote can be read then."""
-    tl.debug_barrier()
-    last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == programs - 1
-    if last:
-        tl.store(ticket, 0)
-    return last
-
-
-@triton.jit
-def score_of(key):
-    """The score that `sortable` made a key of."""
-    flipped = (key ^ 0x80000000).to(tl.int32, bitcast=True)
-    return (flipped ^ ((flipped >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

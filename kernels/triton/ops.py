@@ -26,6 +26,7 @@ from .code_ops import score_codes
 from .cuda.select import constants_for, launch_select
 from .fused import FusedDecode, fields_of
 from .launch import interpreted, processors, selects_by_cuda, splits, tuning
+from .narrow_ops import allocate_narrow, is_narrowed, narrow_and_place
 from .primitives import PENDING_BLOCK
 from .residual import SegmentIndexing
 from .score import score_kernel
@@ -36,9 +37,9 @@ from .summarise import summarise_kernel
 from .tuning import (
     SELECT_CHUNK,
     SELECT_PARTS,
-    SELECT_REGISTERS,
     SELECT_WARPS,
     score_chunks,
+    select_threads,
 )
 
 SUMMARIES = frozenset({"min_max", "mean_std", "landmark", "misfit"})
@@ -215,9 +216,10 @@ class TritonOps(SegmentIndexing):
         logical = scores.new_full((rows, heads, widest), -1, dtype=torch.int32)
         physical = torch.zeros_like(logical)
         table, chunks = candidates.unit_table, triton.cdiv(width, SELECT_CHUNK)
+        zeros = constant(scores, rows, 0)
         rows_of = (
             table, constant(scores, rows, MIN_MAX), candidates.begin, candidates.end, num_units,
-            counts, constant(scores, rows, 0),
+            counts, zeros,
         )  # fmt: skip
         lists = (physical, logical, run_offsets(rows * heads, widest, scores.device))
         numbers, sizes = (0, 0, width), (widest, table.stride(0))
@@ -227,14 +229,21 @@ class TritonOps(SegmentIndexing):
             launch_select(constants_for(width), heads, rows, tensors, (*numbers, *sizes, 1))
             return chosen
         room = chunks * SELECT_CHUNK if chunks > 1 else 0
-        best = logical.new_empty(rows, heads, 2, room)
+        best, tickets = logical.new_empty(rows, heads, 2, room), constant(scores, rows * heads, 0)
+        held = None
+        if is_narrowed(width, widest):
+            held = allocate_narrow(rows, heads, width, scores.device)
+        warps, registers = select_threads(1, False, held is not None)
         select_kernel[(chunks, heads, rows)](
-            scores.contiguous(), scores, scores, *rows_of, constant(scores, rows, 0), *lists, best,
-            best, constant(scores, rows * heads, 0), *numbers, 0, *sizes, 0, 1,
+            scores.contiguous(), scores, scores, *rows_of, zeros, *lists, best,
+            tickets if held is None else held.bins, best, tickets, *numbers, 0, *sizes, 0, 1,
             BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
-            COPY_DENSE=False, LOGICAL=True, FINER=False, CODED=False, MARKED=False,
-            num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS,
+            COPY_DENSE=False, LOGICAL=True, FINER=False, CODED=False, COUNTED=held is not None,
+            MARKED=False, num_warps=warps, maxnreg=registers,
         )  # fmt: skip
+        if held is not None:
+            how = (0, widest, 1)
+            narrow_and_place(held, best, tickets, (*rows_of, zeros), lists, None, how, watched=True)
         return chosen
 
     def attend(

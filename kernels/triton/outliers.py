@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import LARGEST, finer_units, take_turn
-from .select import kept, load_keys, sortable, store_best, threshold_in_memory
+from .primitives import LARGEST, comes_last, finer_units, take_turn
+from .radix import kept, load_keys, sortable, threshold_in_memory
+from .select import store_best
 
 LANDMARK = tl.constexpr(spec.LANDMARK)
 
@@ -78,10 +79,8 @@ def outliers_kernel(
     best += pair * 2 * room
     each = tl.minimum(quota, CHUNK)
     store_best(key, unit, exists, quota, best + chunk * each, best + room + chunk * each)
-    tl.debug_barrier()
-    if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != chunks - 1:
+    if not comes_last(tickets + pair, chunks):
         return
-    tl.store(tickets + pair, 0)
     total = (chunks - 1) * each + tl.minimum(end - begin - (chunks - 1) * CHUNK, quota)
     least, of_equals = threshold_in_memory(best, total, quota, CHUNK)
     for first in range(0, total, CHUNK):

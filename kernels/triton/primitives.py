@@ -28,6 +28,16 @@ def take_turn(EARLY: tl.constexpr):
         gdc_launch_dependents()
 
 
+@triton.jit
+def comes_last(ticket, programs):
+    """Whether all programs of a row and KV head have come by; what they wrote can be read then."""
+    tl.debug_barrier()
+    last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.store(ticket, 0)
+    return last
+
+
 @triton.constexpr_function
 def padded(n, least=1):
     """Smallest power of two not below `n` and `least`: extents of a Triton block are such."""

@@ -1,10 +1,11 @@
 """Exact top-k of one row and KV head, and its page table, in one launch.
 
-Scores become integers that sort like them; a radix descent of four 8-bit digits finds the k-th
-largest; of those equal to it the lowest units are taken. So ties are deterministic and the table
-comes out in ascending logical order. A row of up to CHUNK units is one program's, which keeps its
-keys in registers. Of a longer one each program keeps the best of a chunk, as many as are wanted of
-the whole row; the program that comes last chooses among those, so a context may have any length.
+The table comes out in ascending logical order, and of equal scores (`radix`) the lowest units are
+in it. A row of up to CHUNK units is one program's, which keeps its keys in registers. Of a longer
+one each program keeps the best of a chunk, as many as are wanted of the whole row; the program that
+comes last chooses among those, so a context may have any length. Where that would be too much for
+one program, as where budgets count single tokens, two launches more choose from longer rows
+(`narrow`), and this one leaves them keys.
 
 A row may choose in finer units than the table lists, chunks or single tokens. Its numbers are then
 in these, and so are the entries that it gets.
@@ -14,73 +15,21 @@ import triton
 import triton.language as tl
 
 from . import spec
-from .primitives import LARGEST, finer_units, padded, share_of, take_turn
+from .primitives import comes_last, finer_units, padded, share_of, take_turn
+from .radix import (
+    BINS,
+    bin_of,
+    kept,
+    load_keys,
+    sortable,
+    threshold_in_memory,
+    threshold_of,
+)
 
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
 CLUSTERS = tl.constexpr(spec.CLUSTERS)
 ALWAYS = tl.constexpr(0xFFFFFFFF)
-DIGITS = tl.constexpr(256)
-
-
-@triton.jit
-def sortable(score):
-    """Float32 -> uint32 of the same order; both zeros are one, what is not a number is large."""
-    score = tl.where((score != score) | (score > LARGEST), LARGEST, score)
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    flipped = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return flipped.to(tl.uint32, bitcast=True) ^ 0x80000000
-
-
-@triton.jit
-def narrowed(key, active, prefix, count, STEP: tl.constexpr, histogram):
-    """Add the keys of this digit to the histogram, those that begin with the digits chosen."""
-    SHIFT: tl.constexpr = 24 - 8 * STEP
-    if STEP > 0:
-        active = active & ((key >> (SHIFT + 8)) == prefix)
-    digit = ((key >> SHIFT) & 0xFF).to(tl.int32)
-    return histogram + tl.histogram(digit, DIGITS, mask=active)
-
-
-@triton.jit
-def next_digit(histogram, prefix, count):
-    """The digit in which the `count`-th largest key lies: (prefix, what is left to count)."""
-    from_above = tl.cumsum(histogram, reverse=True)
-    chosen = tl.sum((from_above >= count).to(tl.int32)) - 1
-    count -= tl.sum(tl.where(tl.arange(0, DIGITS) > chosen, histogram, 0))
-    return (prefix << 8) | chosen.to(tl.uint32), count
-
-
-@triton.jit
-def threshold_of(key, exists, count):
-    """The `count`-th largest of keys in registers (count at least 1), and how many equal to it."""
-    prefix = tl.zeros([], tl.uint32)
-    for step in tl.static_range(4):
-        histogram = tl.zeros([DIGITS], tl.int32)
-        histogram = narrowed(key, exists, prefix, count, step, histogram)
-        prefix, count = next_digit(histogram, prefix, count)
-    return prefix, count
-
-
-@triton.jit
-def threshold_in_memory(keys, total, count, CHUNK: tl.constexpr):
-    """As `threshold_of`, of keys that other programs wrote: uint32 as int32, `[total]`."""
-    prefix = tl.zeros([], tl.uint32)
-    for step in tl.static_range(4):
-        histogram = tl.zeros([DIGITS], tl.int32)
-        for first in range(0, total, CHUNK):
-            place = first + tl.arange(0, CHUNK)
-            key = load_keys(keys, place, total)
-            histogram = narrowed(key, place < total, prefix, count, step, histogram)
-        prefix, count = next_digit(histogram, prefix, count)
-    return prefix, count
-
-
-@triton.jit
-def load_keys(keys, place, total):
-    """Keys from the second-level cache, where every program sees them; 0 beyond the last."""
-    bits = tl.load(keys + place, mask=place < total, other=0, cache_modifier=".cg")
-    return bits.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -136,14 +85,6 @@ def group_rank(
 
 
 @triton.jit
-def kept(key, least, of_equals):
-    """Which keys are kept, the lowest of equals first; and how many equals may follow."""
-    equal = (key == least).to(tl.int32)
-    keep = (key > least) | ((equal != 0) & (tl.cumsum(equal) <= of_equals))
-    return keep, of_equals - tl.sum(equal)
-
-
-@triton.jit
 def store_table(
     unit, keep, placed, table, finer, physical, logical, scale, offset, ranked,
     LOGICAL: tl.constexpr,
@@ -178,6 +119,14 @@ def store_best(key, unit, exists, count, keys, units):
     place = tl.cumsum(keep.to(tl.int32)) - 1
     tl.store(keys + place, key.to(tl.int32, bitcast=True), mask=keep)
     tl.store(units + place, unit, mask=keep)
+
+
+@triton.jit
+def store_counted(key, unit, exists, keys, bins):
+    """Leave the keys of a chunk, and add them to what is counted of the row by bin: `narrow`."""
+    tl.store(keys + unit, key.to(tl.int32, bitcast=True), mask=exists)
+    found = tl.histogram(bin_of(key), BINS, mask=exists)
+    tl.atomic_add(bins + tl.arange(0, BINS), found, mask=found > 0, sem="relaxed")
 
 
 @triton.jit
@@ -226,6 +175,7 @@ def select_kernel(
     logical,
     offsets,
     best,
+    bins,
     read,
     tickets,
     layer,
@@ -246,6 +196,7 @@ def select_kernel(
     LOGICAL: tl.constexpr,
     FINER: tl.constexpr,
     CODED: tl.constexpr,
+    COUNTED: tl.constexpr,
     MARKED: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
@@ -262,12 +213,15 @@ def select_kernel(
             entry_scale is 1), each pair's run beginning at `offsets[row, head]`.
         logical: int32 `[rows, H, widest]`, written when LOGICAL, but not for rows that are dense.
         best: int32 `[rows, H, 2, chunks * CHUNK]`, keys and units that chunks have kept; anything
-            where there is one chunk.
+            where there is one chunk. When COUNTED, all keys by unit, and nothing behind them.
+        bins: int32 `[rows, H, BINS]`, zero before; keys of longer rows are counted in them when
+            COUNTED, else anything.
         read: uint8 `[rows, H, stride_read]`, whether a unit of a row that is not dense is kept;
-            written when MARKED.
+            written when MARKED, but not of rows that are left to `narrow_kernel`.
         tickets: int32 `[rows, H]`, zero before and after.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
+        COUNTED: longer rows are left to `narrow_kernel`.
         EARLY: see `take_turn`.
     """
     take_turn(EARLY)
@@ -331,15 +285,15 @@ def select_kernel(
         return
     room = tl.num_programs(0) * CHUNK
     best += pair * 2 * room
-    each = tl.minimum(count, CHUNK)
-    store_marks(read, unit, unit < 0, unit < total, MARKED)
-    store_best(key, unit, unit < total, count, best + chunk * each, best + room + chunk * each)
-    tl.debug_barrier()
-    if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != chunks - 1:
-        return
-    tl.store(tickets + pair, 0)
-    last = tl.minimum(total - (chunks - 1) * CHUNK, count)
-    store_chosen(
-        best, best + room, (chunks - 1) * each + last, count, table, finer, physical, logical,
-        read, entry_scale, offset, CHUNK, LOGICAL, MARKED,
-    )  # fmt: skip
+    if COUNTED:
+        store_counted(key, unit, unit < total, best, bins + pair * BINS)
+    else:
+        each = tl.minimum(count, CHUNK)
+        store_marks(read, unit, unit < 0, unit < total, MARKED)
+        store_best(key, unit, unit < total, count, best + chunk * each, best + room + chunk * each)
+        if comes_last(tickets + pair, chunks):
+            last = tl.minimum(total - (chunks - 1) * CHUNK, count)
+            store_chosen(
+                best, best + room, (chunks - 1) * each + last, count, table, finer, physical,
+                logical, read, entry_scale, offset, CHUNK, LOGICAL, MARKED,
+            )  # fmt: skip

@@ -24,6 +24,8 @@ FORMULAS = {
 """Name of a method's formula (`SelectionMethod.formula`) -> number in the kernels."""
 CODED = frozenset({"clusters", "products"})
 """Those that rank tokens by the codes of segment records of that name."""
+SINGLE = CODED | {"residuals"}
+"""Those that choose among single tokens."""
 LEVELS = frozenset({"two_level", "two_level_exact"})
 """Those that look at units in the best segments alone."""
 RANKED = CODED | {"two_level_exact", "residuals"}

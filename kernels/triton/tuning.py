@@ -22,6 +22,11 @@ SELECT_WARPS = 16
 """Warps of `select`."""
 SELECT_REGISTERS = 128
 """Most registers of its threads: left alone, the compiler spills to fit a second program."""
+NARROW_WARPS = 8
+"""Warps of `narrow`, of `place`, and of the `select` in front of them, for as many scores as it has
+else: two or three of its programs fit a multiprocessor so."""
+NARROW_REGISTERS = 128
+"""Most registers of a thread of `narrow`: left alone, it spills to fit a fourth program."""
 SELECT_PARTS = 128
 """Blocks of scores whose sums `select` adds at a time."""
 
@@ -138,6 +143,22 @@ def attend_registers(head_dim: int, views: bool, finer: bool) -> int | None:
     Left alone with wide heads, views and finer units, it spills to fit a second program.
     """
     return MOST_REGISTERS if head_dim >= WIDE_HEAD and views and finer else None
+
+
+def select_threads(group: int, mean: bool, counted: bool) -> tuple[int, int | None]:
+    """Warps of `select`, and most registers of a thread.
+
+    Where it counts keys it needs few, and the compiler may choose, but for a wide group's mean:
+    there it would spill to fit a second program.
+
+    Args:
+        group: query heads per KV head.
+        mean: reduction over the group by mean, else by maximum.
+        counted: longer rows are left to `narrow`.
+    """
+    if not counted:
+        return SELECT_WARPS, SELECT_REGISTERS
+    return NARROW_WARPS, MOST_REGISTERS if mean and group >= 8 else None
 
 
 def num_splits(heads: int) -> int:

@@ -44,10 +44,20 @@ def pair(sglang: None) -> Any:
         yield Server(patch), Server(patch)
 
 
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Rows are longer than one program of `select` takes."""
+    from sgl_sparsekv.kernels.triton import buffers, fused, narrow_ops
+
+    for module in (buffers, fused, narrow_ops):
+        patch.setattr(module, "SELECT_CHUNK", 128)
+
+
 @pytest.fixture(scope="module")
 def finer_pair(sglang: None) -> Any:
-    """The same of methods that choose less than whole units, two of them by segment records."""
+    """The same of methods that choose less than whole units, two of them by segment records; rows
+    are longer than one program's."""
     with pytest.MonkeyPatch.context() as patch, few_iterations():
+        shorten(patch)
         how = {"methods": FINER, "asked": ASKED_FINER, "index": SHORT_SEGMENTS}
         yield Server(patch, **how), Server(patch, **how)
 
@@ -69,6 +79,8 @@ def test_replays_of_finer_units_equal_eager_steps(finer_pair: Any) -> None:
     for server in finer_pair:
         held = server.backend.step.buffers.records
         assert (held.table >= 0).any() and (held.told[:, 0] > 0).all()
+        narrow = server.backend.step.buffers.narrow
+        assert not (narrow.bins.any() or narrow.open_count.any()) and narrow.leasts.any()
 
 
 def test_replays_of_two_levels_equal_eager_steps(sglang: None) -> None:
@@ -86,6 +98,7 @@ def test_replays_of_two_levels_equal_eager_steps(sglang: None) -> None:
 def test_replays_of_clusters_equal_eager_steps(sglang: None) -> None:
     """Some clusters are looked into, others answer as a whole; rows without any stand beside."""
     with pytest.MonkeyPatch.context() as patch, few_iterations():
+        shorten(patch)
         how = {"methods": CLUSTERED, "asked": ASKED_CLUSTERED, "index": SHORT_SEGMENTS}
         pair = Server(patch, **how), Server(patch, **how)
         check_replays(pair, (4,), BATCHES[:2])
@@ -253,13 +266,15 @@ def test_three_launches_per_layer(pair: Any) -> None:
 
 
 def test_launches_of_finer_units(finer_pair: Any) -> None:
-    """Outliers of shadowkv, and two launches for each kind of records; no others in a layer."""
+    """Outliers of shadowkv, two launches for each kind of records, and two that choose tokens from
+    long rows; no others in a layer."""
     from sgl_sparsekv.backend.gate import SPARSE
 
     graph, _ = capture(finer_pair[0], Inputs.of(2), SPARSE)
     once = ["forget_kernel", "forget_records_kernel", "begin_kernel", "list_records_kernel"]
     each = ["score_kernel", "outliers_kernel", *["codes_kernel"] * 4, "select_kernel"]
-    assert graph.launches == [*once, *[*each, "attend_kernel"] * LAYERS, "seal_kernel"]
+    each += ["narrow_kernel", "place_kernel", "attend_kernel"]
+    assert graph.launches == [*once, *each * LAYERS, "seal_kernel"]
 
 
 def test_the_fake_refuses_what_a_graph_cannot_hold() -> None:

@@ -1,6 +1,7 @@
 """Selection: ties, numbers that are none, long rows, and what stands beside the scores.
 
-By the kernel in Triton, and by that in CUDA C++ with its warps in several orders.
+By the kernel in Triton, by the three of long rows of tokens, and by that in CUDA C++ with its warps
+in several orders.
 """
 
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ def ops() -> HostOps:
     return HostOps()
 
 
-@pytest.fixture(params=[("triton", 0), ("cuda", 0), ("cuda", 1), ("cuda", 5)], ids=str)
+@pytest.fixture(
+    params=[("triton", 0), ("narrow", 0), ("cuda", 0), ("cuda", 1), ("cuda", 5)], ids=str
+)
 def chooser(request: pytest.FixtureRequest, ops: HostOps) -> Iterator[HostOps]:
-    """The same, with one kernel or the other."""
+    """The same, with one kernel or the other, or with the three of longer rows."""
     with select_by(*request.param):
         yield ops
 
@@ -115,18 +118,20 @@ def test_a_broken_key_selects_as_the_reference_does(
     assert (ranks[0] - ranks[1]).abs().max() <= 1e-4
     args = (batch.candidates, batch.num_units, torch.full((2,), 20, dtype=torch.int32))
     chosen = REFERENCE.select(want, *args).logical
-    for who in ("triton", "cuda"):
+    for who in ("triton", "narrow", "cuda"):
         with select_by(who):
             assert torch.equal(ops.select(got, *args).logical, chosen)
 
 
-@pytest.mark.parametrize("kind", ["random", "few values", "all equal"])
-def test_tokens_of_a_long_context(ops: HostOps, kind: str) -> None:
+@pytest.mark.parametrize("who", ["triton", "narrow"])
+@pytest.mark.parametrize("kind", ["shares", "few values", "all equal"])
+def test_tokens_of_a_long_context(ops: HostOps, kind: str, who: str) -> None:
     """131,072 candidates, and a shorter row beside them: within a chunk, and within registers."""
     units, rng = [131_072, 40_000], torch.Generator().manual_seed(len(kind))
     num_units, candidates = candidates_of(units)
-    scores = torch.randn(2, 1, units[0], generator=rng)
-    if kind != "random":
+    scores = (3 * torch.randn(2, 1, units[0], generator=rng)).log_softmax(-1)
+    if kind != "shares":
         scores = (scores * (kind == "few values")).round()
-    for counts in ([512, 6], [30, 2500]):
-        same_selection(ops, scores, candidates, num_units, counts)
+    with select_by(who):
+        for counts in ([512, 6], [30, 2500]):
+            same_selection(ops, scores, candidates, num_units, counts)

@@ -17,7 +17,7 @@ import torch
 from cases import EPS, Batch, allowed_error, attention
 from sgl_sparsekv.kernels.reference import load as load_reference
 from sgl_sparsekv.kernels.reference.rows import candidate_spans, reduce_group, unit_rows
-from sgl_sparsekv.kernels.triton import load, tuning
+from sgl_sparsekv.kernels.triton import load, ops, tuning
 from sgl_sparsekv.kernels.triton.cuda import emulation
 from sgl_sparsekv.kernels.triton.launch import interpreted
 from sgl_sparsekv.kernels.triton.spec import SPREAD
@@ -82,9 +82,14 @@ class HostOps:
 
 @contextmanager
 def select_by(who: str, order: int = 0) -> Iterator[None]:
-    """`select` is served by one kernel on every GPU; see `emulation.order`."""
+    """`select` is served by one kernel on every GPU, or by the three of "narrow" where a row is
+    longer than a chunk; see `emulation.order`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "SELECT_BY", dict.fromkeys(tuning.SELECT_BY, who))
+        one = "cuda" if who == "cuda" else "triton"
+        patch.setattr(tuning, "SELECT_BY", dict.fromkeys(tuning.SELECT_BY, one))
+        patch.setattr(
+            ops, "is_narrowed", lambda ranked, _: who == "narrow" and ranked > ops.SELECT_CHUNK
+        )
         patch.setattr(emulation, "order", order)
         yield
 

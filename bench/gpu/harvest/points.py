@@ -66,7 +66,7 @@ MARKED = "        met = tl.where(entry < 0, 1, met)\n"
 def ablations() -> Iterator[Point]:
     """Kernels without one of their parts: what it costs. Their results are wrong."""
     for count in (4, 2, 1, 0):
-        edit = ("select.py", PASSES, PASSES.replace("(4)", f"({count})"))
+        edit = ("radix.py", PASSES, PASSES.replace("(4)", f"({count})"))
         yield Point("select", Variant(f"{count} passes, stores nothing", edits=(STORED, edit)))
     written = (
         CHOSEN + "        tl.store(physical, of_equals + least.to(tl.int32))\n        return\n"
