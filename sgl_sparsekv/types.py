@@ -329,6 +329,8 @@ class StepShape:
         views: of requests; None: no served method keeps any.
         finest: tokens of the smallest unit that a served method selects in; 0: `unit_size`.
         records: of segments, by which served methods rank.
+        measured: numbers of the layers in which it can be told how much of their attention rows
+            read; empty: nothing is measured.
     """
 
     max_rows: int
@@ -349,6 +351,7 @@ class StepShape:
     views: ViewShape | None = None
     finest: int = 0
     records: tuple[RecordShape, ...] = ()
+    measured: range = range(0)
 
     @property
     def most_ranked(self) -> int:

@@ -79,12 +79,9 @@ def attend_units(
 
 
 @triton.jit
-def join_splits(
-    parts, part_lse, active, out, lse,
-    VALUE_DIM: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """Join the partial results of one row and KV head, JOINED splits at a time, in their order."""
-    g, dv = tl.arange(0, padded(GROUP)), tl.arange(0, padded(VALUE_DIM))
+def joined_lse(part_lse, active, GROUP: tl.constexpr, SPLITS: tl.constexpr):
+    """Log-sum-exp `[G]` over all splits of one row and KV head, in base 2 as theirs."""
+    g = tl.arange(0, padded(GROUP))
     real = g < GROUP
     split = tl.arange(0, padded(SPLITS))
     there = (split < active)[:, None] & real[None, :]
@@ -94,7 +91,18 @@ def join_splits(
     )  # fmt: skip
     best = tl.where(real, tl.max(known, 0), 0.0)
     total = tl.where(real, tl.sum(tl.exp2(known - best[None, :]), 0), 1.0)
-    joined = best + tl.log2(total)
+    return best + tl.log2(total)
+
+
+@triton.jit
+def join_splits(
+    parts, part_lse, active, out, lse,
+    VALUE_DIM: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Join the partial results of one row and KV head, JOINED splits at a time, in their order."""
+    g, dv = tl.arange(0, padded(GROUP)), tl.arange(0, padded(VALUE_DIM))
+    real = g < GROUP
+    joined = joined_lse(part_lse, active, GROUP, SPLITS)
     mask = real[:, None] & (dv < VALUE_DIM)[None, :]
     result = tl.zeros([padded(GROUP), padded(VALUE_DIM)], tl.float32)
     for first in range(0, active, JOINED):
