@@ -19,7 +19,8 @@ class FusedDecode(Protocol):
     Attributes:
         shape: extents of the largest step.
         nbytes: bytes of static buffers.
-        buffers: the tensors; `options` and `ratios` are written by the backend.
+        buffers: the tensors; `options` and `ratios` are written by the backend, and `masses` are
+            read by it: float32 `[rows, layers, H, G]`, see `measure`.
     """
 
     shape: StepShape
@@ -48,6 +49,14 @@ class FusedDecode(Protocol):
 
         Args:
             order: int32 `[n]`, the row at each place; places behind keep theirs.
+        """
+        ...
+
+    def mark(self, sampled: torch.Tensor) -> None:
+        """Say which rows of the next step are measured, where `StepShape.measured` names layers.
+
+        Args:
+            sampled: int32 `[rows]`, 1 for those.
         """
         ...
 
@@ -124,6 +133,21 @@ class FusedDecode(Protocol):
 
         Returns:
             `[rows, H, G, Dv]`, valid until the next call.
+        """
+        ...
+
+    def measure(self, layer: int, q: torch.Tensor, keys: torch.Tensor, scale: float) -> None:
+        """Behind `decode` of a layer: which share of their attention measured rows have read.
+
+        It is exp(lse of what was read - lse of everything), by query head, and goes to
+        `buffers.masses`. Of other rows, and where `dense_layers` has a row read everything, what is
+        there stays. Not behind a `decode` that was `paged`.
+
+        Args:
+            layer: its number in the model, one of `StepShape.measured`.
+            q: `[rows, H, G, D]`.
+            keys: `[slots, H, D]`.
+            scale: softmax scale.
         """
         ...
 

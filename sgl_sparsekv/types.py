@@ -330,6 +330,8 @@ class StepShape:
         finest: tokens of the smallest unit that a served method selects in; 0: `unit_size`.
         records: of segments, that steps read.
         estimates: whether clusters may answer for what is not read; their records are there.
+        measured: numbers of the layers in which it can be told how much of their attention rows
+            read; empty: nothing is measured.
     """
 
     max_rows: int
@@ -351,6 +353,7 @@ class StepShape:
     finest: int = 0
     records: tuple[RecordShape, ...] = ()
     estimates: bool = False
+    measured: range = range(0)
 
     @property
     def most_ranked(self) -> int:

@@ -136,6 +136,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"pyramid_beta": 0}, f"pyramid_beta {INT} [1, 1000], got 0"),
     ({"pyramid_beta": 1001}, f"pyramid_beta {INT} [1, 1000], got 1001"),
     ({"pack_views": 1}, "pack_views must be true or false, got 1"),
+    ({"measure": 1}, "measure must be true or false, got 1"),
     ({"admit_packed": 1}, "admit_packed must be true or false, got 1"),
     (
         {"pack_views": False, "admit_packed": True},
@@ -182,6 +183,8 @@ def test_a_wrong_value_is_named_with_its_rule(values: dict[str, Any], said: str)
         {"pack_views": True, "admit_packed": True},
         {"device": "triton", "methods": "quest,snapkv"},
         {"device": "triton", "methods": "quest", "attend": "fa2"},
+        {"device": "triton", "measure": True},
+        {"device": "cpu", "measure": True, "attend": "fa2"},
         {"device": "cpu", "methods": "quest,snapkv", "admit_packed": True},
     ],
     ids=str,

@@ -45,6 +45,7 @@ NO_SLOTS = ("models", "demo")
 """Tools that know documents and no pool: their pages are a way to cut a text."""
 
 SCHEDULER_STATE = {
+    "backend/device_telemetry.py",
     "backend/gate.py",
     "backend/request_table.py",
     "backend/sharing.py",

@@ -82,7 +82,7 @@ def attend_units(
 
 
 @triton.jit
-def lse_of_parts(part_lse, count, GROUP: tl.constexpr, MOST: tl.constexpr):
+def joined_lse(part_lse, count, GROUP: tl.constexpr, MOST: tl.constexpr):
     """Log-sum-exp of base 2, `[padded GROUP]`, of the first `count` of up to MOST parts."""
     g, part = tl.arange(0, padded(GROUP)), tl.arange(0, padded(MOST))
     there = (part < count)[:, None] & (g < GROUP)[None, :]
@@ -106,11 +106,11 @@ def join_splits(
     """
     g, dv = tl.arange(0, padded(GROUP)), tl.arange(0, padded(VALUE_DIM))
     real = g < GROUP
-    joined = tl.where(real, lse_of_parts(part_lse, active, GROUP, SPLITS), 0.0)
+    joined = tl.where(real, joined_lse(part_lse, active, GROUP, SPLITS), 0.0)
     tl.store(lse + g, joined * LN2, mask=real)
     if REST > 0:  # noqa: SIM102 - decided when compiled, the inner one when run
         if rest > 0:
-            other = lse_of_parts(part_lse + SPLITS * GROUP, rest, GROUP, REST)
+            other = joined_lse(part_lse + SPLITS * GROUP, rest, GROUP, REST)
             higher = tl.maximum(joined, other)
             both = higher + tl.log2(tl.exp2(joined - higher) + tl.exp2(other - higher))
             joined = tl.where(real, both, 0.0)

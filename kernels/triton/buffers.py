@@ -91,6 +91,8 @@ class StepBuffers:
         out: `[max_rows, H, G, Dv]`; lse: float32 `[max_rows, H, G]`.
         ranks: float32 `[max_rows, H, ranked width]`, final scores of rows that leave such; empty
             where none does.
+        sampled: int32 `[max_rows]`, 1 where a row is measured; masses: float32
+            `[max_rows, layers, H, G]`, see `mass_kernel`; empty where nothing is measured.
         records: which segments have one; None where no served method reads any.
         levels: of segments; None where no served method looks at those first.
         clusters: None where none are kept.
@@ -118,6 +120,8 @@ class StepBuffers:
     out: torch.Tensor
     lse: torch.Tensor
     ranks: torch.Tensor
+    sampled: torch.Tensor
+    masses: torch.Tensor
     records: RecordBuffers | None = None
     levels: LevelBuffers | None = None
     clusters: ClusterBuffers | None = None
@@ -181,6 +185,8 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
         lse=zeros(rows, heads, group, dtype=floats),
         ranks=zeros(rows, heads, ranked if shape.formulas & RANKED else 0, dtype=floats),
+        sampled=zeros(rows if shape.measured else 0),
+        masses=zeros(rows, len(shape.measured), heads, group, dtype=floats),
         records=of_records(shape) if shape.records else None,
         levels=allocate_levels(shape),
         clusters=allocate_clusters(shape, round_up(shape.most_ranked, ALIGNED_UNITS)),

@@ -33,6 +33,7 @@ from .index import constants_of as index_constants
 from .index import index_kernel, index_tuning
 from .level_ops import RANKS_CHUNK
 from .levels import FIRST, SINCE, pages_kernel, segments_kernel
+from .mass import mass_kernel
 from .narrow import narrow_kernel, place_kernel
 from .opened import opened_kernel
 from .opening import open_kernel
@@ -168,8 +169,8 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
         *_score(arch, variant), *_select(arch, variant), *_narrow(variant),
-        *_attend(arch, variant), *_summarise(variant), *_coded(arch, variant),
-        *_levels(arch, variant), *_clusters(arch, variant),
+        *_attend(arch, variant), *_mass(arch, variant), *_summarise(variant),
+        *_coded(arch, variant), *_levels(arch, variant), *_clusters(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -178,7 +179,7 @@ def early_cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """The launches of a layer as they are where they start early; the widest use of `score`."""
     widest = [
         list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant),
-        *_narrow(variant),
+        *_narrow(variant), *_mass(arch, variant),
     ]  # fmt: skip
     return [
         replace(case, name=f"{case.name}, early", constants={**case.constants, "EARLY": True})
@@ -275,6 +276,17 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         use["STAGES"] += VIEW_STAGES * views
         registers = attend_registers(variant.head_dim, views, finer)
         yield Case(name, attend_kernel, use, variant, tuned.attend_warps, registers=registers)
+
+
+def _mass(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    tuned = variant.tuning(arch)
+    constants = {
+        "HEADS": HEADS, "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit,
+        "SPLITS": num_splits(HEADS), "TOKENS": 2 * tuned.attend_tokens,
+        "STAGES": tuned.attend_stages, "UPCAST": False, "EARLY": False,
+    }  # fmt: skip
+    for name, finer in (("mass", False), ("mass, finer units", True)):
+        yield Case(name, mass_kernel, {**constants, "FINER": finer}, variant, tuned.attend_warps)
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:

@@ -3,6 +3,7 @@
     forget   stamps of pages that start anew                     once per step
     begin    plan, table of units, what is not summarised yet    once per step
     decode   score + summarise, select, attend                   per layer
+    measure  what of its attention a row read                    per layer, in graphs that measure
     end      stamp what was summarised                           once per step
 
 Nothing here waits for the device or allocates, so all of it can be recorded in a CUDA graph.
@@ -26,6 +27,7 @@ from .coded import Arrays, CodedRows
 from .cuda.select import constants_for, launch_select
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, splits, tuning
 from .level_ops import LevelRows
+from .mass import mass_kernel
 from .narrow_ops import narrow_and_place
 from .outliers import outliers_kernel
 from .score import score_kernel
@@ -118,6 +120,10 @@ class FusedDecode:
         """See `FusedDecode.arrange`."""
         self.buffers.order[: order.numel()].copy_(order, non_blocking=True)
 
+    def mark(self, sampled: torch.Tensor) -> None:
+        """See `FusedDecode.mark`."""
+        self.buffers.sampled[: sampled.numel()].copy_(sampled, non_blocking=True)
+
     def begin(
         self,
         sealed: torch.Tensor,
@@ -198,6 +204,20 @@ class FusedDecode:
         if paged is not None:
             return paged.run(q.contiguous(), keys, values, scale, lse=False)[0]
         return self._attend(layer, q, keys, values, scale)
+
+    def measure(self, layer: int, q: torch.Tensor, keys: torch.Tensor, scale: float) -> None:
+        """See `FusedDecode.measure`."""
+        held, shape, parts = self.buffers, self.shape, splits(self.shape.heads)
+        measured, plan = shape.measured, held.plan
+        mass_kernel[(parts, shape.heads, q.shape[0])](
+            q, keys, held.table, held.sampled, plan[3], plan[5], plan[6], plan[7], held.split_lse,
+            held.tickets, held.lse, held.masses, scale, layer, layer - measured.start,
+            len(measured), *q.stride()[:3], *keys.stride()[:2], held.table.stride(0),
+            HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim, UNIT=shape.unit_size,
+            SPLITS=parts, TOKENS=2 * self.tuning.attend_tokens, STAGES=self.tuning.attend_stages,
+            UPCAST=interpreted(), FINER=self._finer, num_warps=self.tuning.attend_warps,
+            **early(),
+        )  # fmt: skip
 
     def end(self, sealed: torch.Tensor) -> None:
         """See `FusedDecode.end`."""

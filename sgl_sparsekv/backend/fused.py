@@ -23,7 +23,8 @@ from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
 from .device_records import DeviceRecords
-from .gate import DENSE, BreakEven, Cost, activate_gate, predicted_cost
+from .device_telemetry import DeviceTelemetry, activate_telemetry
+from .gate import DENSE, MEASURED, SPARSE, BreakEven, Cost, activate_gate, predicted_cost
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
 from .paged import PagedRoute
@@ -60,13 +61,16 @@ class FusedBackend(SparseKVBackend):
         per_token = shape.heads * (shape.head_dim + shape.v_head_dim) * shape.dtype.itemsize
         cost = predicted_cost(shape.heads, per_token, torch.device(shape.device))
         needed = cost if isinstance(options.dense_below, str) else options.dense_below
-        self.gate = BreakEven(self._host_plan, needed, self.max_rows)
+        self.telemetry = self._telemetry()
+        is_due = None if self.telemetry is None else self.telemetry.is_due
+        self.gate = BreakEven(self._host_plan, needed, self.max_rows, is_due)
         activate_gate(self.gate)
         self.table.orders = True
         self._order = np.arange(self.max_rows)
         self._handed_out: list[torch.Tensor] = []
         listen_to_allocator(self._handed_out.append)
         self._sparse = True
+        self._measures = False
         self._extending = False
         self._fields: list[dict[str, torch.Tensor]] = [
             {s.name: self.metadata.fields(s.name, layer) for s in self.metadata.summaries}
@@ -74,6 +78,16 @@ class FusedBackend(SparseKVBackend):
         ]
         self._planned: tuple[Any, HostPlan | None] = (None, None)
         logger.info("sparsekv: %s", self._told(shape, needed))
+
+    def _telemetry(self) -> DeviceTelemetry | None:
+        """What samples steps; None: the server was not started so."""
+        telemetry = None
+        if self.step.shape.measured:
+            covered = self.observer.covered
+            telemetry = DeviceTelemetry(self.step, self.table, self.layers, covered)
+            self.table.settle = telemetry.settle
+        activate_telemetry(telemetry)
+        return telemetry
 
     def _views(self, shape: StepShape, scales: dict[int, float]) -> DeviceViews | None:
         """Where requests may keep views; None: no method that is served does."""
@@ -152,7 +166,7 @@ class FusedBackend(SparseKVBackend):
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Host work before a graph is captured or replayed."""
         self._extending = False
-        self._sparse = self._chosen(forward_batch, in_capture)
+        self._take(self._variant(forward_batch, in_capture))
         plan = None if in_capture else self._host_plan(forward_batch)
         if not self._sparse or self._needs_dense:
             self.dense.init_forward_metadata_out_graph(forward_batch, in_capture)
@@ -178,7 +192,7 @@ class FusedBackend(SparseKVBackend):
             return
         if mode.is_decode():
             self.gate.select(forward_batch)
-            self._sparse = self._chosen(forward_batch, False)
+            self._take(self._variant(forward_batch, False))
             plan = self._host_plan(forward_batch)
             if not self._sparse or self._needs_dense:
                 self.dense.init_forward_metadata(forward_batch)
@@ -193,17 +207,21 @@ class FusedBackend(SparseKVBackend):
             self._begin_extend(forward_batch)
         self._extending = not mode.is_decode()
 
-    def _chosen(self, forward_batch: Any, in_capture: bool) -> bool:
-        """Whether this step, or the graph being captured, is sparse."""
+    def _take(self, variant: str) -> None:
+        """What this step, or the graph being captured, does from here on."""
+        self._sparse, self._measures = variant != DENSE, variant == MEASURED
+
+    def _variant(self, forward_batch: Any, in_capture: bool) -> str:
+        """What this step, or the graph being captured, is to do."""
         if forward_batch.batch_size > self.max_rows:
-            return False
+            return DENSE
         if not in_capture:
-            return self.gate.chosen != DENSE
+            return self.gate.chosen
         from sglang.srt.model_executor.runner_utils.capture_mode import (
             get_capture_attention_variant,
         )
 
-        return bool(get_capture_attention_variant() != DENSE)
+        return get_capture_attention_variant() or SPARSE
 
     def _before_step(
         self, plan: HostPlan | None, filled: int = 0, prefilled: Sequence[Written] = ()
@@ -220,6 +238,8 @@ class FusedBackend(SparseKVBackend):
         self._handed_out.clear()
         if self.records is not None:
             self._build_records(plan, prefilled)
+        if self.telemetry is not None and self.telemetry.begin_step(plan, self._sparse):
+            self._measures = True
         if plan is None:
             self.observer.begin_step(None, filled)
             return
@@ -292,7 +312,7 @@ class FusedBackend(SparseKVBackend):
     def _begin_extend(self, forward_batch: Any) -> None:
         """Prefill: list the units that fill; decode rows of a mixed batch are planned as well."""
         self.dense.init_forward_metadata(forward_batch)
-        self._sparse = True
+        self._take(SPARSE)
         if self.views is not None:
             self.views.begin_step()
         launched, self.table.launched = self.table.launched, None
@@ -437,6 +457,8 @@ class FusedBackend(SparseKVBackend):
             self.metadata.sealed, number, grouped, keys, values, self._fields[local],
             layer.scaling, paged, {} if self.records is None else self.records.of_layer(local),
         )  # fmt: skip
+        if self._measures:
+            self.step.measure(number, grouped, keys, layer.scaling)
         if self.options.trace:
             self.observer.watched(number, self.step.buffers.logical, self._listed(number))
         return out.reshape(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)

@@ -216,10 +216,10 @@ class StepObserver:
             self.table.entry(int(self._plan.rows[place])).read(total, heads)
         self.metrics.read(sum(totals) / heads, 0)
 
-    def covered(self, group: RowGroup, mass: torch.Tensor) -> None:
-        """Attention mass `[rows, H, G]` of a group's sampled rows is known."""
+    def covered(self, method: str, mass: torch.Tensor) -> None:
+        """Attention mass `[n, H, G]` of sampled selections of a method is known."""
         known = mass[mass.isfinite()]
-        self.metrics.covered(_name(group), float(known.sum()), known.numel())
+        self.metrics.covered(method, float(known.sum()), known.numel())
 
     def read_beside(self, place: int, tokens: int, heads: int) -> None:
         """The row at `place` of the step reads `tokens`, summed over its KV heads, that the plan

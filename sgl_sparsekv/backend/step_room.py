@@ -76,6 +76,7 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
     heads = model.get_num_kv_heads(parallel.attn_tp_size, parallel.attn_dcp_size)
     group = model.get_total_num_attention_heads() // parallel.attn_tp_size // heads
     unit = options.request.unit_size
+    layers = kvc.layer_info.num_effective_layers
     units = ceil_div(model.context_len + get_req_to_token_extra_context_len(), unit)
     requests = get_schedule().max_running_requests or MOST_ROWS
     finest = finest_unit(options)
@@ -100,14 +101,15 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         finest=finest,
         records=records_of(options, None),
         estimates=options.residuals is not None,
+        measured=range(layers if options.measures else 0),
     )
-    return with_views(shape, options, kvc.layer_info.num_effective_layers, 0)
+    return with_views(shape, options, layers, 0)
 
 
 def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
     """Extents of a server's steps; `captured` as of `step_rows`."""
     table, geometry = backend.req_to_token_pool.req_to_token, backend.geometry
-    layout = backend.metadata.layout
+    layout, first = backend.metadata.layout, backend.token_to_kv_pool.start_layer
     group = layer.tp_q_head_num // layer.tp_k_head_num
     units = ceil_div(table.shape[1], geometry.unit_size)
     finest = finest_unit(backend.options)
@@ -131,8 +133,8 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
         finest=finest,
         records=records_of(backend.options, backend.metadata),
         estimates=backend.options.residuals is not None,
+        measured=range(first, first + layout.num_layers if backend.options.measures else first),
     )
-    first = backend.token_to_kv_pool.start_layer
     return with_views(shape, backend.options, layout.num_layers, first)
 
 

@@ -36,6 +36,8 @@ class ServerOptions:
         admit_packed: admit requests counting on that.
         check: compare sampled metadata with the keys it summarises: off, log or raise.
         check_interval: steps between two checks.
+        measure: on a GPU, capture a third graph of each batch size, which measures what requests
+            that ask for telemetry are told.
         validate_requests: refuse what SGLang itself would end on (`serving/fields.py`).
         trace: ZMQ endpoint to publish selections on, or "" for none.
     """
@@ -51,6 +53,7 @@ class ServerOptions:
     admit_packed: bool = False
     check: str = "off"
     check_interval: int = 50
+    measure: bool = False
     validate_requests: bool = True
     trace: str = ""
 
@@ -78,6 +81,7 @@ class ServerOptions:
             raise ValueError("admit_packed must be false where pack_views is: it counts on that")
         check_choice("check", self.check, CHECK_MODES)
         check_int("check_interval", self.check_interval, 1)
+        check_bool("measure", self.measure)
         check_bool("validate_requests", self.validate_requests)
         if self.trace and "://" not in self.trace:
             raise ValueError(
@@ -104,10 +108,20 @@ class ServerOptions:
                 "attend must be triton where clusters answer for what is not read (estimate), got "
                 f"{self.attend}"
             )
+        if self.measures and self.attend != "triton":
+            raise ValueError(
+                "measure and telemetry must be false with a stock kernel, which does not tell what "
+                f"a selection covers: got attend {self.attend}"
+            )
         if self.admit_packed is True:
             raise ValueError(
                 f"admit_packed must be false on device {self.device}: rows are packed on a CPU only"
             )
+
+    @property
+    def measures(self) -> bool:
+        """Whether steps of a GPU can measure: it was asked for, or every request asks."""
+        return self.measure or self.request.telemetry
 
     @property
     def residuals(self) -> ResidualSummary | None:

@@ -45,10 +45,12 @@ def fused_backend(memory: Any) -> Any:
     backend.views = backend._views(backend.step.shape, dict.fromkeys(range(LAYERS), SCALE))
     backend._readers = {}
     backend.records = backend._records(backend.step.shape)
-    backend.gate = BreakEven(backend._host_plan, 0, backend.max_rows)
+    backend.telemetry = backend._telemetry()
+    is_due = None if backend.telemetry is None else backend.telemetry.is_due
+    backend.gate = BreakEven(backend._host_plan, 0, backend.max_rows, is_due)
     backend.table.orders, backend._order = True, np.arange(backend.max_rows)
     backend._handed_out = []
-    backend._sparse, backend._extending = True, False
+    backend._sparse, backend._measures, backend._extending = True, False, False
     backend._fields = [
         {s.name: memory.metadata.fields(s.name, layer) for s in memory.metadata.summaries}
         for layer in range(LAYERS)
@@ -82,6 +84,7 @@ def step_shape(memory: Any) -> StepShape:
         reduction=memory.options.reduction,
         records=records_of(memory.options, memory.metadata),
         estimates=memory.options.residuals is not None,
+        measured=range(LAYERS if memory.options.measures else 0),
     )
     return with_views(shape, memory.options, LAYERS, 0)
 

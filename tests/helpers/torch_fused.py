@@ -56,6 +56,10 @@ class TorchFused:
             ratios=torch.zeros(shape.requests, dtype=torch.float64),
             views=None if shape.views is None else allocate_views(shape, shape.views),
             records=of_records(shape) if shape.records else None,
+            sampled=torch.zeros(shape.max_rows, dtype=torch.int32),
+            masses=torch.full(
+                (shape.max_rows, len(shape.measured), shape.heads, shape.group), torch.nan
+            ),
         )
         self.kinds = {kind.summary.name: i for i, kind in enumerate(shape.records)}
         self.pending = torch.empty(0, dtype=torch.int64)
@@ -128,6 +132,10 @@ class TorchFused:
         """See `FusedDecode.arrange`: plain torch reads every row by itself."""
         assert torch.equal(order.sort().values, torch.arange(len(order), dtype=torch.int32))
 
+    def mark(self, sampled: torch.Tensor) -> None:
+        """See `FusedDecode.mark`."""
+        self.buffers.sampled[: len(sampled)] = sampled
+
     def begin(
         self,
         sealed: torch.Tensor,
@@ -190,7 +198,7 @@ class TorchFused:
     ) -> torch.Tensor:
         """See `FusedDecode.decode`."""
         self.summarise(keys, fields)  # a unit without a stamp has the fields its keys give
-        out = []
+        out, lse = [], []
         for i, row in enumerate(self.rows):
             view = self._view(row, layer, q[i])
             chosen, unit, tail = view, 1, 1
@@ -202,10 +210,12 @@ class TorchFused:
             rest = row["records"][REST] if row["estimates"] and not dense else None
             self.selected(layer, i, chosen, dense, unit, read, rest)
             how = (chosen.physical, chosen.counts, one(tail), scale, unit)
-            part, lse = self.ops.attend(q[i : i + 1], keys, values, *how)
+            part, sums = self.ops.attend(q[i : i + 1], keys, values, *how)
             if rest is not None:
-                part = self._estimated(row, q[i : i + 1], chosen, records[REST], scale, part, lse)
+                part = self._estimated(row, q[i : i + 1], chosen, records[REST], scale, part, sums)
             out.append(part)
+            lse.append(sums)
+        self.lse = torch.cat(lse)
         return torch.cat(out)
 
     def _estimated(
@@ -226,6 +236,15 @@ class TorchFused:
         how = (scale, self.shape.reduction, reach, unit)
         weights = self.ops.weigh(q, index, spans, chosen, *how)
         return self.ops.estimate(weights, index, out, lse)[0]
+
+    def measure(self, layer: int, q: torch.Tensor, keys: torch.Tensor, scale: float) -> None:
+        """See `FusedDecode.measure`."""
+        nth = layer - self.shape.measured.start
+        for i, row in enumerate(self.rows):
+            if self.buffers.sampled[i] and layer >= row["dense_layers"]:
+                logits = torch.einsum("hgd,lhd->hgl", q[i], keys[row["slots"]]) * scale
+                share = (self.lse[i] - logits.logsumexp(-1)).exp()
+                self.buffers.masses[i, nth] = share.clamp(max=1)
 
     def _records(self, kind: int, slots: torch.Tensor) -> torch.Tensor:
         """int32 `[1, segments]`, of whole ones."""

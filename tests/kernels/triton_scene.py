@@ -142,6 +142,14 @@ class Step:
         out = self.fused.decode(self.sealed, layer, *parts, self.fields, scale, paged)
         return out.cpu().clone()
 
+    def measure(self, layer: int = 0, rows: list[int] | None = None) -> torch.Tensor:
+        """Behind `decode` of the same: masses `[rows, H, G]` of the layer, on the host."""
+        batch, held = self.scene.batch, self.fused.buffers
+        q = batch.q if rows is None else batch.q[rows]
+        self.fused.measure(layer, q.to(DEVICE), batch.keys.to(DEVICE), q.shape[-1] ** -0.5)
+        nth = layer - self.scene.shape.measured.start
+        return held.masses[: len(q), nth].cpu().clone()
+
     def score(self, layer: int = 0) -> None:
         """The first launch of a layer, for all rows."""
         batch = self.scene.batch

@@ -3,6 +3,8 @@
 What only a GPU has is left out: graphs (`tests/backend/test_graphs.py`) and speed.
 """
 
+from typing import Any
+
 from helpers.soak import Size
 
 from sgl_sparsekv.models.documents import chain_document
@@ -14,6 +16,15 @@ FINER = ("clusterkv", "pqcache", "residual_pq", "shadowkv")
 """Methods that choose less than whole units."""
 TOLD = (*FINER, *LEVELS)
 """Methods that a request has to name."""
+
+
+def check_telemetry(told: Any) -> None:
+    """Of the request with quest that reads 0.3 of its context, and all of it in the first layer."""
+    assert told["how"] == "sampled" and told["sampled_steps"] == 1 and told["sampled_layers"] == 2
+    mass = told["attention_mass"]
+    assert 0 < mass["least"] <= mass["mean"] <= 1 and mass["layers"].keys() == {"1", "2"}
+    assert mass["layers"]["2"] > 0.9, "the layer that attends to a single page"
+    assert told["select_ms"] is None and "behind the host's clock" in told["reason"]
 
 
 def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
@@ -42,8 +53,10 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     answers = generate_all(server.url, [*asks, lost], concurrency=len(asks) + 1)
     assert not wrong_answers(asks, answers[:-1])
     told = [one["meta_info"]["sparsekv"]["telemetry"] for one in answers if one]
-    assert told[2]["attention_mass"] is None and "on the device" in told[2]["reason"]
+    check_telemetry(told[2])
     assert told[0] is None, "it did not ask"
+    samples = metric(server.url, "attention_mass_samples_total", "quest")
+    assert samples == 2 * 4, "layers that select and query heads of one sampled step"
     assert wrong_answers([lost], answers[-1:]), "streaming cannot see the middle of the document"
     assert all(one["meta_info"]["cached_tokens"] >= 512 for one in answers if one)
     new = metric(server.url, "units_summarised_total") - summarised
