@@ -332,6 +332,7 @@ class StepShape:
         estimates: whether clusters may answer for what is not read; their records are there.
         measured: numbers of the layers in which it can be told how much of their attention rows
             read; empty: nothing is measured.
+        covered: numbers of the layers in which rows may ask for a coverage; empty: none may.
     """
 
     max_rows: int
@@ -354,6 +355,7 @@ class StepShape:
     records: tuple[RecordShape, ...] = ()
     estimates: bool = False
     measured: range = range(0)
+    covered: range = range(0)
 
     @property
     def most_ranked(self) -> int:

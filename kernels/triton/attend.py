@@ -177,6 +177,7 @@ def attend_kernel(
     views,
     kept,
     queries,
+    chosen,
     scale,
     layer,
     view_layer,
@@ -202,6 +203,7 @@ def attend_kernel(
     UPCAST: tl.constexpr,
     VIEWS: tl.constexpr,
     FINER: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """One split of one row and KV head.
@@ -219,6 +221,7 @@ def attend_kernel(
         out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`, of what is read.
         viewed, views, kept, queries: `viewed`, `records`, `kept` and `queries` of
             `buffers.ViewBuffers`; anything where VIEWS is false.
+        chosen: int32 `[rows, H]`, in place of the counts when COVERS.
         view_layer: layer, counted from this rank's first.
         plan_stride: of `viewed`.
         EARLY: see `take_turn`.
@@ -227,7 +230,7 @@ def attend_kernel(
     split, row = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1).to(tl.int64)
     pair = row.to(tl.int64) * HEADS + head
-    count = tl.load(counts + row)
+    count = tl.load(chosen + pair) if COVERS else tl.load(counts + row)
     units = selected + tl.load(offsets + pair)
     unit_size, tail = UNIT, tl.load(tails + row)
     if FINER:

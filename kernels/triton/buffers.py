@@ -15,6 +15,7 @@ from .cluster_ops import (
     rest_parts,
 )
 from .code_ops import least_block
+from .cover_buffers import CoverBuffers, allocate_cover
 from .launch import splits
 from .level_ops import LevelBuffers, allocate_levels
 from .narrow_ops import NarrowBuffers, allocate_narrow, are_narrowed
@@ -98,6 +99,7 @@ class StepBuffers:
         clusters: None where none are kept.
         narrow: of long rows between their launches; None where one program chooses from a row.
         views: of requests; None where no served method keeps any.
+        cover: of rows that ask for a coverage; None where none may.
     """
 
     options: torch.Tensor
@@ -127,6 +129,7 @@ class StepBuffers:
     clusters: ClusterBuffers | None = None
     narrow: NarrowBuffers | None = None
     views: ViewBuffers | None = None
+    cover: CoverBuffers | None = None
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +187,7 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         tickets=zeros(rows, heads),
         out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
         lse=zeros(rows, heads, group, dtype=floats),
-        ranks=zeros(rows, heads, ranked if shape.formulas & RANKED else 0, dtype=floats),
+        ranks=zeros(rows, heads, ranked if leaves_ranks(shape) else 0, dtype=floats),
         sampled=zeros(rows if shape.measured else 0),
         masses=zeros(rows, len(shape.measured), heads, group, dtype=floats),
         records=of_records(shape) if shape.records else None,
@@ -194,7 +197,13 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         if are_narrowed(shape)
         else None,
         views=None if shape.views is None else allocate_views(shape, shape.views),
+        cover=allocate_cover(shape),
     )
+
+
+def leaves_ranks(shape: StepShape) -> bool:
+    """Whether some rows have final scores of their own when they come to `select`."""
+    return bool(shape.formulas & RANKED or shape.covered)
 
 
 def of_records(shape: StepShape) -> RecordBuffers:

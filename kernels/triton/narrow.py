@@ -130,12 +130,13 @@ def narrow_kernel(
     room,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Find the lowest key that is kept of one row and KV head. Grid `[rows, H, programs]`.
 
     Args:
-        formulas, num_units, counts, dense_layers: int32 `[rows]`.
+        formulas, num_units, counts, dense_layers: int32 `[rows]`; counts `[rows, H]` if COVERS.
         best: int32 `[rows, H, 2, room]`: keys by unit, as `select_kernel` leaves them when COUNTED;
             gets the units whose keys lie in the bin of the lowest that is kept, in any order.
         bins: int32 `[rows, H, BINS]`, keys in each; zero afterwards.
@@ -156,7 +157,8 @@ def narrow_kernel(
     nth = tl.arange(0, BINS)
     counted = tl.load(bins + nth, cache_modifier=".cg")
     unit, key = load_chunk(best, program, room // CHUNK, CHUNK)
-    total, count = tl.load(num_units + row), tl.load(counts + row)
+    total = tl.load(num_units + row)
+    count = tl.load(counts + pair) if COVERS else tl.load(counts + row)
     chunks = chunks_of(formulas, num_units, dense_layers, row, layer, CHUNK)
     programs = tl.minimum(tl.num_programs(2), chunks)
     if program >= programs:

@@ -71,6 +71,7 @@ def narrow_and_place(
     rows_of: Sequence[torch.Tensor],
     lists: Sequence[torch.Tensor],
     marks: torch.Tensor | None,
+    chosen: torch.Tensor | None,
     numbers: tuple[int, int, int],
     watched: bool,
 ) -> None:
@@ -82,6 +83,7 @@ def narrow_and_place(
         rows_of: table, formulas, begins, ends, num_units, counts, dense_layers and finers of it.
         lists: physical, logical and offsets of it.
         marks: read of it; None where nobody is to know what is kept.
+        chosen: of it, in place of the counts; None where KV heads keep as many.
         numbers: layer, widest and entry_scale of it.
         watched: whether logical units are written.
     """
@@ -94,9 +96,9 @@ def narrow_and_place(
         **early(),
     }  # fmt: skip
     narrow_kernel[grid](
-        formulas, num_units, counts, dense_layers, best, held.bins, held.of_chunks,
-        held.open_count, held.leasts, tickets, layer, best.shape[3], maxnreg=NARROW_REGISTERS,
-        **how,
+        formulas, num_units, counts if chosen is None else chosen, dense_layers, best, held.bins,
+        held.of_chunks, held.open_count, held.leasts, tickets, layer, best.shape[3],
+        COVERS=chosen is not None, maxnreg=NARROW_REGISTERS, **how,
     )  # fmt: skip
     read = held.leasts if marks is None else marks
     place_kernel[grid](

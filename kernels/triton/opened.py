@@ -162,8 +162,8 @@ def opened_kernel(
                 GROUP, DIM, UNIT, BLOCK, UPCAST,
             )  # fmt: skip
             leave(
-                logit, block * BLOCK, True, begin, end, whole, parts, ranks,
-                RANKS, MEAN, BLOCK, GROUP,
+                logit, block * BLOCK, True, begin, end, whole, parts, ranks, MEAN,
+                RANKS, BLOCK, GROUP,
             )  # fmt: skip
     cut = load_parts(q, stride_q_group, GROUP, DIM, SUBSPACES, UPCAST)
     real = tl.broadcast_to((g < GROUP)[:, None], [padded(GROUP), RUN])
@@ -190,7 +190,7 @@ def opened_kernel(
                         GROUP, DIM, SUBSPACES, SEGMENT,
                     )  # fmt: skip
                     if RANKS:
-                        rank = reduced_share(logit - whole[:, None], real, GROUP, MEAN)
+                        rank = reduced_share(logit - whole[:, None], real, MEAN, GROUP)
                         rank = tl.where(among, rank, float("-inf"))
                     else:
                         there = real & (among & inside)[None, :]

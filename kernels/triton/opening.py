@@ -53,7 +53,7 @@ def rank_clusters(
         c = first + tl.arange(0, RANKED)
         there = (g < GROUP)[:, None] & (sizes_of(counts, records, c, total) > 0)[None, :]
         logit = tl.load(logits + g[:, None] * width + c, mask=there, other=float("-inf"))
-        rank = reduced_share(logit - whole[:, None], there, GROUP, MEAN)
+        rank = reduced_share(logit - whole[:, None], there, MEAN, GROUP)
         tl.store(keys + c, sortable(rank).to(tl.int32, bitcast=True), mask=c < total)
 
 

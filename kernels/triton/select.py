@@ -53,18 +53,19 @@ def normalisers(
 
 
 @triton.jit
-def reduced_share(share, there, GROUP: tl.constexpr, MEAN: tl.constexpr):
+def reduced_share(share, there, mean, GROUP: tl.constexpr):
     """Log of the softmax of a group reduced to one: `[padded GROUP, n]` -> `[n]`.
 
     Args:
         share: log of the softmax; anything but where `there`.
         there: bool, of the same shape.
+        mean: reduction by mean, else by maximum.
     """
     share = tl.where(there, share, float("-inf"))
     rank = tl.max(share, 0)
     # Counted in floats: LLVM joins booleans of one thread in memory.
     broken = tl.sum(tl.where(share != share, 1.0, 0.0), 0) > 0
-    if MEAN:
+    if mean:
         rank += tl.log(tl.sum(tl.where(there, share_of(share, rank[None, :]), 0.0), 0) / GROUP)
     return tl.where(broken, float("nan"), rank)
 
@@ -81,7 +82,7 @@ def group_rank(
     where = logits + g[:, None] * width + unit[None, :]
     share = tl.load(where, mask=there, other=float("-inf"))
     share -= normalisers(parts, begin, end, g, BLOCK, GROUP, PARTS)[:, None]
-    return tl.where(inside, reduced_share(share, there, GROUP, MEAN), float("-inf"))
+    return tl.where(inside, reduced_share(share, there, MEAN, GROUP), float("-inf"))
 
 
 @triton.jit
@@ -178,6 +179,8 @@ def select_kernel(
     bins,
     read,
     tickets,
+    goals,
+    chosen,
     layer,
     blocks,
     width,
@@ -198,6 +201,7 @@ def select_kernel(
     CODED: tl.constexpr,
     COUNTED: tl.constexpr,
     MARKED: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Keep sinks, window and the best candidates of one row and KV head. Grid `[chunks, H, rows]`.
@@ -219,6 +223,8 @@ def select_kernel(
         read: uint8 `[rows, H, stride_read]`, whether a unit of a row that is not dense is kept;
             written when MARKED, but not of rows that are left to `narrow_kernel`.
         tickets: int32 `[rows, H]`, zero before and after.
+        goals, chosen: see `cover_kernel`; read when COVERS. What is chosen counts then, and rows
+            with a goal have final scores.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
         COUNTED: longer rows are left to `narrow_kernel`.
@@ -230,6 +236,10 @@ def select_kernel(
     pair = row.to(tl.int64) * tl.num_programs(1) + head
     formula = tl.load(formulas + row)
     total, count = tl.load(num_units + row), tl.load(counts + row)
+    leaves_ranks = formula >= CLUSTERS
+    if COVERS:
+        count = tl.load(chosen + pair)
+        leaves_ranks = leaves_ranks | (tl.load(goals + row) > 0)
     begin, end = tl.load(begins + row), tl.load(ends + row)
     dense = (formula == NOTHING) | (layer < tl.load(dense_layers + row))
     chunks = tl.cdiv(total, CHUNK)
@@ -261,7 +271,7 @@ def select_kernel(
     if REDUCED:
         rank = tl.load(logits + unit, mask=inside, other=float("-inf"))
     elif CODED:
-        if formula >= CLUSTERS:
+        if leaves_ranks:
             rank = tl.load(ranks + pair * ranked + unit, mask=inside, other=float("-inf"))
         else:
             rank = group_rank(
