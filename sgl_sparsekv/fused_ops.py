@@ -19,7 +19,8 @@ class FusedDecode(Protocol):
     Attributes:
         shape: extents of the largest step.
         nbytes: bytes of static buffers.
-        buffers: the tensors; `options` and `ratios` are written by the backend.
+        buffers: the tensors; `options` and `ratios` are written by the backend, and `masses` are
+            read by it: float32 `[rows, layers, H, G]`, see `measure`.
     """
 
     shape: StepShape
@@ -51,6 +52,14 @@ class FusedDecode(Protocol):
         """
         ...
 
+    def mark(self, sampled: torch.Tensor) -> None:
+        """Say which rows of the next step are measured, where `StepShape.measured` names layers.
+
+        Args:
+            sampled: int32 `[rows]`, 1 for those.
+        """
+        ...
+
     def begin(
         self,
         sealed: torch.Tensor,
@@ -77,8 +86,8 @@ class FusedDecode(Protocol):
         name: str,
         jobs: torch.Tensor,
         req_to_token: torch.Tensor,
-        keys: torch.Tensor,
-        key_pointers: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        pointers: tuple[torch.Tensor, torch.Tensor],
         arrays: Mapping[str, torch.Tensor],
         skip: int,
     ) -> None:
@@ -89,8 +98,9 @@ class FusedDecode(Protocol):
             jobs: int32 `[n, 3]`, n at most the records there are: row of `req_to_token`, number of
                 a segment that is whole in it, and room for the record that it gets.
             req_to_token: int32 `[requests, context]`.
-            keys: K of one layer, `[slots, H, D]`: the others have its extents and strides.
-            key_pointers: int64 `[layers]`, addresses of all.
+            cache: K `[slots, H, D]` and V `[slots, H, Dv]` of one layer: the others have their
+                extents and strides.
+            pointers: int64 `[layers]`, addresses of K and of V of all.
             arrays: by the names of `SegmentSummary.shapes`, `[layers, records, H, ...]`.
             skip: first tokens of a sequence that no record learns from.
         """
@@ -123,6 +133,21 @@ class FusedDecode(Protocol):
 
         Returns:
             `[rows, H, G, Dv]`, valid until the next call.
+        """
+        ...
+
+    def measure(self, layer: int, q: torch.Tensor, keys: torch.Tensor, scale: float) -> None:
+        """Behind `decode` of a layer: which share of their attention measured rows have read.
+
+        It is exp(lse of what was read - lse of everything), by query head, and goes to
+        `buffers.masses`. Of other rows, and where `dense_layers` has a row read everything, what is
+        there stays. Not behind a `decode` that was `paged`.
+
+        Args:
+            layer: its number in the model, one of `StepShape.measured`.
+            q: `[rows, H, G, D]`.
+            keys: `[slots, H, D]`.
+            scale: softmax scale.
         """
         ...
 

@@ -192,6 +192,11 @@ HOOKS = (
         "backend.break_even:measure_break_even",
     ),
     Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.forward",
+        "after",
+        "backend.host_copies:fetch_copies",
+    ),
+    Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__",
         "after",
         "serving.start:note_tokenizer_manager",

@@ -1,11 +1,12 @@
 """The ops of methods on segments, a part of the device protocol."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
 from .segment_records import ResidualIndex, SegmentIndex
-from .summaries import CodeSummary
+from .summaries import CodeSummary, ResidualSummary
 from .types import Candidates, Reduction, Rest, ScoreInputs, Selection
 
 
@@ -32,6 +33,23 @@ class SegmentOps(Protocol):
             skips: int64 `[n]`, first tokens of each segment not to learn from; they get codes.
             index: its codes and codebooks are written at `records`.
             records: int64 `[n]`.
+        """
+        ...
+
+    def index_residuals(
+        self,
+        summary: ResidualSummary,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        skips: torch.Tensor,
+        into: Mapping[str, torch.Tensor],
+        records: torch.Tensor,
+    ) -> None:
+        """As `index_segments`, of clusters, codes of what is left of keys, and values.
+
+        Args:
+            cache: the pool's K `[slots, H, D]` and V `[slots, H, Dv]`.
+            into: by the names of `ResidualSummary.shapes`, written at `records`.
         """
         ...
 

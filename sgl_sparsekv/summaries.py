@@ -3,7 +3,7 @@
 Shapes use the letters of `types`, and W: channels of a plane.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -132,11 +132,13 @@ class ResidualSummary(SegmentSummary):
 
     Attributes:
         subspaces: sub-vectors of what is left of a key, m; divides D.
+        learned: how clusters are found, and codes of what is left of keys.
         build: a device's `index_segments`, keys `[n, S, H, D]`, values `[n, S, H, Dv]` and int64
             `[n]` first tokens not to learn from -> the arrays of `shapes`, each `[n, H, ...]`.
     """
 
     subspaces: int
+    learned: tuple[CodeSummary, CodeSummary]
     build: Callable[..., dict[str, torch.Tensor]]
 
     CODES: ClassVar[int] = 16
@@ -166,6 +168,20 @@ class ResidualSummary(SegmentSummary):
             "values": ((codes, v_head_dim), torch.int8),
             "scales": ((2 * codes + parts,), torch.float32),
         }
+
+    def write(
+        self,
+        index: IndexSegments,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        skips: torch.Tensor,
+        into: Mapping[str, torch.Tensor],
+        records: torch.Tensor,
+    ) -> None:
+        """`SegmentOps.index_residuals` by a device's `index_segments`."""
+        keys, values = cache
+        for name, array in self.build(index, keys[slots], values[slots], skips).items():
+            into[name][records] = array
 
 
 def divided(head_dim: int, subspaces: int) -> int:

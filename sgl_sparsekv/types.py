@@ -346,8 +346,12 @@ class StepShape:
         reduction: from the query heads of a group to one score.
         views: of requests; None: no served method keeps any.
         finest: tokens of the smallest unit that a served method selects in; 0: `unit_size`.
-        records: of segments, by which served methods rank.
+        records: of segments, that steps read.
         held: of selections that serve several steps; None: every step selects.
+        estimates: whether clusters may answer for what is not read; their records are there.
+        measured: numbers of the layers in which it can be told how much of their attention rows
+            read; empty: nothing is measured.
+        covered: numbers of the layers in which rows may ask for a coverage; empty: none may.
     """
 
     max_rows: int
@@ -369,6 +373,9 @@ class StepShape:
     finest: int = 0
     records: tuple[RecordShape, ...] = ()
     held: HeldShape | None = None
+    estimates: bool = False
+    measured: range = range(0)
+    covered: range = range(0)
 
     @property
     def most_ranked(self) -> int:

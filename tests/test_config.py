@@ -41,7 +41,10 @@ UNABLE = (
     "with method %s, whose scores say nothing about shares of attention: take clusterkv, "
     "mean_std, oracle, pqcache, quest, residual_pq"
 )
-ALIKE = "on device triton, where every KV head of a row reads as much"
+UNTOLD = "coverage must be null on this server: start it with --sparsekv-serve-coverage true"
+SHARED = (
+    "budget_split must be \"even\" on device triton, where KV heads share no budget, got 'heads'"
+)
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"method": "Quest"}, f"method must be one of {METHODS}, got 'Quest'"),
     ({"methods": "quest,best"}, f"methods must be among {METHODS}, got 'best'"),
@@ -69,8 +72,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"budget_split": "heads", "method": "streaming"},
         f'budget_split must be "even" {UNABLE % "streaming"}',
     ),
-    ({"device": "triton", "coverage": 0.9}, f"coverage must be null {ALIKE}"),
-    ({"device": "triton", "budget_split": "heads"}, f'budget_split must be "even" {ALIKE}'),
+    ({"device": "triton", "budget_split": "heads"}, SHARED),
+    ({"device": "triton", "budget_split": "heads", "coverage": 0.9}, SHARED),
+    (
+        {"device": "triton", "coverage": 0.9, "attend": "fa3"},
+        "serve_coverage and coverage must be left out with a stock kernel, which reads as much for "
+        "every KV head: got attend fa3",
+    ),
     ({"share_generated": 1}, "share_generated must be true or false, got 1"),
     ({"unit_size": 2}, f"unit_size {INT} [16, 64], got 2"),
     ({"unit_size": 129}, f"unit_size {INT} [16, 64], got 129"),
@@ -112,12 +120,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "attend must be triton with reselect_every above 1, got fa2",
     ),
     (
+        {"device": "triton", "coverage": 0.9, "reselect_every": 2},
+        "reselect_every must be 1 with a coverage on device triton, which draws a sample in every "
+        "step, got 2",
+    ),
+    (
         {"device": "triton", "reduction": "max"},
         "reduction max has no kernels on device triton: take another",
     ),
     (
-        {"device": "triton", "estimate": True},
-        "estimate must be false on device triton: it has no kernels",
+        {"device": "triton", "estimate": True, "attend": "fa2"},
+        "attend must be triton where clusters answer for what is not read (estimate), got fa2",
     ),
     ({"cluster_segment": 63}, f"cluster_segment {INT} [64, 16384], got 63"),
     ({"cluster_segment": 16_512}, f"cluster_segment {INT} [64, 16384], got 16512"),
@@ -136,6 +149,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"pyramid_beta": 0}, f"pyramid_beta {INT} [1, 1000], got 0"),
     ({"pyramid_beta": 1001}, f"pyramid_beta {INT} [1, 1000], got 1001"),
     ({"pack_views": 1}, "pack_views must be true or false, got 1"),
+    ({"serve_coverage": 1}, "serve_coverage must be true or false, got 1"),
+    ({"measure": 1}, "measure must be true or false, got 1"),
     ({"admit_packed": 1}, "admit_packed must be true or false, got 1"),
     (
         {"pack_views": False, "admit_packed": True},
@@ -182,6 +197,9 @@ def test_a_wrong_value_is_named_with_its_rule(values: dict[str, Any], said: str)
         {"pack_views": True, "admit_packed": True},
         {"device": "triton", "methods": "quest,snapkv"},
         {"device": "triton", "methods": "quest", "attend": "fa2"},
+        {"device": "triton", "measure": True, "serve_coverage": True},
+        {"device": "triton", "coverage": 0.9},
+        {"device": "cpu", "measure": True, "attend": "fa2"},
         {"device": "cpu", "methods": "quest,snapkv", "admit_packed": True},
     ],
     ids=str,
@@ -365,20 +383,15 @@ def test_what_a_server_does_not_share_no_request_may() -> None:
     assert not parse_request_options({"share_generated": False}, SERVER).share_generated
 
 
-@pytest.mark.parametrize(
-    ("named", "says"),
-    [
-        ({}, "which keeps no clusters: start it with --sparsekv-estimate true"),
-        ({"device": "triton"}, "which has no kernels for it on device triton"),
-    ],
-)
-def test_an_estimate_needs_what_it_is_made_of(named, says):
-    server = parse_server_options(named)
+@pytest.mark.parametrize("device", ["cpu", "triton"])
+def test_an_estimate_needs_what_it_is_made_of(device):
+    server = parse_server_options({"device": device})
+    says = "which keeps no clusters: start it with --sparsekv-estimate true"
     with pytest.raises(RequestOptionError, match=f"estimate must be false .* {says}"):
         parse_request_options({"estimate": True}, server)
     assert not parse_request_options({"estimate": False}, server).estimates
     for keeps in ({"estimate": True}, {"methods": ["quest", "residual_pq"]}):
-        server = parse_server_options(keeps)
+        server = parse_server_options({**keeps, "device": device})
         assert parse_request_options({"estimate": True, "method": "quest"}, server).estimates
 
 
@@ -402,6 +415,10 @@ def test_a_device_that_serves_whole_steps_holds_what_it_was_started_for() -> Non
             "the server's, 1024, got 2"
         )
     assert parse_request_options(asked | {"budget": 2048}, SERVER).reselect_every == 2
+    server = parse_server_options({"device": "triton", "reselect_every": 4, "serve_coverage": True})
+    assert parse_request_options({"coverage": 0.9}, server).reselect_every == 1
+    with pytest.raises(RequestOptionError, match=r"\.reselect_every must be 1 with a coverage on"):
+        parse_request_options(asked | {"coverage": 0.9}, server)
     server = parse_server_options({"device": "triton", "reselect_every": 4, "budget": 0.25})
     assert parse_request_options({"budget": 0.25}, server).reselect_every == 4
     assert parse_request_options({"budget": 0.5}, server).reselect_every == 1
@@ -410,8 +427,8 @@ def test_a_device_that_serves_whole_steps_holds_what_it_was_started_for() -> Non
 @pytest.mark.parametrize(
     ("asked", "rule"),
     [
-        ({"coverage": 0.9}, "coverage must be null"),
-        ({"budget_split": "heads"}, 'budget_split must be "even"'),
+        ({"coverage": 0.9}, UNTOLD),
+        ({"budget_split": "heads"}, SHARED),
     ],
 )
 def test_what_is_read_depends_on_keys_only_where_the_device_counts_by_head(
@@ -420,7 +437,13 @@ def test_what_is_read_depends_on_keys_only_where_the_device_counts_by_head(
     assert parse_request_options(asked, SERVER).adaptive
     with pytest.raises(RequestOptionError) as refused:
         parse_request_options(asked, parse_server_options({"device": "triton"}))
-    assert str(refused.value) == f"sparsekv.{rule} {ALIKE}"
+    assert str(refused.value) == f"sparsekv.{rule}"
+    serving = parse_server_options({"device": "triton", "serve_coverage": True})
+    assert parse_request_options({"coverage": 0.9}, serving).coverage == 0.9
+    both = {"device": "triton", "serve_coverage": True, "methods": "quest,residual_pq"}
+    with pytest.raises(RequestOptionError, match="which ranks tokens of open clusters alone"):
+        covered = {"coverage": 0.9, "method": "residual_pq"}
+        parse_request_options(covered, parse_server_options(both))
     assert parse_request_options({"reselect_every": 2}, SERVER).reselect_every == 2
 
 

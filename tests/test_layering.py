@@ -46,6 +46,7 @@ NO_SLOTS = ("models", "demo")
 
 SCHEDULER_STATE = {
     "backend/gate.py",
+    "backend/host_copies.py",
     "backend/request_table.py",
     "backend/sharing.py",
     "backend/views/short_memory.py",

@@ -17,6 +17,9 @@ NARROW_US, PLACE_US = 4.5, 2.5
 walk: 6 round trips to memory in turn and the digits of one bin, and 4 round trips."""
 RESIDENT = 2
 """Programs of these three launches that one multiprocessor holds at once, at least."""
+RANKED_CLUSTERS, RANK_US, BITS_US = 256, 1.2, 4.0
+"""Clusters that one program ranks at a time, how long it waits for their logits, twice, and for 32
+sums over its warps."""
 ENTRY_BYTES = 4
 """Of a chosen unit in the list that `attend` reads."""
 
@@ -30,12 +33,15 @@ class Choosing:
         bytes_per_token: of metadata of one KV head, read once.
         passes: times that is read.
         launches: beside `select` and `attend`.
+        tokens_per_cluster: where clusters are opened by one program of each row and KV head; else
+            0.
     """
 
     unit: int
     bytes_per_token: float
     passes: int
     launches: int
+    tokens_per_cluster: int = 0
 
 
 def choosing(model: Model) -> dict[str, Choosing]:
@@ -46,7 +52,18 @@ def choosing(model: Model) -> dict[str, Choosing]:
         "shadowkv": Choosing(8, (vector + model.dtype_bytes) / 8, 1, 2),
         "clusterkv": Choosing(1, 1 + 32 * vector / 512, 2, 2),
         "pqcache": Choosing(1, 4 + 16 * vector / 512, 2, 2),
+        "residual_pq": Choosing(1, _residual_bytes(model) / 512, 2, 5, tokens_per_cluster=32),
     }
+
+
+def _residual_bytes(model: Model) -> int:
+    """Of a record of `residual_pq`, if it is looked into; what stands in it for the rest as well.
+
+    Centroids and mean values are read once and codes three times, which makes two of all.
+    """
+    vector, scale = 16 * model.head_dim, 4 * 16
+    codes = 2 * 512 + 2 * 512 + 4 * 4 + 2 * 16
+    return (vector + scale) + (vector + scale) + (vector + codes)
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,9 @@ def layer(
     metadata = batch * model.kv_heads * context * how.bytes_per_token
     read = card.us(how.passes * metadata) / kernels.score_share
     choose = how.launches * kernels.score_us + read + _select_us(how, context, batch, budget, model)
+    if how.tokens_per_cluster:
+        clusters = context / how.tokens_per_cluster
+        choose += math.ceil(clusters / RANKED_CLUSTERS) * RANK_US + BITS_US
     kept = batch * budget * model.kv_bytes
     listed = batch * model.kv_heads * ENTRY_BYTES * budget
     size = kept + listed / how.unit

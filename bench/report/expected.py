@@ -31,7 +31,9 @@ A layer by each method that a GPU serves, with its default options and a budget 
 on an NVIDIA H200: choosing (every launch but `attend`), `attend` over what was chosen, both, and
 what must be read of metadata, K and V over the bandwidth. Predicted as above
 (`bench/model/methods.py`). `attend` reads single tokens with {finer:.1%} more bytes than units of
-16. Choosing among the single tokens of a long row takes two launches more than among units."""
+16. Choosing among the single tokens of a long row takes two launches more than among units. Of
+`residual_pq` every segment is looked into, and what the rest weighs is part of choosing; one
+program of each row and KV head opens the clusters, which is most of it at 128k."""
 CONTEXTS, BATCHES = (32_768, 131_072), (1, 8)
 
 

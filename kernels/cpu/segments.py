@@ -1,6 +1,7 @@
 """The ops of `sgl_sparsekv.segment_ops.SegmentOps` on the CPU kernels."""
 
 from array import array
+from collections.abc import Mapping
 
 import torch
 
@@ -41,6 +42,18 @@ class CpuSegmentOps:
             *(summary.iterations, summary.capacity or 0),
             *(DTYPES[keys.dtype], torch.get_num_threads(), *strides_of(keys=keys)[:2]),
         )
+
+    def index_residuals(
+        self,
+        summary: ResidualSummary,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        skips: torch.Tensor,
+        into: Mapping[str, torch.Tensor],
+        records: torch.Tensor,
+    ) -> None:
+        """See `Ops.index_residuals`."""
+        summary.write(self.index_segments, cache, slots, skips, into, records)
 
     def score_codes(
         self,

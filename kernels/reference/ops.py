@@ -1,9 +1,11 @@
 """The ops of `sgl_sparsekv.ops.Ops`, one function body per op, float32 throughout."""
 
+from collections.abc import Mapping
+
 import torch
 
 from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
-from sgl_sparsekv.summaries import CodeSummary, PageSummary
+from sgl_sparsekv.summaries import CodeSummary, PageSummary, ResidualSummary
 from sgl_sparsekv.types import (
     Candidates,
     Goal,
@@ -53,6 +55,18 @@ class ReferenceOps:
         """See `Ops.index_segments`."""
         for segment, skip, record in zip(slots, skips.tolist(), records.tolist(), strict=True):
             index.codes[record], index.codebooks[record] = summary.build(keys[segment], skip)
+
+    def index_residuals(
+        self,
+        summary: ResidualSummary,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        skips: torch.Tensor,
+        into: Mapping[str, torch.Tensor],
+        records: torch.Tensor,
+    ) -> None:
+        """See `Ops.index_residuals`."""
+        summary.write(self.index_segments, cache, slots, skips, into, records)
 
     def score(
         self,

@@ -5,6 +5,9 @@ one matrix product; the split that finishes last joins the partial results, so n
 needed. How a row is split depends on its own count alone: into SPLITS parts at most, of
 LEAST_TOKENS at least.
 
+Where servers estimate what is not read (REST), a row's splits are joined with as many parts that
+stand behind them, see `rest`.
+
 Where servers keep views of requests (VIEWS), a row that has one reads single tokens, other ones in
 every KV head: those that are listed, and all from when the list was made on. The first split of
 such a row notes its queries, by which the view is made anew.
@@ -79,27 +82,45 @@ def attend_units(
 
 
 @triton.jit
-def join_splits(
-    parts, part_lse, active, out, lse,
-    VALUE_DIM: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """Join the partial results of one row and KV head, JOINED splits at a time, in their order."""
-    g, dv = tl.arange(0, padded(GROUP)), tl.arange(0, padded(VALUE_DIM))
-    real = g < GROUP
-    split = tl.arange(0, padded(SPLITS))
-    there = (split < active)[:, None] & real[None, :]
+def joined_lse(part_lse, count, GROUP: tl.constexpr, MOST: tl.constexpr):
+    """Log-sum-exp of base 2, `[padded GROUP]`, of the first `count` of up to MOST parts."""
+    g, part = tl.arange(0, padded(GROUP)), tl.arange(0, padded(MOST))
+    there = (part < count)[:, None] & (g < GROUP)[None, :]
     known = tl.load(
-        part_lse + split[:, None] * GROUP + g[None, :], mask=there, other=float("-inf"),
+        part_lse + part[:, None] * GROUP + g[None, :], mask=there, other=float("-inf"),
         cache_modifier=".cg",
     )  # fmt: skip
-    best = tl.where(real, tl.max(known, 0), 0.0)
-    total = tl.where(real, tl.sum(tl.exp2(known - best[None, :]), 0), 1.0)
-    joined = best + tl.log2(total)
+    best = tl.max(known, 0)
+    base = tl.where(best > float("-inf"), best, 0.0)
+    return base + tl.log2(tl.sum(tl.exp2(known - base[None, :]), 0))
+
+
+@triton.jit
+def join_splits(
+    parts, part_lse, active, rest, out, lse,
+    VALUE_DIM: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """Join the partial results of one row and KV head, JOINED splits at a time, in their order.
+
+    Behind `active` splits come `rest` parts of what was not read; `lse` is of what was.
+    """
+    g, dv = tl.arange(0, padded(GROUP)), tl.arange(0, padded(VALUE_DIM))
+    real = g < GROUP
+    joined = tl.where(real, joined_lse(part_lse, active, GROUP, SPLITS), 0.0)
+    tl.store(lse + g, joined * LN2, mask=real)
+    if REST > 0:  # noqa: SIM102 - decided when compiled, the inner one when run
+        if rest > 0:
+            other = joined_lse(part_lse + SPLITS * GROUP, rest, GROUP, REST)
+            higher = tl.maximum(joined, other)
+            both = higher + tl.log2(tl.exp2(joined - higher) + tl.exp2(other - higher))
+            joined = tl.where(real, both, 0.0)
     mask = real[:, None] & (dv < VALUE_DIM)[None, :]
     result = tl.zeros([padded(GROUP), padded(VALUE_DIM)], tl.float32)
-    for first in range(0, active, JOINED):
+    for first in range(0, active + rest, JOINED):
         i = first + tl.arange(0, JOINED)
-        here = (i < active)[:, None] & real[None, :]
+        here = (i < active + rest)[:, None] & real[None, :]
+        if REST > 0:
+            i = tl.where(i < active, i, SPLITS + i - active)
         which = i[:, None] * GROUP + g[None, :]
         part = tl.load(
             parts + which[:, :, None] * VALUE_DIM + dv[None, None, :],
@@ -109,7 +130,6 @@ def join_splits(
         share = tl.load(part_lse + which, mask=here, other=float("-inf"), cache_modifier=".cg")
         result += tl.sum(part * tl.exp2(share - joined[None, :])[:, :, None], 0)
     tl.store(out + g[:, None] * VALUE_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
-    tl.store(lse + g, joined * LN2, mask=real)
 
 
 @triton.jit
@@ -147,6 +167,7 @@ def attend_kernel(
     tails,
     dense_layers,
     finers,
+    estimates,
     parts,
     part_lse,
     tickets,
@@ -156,6 +177,7 @@ def attend_kernel(
     views,
     kept,
     queries,
+    chosen,
     scale,
     layer,
     view_layer,
@@ -175,11 +197,13 @@ def attend_kernel(
     VALUE_DIM: tl.constexpr,
     UNIT: tl.constexpr,
     SPLITS: tl.constexpr,
+    REST: tl.constexpr,
     TOKENS: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
     VIEWS: tl.constexpr,
     FINER: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """One split of one row and KV head.
@@ -190,11 +214,14 @@ def attend_kernel(
         selected: int32, physical units of a pair from `offsets[row, head]` on.
         formulas, num_units, counts, tails, dense_layers: int32 `[rows]`.
         finers: int32 `[rows]`, see `select_kernel`.
-        parts: float32 `[rows, H, SPLITS, G, Dv]`; part_lse: float32 `[rows, H, SPLITS, G]`.
+        estimates: int32 `[rows]`, see `rest_kernel`; read where REST is not 0.
+        parts: float32 `[rows, H, SPLITS + REST, G, Dv]`; part_lse: float32 of base 2 `[rows, H,
+            SPLITS + REST, G]`.
         tickets: int32 `[rows, H]`, zero before and after.
-        out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`.
+        out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`, of what is read.
         viewed, views, kept, queries: `viewed`, `records`, `kept` and `queries` of
             `buffers.ViewBuffers`; anything where VIEWS is false.
+        chosen: int32 `[rows, H]`, in place of the counts when COVERS.
         view_layer: layer, counted from this rank's first.
         plan_stride: of `viewed`.
         EARLY: see `take_turn`.
@@ -203,12 +230,16 @@ def attend_kernel(
     split, row = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1).to(tl.int64)
     pair = row.to(tl.int64) * HEADS + head
-    count = tl.load(counts + row)
+    count = tl.load(chosen + pair) if COVERS else tl.load(counts + row)
     units = selected + tl.load(offsets + pair)
     unit_size, tail = UNIT, tl.load(tails + row)
     if FINER:
         unit_size = UNIT >> tl.load(finers + row)
-    if (tl.load(formulas + row) == NOTHING) | (layer < tl.load(dense_layers + row)):
+    dense = (tl.load(formulas + row) == NOTHING) | (layer < tl.load(dense_layers + row))
+    rest = 0
+    if REST > 0:
+        rest = tl.where((tl.load(estimates + row) != 0) & (dense == 0), REST, 0)
+    if dense:
         count = tl.load(num_units + row)
         units = table + row.to(tl.int64) * stride_table
         if FINER:
@@ -258,20 +289,20 @@ def attend_kernel(
     mask = real[:, None] & (dv < VALUE_DIM)[None, :]
     out += pair * GROUP * VALUE_DIM
     lse += pair * GROUP
-    if active == 1:
+    if (active == 1) & (rest == 0):
         where = out + g[:, None] * VALUE_DIM + dv[None, :]
         tl.store(where, part.to(out.dtype.element_ty), mask=mask)
         tl.store(lse + g, part_base2 * LN2, mask=real)
         return
-    parts += pair * SPLITS * GROUP * VALUE_DIM
-    part_lse += pair * SPLITS * GROUP
+    parts += pair * (SPLITS + REST) * GROUP * VALUE_DIM
+    part_lse += pair * (SPLITS + REST) * GROUP
     tl.store(parts + (split * GROUP + g[:, None]) * VALUE_DIM + dv[None, :], part, mask=mask)
     tl.store(part_lse + split * GROUP + g, part_base2, mask=real)
     tl.debug_barrier()
     if tl.atomic_add(tickets + pair, 1, sem="acq_rel", scope="gpu") != active - 1:
         return
     tl.store(tickets + pair, 0)
-    join_splits(parts, part_lse, active, out, lse, VALUE_DIM, GROUP, SPLITS)
+    join_splits(parts, part_lse, active, rest, out, lse, VALUE_DIM, GROUP, SPLITS, REST)
 
 
 @triton.jit

@@ -7,21 +7,31 @@ import torch
 import triton
 from sgl_sparsekv.types import StepShape, ViewShape
 
+from .cluster_ops import (
+    ClusterBuffers,
+    allocate_clusters,
+    opened_block,
+    residuals_of,
+    rest_parts,
+)
 from .code_ops import least_block
+from .cover_buffers import CoverBuffers, allocate_cover
 from .held_ops import HeldBuffers, allocate_held
+from .launch import splits
 from .level_ops import LevelBuffers, allocate_levels
 from .narrow_ops import NarrowBuffers, allocate_narrow, are_narrowed
 from .primitives import UNIT_BITS
 from .records import RecordBuffers, allocate_records
 from .spec import CHUNK, CODED, RANKED
-from .tuning import SELECT_CHUNK, num_splits
+from .tuning import SELECT_CHUNK
 
 PENDING_CAPACITY = 1 << 16
 """Units that one step can summarise; more are met again in the next step."""
-OPTION_FIELDS = 7
-"""formula, budget, least budget, sink, window, dense layers, how fine its units are"""
-PLAN_FIELDS = 8
-"""formula, begin, end, units, count, tail, dense layers, how fine its units are"""
+OPTION_FIELDS = 8
+"""formula, budget, least budget, sink, window, dense layers, how fine its units are, and whether
+clusters answer for what is not read"""
+PLAN_FIELDS = 10
+"""See `begin_kernel`."""
 ALIGNED_UNITS, ALIGNED_ROWS = 128, 16
 """Rows of tables and scores begin at multiples of 16 bytes, whatever the model's context."""
 VIEW_FIELDS = 3
@@ -62,9 +72,9 @@ class StepBuffers:
     """Tensors that live as long as the server; every step overwrites what it needs.
 
     Attributes:
-        options: int32 `[requests, 7]`, by row of `req_to_token`.
+        options: int32 `[requests, 8]`, by row of `req_to_token`.
         ratios: float64 `[requests]`, share of the context, 0 where the budget is in tokens.
-        plan: int32 `[8, max_rows]`, see `begin_kernel`.
+        plan: int32 `[10, max_rows]`, see `begin_kernel`.
         table: int32 `[max_rows, width]`, see `begin_kernel` and `units`.
         order: int32 `[max_rows]`, the row at each place of a step: rows that begin alike in turn.
         shared: int32 `[max_rows]`, see `begin_kernel`.
@@ -77,17 +87,21 @@ class StepBuffers:
         logical: int32 `[max_rows, H, max_selected]`, the same by place in the sequence; empty
             unless selections are watched.
         offsets: int64 `[max_rows, H]`, where each run of `selected` begins.
-        split_out: float32 `[max_rows, H, splits, G, Dv]`; split_lse: float32
-            `[max_rows, H, splits, G]`.
+        split_out: float32 `[max_rows, H, splits, G, Dv]`, behind those of what is read the parts of
+            what is not; split_lse: float32 `[max_rows, H, splits, G]`.
         tickets: int32 `[max_rows, H]`, programs that have finished; zero between launches.
         out: `[max_rows, H, G, Dv]`; lse: float32 `[max_rows, H, G]`.
         ranks: float32 `[max_rows, H, ranked width]`, final scores of rows that leave such; empty
             where none does.
+        sampled: int32 `[max_rows]`, 1 where a row is measured; masses: float32
+            `[max_rows, layers, H, G]`, see `mass_kernel`; empty where nothing is measured.
         records: which segments have one; None where no served method reads any.
         levels: of segments; None where no served method looks at those first.
+        clusters: None where none are kept.
         narrow: of long rows between their launches; None where one program chooses from a row.
         holds: of requests that choose every r-th step; None where all choose in every one.
         views: of requests; None where no served method keeps any.
+        cover: of rows that ask for a coverage; None where none may.
     """
 
     options: torch.Tensor
@@ -110,11 +124,15 @@ class StepBuffers:
     out: torch.Tensor
     lse: torch.Tensor
     ranks: torch.Tensor
+    sampled: torch.Tensor
+    masses: torch.Tensor
     records: RecordBuffers | None = None
     levels: LevelBuffers | None = None
+    clusters: ClusterBuffers | None = None
     narrow: NarrowBuffers | None = None
     holds: HeldBuffers | None = None
     views: ViewBuffers | None = None
+    cover: CoverBuffers | None = None
 
     @property
     def nbytes(self) -> int:
@@ -126,6 +144,18 @@ class StepBuffers:
         """int32 `[max_rows]`: by which rows are scored, "nothing" where they use what they hold."""
         formulas: torch.Tensor = self.plan[0] if self.holds is None else self.holds.formulas
         return formulas
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """int32 `[max_rows]`: units that are selected, more than are read where rows hold them."""
+        counts: torch.Tensor = self.plan[4] if self.holds is None else self.holds.counts
+        return counts
+
+    @property
+    def marks(self) -> torch.Tensor:
+        """uint8 `[max_rows, H, ranked width]`: whether a unit is read; anything where no clusters
+        are kept."""
+        return self.ranks if self.clusters is None else self.clusters.read
 
     @property
     def units(self) -> torch.Tensor:
@@ -141,12 +171,15 @@ def round_up(count: int, multiple: int) -> int:
 def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
     """Buffers for the largest step of `shape`."""
     rows, heads, group = shape.max_rows, shape.heads, shape.group
-    splits, width = num_splits(heads), round_up(shape.max_units, ALIGNED_UNITS)
-    scored = bool(shape.formulas - {"nothing", "position"})
+    parts, width = splits(heads) + rest_parts(shape), round_up(shape.max_units, ALIGNED_UNITS)
+    scored, kept = bool(shape.formulas - {"nothing", "position"}), residuals_of(shape)
     ranked = round_up(shape.most_ranked, ALIGNED_UNITS) if scored else 0
     blocks = triton.cdiv(most_scored(shape), score_units) if scored else 0
     if shape.formulas & CODED:
         blocks = max(blocks, triton.cdiv(shape.max_units * shape.unit_size, least_block(shape)))
+    if kept is not None and "residuals" in shape.formulas:
+        tokens = shape.max_units * shape.unit_size
+        blocks = max(blocks, triton.cdiv(tokens, opened_block(kept.segment_size)))
     logits = round_up(most_scored(shape), ALIGNED_UNITS) if scored else 0
     chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
 
@@ -170,20 +203,29 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         logical=zeros(rows, heads, shape.max_selected if watched else 0),
         offsets=torch.arange(rows * heads, device=shape.device).view(rows, heads)
         * shape.max_selected,
-        split_out=zeros(rows, heads, splits, group, shape.v_head_dim, dtype=floats),
-        split_lse=zeros(rows, heads, splits, group, dtype=floats),
+        split_out=zeros(rows, heads, parts, group, shape.v_head_dim, dtype=floats),
+        split_lse=zeros(rows, heads, parts, group, dtype=floats),
         tickets=zeros(rows, heads),
         out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
         lse=zeros(rows, heads, group, dtype=floats),
-        ranks=zeros(rows, heads, ranked if shape.formulas & RANKED else 0, dtype=floats),
+        ranks=zeros(rows, heads, ranked if leaves_ranks(shape) else 0, dtype=floats),
+        sampled=zeros(rows if shape.measured else 0),
+        masses=zeros(rows, len(shape.measured), heads, group, dtype=floats),
         records=of_records(shape) if shape.records else None,
         levels=allocate_levels(shape),
+        clusters=allocate_clusters(shape, round_up(shape.most_ranked, ALIGNED_UNITS)),
         narrow=allocate_narrow(rows, heads, shape.most_ranked, shape.device)
         if are_narrowed(shape)
         else None,
         holds=None if shape.held is None else allocate_held(shape, shape.held),
         views=None if shape.views is None else allocate_views(shape, shape.views),
+        cover=allocate_cover(shape),
     )
+
+
+def leaves_ranks(shape: StepShape) -> bool:
+    """Whether some rows have final scores of their own when they come to `select`."""
+    return bool(shape.formulas & RANKED or shape.covered)
 
 
 def of_records(shape: StepShape) -> RecordBuffers:
@@ -200,7 +242,7 @@ def most_scored(shape: StepShape) -> int:
     """Units of the longest context that `score_kernel` looks at: chunks, or units of the table."""
     if "landmark" in shape.formulas:
         return shape.max_units * (shape.unit_size // CHUNK)
-    return shape.max_units if shape.formulas - {"nothing", "position", *CODED} else 0
+    return shape.max_units if shape.formulas - {"nothing", "position", "residuals", *CODED} else 0
 
 
 def keeps_best(shape: StepShape) -> bool:

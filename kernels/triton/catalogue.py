@@ -14,8 +14,20 @@ import torch
 from sgl_sparsekv.summaries import CodeSummary
 
 from .attend import attend_kernel, merge_kernel
+from .cluster_ops import (
+    MOST_OPENED,
+    OPEN_WARPS,
+    OPENED_PARTS,
+    REGISTERS,
+    TOGETHER,
+    opened_block,
+    rest_warps,
+    run_of,
+)
+from .clusters import clusters_kernel
 from .code_ops import code_tuning, empty_index
 from .codes import codes_kernel
+from .cover_buffers import sample_room
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
 from .held import choose_held_kernel, commit_held_kernel, plan_held_kernel
 from .index import REGISTERS as INDEX_REGISTERS
@@ -23,7 +35,10 @@ from .index import constants_of as index_constants
 from .index import index_kernel, index_tuning
 from .level_ops import RANKS_CHUNK
 from .levels import FIRST, SINCE, pages_kernel, segments_kernel
+from .mass import mass_kernel
 from .narrow import narrow_kernel, place_kernel
+from .opened import opened_kernel
+from .opening import open_kernel
 from .outliers import outliers_kernel
 from .records import (
     LIST_BLOCK,
@@ -32,16 +47,23 @@ from .records import (
     list_records_kernel,
     reserve_records_kernel,
 )
+from .residual import TOKENS as RESIDUAL_TOKENS
+from .residual import describe_kernel, pack_kernel
+from .rest import rest_kernel
+from .sample import cover_kernel, known_kernel
 from .score import score_kernel
 from .segment_bounds import segment_bounds_kernel
 from .select import select_kernel
 from .share import share_kernel
-from .spec import FORMULAS, SEGMENT
+from .spec import FORMULAS, RESIDUALS, SAMPLE_TOKENS, SAMPLE_UNITS, SEGMENT
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
+    COVER_CHUNK,
+    COVER_WARPS,
     HELD_CHUNK,
     HELD_WARPS,
+    MOST_REGISTERS,
     NARROW_REGISTERS,
     NARROW_WARPS,
     SELECT_CHUNK,
@@ -70,6 +92,12 @@ def _not_built(keys: torch.Tensor, skip: int) -> tuple[torch.Tensor, torch.Tenso
     raise NotImplementedError("only what a record holds is asked for")
 
 
+SEGMENT_TOKENS, SUBSPACES = 512, 4
+"""Of residual records."""
+LEARNED = (
+    CodeSummary("products", SEGMENT_TOKENS, 1, 16, False, 10, None, _not_built),
+    CodeSummary("products", SEGMENT_TOKENS, SUBSPACES, 16, False, 10, None, _not_built),
+)
 DEFAULT_RECORDS = {
     "clusterkv": CodeSummary("clusters", 512, 1, 32, True, 6, 64, _not_built),
     "pqcache": CodeSummary("products", 512, 4, 16, False, 10, None, _not_built),
@@ -149,8 +177,9 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
         *_score(arch, variant), *_select(arch, variant), *_narrow(variant),
-        *_held(variant), *_attend(arch, variant), *_summarise(variant), *_coded(arch, variant),
-        *_levels(arch, variant),
+        *_held(variant), *_attend(arch, variant), *_mass(arch, variant), *_cover(arch, variant),
+        *_summarise(variant), *_coded(arch, variant), *_levels(arch, variant),
+        *_clusters(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -160,6 +189,7 @@ def early_cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     widest = [
         list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant),
         *_narrow(variant), *(case for case in _held(variant) if "EARLY" in case.constants),
+        *_mass(arch, variant), *_cover(arch, variant),
     ]  # fmt: skip
     return [
         replace(case, name=f"{case.name}, early", constants={**case.constants, "EARLY": True})
@@ -175,15 +205,19 @@ def _ranks(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
 
 
 def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
-    uses = {"quest": (True, False, False), "mean_std": (False, True, False),
-            "quest + oracle": (True, False, True), "shadowkv": (False, False, False)}  # fmt: skip
+    uses = {
+        "quest": (True, False, False), "mean_std": (False, True, False),
+        "quest + oracle": (True, False, True), "shadowkv": (False, False, False),
+        "quest, coverage": (True, False, False), "mean_std, coverage": (False, True, False),
+    }  # fmt: skip
     tuned = variant.tuning(arch)
     for name, (low, std, exact) in uses.items():
         constants = {
             "BLOCK": tuned.score_units, "GROUP": variant.group, "UNIT": variant.unit,
             "DIM": variant.head_dim, "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact,
             "HAS_LANDMARK": name == "shadowkv",
-            "STAGES": tuned.score_stages, "UPCAST": False, "EARLY": False,
+            "STAGES": tuned.score_stages, "UPCAST": False, "COVERS": "coverage" in name,
+            "EARLY": False,
         }  # fmt: skip
         most = rows_together(256, variant.group, tuned.most_lanes)
         for rows in sorted({1, most} if variant == COMMON else {most}):
@@ -198,6 +232,8 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     """Its own table, the pages of a stock kernel, and with logical units for watched servers."""
     uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True),
             ", finer units": (False, False), ", finer units, codes": (False, False),
+            ", finer units, codes, marks": (False, False),
+            ", coverage": (False, False), ", finer units, coverage": (False, False),
             ", held": (False, False), ", finer units, codes, held": (False, False)}  # fmt: skip
     if variant != COMMON:  # the head size does not matter
         codes = {", finer units, codes": (False, False)} if variant == WIDEST else {}
@@ -210,8 +246,10 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "COPY_DENSE": dense,
             "LOGICAL": logical,
             "FINER": "finer" in name,
-            "CODED": "codes" in name,
+            "CODED": "codes" in name or "coverage" in name,
+            "MARKED": "marks" in name,
             "COUNTED": "codes" in name,
+            "COVERS": "coverage" in name,
             "HELD": "held" in name,
             "EARLY": False,
         }
@@ -226,13 +264,16 @@ def _narrow(variant: Variant) -> Iterator[Case]:
     if variant != COMMON:
         return
     constants = {"CHUNK": SELECT_CHUNK, "CHUNKS": LONG // SELECT_CHUNK, "EARLY": False}
-    yield Case(
-        "narrow", narrow_kernel, constants, variant, NARROW_WARPS, registers=NARROW_REGISTERS
-    )  # fmt: skip
-    for name, watched, held in (
-        ("place", False, False), ("place, watched", True, False), ("place, held", False, True)
-    ):  # fmt: skip
-        use = {**constants, "LOGICAL": watched, "HELD": held}
+    for name, covers in (("narrow", False), ("narrow, coverage", True)):
+        use = {**constants, "COVERS": covers}
+        yield Case(
+            name, narrow_kernel, use, variant, NARROW_WARPS, registers=NARROW_REGISTERS
+        )  # fmt: skip
+    for name in ("place", "place, watched", "place, marks", "place, held"):
+        use = {
+            **constants, "LOGICAL": "watched" in name, "MARKED": "marks" in name,
+            "HELD": "held" in name,
+        }  # fmt: skip
         yield Case(name, place_kernel, use, variant, NARROW_WARPS)
 
 
@@ -241,10 +282,12 @@ def _held(variant: Variant) -> Iterator[Case]:
     if variant != COMMON:
         return
     yield Case("plan held", plan_held_kernel, {"UNIT": variant.unit}, variant)
-    constants = {"CHUNK": HELD_CHUNK, "LOGICAL": False, "EARLY": False}
-    yield Case(
-        "choose held", choose_held_kernel, constants, variant, HELD_WARPS, types={"keys": "*i32"}
-    )
+    for name, beside in (("choose held", False), ("choose held, marks and coverage", True)):
+        use = {
+            "CHUNK": HELD_CHUNK, "LOGICAL": False, "MARKED": beside, "COVERS": beside,
+            "EARLY": False,
+        }  # fmt: skip
+        yield Case(name, choose_held_kernel, use, variant, HELD_WARPS, types={"keys": "*i32"})
     yield Case("commit held", commit_held_kernel, {}, variant)
 
 
@@ -259,12 +302,53 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     uses = {
         "attend": (False, False), "attend, finer units": (False, True),
         "attend, views": (True, False), "attend, views and finer units": (True, True),
+        "attend, coverage": (False, False), "attend, finer units, coverage": (False, True),
     }  # fmt: skip
+    uses["attend, finer units and the rest"] = (False, True)
     for name, (views, finer) in uses.items():
-        use = {**constants, "VIEWS": views, "FINER": finer}
+        rest = num_splits(HEADS) if "rest" in name else 0
+        use = {**constants, "VIEWS": views, "FINER": finer, "REST": rest}
+        use["COVERS"] = "coverage" in name
         use["STAGES"] += VIEW_STAGES * views
         registers = attend_registers(variant.head_dim, views, finer)
         yield Case(name, attend_kernel, use, variant, tuned.attend_warps, registers=registers)
+
+
+def _mass(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    tuned = variant.tuning(arch)
+    constants = {
+        "HEADS": HEADS, "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit,
+        "SPLITS": num_splits(HEADS), "TOKENS": 2 * tuned.attend_tokens,
+        "STAGES": tuned.attend_stages, "UPCAST": False, "EARLY": False,
+    }  # fmt: skip
+    for name, finer in (("mass", False), ("mass, finer units", True)):
+        yield Case(name, mass_kernel, {**constants, "FINER": finer}, variant, tuned.attend_warps)
+
+
+def _cover(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    """Rows that ask for a coverage, in units of the server and in tokens."""
+    tuned = variant.tuning(arch)
+    same = {
+        "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit, "UPCAST": False,
+        "EARLY": False,
+    }  # fmt: skip
+    reads = {**same, "TOKENS": tuned.attend_tokens, "STAGES": tuned.attend_stages}
+    few = {"LEAST_UNITS": SAMPLE_UNITS, "LEAST_TOKENS": SAMPLE_TOKENS}
+    chooses = {
+        **same,
+        **few,
+        "SCORES": tuned.score_units,
+        "PARTS": SELECT_PARTS,
+        "CHUNK": COVER_CHUNK,
+    }
+    for name, finer in (("", False), (", finer units", True)):
+        size = sample_room(1 if finer else variant.unit)
+        use = {**reads, "FINER": finer}
+        yield Case(f"known{name}", known_kernel, use, variant, tuned.attend_warps)
+        use = {**chooses, "FINER": finer, "SIZE": size}
+        yield Case(
+            f"cover{name}", cover_kernel, use, variant, COVER_WARPS, registers=MOST_REGISTERS
+        )
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:
@@ -295,19 +379,82 @@ def _coded(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         q = torch.empty(1, 1, variant.group, variant.head_dim, dtype=dtype, device="meta")
         index = empty_index(summary, variant.head_dim, dtype)
         tuned = code_tuning(q, index)
-        for name, ranks in (("sums", False), ("ranks", True)):
+        for name, ranks in (("sums", False), ("ranks", True), ("ranks, coverage", True)):
             constants = {
                 "RANKS": ranks, "MEAN": variant.mean, "CODED": FORMULAS[summary.name],
                 "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit,
                 "SUBSPACES": summary.subspaces, "CODES": summary.codes,
                 "SEGMENT": summary.segment_size, "RUN": tuned.run, "BLOCK": tuned.block,
                 "PIECE": tuned.piece, "PARTS": tuned.parts, "STAGES": tuned.stages,
-                "UPCAST": False, "EARLY": False,
+                "UPCAST": False, "COVERS": "coverage" in name, "EARLY": False,
             }  # fmt: skip
             yield Case(
                 f"{name} of codes, {method}", codes_kernel, constants, variant, tuned.warps,
                 registers=tuned.registers,
             )  # fmt: skip
+
+
+def _clusters(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    """Clusters and what is left of keys, by the default options; of COMMON and the widest."""
+    if variant not in (COMMON, WIDEST):
+        return
+    run, splits = run_of(SEGMENT_TOKENS), num_splits(HEADS)
+    shape = {
+        "GROUP": variant.group, "UNIT": variant.unit, "SEGMENT": SEGMENT_TOKENS, "EARLY": False,
+    }  # fmt: skip
+    vectors = {**shape, "DIM": variant.head_dim}
+    coded = {**vectors, "SUBSPACES": SUBSPACES, "RUN": run, "UPCAST": False}
+    parts = {"BLOCK": opened_block(SEGMENT_TOKENS), "PARTS": OPENED_PARTS}
+    types = {
+        "centroids": "*i8", "codebooks": "*i8", "values": "*i8", "places": "*i16",
+        "cluster_ends": "*i16", "by_code": "fp32", "by_centroid": "fp32",
+    }  # fmt: skip
+    yield Case(
+        "logits of clusters", clusters_kernel,
+        {**vectors, "BLOCK": TOGETHER, "TOKENS": run, "UPCAST": False}, variant,
+        registers=REGISTERS, types=types,
+    )  # fmt: skip
+    yield Case(
+        "open clusters", open_kernel,
+        {**shape, "MEAN": variant.mean, "BLOCK": MOST_OPENED, "ONE": True}, variant, OPEN_WARPS,
+        types={"keys": "*i32"},
+    )  # fmt: skip
+    for name, ranks in (("sums", False), ("ranks", True)):
+        constants = {"RANKS": ranks, "MEAN": variant.mean, "RESIDUALS": RESIDUALS}
+        yield Case(
+            f"{name} in open clusters", opened_kernel, {**coded, **parts, **constants}, variant,
+            types=types,
+        )  # fmt: skip
+    rest = {
+        **coded, "VALUE_DIM": variant.head_dim, "SPLITS": splits, "REST": splits,
+        "RESIDUALS": RESIDUALS,
+    }  # fmt: skip
+    warps = rest_warps(variant.head_dim)
+    yield Case("what is not read", rest_kernel, rest, variant, warps, types=types)
+    built = {"PARTS": SUBSPACES, "SIZE": SEGMENT_TOKENS, "TILE": RESIDUAL_TOKENS}
+    types = {
+        "slots": "*i32", "records": "i32", "value_pointers": "*i64", "found": "*u8", "means":
+        "*" + variant.dtype, "places": "*i16", "ends": "*i16", "centroids": "*i8", "values": "*i8",
+        "books": "*" + variant.dtype, "codebooks": "*i8",
+    }  # fmt: skip
+    yield Case(
+        "describe clusters", describe_kernel,
+        {**built, "DIM": variant.head_dim, "VALUE_DIM": variant.head_dim, "SPLIT": True}, variant,
+        types=types,
+    )  # fmt: skip
+    yield Case(
+        "pack codes", pack_kernel, {**built, "WIDTH": variant.head_dim // SUBSPACES}, variant,
+        types=types,
+    )  # fmt: skip
+    for part, learned in zip(("clusters", "what is left"), LEARNED, strict=True):
+        width = variant.head_dim // learned.subspaces
+        tuned = index_tuning(width, SEGMENT_TOKENS, 2, arch)
+        wide = index_constants(learned, variant.head_dim, 2, tuned)
+        yield Case(
+            f"index, {part}", index_kernel, {**wide, "LESS": part != "clusters"}, variant,
+            tuned.warps, registers=INDEX_REGISTERS,
+            types={"slots": "*i32", "records": "i32", "key_pointers": "*i64", "centroids": "*i8"},
+        )  # fmt: skip
 
 
 def _levels(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
@@ -346,8 +493,8 @@ def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:
     return [
         Case("merge", merge_kernel, {"VALUE_DIM": variant.head_dim, "BLOCK": 16}, variant),
         Case("share", share_kernel, _ranks(arch, variant), variant, SELECT_WARPS, True),
-        Case("begin", begin_kernel, {**begin, "VIEWS": False}, variant),
-        Case("begin, views", begin_kernel, {**begin, "VIEWS": True}, variant),
+        Case("begin", begin_kernel, {**begin, "VIEWS": False, "COVERS": False}, variant),
+        Case("begin, views", begin_kernel, {**begin, "VIEWS": True, "COVERS": True}, variant),
         Case("forget", forget_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS, **page}, variant),
         Case("seal", seal_kernel, {"BLOCK": SEAL_UNITS}, variant),
         Case(

@@ -4,7 +4,8 @@ forget, list   once per step    pages that start anew lose their record; records
 rank           once per layer   two launches for each kind of records that has codes
 build          between steps    records of segments that are whole by now, in all layers at once
 
-Bounds of segments are records as well; rows that look at them are those of `level_ops`.
+Bounds of segments are records as well, and clusters; rows that look at them are those of
+`level_ops` and of `cluster_ops`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import torch
 
 import triton
 from sgl_sparsekv.segment_records import SegmentIndex
-from sgl_sparsekv.summaries import BoundSummary, CodeSummary
+from sgl_sparsekv.summaries import BoundSummary, CodeSummary, ResidualSummary
 from sgl_sparsekv.types import Reduction, StepShape
 
 from .code_ops import CodePlan, run_codes
@@ -27,6 +28,7 @@ from .records import (
     list_records_kernel,
     reserve_records_kernel,
 )
+from .residual import residual_segments
 from .segment_bounds import bound_segments
 from .spec import FORMULAS
 
@@ -72,8 +74,8 @@ class CodedRows:
         name: str,
         jobs: torch.Tensor,
         req_to_token: torch.Tensor,
-        keys: torch.Tensor,
-        key_pointers: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        pointers: tuple[torch.Tensor, torch.Tensor],
         arrays: Arrays,
         skip: int,
     ) -> None:
@@ -85,7 +87,10 @@ class CodedRows:
             summary.segment_size, capacity, held.of_page.shape[1], held.page_of.shape[1],
             req_to_token.stride(0), PAGE=self.shape.page_size, BLOCK=RESERVE_BLOCK,
         )  # fmt: skip
-        source = (keys, key_pointers, req_to_token, jobs)
+        source = (cache[0], pointers[0], req_to_token, jobs)
+        if isinstance(summary, ResidualSummary):
+            residual_segments(summary, cache, pointers, req_to_token, jobs, arrays, skip)
+            return
         if isinstance(summary, BoundSummary):
             size, unit = summary.segment_size, self.shape.unit_size
             bound_segments(size, unit, *source, arrays["planes"])
@@ -115,7 +120,10 @@ class CodedRows:
                 continue
             arrays, table = records[name], self.held.table[kind]
             index = SegmentIndex(arrays["codes"], arrays["codebooks"], table)
-            rows = CodePlan(buffers.formulas, plan[1], plan[2], plan[6], FORMULAS[name])
+            cover = buffers.cover
+            asked = () if cover is None else (cover.goals, cover.known)
+            spans = (plan[1], plan[2], plan[6])
+            rows = CodePlan(buffers.formulas, *spans, FORMULAS[name], *asked)
             for ranks in (None, buffers.ranks):
                 run_codes(
                     q, keys, buffers.table, index, rows, buffers.parts, ranks, scale, layer,

@@ -27,15 +27,16 @@ KV_POINTERS = {
 }  # fmt: skip
 FLOAT_POINTERS = {
     "logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales", "bounds",
+    "masses", "asked", "goals", "known", "lses", "lowests",
 }  # fmt: skip
-BYTE_POINTERS = {"sealed", "codes", "labels", "centroids"}
+BYTE_POINTERS = {"sealed", "codes", "labels", "centroids", "read"}
 LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots", "key_pointers"}
 DOUBLE_POINTERS = {"ratios"}
 FLOATS = {"scale", "spread", "share"}
 SCALARS = {
-    "layer", "view_layer", "width", "widest", "capacity", "entry_scale", "plan_stride", "count",
-    "rows", "chunks", "blocks", "heads", "ranked", "segments", "kind", "size", "pages", "most",
-    "skip", "room", "most_rows", "layers", "nth",
+    "layer", "view_layer", "nth", "layers", "width", "widest", "capacity", "entry_scale",
+    "plan_stride", "count", "rows", "chunks", "blocks", "heads", "ranked", "segments", "kind",
+    "size", "pages", "most", "most_rows", "skip", "room",
 }  # fmt: skip
 REGISTERS, REGISTER_GRAIN, WARP = 65_536, 8, 32
 

@@ -21,7 +21,7 @@ import triton.language as tl
 from . import spec
 from .primitives import take_turn
 from .radix import kept, load_keys, threshold_in_memory, threshold_of
-from .select import store_run, store_table
+from .select import mark_unread, store_marks, store_run, store_table
 from .step import plan_row
 
 NOTHING = tl.constexpr(spec.NOTHING)
@@ -83,7 +83,7 @@ def plan_held_kernel(
         return
     request = tl.load(request_rows + row).to(tl.int64)
     length = tl.load(lengths + row).to(tl.int32)
-    formula, begin, end, units, count, _, _, _ = plan_row(
+    formula, begin, end, units, count, _, _, _, _, _ = plan_row(
         length, option_table, ratios, request, stride_options, UNIT
     )
     asked += request * ASKED
@@ -96,7 +96,7 @@ def plan_held_kernel(
     may = (place >= 0) & (every > 1) & (formula != NOTHING) & (formula != POSITION)
     uses = may & (of == owner) & (since <= length) & (length < since + every)
     step = tl.arange(0, MOST_EVERY)
-    _, first, last, total, keeps, _, _, _ = plan_row(
+    _, first, last, total, keeps, _, _, _, _, _ = plan_row(
         length + step, option_table, ratios, request, stride_options, UNIT
     )
     wanted = tl.max(tl.where(step < every, wanted_of(first, last, total, keeps), 0))
@@ -169,6 +169,8 @@ def choose_held_kernel(
     physical,
     logical,
     offsets,
+    read,
+    chosen,
     drawn,
     keys,
     units,
@@ -179,8 +181,11 @@ def choose_held_kernel(
     most,
     widest,
     stride_table,
+    stride_read,
     CHUNK: tl.constexpr,
     LOGICAL: tl.constexpr,
+    MARKED: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Choose from what is held of one row and KV head. Grid `[rows, H]`.
@@ -192,6 +197,9 @@ def choose_held_kernel(
         physical, offsets: what `select_kernel` has drawn, units in place of entries, for rows that
             begin a period; gets the entries of this step.
         logical: int32 `[rows, H, widest]`, written when LOGICAL.
+        read: uint8 `[rows, H, stride_read]`, as of `select_kernel`; written anew when MARKED.
+        chosen: int32 `[rows, H]`, units to read: this step's, in place of what was drawn, when
+            COVERS.
         drawn: int32 `[rows, H, widest]`, keys of what was drawn.
         keys, units: int32 `[places, layers, H, most]`, what is held, in ascending order.
         layer: number in the model; nth: among the `layers` that are held.
@@ -211,26 +219,32 @@ def choose_held_kernel(
         return
     table += row.to(tl.int64) * stride_table
     logical += pair * widest
+    read += pair * stride_read
     keys += run
     units += run
+    if COVERS:
+        tl.store(chosen + pair, count)
+    mark_unread(read, begin, end, CHUNK, MARKED)
     if doing == HOLDS:
         hold(physical + begin, drawn + pair * widest + begin, keys, units, number, CHUNK)
         tl.store(does + most_rows + row, 1)
-        tl.debug_barrier()  # what was stored is read by other threads
+    tl.debug_barrier()  # other threads read what was stored, and mark what is read
     wanted = wanted_of(begin, end, total, count)
     least, of_equals = threshold_held(keys, number, wanted, CHUNK)
-    lists = (table, finer, physical, logical, 1, 0, True)
-    placed = store_run(0, begin, 0, *lists, CHUNK, LOGICAL)
+    lists = (table, finer, physical, logical, read, 1, 0, True)
+    placed = store_run(0, begin, 0, *lists, CHUNK, LOGICAL, MARKED)
     for first in range(0, number, CHUNK):
         place = first + tl.arange(0, CHUNK)
         unit = tl.load(units + place, mask=place < number, other=0)
         key = load_keys(keys, place, number)
         keep, of_equals = kept(key, least, of_equals)
+        keep &= place < number
+        store_marks(read, unit, keep, keep, MARKED)
         placed = store_table(
-            unit, key, keep & (place < number), placed, table, finer, physical, logical, drawn,
-            1, 0, False, LOGICAL, False,
+            unit, key, keep, placed, table, finer, physical, logical, drawn, 1, 0, False, LOGICAL,
+            False,
         )  # fmt: skip
     since = tl.maximum(until, begin)
     unscored = tl.maximum(wanted - number, 0)
-    placed = store_run(since, since + unscored, placed, *lists, CHUNK, LOGICAL)
-    store_run(end, total, placed, *lists, CHUNK, LOGICAL)
+    placed = store_run(since, since + unscored, placed, *lists, CHUNK, LOGICAL, MARKED)
+    store_run(end, total, placed, *lists, CHUNK, LOGICAL, MARKED)

@@ -99,13 +99,15 @@ class HeldRows:
 
     def choose(self, layer: int, rows: int, buffers: "StepBuffers", watched: bool) -> None:
         """Choose from what is held, for the rows that do, in place of what was selected."""
-        held, plan = self.held, buffers.plan
+        held, plan, marks, cover = self.held, buffers.plan, buffers.marks, buffers.cover
         choose_held_kernel[(rows, self.shape.heads)](
-            buffers.table, *plan[1:5], *plan[6:], held.does, held.places, held.drafts,
-            buffers.selected, buffers.logical, buffers.offsets, held.drawn, held.keys, held.units,
+            buffers.table, *plan[1:5], *plan[6:8], held.does, held.places, held.drafts,
+            buffers.selected, buffers.logical, buffers.offsets, marks,
+            held.counts if cover is None else cover.chosen, held.drawn, held.keys, held.units,
             layer, layer - self.room.first_layer, self.room.layers, self.shape.max_rows,
-            self.room.units, self.shape.max_selected, buffers.table.stride(0), CHUNK=HELD_CHUNK,
-            LOGICAL=watched, num_warps=HELD_WARPS, **early(),
+            self.room.units, self.shape.max_selected, buffers.table.stride(0), marks.stride(1),
+            CHUNK=HELD_CHUNK, LOGICAL=watched, MARKED=self.shape.estimates,
+            COVERS=cover is not None, num_warps=HELD_WARPS, **early(),
         )  # fmt: skip
 
     def commit(self) -> None:

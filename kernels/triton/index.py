@@ -11,6 +11,7 @@ It is the k-means of `sgl_sparsekv.segments.lloyd` in float32, its pieces are in
 are brought below 1 by a power of two, so that no square overflows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ from .kmeans import (
     sum_members,
     write_codes,
 )
-from .launch import capability
+from .launch import capability, tuned_bytes
 from .primitives import padded
 
 REGISTERS = 255
@@ -237,9 +238,8 @@ def index_segments(
     assert codebooks.dtype is keys_like.dtype and keys_like.stride(2) == slots.stride(1) == 1
     labels, centroids, scales = less or (codes, codes, codes)
     grid = (heads * summary.subspaces, len(jobs), len(key_pointers))
-    tuned = index_tuning(
-        dim // summary.subspaces, summary.segment_size, keys_like.dtype.itemsize, capability()
-    )
+    shape = (dim // summary.subspaces, summary.segment_size, tuned_bytes(keys_like.dtype))
+    tuned = index_tuning(*shape, capability())
     constants = constants_of(summary, dim, keys_like.dtype.itemsize, tuned)
     if len(jobs):
         index_kernel[grid](
@@ -267,7 +267,15 @@ def constants_of(
     }  # fmt: skip
 
 
-class SegmentIndexing:
+def jobs_by_skip(skips: torch.Tensor, records: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Jobs of segments that are rows of their own, for each number of tokens that are skipped."""
+    rows = torch.arange(len(records), device=records.device)
+    for skip in skips.unique().tolist():
+        mine = torch.where(skips == skip, records, -1)
+        yield skip, torch.stack((rows, torch.zeros_like(rows), mine), 1).int()
+
+
+class CodeIndexing:
     """`SegmentOps.index_segments`, one layer at a time."""
 
     def index_segments(
@@ -281,11 +289,7 @@ class SegmentIndexing:
     ) -> None:
         """See `Ops.index_segments`; a launch for each number of tokens that are skipped."""
         pointers = torch.tensor([keys.data_ptr()], device=keys.device)
-        rows = torch.arange(len(slots), device=keys.device)
-        skips, records = skips.to(keys.device), records.to(keys.device)
-        for skip in skips.unique().tolist():
-            mine = torch.where(skips == skip, records, -1)
-            jobs = torch.stack((rows, torch.zeros_like(rows), mine), 1).int()
+        for skip, jobs in jobs_by_skip(skips.to(keys.device), records.to(keys.device)):
             index_segments(
                 summary, keys, pointers, slots.int(), jobs, index.codes[None],
                 index.codebooks[None], skip,

@@ -7,7 +7,7 @@ import torch
 import triton
 from sgl_sparsekv.errors import UnsupportedSetup
 
-from .tuning import Tuning, select_by, starts_early, tuning_for
+from .tuning import Tuning, num_splits, select_by, starts_early, tuning_for
 
 OLDEST = (8, 0)
 """Oldest compute capability: bf16 matrix units and asynchronous copies."""
@@ -15,6 +15,8 @@ HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 """Head sizes that are compiled and checked."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Element types of queries and cache."""
+INTERPRETED_SPLITS = 4
+"""Splits of one row and KV head under the interpreter."""
 
 
 def interpreted() -> bool:
@@ -39,9 +41,21 @@ def processors() -> int:
     return 2
 
 
+def tuned_bytes(dtype: torch.dtype) -> int:
+    """Bytes per element that block shapes are chosen by: under the interpreter, which takes longer
+    for more and smaller blocks, those of 16-bit elements."""
+    return 2 if interpreted() else dtype.itemsize
+
+
 def tuning(head_dim: int, dtype: torch.dtype) -> Tuning:
     """Constants for this machine."""
-    return tuning_for(capability(), head_dim, dtype.itemsize)
+    return tuning_for(capability(), head_dim, tuned_bytes(dtype))
+
+
+def splits(heads: int) -> int:
+    """Splits of one row and KV head on this machine: as many fill a GPU, few under the interpreter,
+    which takes as long for one that has nothing to do as for any short program."""
+    return INTERPRETED_SPLITS if interpreted() else num_splits(heads)
 
 
 def selects_by_cuda(units: int) -> bool:

@@ -31,7 +31,7 @@ from .radix import (
     next_digit,
     threshold_of,
 )
-from .select import store_table
+from .select import store_marks, store_table
 
 NOTHING = tl.constexpr(spec.NOTHING)
 POSITION = tl.constexpr(spec.POSITION)
@@ -131,12 +131,13 @@ def narrow_kernel(
     room,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Find the lowest key that is kept of one row and KV head. Grid `[rows, H, programs]`.
 
     Args:
-        formulas, num_units, counts, dense_layers: int32 `[rows]`.
+        formulas, num_units, counts, dense_layers: int32 `[rows]`; counts `[rows, H]` if COVERS.
         best: int32 `[rows, H, 2, room]`: keys by unit, as `select_kernel` leaves them when COUNTED;
             gets the units whose keys lie in the bin of the lowest that is kept, in any order.
         bins: int32 `[rows, H, BINS]`, keys in each; zero afterwards.
@@ -157,7 +158,8 @@ def narrow_kernel(
     nth = tl.arange(0, BINS)
     counted = tl.load(bins + nth, cache_modifier=".cg")
     unit, key = load_chunk(best, program, room // CHUNK, CHUNK)
-    total, count = tl.load(num_units + row), tl.load(counts + row)
+    total = tl.load(num_units + row)
+    count = tl.load(counts + pair) if COVERS else tl.load(counts + row)
     chunks = chunks_of(formulas, num_units, dense_layers, row, layer, CHUNK)
     programs = tl.minimum(tl.num_programs(2), chunks)
     if program >= programs:
@@ -196,24 +198,27 @@ def place_kernel(
     best,
     of_chunks,
     leasts,
+    read,
     does,
     drawn,
     layer,
     room,
     widest,
     stride_table,
+    stride_read,
     entry_scale,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
     LOGICAL: tl.constexpr,
+    MARKED: tl.constexpr,
     HELD: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Write what each chunk of one row and KV head keeps. Grid `[rows, H, programs]`.
 
     Args:
-        table, formulas, num_units, dense_layers, finers, physical, logical, offsets, entry_scale,
-            does, drawn: as of `select_kernel`.
+        table, formulas, num_units, dense_layers, finers, physical, logical, offsets, read, does,
+            drawn, entry_scale: as of `select_kernel`.
         best, of_chunks, leasts: as `narrow_kernel` leaves them.
         CHUNK, CHUNKS: as of it.
         EARLY: see `take_turn`.
@@ -230,6 +235,7 @@ def place_kernel(
     chunks = chunks_of(formulas, num_units, dense_layers, row, layer, CHUNK)
     table += row.to(tl.int64) * stride_table
     logical += pair * widest
+    read += pair * stride_read
     drawn += pair * widest
     holds = tl.load(does + row) == HOLDS if HELD else False
     offset = tl.where(entry_scale == 1, 0, head)
@@ -237,6 +243,7 @@ def place_kernel(
         placed = tl.load(of_chunks + CHUNKS + chunk)
         of_equals = tl.load(of_chunks + 2 * CHUNKS + chunk)
         keep, _ = kept(tl.where(unit < total, key, 0), least, of_equals)
+        store_marks(read, unit, keep, unit < total, MARKED)
         store_table(
             unit, key, keep, placed, table, finer, physical, logical, drawn, entry_scale, offset,
             holds, LOGICAL, HELD,

@@ -11,7 +11,7 @@ from sgl_sparsekv.types import StepShape
 from .launch import early, processors
 from .narrow import narrow_kernel, place_kernel
 from .radix import BINS
-from .spec import CODED
+from .spec import SINGLE
 from .tuning import NARROW_REGISTERS, NARROW_WARPS, SELECT_CHUNK, next_power, score_chunks
 
 LEAST_CHUNKS = 32
@@ -51,7 +51,7 @@ def is_narrowed(ranked: int, count: int) -> bool:
 
 def are_narrowed(shape: StepShape) -> bool:
     """Whether those of a server are: where rows choose among single tokens and keep as many."""
-    return bool(shape.formulas & CODED) and shape.most_ranked > SELECT_CHUNK
+    return bool(shape.formulas & SINGLE) and shape.most_ranked > SELECT_CHUNK
 
 
 def allocate_narrow(rows: int, heads: int, ranked: int, device: torch.device) -> NarrowBuffers:
@@ -70,6 +70,8 @@ def narrow_and_place(
     tickets: torch.Tensor,
     rows_of: Sequence[torch.Tensor],
     lists: Sequence[torch.Tensor],
+    marks: torch.Tensor | None,
+    chosen: torch.Tensor | None,
     holding: tuple[torch.Tensor, torch.Tensor] | None,
     numbers: tuple[int, int, int],
     watched: bool,
@@ -81,6 +83,8 @@ def narrow_and_place(
         best, tickets: of `select_kernel`.
         rows_of: table, formulas, begins, ends, num_units, counts, dense_layers and finers of it.
         lists: physical, logical and offsets of it.
+        marks: read of it; None where nobody is to know what is kept.
+        chosen: of it, in place of the counts; None where KV heads keep as many.
         holding: does and drawn of it; None where no row holds what it chooses.
         numbers: layer, widest and entry_scale of it.
         watched: whether logical units are written.
@@ -94,12 +98,14 @@ def narrow_and_place(
         **early(),
     }  # fmt: skip
     narrow_kernel[grid](
-        formulas, num_units, counts, dense_layers, best, held.bins, held.of_chunks,
-        held.open_count, held.leasts, tickets, layer, best.shape[3], maxnreg=NARROW_REGISTERS,
-        **how,
+        formulas, num_units, counts if chosen is None else chosen, dense_layers, best, held.bins,
+        held.of_chunks, held.open_count, held.leasts, tickets, layer, best.shape[3],
+        COVERS=chosen is not None, maxnreg=NARROW_REGISTERS, **how,
     )  # fmt: skip
+    read = held.leasts if marks is None else marks
     place_kernel[grid](
         table, formulas, num_units, dense_layers, finers, *lists, best, held.of_chunks,
-        held.leasts, *(holding or (tickets, tickets)), layer, best.shape[3], widest,
-        table.stride(0), entry_scale, LOGICAL=watched, HELD=holding is not None, **how,
+        held.leasts, read, *(holding or (tickets, tickets)), layer, best.shape[3], widest,
+        table.stride(0), read.stride(1), entry_scale, LOGICAL=watched, MARKED=marks is not None,
+        HELD=holding is not None, **how,
     )  # fmt: skip

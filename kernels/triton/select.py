@@ -54,6 +54,24 @@ def normalisers(
 
 
 @triton.jit
+def reduced_share(share, there, mean, GROUP: tl.constexpr):
+    """Log of the softmax of a group reduced to one: `[padded GROUP, n]` -> `[n]`.
+
+    Args:
+        share: log of the softmax; anything but where `there`.
+        there: bool, of the same shape.
+        mean: reduction by mean, else by maximum.
+    """
+    share = tl.where(there, share, float("-inf"))
+    rank = tl.max(share, 0)
+    # Counted in floats: LLVM joins booleans of one thread in memory.
+    broken = tl.sum(tl.where(share != share, 1.0, 0.0), 0) > 0
+    if mean:
+        rank += tl.log(tl.sum(tl.where(there, share_of(share, rank[None, :]), 0.0), 0) / GROUP)
+    return tl.where(broken, float("nan"), rank)
+
+
+@triton.jit
 def group_rank(
     logits, parts, unit, begin, end, width,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, MEAN: tl.constexpr, PARTS: tl.constexpr,
@@ -65,12 +83,7 @@ def group_rank(
     where = logits + g[:, None] * width + unit[None, :]
     share = tl.load(where, mask=there, other=float("-inf"))
     share -= normalisers(parts, begin, end, g, BLOCK, GROUP, PARTS)[:, None]
-    rank = tl.max(share, 0)
-    broken = tl.max((share != share).to(tl.int32), 0) > 0
-    if MEAN:
-        rank += tl.log(tl.sum(tl.where(there, share_of(share, rank[None, :]), 0.0), 0) / GROUP)
-    rank = tl.where(broken, float("nan"), rank)
-    return tl.where(inside, rank, float("-inf"))
+    return tl.where(inside, reduced_share(share, there, MEAN, GROUP), float("-inf"))
 
 
 @triton.jit
@@ -96,15 +109,32 @@ def store_table(
 
 
 @triton.jit
+def store_marks(read, unit, keep, exists, MARKED: tl.constexpr):
+    """Say of units whether they are kept, if anybody is to know."""
+    if MARKED:
+        tl.store(read + unit, keep.to(tl.uint8), mask=exists)
+
+
+@triton.jit
+def mark_unread(read, first, last, CHUNK: tl.constexpr, MARKED: tl.constexpr):
+    """As `store_marks`, of all units `[first, last)`, which are not kept."""
+    for start in range(first, last, CHUNK):
+        unit = start + tl.arange(0, CHUNK)
+        store_marks(read, unit, unit < 0, unit < last, MARKED)
+
+
+@triton.jit
 def store_run(
-    first, last, placed, table, finer, physical, logical, scale, offset, ranked,
-    CHUNK: tl.constexpr, LOGICAL: tl.constexpr,
+    first, last, placed, table, finer, physical, logical, read, scale, offset, ranked,
+    CHUNK: tl.constexpr, LOGICAL: tl.constexpr, MARKED: tl.constexpr,
 ):  # fmt: skip
-    """As `store_table`, of all units `[first, last)`; logical ones are written if `ranked`."""
+    """As `store_table`, of all units `[first, last)`, and mark them; logical ones are written if
+    `ranked`."""
     for start in range(first, last, CHUNK):
         unit = start + tl.arange(0, CHUNK)
         place = placed + unit - first
         entry = finer_units(table, unit, unit < last, finer) * scale + offset
+        store_marks(read, unit, unit < last, unit < last, MARKED)
         tl.store(physical + place, entry, mask=unit < last)
         if LOGICAL:
             tl.store(logical + place, unit, mask=(unit < last) & ranked)
@@ -133,16 +163,17 @@ def store_counted(key, unit, exists, keys, bins):
 
 @triton.jit
 def store_chosen(
-    keys, units, total, count, table, finer, physical, logical, drawn, scale, offset, holds,
-    CHUNK: tl.constexpr, LOGICAL: tl.constexpr, HELD: tl.constexpr,
+    keys, units, total, count, table, finer, physical, logical, read, drawn, scale, offset, holds,
+    CHUNK: tl.constexpr, LOGICAL: tl.constexpr, MARKED: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
-    """Choose among the best of all chunks, `[total]` of both, and write the table."""
+    """Choose among the best of all chunks, `[total]` of both, write the table, and mark them."""
     if total <= CHUNK:
         place = tl.arange(0, CHUNK)
         key = load_keys(keys, place, total)
         unit = tl.load(units + place, mask=place < total, other=0, cache_modifier=".cg")
         least, of_equals = threshold_of(key, place < total, count)
         keep, of_equals = kept(key, least, of_equals)
+        store_marks(read, unit, keep, keep, MARKED)
         store_table(
             unit, key, keep, 0, table, finer, physical, logical, drawn, scale, offset, holds,
             LOGICAL, HELD,
@@ -155,6 +186,7 @@ def store_chosen(
             unit = tl.load(units + place, mask=place < total, other=0, cache_modifier=".cg")
             key = load_keys(keys, place, total)
             keep, of_equals = kept(key, least, of_equals)
+            store_marks(read, unit, keep, keep, MARKED)
             placed = store_table(
                 unit, key, keep, placed, table, finer, physical, logical, drawn, scale, offset,
                 holds, LOGICAL, HELD,
@@ -179,7 +211,10 @@ def select_kernel(
     offsets,
     best,
     bins,
+    read,
     tickets,
+    goals,
+    chosen,
     does,
     drawn,
     layer,
@@ -188,6 +223,7 @@ def select_kernel(
     ranked,
     widest,
     stride_table,
+    stride_read,
     entry_scale,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -200,6 +236,8 @@ def select_kernel(
     FINER: tl.constexpr,
     CODED: tl.constexpr,
     COUNTED: tl.constexpr,
+    MARKED: tl.constexpr,
+    COVERS: tl.constexpr,
     HELD: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
@@ -219,7 +257,11 @@ def select_kernel(
             where there is one chunk. When COUNTED, all keys by unit, and nothing behind them.
         bins: int32 `[rows, H, BINS]`, zero before; keys of longer rows are counted in them when
             COUNTED, else anything.
+        read: uint8 `[rows, H, stride_read]`, whether a unit of a row that is not dense is kept;
+            written when MARKED, but not of rows that are left to `narrow_kernel`.
         tickets: int32 `[rows, H]`, zero before and after.
+        goals, chosen: see `cover_kernel`; read when COVERS. What is chosen counts then, and rows
+            with a goal have final scores.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
         does: int32 `[rows]`, see `plan_held_kernel`; read when HELD. A row that HOLDS gets logical
@@ -233,6 +275,10 @@ def select_kernel(
     pair = row.to(tl.int64) * tl.num_programs(1) + head
     formula = tl.load(formulas + row)
     total, count = tl.load(num_units + row), tl.load(counts + row)
+    leaves_ranks = formula >= CLUSTERS
+    if COVERS:
+        count = tl.load(chosen + pair)
+        leaves_ranks = leaves_ranks | (tl.load(goals + row) > 0)
     begin, end = tl.load(begins + row), tl.load(ends + row)
     dense = (formula == NOTHING) | (layer < tl.load(dense_layers + row))
     chunks = tl.cdiv(total, CHUNK)
@@ -241,6 +287,7 @@ def select_kernel(
     table += row.to(tl.int64) * stride_table
     physical += tl.load(offsets + pair)
     logical += pair * widest
+    read += pair * stride_read
     offset = tl.where(entry_scale == 1, 0, head)
     finer = tl.load(finers + row) if FINER else 0
     holds = tl.load(does + row) == HOLDS if HELD else False
@@ -248,9 +295,10 @@ def select_kernel(
     if dense | (formula == POSITION):
         newest = tl.where(dense, begin, total - (count - begin))
         if COPY_DENSE | (formula == POSITION) & (dense == 0):
-            lists = (table, finer, physical, logical, entry_scale, offset, dense == 0)
-            placed = store_run(0, begin, 0, *lists, CHUNK, LOGICAL)
-            store_run(newest, total, placed, *lists, CHUNK, LOGICAL)
+            lists = (table, finer, physical, logical, read, entry_scale, offset, dense == 0)
+            placed = store_run(0, begin, 0, *lists, CHUNK, LOGICAL, MARKED)
+            mark_unread(read, begin, newest, CHUNK, MARKED)
+            store_run(newest, total, placed, *lists, CHUNK, LOGICAL, MARKED)
         return
     logits += pair * GROUP * width
     unit = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -259,7 +307,7 @@ def select_kernel(
     if REDUCED:
         rank = tl.load(logits + unit, mask=inside, other=float("-inf"))
     elif CODED:
-        if formula >= CLUSTERS:
+        if leaves_ranks:
             rank = tl.load(ranks + pair * ranked + unit, mask=inside, other=float("-inf"))
         else:
             rank = group_rank(
@@ -276,6 +324,7 @@ def select_kernel(
     if chunks == 1:
         least, of_equals = threshold_of(key, unit < total, count)
         keep, of_equals = kept(key, least, of_equals)
+        store_marks(read, unit, keep, unit < total, MARKED)
         store_table(
             unit, key, keep, 0, table, finer, physical, logical, drawn, entry_scale, offset, holds,
             LOGICAL, HELD,
@@ -287,10 +336,11 @@ def select_kernel(
         store_counted(key, unit, unit < total, best, bins + pair * BINS)
     else:
         each = tl.minimum(count, CHUNK)
+        store_marks(read, unit, unit < 0, unit < total, MARKED)
         store_best(key, unit, unit < total, count, best + chunk * each, best + room + chunk * each)
         if comes_last(tickets + pair, chunks):
             last = tl.minimum(total - (chunks - 1) * CHUNK, count)
             store_chosen(
                 best, best + room, (chunks - 1) * each + last, count, table, finer, physical,
-                logical, drawn, entry_scale, offset, holds, CHUNK, LOGICAL, HELD,
+                logical, read, drawn, entry_scale, offset, holds, CHUNK, LOGICAL, MARKED, HELD,
             )  # fmt: skip

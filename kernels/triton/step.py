@@ -10,6 +10,8 @@ import triton.language as tl
 from . import spec
 
 NOTHING = tl.constexpr(spec.NOTHING)
+RESIDUALS = tl.constexpr(spec.RESIDUALS)
+REACH = tl.constexpr(spec.REACH)
 NO_STAMP = tl.constexpr(-(2**31))
 """Bit of a table's entry whose unit is full and has no stamp."""
 EVERY = tl.constexpr(2**31 - 1)
@@ -18,7 +20,7 @@ EVERY = tl.constexpr(2**31 - 1)
 @triton.jit
 def plan_row(length, options, ratios, row, stride_options, UNIT: tl.constexpr):
     """Options of a request and its length -> (formula, begin, end, units, count, tail, dense,
-    finer), units being the row's: those of the table have 2^finer of them."""
+    finer, reach, estimates), units being the row's: those of the table have 2^finer of them."""
     options += row * stride_options
     formula = tl.load(options)
     budget, least = tl.load(options + 1), tl.load(options + 2)
@@ -34,7 +36,10 @@ def plan_row(length, options, ratios, row, stride_options, UNIT: tl.constexpr):
     tail = (length - 1) % own + 1
     count = tl.minimum(units, tl.maximum((budget - tail) // own + 1, 1))
     formula = tl.where(count == units, NOTHING, formula)
-    return formula, begin << finer, end << finer, units, count, tail, tl.load(options + 5), finer
+    estimates = tl.where(formula == NOTHING, 0, tl.load(options + 7))
+    reach = tl.where((formula == RESIDUALS) | (estimates != 0), count * own * REACH, 0)
+    dense = tl.load(options + 5)
+    return formula, begin << finer, end << finer, units, count, tail, dense, finer, reach, estimates
 
 
 @triton.jit
@@ -54,6 +59,8 @@ def begin_kernel(
     view_of,
     views,
     viewed,
+    asked,
+    goals,
     width,
     capacity,
     plan_stride,
@@ -65,16 +72,18 @@ def begin_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     VIEWS: tl.constexpr,
+    COVERS: tl.constexpr,
 ):
     """Plan the row at one place and list a block of its units. Grid `[rows, blocks of units]`.
 
     Args:
         request_rows: int64 `[rows]`, rows of `req_to_token`; lengths: int64 or int32 `[rows]`.
         req_to_token: int32 `[requests, context]`.
-        option_table: int32 `[requests, 7]`, named so because a launch keeps the name `options` for
+        option_table: int32 `[requests, 8]`, named so because a launch keeps the name `options` for
             the compiler's; ratios: float64 `[requests]`, 0 for budgets in tokens.
-        plan: int32 `[8, plan_stride]`: formula, begin, end, units, count, tail, dense layers, and
-            how fine the row's units are: those of the table have 2^finer of them.
+        plan: int32 `[10, plan_stride]`: formula, begin, end, units, count, tail, dense layers, how
+            fine the row's units are (those of the table have 2^finer of them), candidates that
+            open clusters hold, and whether clusters answer for what is not read.
         table: int32 `[rows, width]`, physical units, written up to the row's last; negative where
             a full unit has no stamp.
         sealed: uint8 `[units]`.
@@ -85,6 +94,7 @@ def begin_kernel(
             first of its ROWS rows.
         view_of, views, viewed: `of_request`, `records` and `viewed` of `buffers.ViewBuffers`, the
             last with rows of `plan_stride`; anything where VIEWS is false.
+        asked, goals: of `cover_buffers.CoverBuffers`; anything where COVERS is false.
     """
     place, block = tl.program_id(0), tl.program_id(1)
     row = place
@@ -92,7 +102,7 @@ def begin_kernel(
         row = tl.load(order + place)
     request = tl.load(request_rows + row).to(tl.int64)
     length = tl.load(lengths + row).to(tl.int32)
-    formula, begin, end, own_units, count, tail, dense, finer = plan_row(
+    formula, begin, end, own_units, count, tail, dense, finer, reach, estimates = plan_row(
         length, option_table, ratios, request, stride_options, UNIT
     )
     units = tl.cdiv(length, UNIT)
@@ -105,6 +115,10 @@ def begin_kernel(
         tl.store(plan + 5 * plan_stride + row, tail)
         tl.store(plan + 6 * plan_stride + row, dense)
         tl.store(plan + 7 * plan_stride + row, finer)
+        tl.store(plan + 8 * plan_stride + row, reach)
+        tl.store(plan + 9 * plan_stride + row, estimates)
+        if COVERS:
+            tl.store(goals + row, tl.load(asked + request))
         if VIEWS:
             view = tl.load(view_of + request)
             made = tl.load(views + view * stride_view, mask=view >= 0, other=0)

@@ -33,6 +33,10 @@ HELD_CHUNK, HELD_WARPS = 2048, 8
 SELECT_PARTS = 128
 """Blocks of scores whose sums `select` adds at a time."""
 
+COVER_CHUNK, COVER_WARPS = 1024, 8
+"""Scores that a program of `cover` looks at in one go, and its warps: with all registers that a
+thread can have, none spills."""
+
 CUDA_SELECT_THREADS = 1024
 """Threads of `cuda/select.cu`, one block per row and KV head."""
 CUDA_SELECT_UNITS = 9 * 1024

@@ -39,8 +39,10 @@ class DeviceRecords:
             kind.summary.name: metadata.records[kind.summary.name] for kind in step.shape.records
         }
         self._layers, self._geometry = metadata.layout.num_layers, metadata.geometry
-        keys = [pool.get_key_buffer(pool.start_layer + i).data_ptr() for i in range(self._layers)]
-        self._keys = torch.tensor(keys, dtype=torch.int64, device=table.device)
+        caches = [pool.get_kv_buffer(pool.start_layer + i) for i in range(self._layers)]
+        self._pointers = tuple(
+            torch.tensor([cache[i].data_ptr() for cache in caches]).to(table.device) for i in (0, 1)
+        )
         held = step.buffers.records.told
         self._told = torch.zeros(held.shape, dtype=held.dtype, pin_memory=held.is_cuda)
 
@@ -61,15 +63,16 @@ class DeviceRecords:
                 told = torch.tensor(jobs, dtype=torch.int32)
                 if self._table.is_cuda:
                     told = told.pin_memory().to(self._table.device, non_blocking=True)
-                how = (self._all_layers(), self._keys, records.stacked, SINKS)
+                how = (self._all_layers(), self._pointers, records.stacked, SINKS)
                 self._step.build(name, told, self._table, *how)
         self._count()
 
-    def _all_layers(self) -> torch.Tensor:
-        """K of the first layer; what is loaded back into any of them is there by then."""
+    def _all_layers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of the first layer; what is loaded back into any of them is there by then."""
         first = self._pool.start_layer
-        keys = [self._pool.get_key_buffer(first + i) for i in range(self._layers)]
-        return keys[0]
+        caches = [self._pool.get_kv_buffer(first + i) for i in range(self._layers)]
+        keys, values = caches[0]
+        return keys, values
 
     def _count(self) -> None:
         """Ask what was built, and say what was when it was last asked: nothing waits for it."""

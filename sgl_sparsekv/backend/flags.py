@@ -31,6 +31,8 @@ YES_OR_NO = (
     "share_generated",
     "pack_views",
     "admit_packed",
+    "measure",
+    "serve_coverage",
     "validate_requests",
 )
 _HELP = {
@@ -68,6 +70,8 @@ _HELP = {
     "admit_packed": "admit requests counting on that: true or false",
     "check": "compare sampled page metadata with the keys: off, log or raise",
     "check_interval": "decode steps between two checks",
+    "serve_coverage": "on a GPU, serve requests that ask for a coverage: true or false",
+    "measure": "on a GPU, capture graphs that measure what telemetry tells: true or false",
     "validate_requests": "answer 400 to what would end SGLang: true or false",
     "trace": "ZMQ endpoint to publish selections on, e.g. tcp://127.0.0.1:5560",
 }

@@ -22,9 +22,12 @@ from ..selection import load_method
 from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
+from .device_counts import DeviceCounts
 from .device_records import DeviceRecords
-from .gate import DENSE, BreakEven, Cost, activate_gate, predicted_cost
+from .device_telemetry import DeviceTelemetry
+from .gate import DENSE, MEASURED, SPARSE, BreakEven, Cost, activate_gate, predicted_cost
 from .held_places import HeldPlaces
+from .host_copies import HostCopies, activate_copies
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
 from .paged import PagedRoute
@@ -62,13 +65,19 @@ class FusedBackend(SparseKVBackend):
         per_token = shape.heads * (shape.head_dim + shape.v_head_dim) * shape.dtype.itemsize
         cost = predicted_cost(shape.heads, per_token, torch.device(shape.device))
         needed = cost if isinstance(options.dense_below, str) else options.dense_below
-        self.gate = BreakEven(self._host_plan, needed, self.max_rows)
+        self.copies = HostCopies()
+        activate_copies(self.copies)
+        self.table.settle = self.copies.settle
+        self.telemetry, self.counts = self._telemetry(), self._counts()
+        is_due = None if self.telemetry is None else self.telemetry.is_due
+        self.gate = BreakEven(self._host_plan, needed, self.max_rows, is_due)
         activate_gate(self.gate)
         self.table.orders = True
         self._order = np.arange(self.max_rows)
         self._handed_out: list[torch.Tensor] = []
         listen_to_allocator(self._handed_out.append)
         self._sparse = True
+        self._measures = False
         self._extending = False
         self._fields: list[dict[str, torch.Tensor]] = [
             {s.name: self.metadata.fields(s.name, layer) for s in self.metadata.summaries}
@@ -82,6 +91,20 @@ class FusedBackend(SparseKVBackend):
         if shape.held is None:
             return None
         return HeldPlaces(self.step.buffers.holds.asked, shape.held.places)
+
+    def _telemetry(self) -> DeviceTelemetry | None:
+        """What samples steps; None: the server was not started so."""
+        if not self.step.shape.measured:
+            return None
+        how = (self.table, self.layers, self.copies)
+        return DeviceTelemetry(self.step, *how, self.observer.covered)
+
+    def _counts(self) -> DeviceCounts | None:
+        """What counts rows that ask for a coverage; None: none may."""
+        if not self.step.shape.covered:
+            return None
+        how = (self.table, self.layers, self.copies)
+        return DeviceCounts(self.step, *how, self.observer.read)
 
     def _views(self, shape: StepShape, scales: dict[int, float]) -> DeviceViews | None:
         """Where requests may keep views; None: no method that is served does."""
@@ -100,6 +123,9 @@ class FusedBackend(SparseKVBackend):
             return None
         table = self.req_to_token_pool.req_to_token
         found = DeviceRecords(self.step, self.metadata, self.token_to_kv_pool, table)
+        residuals = self.options.residuals
+        if residuals is not None and "residual_pq" not in self.options.methods:
+            self._readers["estimate"] = found.kinds[residuals.name]
         for method in reversed(self.options.methods):
             summary = load_method(method).segments(self.options.index)
             if summary is not None:
@@ -159,7 +185,7 @@ class FusedBackend(SparseKVBackend):
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Host work before a graph is captured or replayed."""
         self._extending = False
-        self._sparse = self._chosen(forward_batch, in_capture)
+        self._take(self._variant(forward_batch, in_capture))
         plan = None if in_capture else self._host_plan(forward_batch)
         if not self._sparse or self._needs_dense:
             self.dense.init_forward_metadata_out_graph(forward_batch, in_capture)
@@ -185,7 +211,7 @@ class FusedBackend(SparseKVBackend):
             return
         if mode.is_decode():
             self.gate.select(forward_batch)
-            self._sparse = self._chosen(forward_batch, False)
+            self._take(self._variant(forward_batch, False))
             plan = self._host_plan(forward_batch)
             if not self._sparse or self._needs_dense:
                 self.dense.init_forward_metadata(forward_batch)
@@ -200,17 +226,21 @@ class FusedBackend(SparseKVBackend):
             self._begin_extend(forward_batch)
         self._extending = not mode.is_decode()
 
-    def _chosen(self, forward_batch: Any, in_capture: bool) -> bool:
-        """Whether this step, or the graph being captured, is sparse."""
+    def _take(self, variant: str) -> None:
+        """What this step, or the graph being captured, does from here on."""
+        self._sparse, self._measures = variant != DENSE, variant == MEASURED
+
+    def _variant(self, forward_batch: Any, in_capture: bool) -> str:
+        """What this step, or the graph being captured, is to do."""
         if forward_batch.batch_size > self.max_rows:
-            return False
+            return DENSE
         if not in_capture:
-            return self.gate.chosen != DENSE
+            return self.gate.chosen
         from sglang.srt.model_executor.runner_utils.capture_mode import (
             get_capture_attention_variant,
         )
 
-        return bool(get_capture_attention_variant() != DENSE)
+        return get_capture_attention_variant() or SPARSE
 
     def _before_step(
         self, plan: HostPlan | None, filled: int = 0, prefilled: Sequence[Written] = ()
@@ -227,9 +257,14 @@ class FusedBackend(SparseKVBackend):
         self._handed_out.clear()
         if self.records is not None:
             self._build_records(plan, prefilled)
+        self.copies.begin_step()
         if plan is None:
             self.observer.begin_step(None, filled)
             return
+        if self.telemetry is not None and self.telemetry.begin_step(plan, self._sparse):
+            self._measures = True
+        if self.counts is not None and self._sparse:
+            self.counts.begin_step(plan)
         for row in plan.rows[plan.rows >= 0].tolist():  # below: given back before this late step
             entry = self.table.entry(row)
             self.option_table.bind(row, entry.options)
@@ -302,7 +337,7 @@ class FusedBackend(SparseKVBackend):
     def _begin_extend(self, forward_batch: Any) -> None:
         """Prefill: list the units that fill; decode rows of a mixed batch are planned as well."""
         self.dense.init_forward_metadata(forward_batch)
-        self._sparse = True
+        self._take(SPARSE)
         if self.views is not None:
             self.views.begin_step()
         launched, self.table.launched = self.table.launched, None
@@ -447,6 +482,10 @@ class FusedBackend(SparseKVBackend):
             self.metadata.sealed, number, grouped, keys, values, self._fields[local],
             layer.scaling, paged, {} if self.records is None else self.records.of_layer(local),
         )  # fmt: skip
+        if self._measures:
+            self.step.measure(number, grouped, keys, layer.scaling)
         if self.options.trace:
-            self.observer.watched(number, self.step.buffers.logical, self._listed(number))
+            held, cover = self.step.buffers, self.step.buffers.cover
+            chosen = None if cover is None else cover.chosen
+            self.observer.watched(number, held.logical, self._listed(number), chosen)
         return out.reshape(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)

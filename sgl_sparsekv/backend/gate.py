@@ -2,18 +2,19 @@
 
 A sparse step reads fewer bytes and pays for choosing them. The saving counts over the whole batch,
 so one long request and many short ones can both be worth it. Each captured batch size has both
-graphs.
+graphs, and a third where sparse steps are measured now and then.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from ..geometry import ceil_div
 from .planner import HostPlan
 
-DENSE, SPARSE = "sparsekv_dense", "sparsekv_sparse"
+DENSE, SPARSE, MEASURED = "sparsekv_dense", "sparsekv_sparse", "sparsekv_measured"
+"""What a step can be; the last is sparse, and tells how much of their attention rows read."""
 FIXED_SECONDS = 9e-6
 """What choosing costs per layer whatever is chosen from: two launches more, and round trips to
 memory before the first byte counts. From instruction counts, as all constants here: they stand
@@ -75,16 +76,22 @@ class BreakEven:
         plan_of: host plan of a batch about to run, or None when no request is known to own it.
         needed: tokens that a step must save, summed over its rows, to be sparse; or what says so.
         max_rows: larger batches are dense.
+        is_due: whether a sparse step is to be measured; None: none ever is.
 
     Attributes:
-        forced: the variant of every batch, while both are measured.
+        capture_labels: the variants, in the order in which they are captured.
+        forced: the variant of every batch, while dense and sparse ones are timed.
     """
 
-    capture_labels: ClassVar[tuple[str, ...]] = (DENSE, SPARSE)
-
     def __init__(
-        self, plan_of: Callable[[Any], HostPlan | None], needed: int | Cost, max_rows: int
+        self,
+        plan_of: Callable[[Any], HostPlan | None],
+        needed: int | Cost,
+        max_rows: int,
+        is_due: Callable[[HostPlan], bool] | None = None,
     ) -> None:
+        self.capture_labels = (DENSE, SPARSE) if is_due is None else (DENSE, SPARSE, MEASURED)
+        self.is_due = is_due
         self.plan_of = plan_of
         self.needed = needed
         self.max_rows = max_rows
@@ -100,11 +107,16 @@ class BreakEven:
         if self.forced is not None:
             self.chosen = self.forced
             return self.chosen
-        plan = self.plan_of(forward_batch)
-        worth = plan is not None and (plan.keeps_views or plan.saved_tokens() >= self._needed(plan))
-        fits = forward_batch.batch_size <= self.max_rows
-        self.chosen = SPARSE if worth and fits else DENSE
+        self.chosen = self._variant(forward_batch)
         return self.chosen
+
+    def _variant(self, forward_batch: Any) -> str:
+        plan = self.plan_of(forward_batch)
+        if plan is None or forward_batch.batch_size > self.max_rows:
+            return DENSE
+        if not plan.keeps_views and plan.saved_tokens() < self._needed(plan):
+            return DENSE
+        return MEASURED if self.is_due is not None and self.is_due(plan) else SPARSE
 
     def _needed(self, plan: HostPlan) -> int:
         if isinstance(self.needed, int):

@@ -249,7 +249,7 @@ class GroupedBackend(SparseKVBackend):
         self.telemetry.attended(group)
         mass = self.telemetry.cover(number, group, q, cache, layer.scaling, lse)
         if mass is not None:
-            self.observer.covered(group, mass)
+            self.observer.covered(group.method.name, mass)
             self.telemetry.certify(number, group, selection, choice.inputs())
         return part
 
@@ -270,6 +270,7 @@ class GroupedBackend(SparseKVBackend):
         self, group: RowGroup, q: torch.Tensor, cache: Cache, layer: Any
     ) -> torch.Tensor:
         """As `_read`, of rows that read what their views list."""
+        assert group.method is not None
         self.telemetry.selecting()
         lists = self.views.lists(layer.layer_id, group.index.tolist())
         self.telemetry.selected()
@@ -279,7 +280,7 @@ class GroupedBackend(SparseKVBackend):
         self.telemetry.attended(group)
         mass = self.telemetry.cover(layer.layer_id, group, q, cache, layer.scaling, lse)
         if mass is not None:
-            self.observer.covered(group, mass)
+            self.observer.covered(group.method.name, mass)
         return part
 
     def _choice(

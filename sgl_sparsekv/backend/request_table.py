@@ -133,6 +133,9 @@ class RequestTable:
         self.view_of: Callable[[RequestOptions, int, int], RequestView | None] | None = None
         """Makes the view of a request from its options, tokens of its prompt and of a block; None:
         one that a CPU serves."""
+        self.settle: Callable[[], None] | None = None
+        """Gives requests what was measured of their steps and has come since; None: nothing is on
+        its way."""
         self.rejected_count = 0
         self._entries: WeakKeyDictionary[object, RequestEntry] = WeakKeyDictionary()
         self._by_row: dict[int, RequestEntry] = {}
@@ -204,7 +207,11 @@ class RequestTable:
     def report(self, rid: str) -> dict[str, Any] | None:
         """Report of a request that runs or has just finished."""
         entry = self._by_rid.get(rid)
-        return None if entry is None else entry.report()
+        if entry is None:
+            return None
+        if self.settle is not None:
+            self.settle()
+        return entry.report()
 
     def is_decode(self, rows: IntArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of the rows of an extend batch decode."""

@@ -78,6 +78,7 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
     heads = model.get_num_kv_heads(parallel.attn_tp_size, parallel.attn_dcp_size)
     group = model.get_total_num_attention_heads() // parallel.attn_tp_size // heads
     unit = options.request.unit_size
+    layers = kvc.layer_info.num_effective_layers
     units = ceil_div(model.context_len + get_req_to_token_extra_context_len(), unit)
     requests = get_schedule().max_running_requests or MOST_ROWS
     finest = finest_unit(options)
@@ -101,15 +102,18 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         reduction=options.reduction,
         finest=finest,
         records=records_of(options, None),
+        estimates=options.residuals is not None,
+        measured=range(layers if options.measures else 0),
+        covered=range(layers if options.covers else 0),
     )
-    layers = kvc.layer_info.num_effective_layers
     return with_held(with_views(shape, options, layers, 0), options, layers, 0)
 
 
 def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
     """Extents of a server's steps; `captured` as of `step_rows`."""
     table, geometry = backend.req_to_token_pool.req_to_token, backend.geometry
-    layout = backend.metadata.layout
+    layout, first = backend.metadata.layout, backend.token_to_kv_pool.start_layer
+    every = range(first, first + layout.num_layers)
     group = layer.tp_q_head_num // layer.tp_k_head_num
     units = ceil_div(table.shape[1], geometry.unit_size)
     finest = finest_unit(backend.options)
@@ -132,15 +136,18 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
         reduction=backend.options.reduction,
         finest=finest,
         records=records_of(backend.options, backend.metadata),
+        estimates=backend.options.residuals is not None,
+        measured=every if backend.options.measures else range(0),
+        covered=every if backend.options.covers else range(0),
     )
-    first = backend.token_to_kv_pool.start_layer
     shape = with_views(shape, backend.options, layout.num_layers, first)
     return with_held(shape, backend.options, layout.num_layers, first)
 
 
 def records_of(options: ServerOptions, metadata: PageMetadata | None) -> tuple[RecordShape, ...]:
-    """Records that served methods rank by; their maps of pages are left out where none is given."""
+    """Records that steps read; their maps of pages are left out where no metadata is given."""
     named = [load_method(name).segments(options.index) for name in options.methods]
+    named.append(options.residuals)
     kinds = dict.fromkeys(summary for summary in named if summary is not None)
     if metadata is None:
         return tuple(RecordShape(summary, 1, 1) for summary in kinds)

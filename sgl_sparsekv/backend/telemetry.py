@@ -12,7 +12,9 @@ within a unit and, where `reselect_every` is above 1, selections of every age.""
 RARELY = 257
 """The same where only `coverage` was asked for: a sample reads everything."""
 NO_DECODE = "no decode step was run: the first token comes from prefill, which is dense"
-ON_DEVICE = "whole decode steps run on the device, where nothing is measured per request"
+UNMEASURED = (
+    "this server measures nothing in its decode steps: start it with --sparsekv-measure true"
+)
 UNTIMED = "kernels of this device run behind the host's clock, so nothing is timed"
 NO_MASS = "attention of a sampled step was not finite, or no layer of this model selects"
 
@@ -40,7 +42,7 @@ class RequestTelemetry:
         every: sparse steps from one sample to the next.
         steps: decode steps that were watched.
         sparse_steps: those in which some layer selected.
-        samples: sparse steps whose attention mass was taken.
+        samples: sparse steps whose attention mass was taken, and is in `masses`.
         masses: by number of the layer.
         floors: lower bounds of them, of methods that have any.
         select_s: seconds in which its groups were scored and selected.
@@ -60,12 +62,16 @@ class RequestTelemetry:
     attends: int = 0
     companions: int = 0
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the attention mass of the next sparse step is to be taken."""
+        return self.sparse_steps % self.every == 0
+
     def begin_step(self, sparse: bool) -> bool:
         """Count a step; whether its attention mass is to be taken."""
-        sample = sparse and self.sparse_steps % self.every == 0
+        sample = sparse and self.is_due
         self.steps += 1
         self.sparse_steps += sparse
-        self.samples += sample
         return sample
 
     def report(self, decode_steps: int) -> dict[str, Any]:
@@ -77,7 +83,7 @@ class RequestTelemetry:
         watched, timed, mass = self.steps > 0, self.attends > 0, self._mass()
         reason = None if timed else UNTIMED
         if not watched:
-            reason = ON_DEVICE if decode_steps else NO_DECODE
+            reason = UNMEASURED if decode_steps else NO_DECODE
         elif mass is None:
             reason = NO_MASS
         return {

@@ -44,6 +44,8 @@ class StepTelemetry:
             everything = plan.dense_rows(last_layer)
             begun = {i: one.begin_step(not everything[i]) for i, one in self._asked.items()}
             self._sampled = {place for place, sample in begun.items() if sample}
+            for place in self._sampled:
+                self._asked[place].samples += 1
 
     def selecting(self) -> None:
         """A group's turn in a layer begins."""

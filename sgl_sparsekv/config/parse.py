@@ -73,16 +73,16 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
         options = replace(server.request, **raw)
     except ValueError as error:
         raise RequestOptionError(f"sparsekv.{error}") from None
-    refusal = unfused(server.device, options)
-    if refusal:
-        raise RequestOptionError(f"sparsekv.{refusal}")
     if server.device in FUSED_DEVICES:
         options = _held(options, server, "reselect_every" in raw)
+    refusal = unfused(server.device, options, server.covers)
+    if refusal:
+        raise RequestOptionError(f"sparsekv.{refusal}")
     if options.estimates and server.residuals is None:
-        remedy = "keeps no clusters: start it with --sparsekv-estimate true"
-        if server.device in FUSED_DEVICES:
-            remedy = f"has no kernels for it on device {server.device}"
-        raise RequestOptionError(f"sparsekv.estimate must be false on this server, which {remedy}")
+        raise RequestOptionError(
+            "sparsekv.estimate must be false on this server, which keeps no clusters: start it "
+            "with --sparsekv-estimate true"
+        )
     if options.share_generated and not server.request.share_generated:
         raise RequestOptionError(
             "sparsekv.share_generated must be false on a server that was started with it off, "
@@ -114,14 +114,14 @@ def _held(options: RequestOptions, server: ServerOptions, named: bool) -> Reques
             f"server was started with, got {every}"
         )
     within = type(options.budget) is type(own) and options.budget <= own
-    if every == 1 or within:
-        return options
-    if named:
+    if not named and (not within or options.coverage is not None):
+        return replace(options, reselect_every=1)
+    if every > 1 and not within:
         raise RequestOptionError(
             f"sparsekv.reselect_every must be 1 on device {server.device} with a budget that is "
             f"not within the server's, {own}, got {every}"
         )
-    return replace(options, reselect_every=1)
+    return options
 
 
 def _method_list(value: object) -> tuple[str, ...]:

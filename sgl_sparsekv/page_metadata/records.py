@@ -168,14 +168,12 @@ def write_records(
         into: arrays of the layer, written at `records`.
         records: int64 `[n]`.
     """
-    keys, values = cache
+    keys, _ = cache
     if isinstance(summary, BoundSummary):
         into["planes"][records] = summary.page.summarise(keys[slots])
         return
     if isinstance(summary, ResidualSummary):
-        found = summary.build(ops.index_segments, keys[slots], values[slots], skips)
-        for name, array in found.items():
-            into[name][records] = array
+        ops.index_residuals(summary, cache, slots, skips, into, records)
         return
     assert isinstance(summary, CodeSummary)
     index = SegmentIndex(into["codes"], into["codebooks"], records[None].int())

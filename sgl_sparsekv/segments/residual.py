@@ -25,11 +25,13 @@ BITS = 4
 @cache
 def residuals(segment_size: int, subspaces: int) -> ResidualSummary:
     """The summary of segments of so many tokens, what is left of a key having so many codes."""
-    return ResidualSummary("residuals", segment_size, subspaces, partial(build, subspaces))
+    learned = (products(segment_size, 1, BITS), products(segment_size, subspaces, BITS))
+    how = partial(build, learned)
+    return ResidualSummary("residuals", segment_size, subspaces, learned, how)
 
 
 def build(
-    subspaces: int,
+    learned: tuple[CodeSummary, CodeSummary],
     index: IndexSegments,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -40,7 +42,7 @@ def build(
     Keys and values that are not finite count as zero.
 
     Args:
-        subspaces: sub-vectors of what is left of a key.
+        learned: see `ResidualSummary`.
         index: a device's `Ops.index_segments`; makes clusters and codes.
         keys: K `[n, S, H, D]` of the segments' tokens.
         values: V `[n, S, H, Dv]`.
@@ -49,9 +51,9 @@ def build(
     Returns:
         the arrays of `ResidualSummary.shapes`, each `[n, H, ...]`.
     """
-    size, dim = keys.shape[1], keys.shape[-1]
+    dim = keys.shape[-1]
     keys, values = (x.nan_to_num(0.0, 0.0, 0.0) for x in (keys, values))
-    labels, means = _coded(index, products(size, 1, BITS), keys, skips)
+    labels, means = _coded(index, learned[0], keys, skips)
     centroids, centroid_scales = quantised(means[:, :, 0].float())
     labels = labels[:, :, 0]
     places, ends = by_cluster(labels)
@@ -59,7 +61,7 @@ def build(
         2, labels.long()[..., None].expand(-1, -1, -1, dim)
     )
     rest = (keys.float() - own.movedim(1, 2)).to(keys.dtype)
-    codes, books = _coded(index, products(size, subspaces, BITS), rest, skips)
+    codes, books = _coded(index, learned[1], rest, skips)
     books, book_scales = quantised(books.float().flatten(3))
     mean_values = _means(values, labels, skips)
     mean_values, value_scales = quantised(mean_values)

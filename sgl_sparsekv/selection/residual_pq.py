@@ -22,6 +22,7 @@ class ResidualPQ(CodedMethod):
     """Token ranking by table look-up, and an estimate of the rest."""
 
     name = "residual_pq"
+    formula = "residuals"
     citation = "Product quantization for nearest neighbor search, TPAMI 2011"
     estimates = True
     tells_shares = True

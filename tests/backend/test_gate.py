@@ -10,6 +10,7 @@ import torch
 from sgl_sparsekv.backend import gate
 from sgl_sparsekv.backend.gate import (
     DENSE,
+    MEASURED,
     SPARSE,
     BreakEven,
     Cost,
@@ -66,8 +67,29 @@ def test_while_both_are_measured_one_is_forced() -> None:
             assert asked.select(SimpleNamespace(batch_size=rows)) == asked.chosen == variant
 
 
-def test_both_variants_are_captured() -> None:
-    assert BreakEven.capture_labels == ("sparsekv_dense", "sparsekv_sparse")
+@pytest.mark.parametrize("due", [False, True])
+def test_a_sparse_step_is_measured_where_a_sample_is_due(due: bool) -> None:
+    """Never a dense one, and nobody is asked about those."""
+    asked: list[int] = []
+
+    def is_due(plan: Any) -> bool:
+        asked.append(plan.saved)
+        return due
+
+    for saved, variant in ((99, DENSE), (100, MEASURED if due else SPARSE)):
+        told = SimpleNamespace(
+            saved_tokens=lambda saved=saved: saved, keeps_views=False, saved=saved
+        )
+        gate: Any = BreakEven(lambda batch, told=told: told, 100, 4, is_due)
+        assert gate.select(SimpleNamespace(batch_size=4)) == gate.chosen == variant
+    assert asked == [100]
+
+
+def test_a_third_variant_is_captured_only_where_samples_can_be_due() -> None:
+    """Dense comes first: what a sparse graph needs at once has room in it for the others'."""
+    assert chosen(100, 1).capture_labels == ("sparsekv_dense", "sparsekv_sparse")
+    measuring = BreakEven(lambda batch: None, 100, 4, lambda plan: True)
+    assert measuring.capture_labels == (DENSE, SPARSE, "sparsekv_measured")
 
 
 def card(**properties: float) -> Any:

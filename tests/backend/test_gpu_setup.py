@@ -40,6 +40,11 @@ def one_sentence(error: BaseException) -> str:
         ),
         ({"device": "triton", "admit_packed": True}, "rows are packed on a CPU only"),
         (
+            {"device": "triton", "measure": True, "attend": "fa3"},
+            "must be false with a stock kernel",
+        ),
+        ({"device": "triton", "telemetry": True, "attend": "fa2"}, "got attend fa2"),
+        (
             {"device": "triton", "attend": "fa2", "method": "snapkv"},
             "attend must be triton with method snapkv, whose KV heads read different numbers",
         ),

@@ -4,6 +4,7 @@ The kernels are the Triton ones, in its interpreter; the graph is a fake that ru
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from helpers.fake_graph import FakeGraph, Forbidden, Quiet
 from helpers.graph_server import (
+    ASKED_CLUSTERED,
     ASKED_FINER,
     ASKED_HELD,
     ASKED_TWO_LEVELS,
+    CLUSTERED,
     FINER,
     LAYERS,
     SHORT_SEGMENTS,
@@ -23,6 +26,7 @@ from helpers.graph_server import (
     Server,
     capture,
     draw,
+    few_iterations,
     layer_of,
 )
 
@@ -45,15 +49,20 @@ def pair(sglang: None) -> Any:
         yield Server(patch), Server(patch)
 
 
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Rows are longer than one program of `select` takes."""
+    from sgl_sparsekv.kernels.triton import buffers, fused, narrow_ops
+
+    for module in (buffers, fused, narrow_ops):
+        patch.setattr(module, "SELECT_CHUNK", 128)
+
+
 @pytest.fixture(scope="module")
 def finer_pair(sglang: None) -> Any:
     """The same of methods that choose less than whole units, two of them by segment records; rows
     are longer than one program's."""
-    from sgl_sparsekv.kernels.triton import buffers, fused, narrow_ops
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (buffers, fused, narrow_ops):
-            patch.setattr(module, "SELECT_CHUNK", 128)
+    with pytest.MonkeyPatch.context() as patch, few_iterations():
+        shorten(patch)
         how = {"methods": FINER, "asked": ASKED_FINER, "index": SHORT_SEGMENTS}
         yield Server(patch, **how), Server(patch, **how)
 
@@ -95,40 +104,90 @@ def test_replays_of_held_selections_equal_eager_steps(sglang: None) -> None:
     """A period begins with scores, goes on without any, and is over for who is another request."""
     from sgl_sparsekv.kernels.triton.spec import HOLDS, ORDINARY, USES
 
-    from sgl_sparsekv.backend.gate import SPARSE
-
     with pytest.MonkeyPatch.context() as patch:
         how = {"asked": ASKED_HELD, "request": RequestOptions(reselect_every=8, budget=160)}
-        graphed, eager = Server(patch, **how), Server(patch, **how)
-        inputs, plain = Inputs.of(4), Inputs.of(4)
-        graph, out = capture(graphed, inputs, SPARSE)
-        both, lengths = ((graphed, inputs), (eager, plain)), {1: 400, 2: 300, 3: 333, 4: 350}
-        for server, where in both:
-            server.launch(where, list(lengths.values()), list(lengths), 0)
-        seen = []
-        for number in range(4):
-            lengths = {row: length + 1 for row, length in lengths.items()}
-            for server, where in both:
-                server.go_on(where, lengths)
-                draw(where, number)
-            if number == 3:  # its first step told the device whose it is; now it was retracted
-                for server, _ in both:
-                    server.requests.entry(4).retractions = 1
-                rows = list(lengths)
-                graphed.backend.held.bind(rows, [graphed.requests.entry(row) for row in rows])
-            assert graphed.backend.gate.select(inputs.batch) == SPARSE
-            with Quiet() if number else nullcontext():
-                graphed.backend.init_forward_metadata_out_graph(inputs.batch)
-            graph.replay()
-            eager.backend.init_forward_metadata(plain.batch)
-            assert torch.equal(out, eager.step(plain))
-            seen.append(graphed.backend.step.buffers.holds.does[0, :4].tolist())
+        pair = Server(patch, **how), Server(patch, **how)
+        graph, did = go_on(pair, {1: 400, 2: 300, 3: 333, 4: 350}, 4, retracted=4)
         each = {1: [HOLDS, USES, USES, HOLDS], 2: [HOLDS, USES, HOLDS, USES]}
         each |= {3: [ORDINARY] * 4, 4: [HOLDS, USES, USES, HOLDS]}
-        assert dict(zip(lengths, map(list, zip(*seen, strict=True)), strict=True)) == each
+        assert did == each
         layer = ["score_kernel", "select_kernel", "choose_held_kernel", "attend_kernel"]
         once = ["forget_kernel", "begin_kernel", "plan_held_kernel"]
         assert graph.launches == [*once, *layer * LAYERS, "seal_kernel", "commit_held_kernel"]
+
+
+def test_replays_of_held_selections_of_clusters_equal_eager_steps(sglang: None) -> None:
+    """What is not read is answered for in every step, whatever was ranked in it."""
+    from sgl_sparsekv.kernels.triton.spec import HOLDS, USES
+
+    with pytest.MonkeyPatch.context() as patch, few_iterations():
+        shorten(patch)
+        request = RequestOptions(reselect_every=3, budget=160)
+        asked = [replace(options, reselect_every=3) for options in ASKED_CLUSTERED[::2]]
+        how = {"methods": CLUSTERED, "asked": asked, "index": SHORT_SEGMENTS, "request": request}
+        pair = Server(patch, **how), Server(patch, **how)
+        graph, did = go_on(pair, {1: 400, 2: 300}, 2)
+        assert did == {1: [HOLDS, USES], 2: [HOLDS, USES]}
+        layer = graph.launches[-8:-2]
+        assert layer == [
+            *("select_kernel", "narrow_kernel", "place_kernel"),
+            *("choose_held_kernel", "rest_kernel", "attend_kernel"),
+        ]
+
+
+def go_on(
+    pair: Any, lengths: dict[int, int], steps: int, retracted: int = 0
+) -> tuple[FakeGraph, dict[int, list[int]]]:
+    """Steps of the same rows, replayed and without a graph: the graph, and what each row did.
+
+    Args:
+        pair: servers, of which the first replays.
+        lengths: tokens of each row in front of the first step.
+        steps: their number.
+        retracted: row of a request that was, in front of the last one.
+    """
+    from sgl_sparsekv.backend.gate import SPARSE
+
+    graphed, eager = pair
+    inputs, plain = Inputs.of(len(lengths)), Inputs.of(len(lengths))
+    graph, out = capture(graphed, inputs, SPARSE)
+    both = ((graphed, inputs), (eager, plain))
+    for server, where in both:
+        server.launch(where, list(lengths.values()), list(lengths), 0)
+    did: dict[int, list[int]] = {row: [] for row in lengths}
+    for number in range(steps):
+        lengths = {row: length + 1 for row, length in lengths.items()}
+        for server, where in both:
+            server.go_on(where, lengths)
+            draw(where, number)
+        if retracted and number == steps - 1:  # its first step told the device whose it is
+            for server, _ in both:
+                server.requests.entry(retracted).retractions = 1
+            rows = list(lengths)
+            graphed.backend.held.bind(rows, [graphed.requests.entry(row) for row in rows])
+        assert graphed.backend.gate.select(inputs.batch) == SPARSE
+        with Quiet() if number else nullcontext():
+            graphed.backend.init_forward_metadata_out_graph(inputs.batch)
+        graph.replay()
+        eager.backend.init_forward_metadata(plain.batch)
+        assert torch.equal(out, eager.step(plain))
+        does = graphed.backend.step.buffers.holds.does[0].tolist()
+        for row, doing in zip(did, does, strict=False):
+            did[row].append(doing)
+    return graph, did
+
+
+def test_replays_of_clusters_equal_eager_steps(sglang: None) -> None:
+    """Some clusters are looked into, others answer as a whole; rows without any stand beside."""
+    with pytest.MonkeyPatch.context() as patch, few_iterations():
+        shorten(patch)
+        how = {"methods": CLUSTERED, "asked": ASKED_CLUSTERED, "index": SHORT_SEGMENTS}
+        pair = Server(patch, **how), Server(patch, **how)
+        check_replays(pair, (4,), BATCHES[:2])
+        for server in pair:
+            held = server.backend.step.buffers
+            assert (held.records.table >= 0).any() and (held.records.told[:, 0] > 0).all()
+            assert (held.clusters.opened > 0).any()
 
 
 def check_replays(pair: Any, sizes: tuple[int, ...], batches: tuple[Any, ...]) -> None:

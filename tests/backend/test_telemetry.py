@@ -15,9 +15,9 @@ from sgl_sparsekv.backend import telemetry_step
 from sgl_sparsekv.backend.telemetry import (
     NO_DECODE,
     NO_MASS,
-    ON_DEVICE,
     RARELY,
     SAMPLE_EVERY,
+    UNMEASURED,
     UNTIMED,
     LayerMass,
     RequestTelemetry,
@@ -119,6 +119,40 @@ def test_decode_inside_a_mixed_batch_is_measured_alike(host: Host) -> None:
     assert told["attention_mass"]["mean"] == pytest.approx(mean, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("method", ["quest", "streaming", "shadowkv", "clusterkv", "snapkv"])
+def test_steps_that_run_on_the_device_are_measured_alike(sglang: None, method: str) -> None:
+    """Sampled as on a CPU, beside one that did not ask; inside a mixed batch too; times are not."""
+    host = Host("rust", PAGE, PAGES, kind="fused", measure=True)
+    other = begin(host, 3, SPARSE | {"method": "streaming"})
+    live = begin(host, 2, ASKING | {"method": method, "dense_layers": 1, "renew_every": 0})
+    masses: dict[str, list[float]] = {str(layer): [] for layer in range(1, LAYERS)}
+
+    def take(place: int) -> None:
+        for layer in range(1, LAYERS):
+            masses[str(layer)] += brute_masses(host, live, layer, place)
+
+    third = host.start(prompt(1), SPARSE)
+    host._forward([host._admit(third, 40), *host._grow([live])], extend=1)
+    take(0)
+    host._append_output(live)
+    for _ in range(SAMPLE_EVERY):
+        host._forward(host._grow([other, live]), 0)
+        host._append_output(other)
+        host._append_output(live)
+    take(1)
+    host.backend.table.settle()
+    told = telemetry_of(host, live)
+    assert told["how"] == "sampled" and told["sampled_steps"] == 2
+    assert told["reason"] == UNTIMED and told["select_ms"] is None is told["certificate"]
+    mass = told["attention_mass"]
+    assert 0 < mass["least"] <= mass["mean"] < 1
+    assert mass["layers"] == {
+        layer: pytest.approx(sum(found) / len(found), abs=TOLERANCE)
+        for layer, found in masses.items()
+    }
+    assert host.backend.table.entry(other.row).telemetry == RequestTelemetry()
+
+
 def outputs_of(host: Host, options: list[dict[str, Any]]) -> list[torch.Tensor]:
     """Outputs of every layer and step of requests that decode together past a sampled step."""
     lives, seen = [begin(host, i + 1, own) for i, own in enumerate(options)], []
@@ -214,7 +248,7 @@ def test_samples_fall_on_every_tail_and_on_selections_of_every_age() -> None:
 
 
 def test_what_was_not_measured_is_null_with_a_reason(sglang: None) -> None:
-    """Before any decode step; on a GPU, where whole steps run on the device; untimed kernels."""
+    """Before any decode step; on a GPU whose graphs do not measure; untimed kernels."""
     numbers = (
         "attention_mass",
         "certificate",
@@ -225,7 +259,7 @@ def test_what_was_not_measured_is_null_with_a_reason(sglang: None) -> None:
     )
     fused = Host("rust", PAGE, PAGES, kind="fused")
     live = begin(fused, 2, ASKING)
-    for reason, steps in ((NO_DECODE, 0), (ON_DEVICE, 1)):
+    for reason, steps in ((NO_DECODE, 0), (UNMEASURED, 1)):
         if steps:
             fused.decode([live])
         told = telemetry_of(fused, live, steps)

@@ -82,12 +82,8 @@ class Served:
     @classmethod
     def start(cls, patch: pytest.MonkeyPatch, methods: tuple[str, ...]) -> "Served":
         """Graphs first, as SGLang has it; no request is there yet."""
-        from sgl_sparsekv.kernels.triton import buffers, fused
-
         from sgl_sparsekv.backend.gate import SPARSE
 
-        for module in (buffers, fused):
-            patch.setattr(module, "num_splits", lambda heads: 4)  # the interpreter runs idle ones
         server, inputs = Server(patch, methods=methods), Inputs.of(4)
         return cls(server, inputs, *capture(server, inputs, SPARSE))
 

@@ -11,6 +11,7 @@ FLOORS = {
     "shadowkv": 8 * 4096 * 258,
     "clusterkv": 8 * 64 * (512 + 32 * 256),
     "pqcache": 8 * 64 * (4 * 512 + 16 * 256),
+    "residual_pq": 8 * 64 * (3 * 16 * 128 + 4 * 36 + 512 * 4 + 16 * 2),
 }
 """Bytes of metadata of 32k tokens and 8 KV heads of 128 channels."""
 
@@ -29,6 +30,14 @@ def test_finer_units_read_hardly_more(method: str) -> None:
     """An entry of the list is 4 bytes beside 512 of K and V."""
     found = layer("h200", method, 32_768, 1, 512)
     assert 0.999 < found.bytes_over_pages < 1.01
+
+
+def test_one_program_opens_the_clusters_of_a_row() -> None:
+    """16 for each segment of 512, 256 at a time, whatever the batch."""
+    choose = [layer("h200", "residual_pq", 1 << 17, n, 512).choose for n in (1, 2)]
+    read = FLOORS["residual_pq"] * 4 * 2 / 4.2e6 / 0.85
+    assert choose[1] - choose[0] == pytest.approx(read + 3 * 2 * 0.5)
+    assert choose[0] > 16 * 1.2 + 4 + read
 
 
 def test_tokens_are_chosen_in_parallel() -> None:

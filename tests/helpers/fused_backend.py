@@ -20,6 +20,7 @@ def fused_backend(memory: Any) -> Any:
     """`FusedBackend` as its constructor leaves it, without a model runner."""
     from sgl_sparsekv.backend.fused import FusedBackend
     from sgl_sparsekv.backend.gate import BreakEven
+    from sgl_sparsekv.backend.host_copies import HostCopies, activate_copies
     from sgl_sparsekv.backend.option_table import OptionTable
 
     backend = FusedBackend.__new__(FusedBackend)
@@ -36,20 +37,25 @@ def fused_backend(memory: Any) -> Any:
     def selected(layer: int, *told: Any) -> None:
         report(backend, layer, *told)
 
-    def keys_of() -> list[torch.Tensor]:
-        return [memory.pool.get_key_buffer(layer) for layer in range(LAYERS)]
+    def caches_of() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [memory.pool.get_kv_buffer(layer) for layer in range(LAYERS)]
 
-    backend.step = TorchFused(step_shape(memory), selected, keys_of)
+    backend.step = TorchFused(step_shape(memory), selected, caches_of)
     backend.max_rows = backend.step.shape.max_rows
     backend.option_table = OptionTable(backend.step, memory.options.request)
     backend.held = backend._held(backend.step.shape)
     backend.views = backend._views(backend.step.shape, dict.fromkeys(range(LAYERS), SCALE))
     backend._readers = {}
     backend.records = backend._records(backend.step.shape)
-    backend.gate = BreakEven(backend._host_plan, 0, backend.max_rows)
+    backend.copies = HostCopies()
+    activate_copies(backend.copies)
+    backend.table.settle = backend.copies.settle
+    backend.telemetry, backend.counts = backend._telemetry(), backend._counts()
+    is_due = None if backend.telemetry is None else backend.telemetry.is_due
+    backend.gate = BreakEven(backend._host_plan, 0, backend.max_rows, is_due)
     backend.table.orders, backend._order = True, np.arange(backend.max_rows)
     backend._handed_out = []
-    backend._sparse, backend._extending = True, False
+    backend._sparse, backend._measures, backend._extending = True, False, False
     backend._fields = [
         {s.name: memory.metadata.fields(s.name, layer) for s in memory.metadata.summaries}
         for layer in range(LAYERS)
@@ -83,6 +89,9 @@ def step_shape(memory: Any) -> StepShape:
         reduction=memory.options.reduction,
         records=records_of(memory.options, memory.metadata),
         held=HeldShape(table.shape[0], LAYERS, 0, units),
+        estimates=memory.options.residuals is not None,
+        measured=range(LAYERS if memory.options.measures else 0),
+        covered=range(LAYERS if memory.options.covers else 0),
     )
     return with_views(shape, memory.options, LAYERS, 0)
 
@@ -95,6 +104,7 @@ def report(
     dense: bool,
     unit: int,
     records: torch.Tensor | None = None,
+    rest: torch.Tensor | None = None,
 ) -> None:
     """Tell the recorder what a row read, as the grouped backend's observer hears it."""
     selection = replace(selection, counts=per_head(selection.counts, HEADS))
@@ -104,7 +114,7 @@ def report(
         unit_size=unit,
         take=lambda rows: rows[place : place + 1],
         records=records,
-        rest=None,
+        rest=rest,
     )
     if dense:
         backend.observer.dense(layer, group)

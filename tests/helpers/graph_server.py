@@ -3,7 +3,8 @@
 The kernels are the real ones; the graph is a fake that runs what it recorded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from sgl_sparsekv.backend.prefix_order import BLOCK
 from sgl_sparsekv.config import RequestOptions, ServerOptions
+from sgl_sparsekv.segments import index, residual
 from sgl_sparsekv.selection import IndexOptions
 
 from .fake_graph import FakeGraph
@@ -49,7 +51,28 @@ ASKED_HELD = (
     RequestOptions("streaming", 160, dense_layers=0, reselect_every=4),
     RequestOptions("quest", 160, dense_layers=0, reselect_every=8),
 )
-SHORT_SEGMENTS = IndexOptions(256, 32, 256, 1, 2)
+CLUSTERED = ("full", "quest", "residual_pq")
+ASKED_CLUSTERED = (
+    RequestOptions("residual_pq", 48, sink=0, window=3, dense_layers=0),
+    RequestOptions("residual_pq", 0.2, sink=0, window=3, dense_layers=1, estimate=False),
+    RequestOptions("quest", 160, dense_layers=0, estimate=True),
+    RequestOptions("quest", 160, dense_layers=0),
+    RequestOptions("full"),
+)
+SHORT_SEGMENTS = IndexOptions(256, 32, 256, 1, 2, residual_segment=128, residual_subspaces=2)
+
+
+@contextmanager
+def few_iterations() -> Iterator[None]:
+    """Records of two iterations: how good they are does not matter here, and k-means is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ITERATIONS", "PQ_ITERATIONS"):
+            patch.setattr(index, name, 2)
+        for summary in (index.clusters, index.products, residual.residuals):
+            summary.cache_clear()
+        yield
+    for summary in (index.clusters, index.products, residual.residuals):
+        summary.cache_clear()
 
 
 class Pool:

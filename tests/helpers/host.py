@@ -60,8 +60,10 @@ class Host(Steps):
         """Options as far as this host serves them."""
         if options.get("method") not in (None, *self.options.methods):
             options = options | {"method": "quest"}
-        if self.kind == "fused":  # it selects as much for every KV head
-            options = options | {"coverage": None, "budget_split": "even", "estimate": None}
+        if self.kind == "fused":  # KV heads share no budget, and a coverage holds no selection
+            options = options | {"budget_split": "even", "estimate": None}
+            options |= {} if self.covers else {"coverage": None}
+            options |= {} if options.get("coverage") is None else {"reselect_every": 1}
         return options
 
     def prefill(

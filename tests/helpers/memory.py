@@ -52,6 +52,7 @@ class Memory:
         poison: fill K, V and page metadata of freed pages with NaN.
         kind: "grouped" or "fused", how the backend decodes.
         records: segment records of each kind; None: as many as a server has.
+        measure, covers: the server options `measure` and `serve_coverage`.
     """
 
     core: str
@@ -62,6 +63,8 @@ class Memory:
     rows: int = 6
     kind: str = "grouped"
     records: int | None = None
+    measure: bool = False
+    covers: bool = False
     model: ToyModel = field(init=False)
     fail_next_alloc: bool = False
 
@@ -70,7 +73,12 @@ class Memory:
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 
         self.model = ToyModel(self.dtype)
-        self.options = ServerOptions(methods=self.methods, index=self.index)
+        self.options = ServerOptions(
+            methods=self.methods,
+            index=self.index,
+            measure=self.measure,
+            serve_coverage=self.covers,
+        )
         pool_class = kv_pool.pool_class(
             MHATokenToKVPool,
             kv_pool.summaries(self.options),

@@ -85,7 +85,11 @@ class Recorder:
         """See `StepObserver.read_beside`."""
         self.backend.table.entry(int(self.plan.rows[place])).read(tokens, heads)
 
-    def covered(self, group: Any, mass: torch.Tensor) -> None:
+    def read(self, entry: Any, tokens: int, heads: int) -> None:
+        """See `StepObserver.read`."""
+        entry.read(tokens, heads)
+
+    def covered(self, method: str, mass: torch.Tensor) -> None:
         """See `StepObserver.covered`."""
 
     def end_layer(self, layer: int, keys: torch.Tensor) -> None:

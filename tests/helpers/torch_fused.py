@@ -10,49 +10,73 @@ from typing import Any
 
 import torch
 from sgl_sparsekv.kernels.triton.buffers import VIEW_FIELDS, allocate_views, of_records
+from sgl_sparsekv.kernels.triton.cover_buffers import allocate_cover
 from torch.nn.utils.rnn import pad_sequence
 
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata.records import write_records
-from sgl_sparsekv.segment_records import SegmentBounds, SegmentIndex
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentBounds, SegmentIndex
+from sgl_sparsekv.selection.clusterkv import ClusterKV
 from sgl_sparsekv.selection.mean_std import MeanStd
+from sgl_sparsekv.selection.oracle import Oracle
+from sgl_sparsekv.selection.pqcache import PQCache
 from sgl_sparsekv.selection.quest import Quest
+from sgl_sparsekv.selection.sampling import covering_selection
 from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT, ShadowKV
 from sgl_sparsekv.selection.two_level import BOUNDS, SEGMENT, TwoLevel, TwoLevelExact
-from sgl_sparsekv.types import Candidates, ScoreInputs, Selection, StepShape
+from sgl_sparsekv.summaries import ResidualSummary
+from sgl_sparsekv.types import (
+    Candidates,
+    Goal,
+    KeptUnits,
+    Reduction,
+    ScoreInputs,
+    Selection,
+    StepShape,
+)
 
 CODED = ("clusters", "products")
+REST = "residuals"
 LEVELS = {method.formula: method for method in (TwoLevel(), TwoLevelExact())}
-FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact", "landmark", *CODED, *LEVELS)
-RECORDS = {name: name for name in CODED} | dict.fromkeys(LEVELS, BOUNDS.name)
+PLAIN = ("nothing", "position", "min_max", "mean_std", "exact", "landmark")
+FORMULAS = (*PLAIN, *CODED, *LEVELS, REST)
+RECORDS = {name: name for name in (*CODED, REST)} | dict.fromkeys(LEVELS, BOUNDS.name)
 """Records that a formula reads."""
+COVERED = {m.formula: m for m in (Quest(), MeanStd(), Oracle(), ClusterKV(), PQCache())}
+"""Formulas whose scores tell shares."""
 SUMMARIES = {s.name: s for s in (Quest.summary, MeanStd.summary, LANDMARK, MISFIT)}
 
 
 class TorchFused:
     """See `FusedDecode`; `selected` hears what a row read in a layer: its place, the selection,
-    whether that is everything, tokens of a unit, and records; `keys_of` gives K of all layers."""
+    whether that is everything, tokens of a unit, records, and those that answer for the rest;
+    `caches_of` gives K and V of all layers."""
 
     nbytes = 0
 
     def __init__(
         self,
         shape: StepShape,
-        selected: Callable[[int, int, Selection, bool, int, torch.Tensor | None], None],
-        keys_of: Callable[[], list[torch.Tensor]],
+        selected: Callable[..., None],
+        caches_of: Callable[[], list[tuple[torch.Tensor, torch.Tensor]]],
     ) -> None:
         self.shape = shape
         self.selected = selected
-        self.keys_of = keys_of
+        self.caches_of = caches_of
         self.ops = load_ops("reference")
         self.geometry = Geometry(shape.page_size, shape.unit_size)
         self.buffers = SimpleNamespace(
-            options=torch.zeros(shape.requests, 7, dtype=torch.int32),
+            options=torch.zeros(shape.requests, 8, dtype=torch.int32),
             ratios=torch.zeros(shape.requests, dtype=torch.float64),
             views=None if shape.views is None else allocate_views(shape, shape.views),
             records=of_records(shape) if shape.records else None,
             holds=SimpleNamespace(asked=torch.zeros(shape.requests, 3, dtype=torch.int32)),
+            cover=allocate_cover(shape),
+            sampled=torch.zeros(shape.max_rows, dtype=torch.int32),
+            masses=torch.full(
+                (shape.max_rows, len(shape.measured), shape.heads, shape.group), torch.nan
+            ),
         )
         self.held: dict[int, tuple[int, int, dict[int, torch.Tensor]]] = {}
         self.kinds = {kind.summary.name: i for i, kind in enumerate(shape.records)}
@@ -85,8 +109,8 @@ class TorchFused:
         name: str,
         jobs: torch.Tensor,
         req_to_token: torch.Tensor,
-        keys: torch.Tensor,
-        key_pointers: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        pointers: tuple[torch.Tensor, torch.Tensor],
         arrays: Mapping[str, torch.Tensor],
         skip: int,
     ) -> None:
@@ -100,10 +124,10 @@ class TorchFused:
             if record < 0:
                 continue
             skips = torch.tensor([skip * (nth == 0)])
-            for layer, k in enumerate(self.keys_of()):
+            for layer, held in enumerate(self.caches_of()):
                 into = {key: array[layer] for key, array in arrays.items()}
                 at = torch.tensor([record])
-                write_records(self.ops, summary, (k, k), slots[None], skips, into, at)
+                write_records(self.ops, summary, held, slots[None], skips, into, at)
 
     def reserve(self, kind: int, page: int) -> int:
         """A record for a page that has none, else -1."""
@@ -125,6 +149,10 @@ class TorchFused:
     def arrange(self, order: torch.Tensor) -> None:
         """See `FusedDecode.arrange`: plain torch reads every row by itself."""
         assert torch.equal(order.sort().values, torch.arange(len(order), dtype=torch.int32))
+
+    def mark(self, sampled: torch.Tensor) -> None:
+        """See `FusedDecode.mark`."""
+        self.buffers.sampled[: len(sampled)] = sampled
 
     def begin(
         self,
@@ -160,7 +188,8 @@ class TorchFused:
         return found
 
     def _plan(self, request: int, length: int) -> dict[str, Any]:
-        formula, budget, least, sink, window, dense, finer = self.buffers.options[request].tolist()
+        options = self.buffers.options[request].tolist()
+        formula, budget, least, sink, window, dense, finer, estimates = options
         ratio, unit = float(self.buffers.ratios[request]), self.shape.unit_size
         if ratio:
             budget = max(least, int(ratio * length))
@@ -177,6 +206,8 @@ class TorchFused:
             "count": count,
             "tail": tail,
             "dense_layers": dense,
+            "estimates": bool(estimates),
+            "goal": 0.0 if self.buffers.cover is None else float(self.buffers.cover.asked[request]),
         }
 
     def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
@@ -199,7 +230,7 @@ class TorchFused:
     ) -> torch.Tensor:
         """See `FusedDecode.decode`."""
         self.summarise(keys, fields)  # a unit without a stamp has the fields its keys give
-        out = []
+        out, lse = [], []
         for i, row in enumerate(self.rows):
             view = self._view(row, layer, q[i])
             chosen, unit, tail = view, 1, 1
@@ -207,11 +238,47 @@ class TorchFused:
                 chosen = self._choose(row, layer, q[i : i + 1], keys, fields, scale, records)
                 unit, tail = row["unit"], row["tail"]
             dense = view is None and self._dense(row, layer)
+            if row["goal"] and not dense and view is None:
+                self.buffers.cover.told[i, layer - self.shape.covered.start] = chosen.counts[0]
             read = row["records"].get(RECORDS.get(row["formula"], ""))
-            self.selected(layer, i, chosen, dense, unit, read)
+            rest = row["records"][REST] if row["estimates"] and not dense else None
+            self.selected(layer, i, chosen, dense, unit, read, rest)
             how = (chosen.physical, chosen.counts, one(tail), scale, unit)
-            out.append(self.ops.attend(q[i : i + 1], keys, values, *how)[0])
+            part, sums = self.ops.attend(q[i : i + 1], keys, values, *how)
+            if rest is not None:
+                part = self._estimated(row, q[i : i + 1], chosen, records[REST], scale, part, sums)
+            out.append(part)
+            lse.append(sums)
+        self.lse = torch.cat(lse)
         return torch.cat(out)
+
+    def _estimated(
+        self,
+        row: dict[str, Any],
+        q: torch.Tensor,
+        chosen: Selection,
+        arrays: Mapping[str, torch.Tensor],
+        scale: float,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> torch.Tensor:
+        """What one row reads, joined with clusters that answer for the rest."""
+        index, unit = ResidualIndex(**arrays, table=row["records"][REST]), row["unit"]
+        spans = Candidates(row["slots"][None].int(), one(row["begin"]), one(row["end"]))
+        spans = Candidates(spans.unit_table, spans.begin * unit, spans.end * unit)
+        reach = one(row["count"] * unit * ResidualSummary.REACH)
+        how = (scale, self.shape.reduction, reach, unit)
+        weights = self.ops.weigh(q, index, spans, chosen, *how)
+        return self.ops.estimate(weights, index, out, lse)[0]
+
+    def measure(self, layer: int, q: torch.Tensor, keys: torch.Tensor, scale: float) -> None:
+        """See `FusedDecode.measure`."""
+        nth = layer - self.shape.measured.start
+        for i, row in enumerate(self.rows):
+            if self.buffers.sampled[i] and layer >= row["dense_layers"]:
+                logits = torch.einsum("hgd,lhd->hgl", q[i], keys[row["slots"]]) * scale
+                share = (self.lse[i] - logits.logsumexp(-1)).exp()
+                self.buffers.masses[i, nth] = share.clamp(max=1)
 
     def _records(self, kind: int, slots: torch.Tensor) -> torch.Tensor:
         """int32 `[1, segments]`, of whole ones."""
@@ -271,6 +338,8 @@ class TorchFused:
             logical = torch.arange(total, dtype=torch.int32).expand(1, heads, -1)
             return Selection(logical, table[:, None].expand(1, heads, -1), one(total))
         candidates = Candidates(table, one(row["begin"]), one(row["end"]))
+        if row["goal"] and row["formula"] in COVERED:
+            return self._cover(row, candidates, q, keys, fields, scale, records)
         how = (candidates, scale, self.shape.reduction)
         if row["held"] is not None:
             scores = torch.full((1, heads, total), -torch.inf)
@@ -290,6 +359,10 @@ class TorchFused:
             index = SegmentBounds(records[BOUNDS.name]["planes"], table, SEGMENT)
             inputs = ScoreInputs(q, keys, fields, index, candidates, *numbers)
             scores = LEVELS[row["formula"]].score(self.ops, inputs)
+        elif row["formula"] == REST:
+            index = ResidualIndex(**records[REST], table=row["records"][REST])
+            reach = one(row["count"] * ResidualSummary.REACH)
+            scores = self.ops.score_codes(q, keys, index, *how, None, reach)
         elif row["formula"] in CODED:
             arrays = records[row["formula"]]
             table = row["records"][row["formula"]]
@@ -301,6 +374,29 @@ class TorchFused:
         if row["draft"] is not None:
             row["draft"][3][layer] = scores.clone()
         return self.ops.select(scores, candidates, one(total), one(row["count"]))
+
+    def _cover(
+        self,
+        row: dict[str, Any],
+        candidates: Candidates,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        fields: Mapping[str, torch.Tensor],
+        scale: float,
+        records: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> Selection:
+        """What one row with a goal reads."""
+        total, index = one(len(row["units"])), None
+        if row["formula"] in CODED:
+            arrays, table = records[row["formula"]], row["records"][row["formula"]]
+            index = SegmentIndex(arrays["codes"], arrays["codebooks"], table)
+        kept = KeptUnits.of(candidates, total)
+        known = self.ops.known(q, keys, kept, one(row["tail"]), scale, row["unit"])
+        numbers = (total, one(row["count"]), scale, Reduction.MEAN_SOFTMAX, row["unit"])
+        inputs = ScoreInputs(q, keys, fields, index, candidates, *numbers, known)
+        scores = COVERED[row["formula"]].score(self.ops, inputs)
+        goal = Goal(torch.tensor([row["goal"]]), one(0))
+        return covering_selection(self.ops, scores, inputs, goal)
 
 
 def one(value: int) -> torch.Tensor:

@@ -17,8 +17,9 @@ from triton_kit import DEVICE
 from triton_scene import POISON, Request, Scene, Step
 
 from sgl_sparsekv.backend.held_scores import HeldScores
+from sgl_sparsekv.segments.residual import residuals
 from sgl_sparsekv.selection.policy import RowOptions, RowPlan, plan_rows
-from sgl_sparsekv.types import HeldShape, Ranking
+from sgl_sparsekv.types import HeldShape, Ranking, RecordShape
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 LAYERS, ROOM = 2, 340
@@ -40,10 +41,17 @@ STEPS = 16
 
 
 def make_held(monkeypatch: pytest.MonkeyPatch, chunk: int, tokens: bool = True) -> Scene:
-    """A scene of a server with requests that choose every r-th step."""
+    """A scene of a server with requests that choose every r-th step; where they choose tokens, its
+    clusters answer for what is not read, and it serves coverage."""
     monkeypatch.setattr(held_ops, "HELD_CHUNK", chunk)
     scene = make_tokens(REQUESTS, monkeypatch, chunk, tokens)
-    return replace(scene, shape=replace(scene.shape, held=HeldShape(5, LAYERS, 0, ROOM)))
+    shape = replace(scene.shape, held=HeldShape(5, LAYERS, 0, ROOM))
+    if tokens:
+        kind = RecordShape(residuals(64, 1), 4, shape.pool_units // 4)
+        shape = replace(
+            shape, records=(*shape.records, kind), estimates=True, covered=range(LAYERS)
+        )
+    return replace(scene, shape=shape)
 
 
 @dataclass
@@ -101,6 +109,10 @@ class Period:
             scores = drawn(plan, ("shares", "few values", "anything")[self.seed % 3], self.seed)
             for place, row in enumerate(rows):
                 give(step, plan, place, row, scores[row])
+            if fused.cover is not None:  # of rows without a goal it takes what they draw
+                q = torch.zeros(len(rows), *held.logits.shape[1:3], scene.shape.head_dim)
+                q = q.to(DEVICE, scene.shape.dtype)
+                fused.cover.choose(layer, q, q[:, :, 0], held, 1.0)
             fused._select(layer, len(rows), None)
             fused.held.choose(layer, len(rows), held, True)
             for place, row in enumerate(rows):
@@ -130,6 +142,10 @@ class Period:
         assert torch.equal(chosen, wanted(self.step.scene, plan, row, ranking.scores)), (layer, row)
         read = inside[chosen.long()] & ranking.scores.gather(1, chosen.long()).isneginf()
         self.unscored += int(read.sum())
+        if held.cover is not None:
+            assert (held.cover.chosen[place] == count).all()
+            marks = held.marks[place, :, : len(unit)].cpu()
+            assert torch.equal(marks, torch.zeros_like(marks).scatter(1, chosen.long(), 1))
         physical = self.step.scene.own_units(row).table[row][chosen.long()]
         assert torch.equal(held.selected[place, :, :count].cpu(), physical)
 
@@ -140,6 +156,8 @@ def started(scene: Scene) -> Period:
     held = step.fused.buffers
     for tensor in (held.holds.keys, held.holds.units, held.holds.drawn, held.holds.drafts):
         tensor.fill_(POISON)
+    if held.clusters is not None:
+        held.marks.fill_(POISON % 256)
     for row, ratio in RATIOS.items():
         place = scene.places[row]
         held.options[place, 2], held.options[place, 1] = held.options[place, 1].clone(), 0

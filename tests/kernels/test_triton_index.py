@@ -10,8 +10,8 @@ import pytest
 import torch
 from cases import EPS
 from coded import bunches, distances, empty_index
+from sgl_sparsekv.kernels.triton.index import CodeIndexing, constants_of, index_segments
 from sgl_sparsekv.kernels.triton.index import IndexTuning as Shapes
-from sgl_sparsekv.kernels.triton.index import SegmentIndexing, constants_of, index_segments
 from triton_kit import DEVICE
 
 from sgl_sparsekv.segment_records import SegmentIndex
@@ -22,7 +22,7 @@ from sgl_sparsekv.segments.lloyd import similarities, updated
 from sgl_sparsekv.summaries import CodeSummary
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
-OPS = SegmentIndexing()
+OPS = CodeIndexing()
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES = [  # summary, H, D, tokens not to learn from, type
     (clusters(512, 16), 1, 128, 16, BF16),

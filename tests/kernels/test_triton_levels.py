@@ -67,10 +67,10 @@ class LevelStep(Step):
             if not missing or nth % missing != missing - 1
         ]
         keys = scene.batch.keys.to(DEVICE)
-        pointers = torch.tensor([keys.data_ptr()] * 2, device=DEVICE)
+        pointers = (torch.tensor([keys.data_ptr()] * 2, device=DEVICE),) * 2
         told = torch.tensor(jobs, dtype=torch.int32, device=DEVICE)
         table, arrays = scene.req_to_token.to(DEVICE), {"planes": self.planes}
-        self.fused.build(BOUNDS.name, told, table, keys, pointers, arrays, 16)
+        self.fused.build(BOUNDS.name, told, table, (keys, keys), pointers, arrays, 16)
 
     def decode(self, layer: int = 0, rows: list[int] | None = None, paged: object = None):
         """As `Step.decode`, with the layer's records."""

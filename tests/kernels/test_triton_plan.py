@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from sgl_sparsekv.kernels.triton import fused as fused_module
 from sgl_sparsekv.kernels.triton import load
-from sgl_sparsekv.kernels.triton.spec import EXACT, MIN_MAX, NOTHING
+from sgl_sparsekv.kernels.triton.spec import EXACT, MIN_MAX, NOTHING, REACH, RESIDUALS
 from sgl_sparsekv.kernels.triton.step import plan_row
 from triton_kit import DEVICE
 from triton_scene import POISON, Request, Step, make_scene
@@ -46,7 +46,7 @@ def plan_many(lengths, places, options, ratios, plan, rows, stride, UNIT: tl.con
     found = plan_row(
         tl.load(lengths + i).to(tl.int32), options, ratios, tl.load(places + i), stride, UNIT
     )
-    for index in tl.static_range(8):
+    for index in tl.static_range(10):
         tl.store(plan + index * rows + i, found[index])
 
 
@@ -54,7 +54,7 @@ def plan_many(lengths, places, options, ratios, plan, rows, stride, UNIT: tl.con
 def test_the_planner_counts_as_the_device(
     unit: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """10,000 random rows: seven numbers each, and which of them read everything.
+    """10,000 random rows: nine numbers each, and which of them read everything.
 
     All through the function that plans a row, the first 500 through `begin` as well.
     """
@@ -68,11 +68,12 @@ def test_the_planner_counts_as_the_device(
     lengths = rng.integers(1, 2 ** rng.integers(1, 21, rows))
     drawn = [random_options(rng, unit) for _ in range(rows)]
     dense = rng.integers(0, 40, rows)
-    formulas = rng.integers(NOTHING, EXACT + 1, rows)
+    formulas = rng.choice([*range(EXACT + 1), RESIDUALS], rows)
+    estimates = rng.integers(0, 2, rows)
     finer = rng.integers(0, unit.bit_length(), rows)
     table = [
-        [f, *d[0], d[2], d[3], n, fine]
-        for f, d, n, fine in zip(formulas, drawn, dense, finer, strict=True)
+        [f, *d[0], d[2], d[3], n, fine, estimated]
+        for f, d, n, fine, estimated in zip(formulas, drawn, dense, finer, estimates, strict=True)
     ]
     ratios = np.array([d[1] for d in drawn])
     places = rng.permutation(rows)
@@ -81,7 +82,7 @@ def test_the_planner_counts_as_the_device(
     where, tokens = (torch.tensor(x, device=DEVICE) for x in (places, lengths))
     stamps = torch.zeros(8, dtype=torch.bool, device=DEVICE)
     fused.begin(stamps, where[:500], tokens[:500], nobody.expand(rows, -1))
-    every = torch.zeros(8, rows, dtype=torch.int32, device=DEVICE)
+    every = torch.zeros(10, rows, dtype=torch.int32, device=DEVICE)
     table = fused.buffers.options
     plan_many[(rows // 1024,)](
         tokens, where, table, fused.buffers.ratios, every, rows, table.stride(0), UNIT=unit
@@ -93,9 +94,12 @@ def test_the_planner_counts_as_the_device(
     options = RowOptions(np.array(budgets), *(np.array([d[i] for d in drawn]) for i in (2, 3)))
     plan = plan_rows(lengths, options, Geometry(64, unit), unit >> finer)
     got, begun = every.cpu().numpy(), fused.buffers.plan[:, :500].cpu().numpy()
+    whole = plan.dense | (formulas == NOTHING)
+    opens = ~whole & ((formulas == RESIDUALS) | (estimates > 0))
     want = [
         np.where(plan.dense, NOTHING, formulas), plan.begin, plan.end, plan.num_units, plan.counts,
-        plan.tail, dense, finer,
+        plan.tail, dense, finer, np.where(opens, plan.counts * (unit >> finer) * REACH, 0),
+        np.where(whole, 0, estimates),
     ]  # fmt: skip
     for index, expected in enumerate(want):
         assert np.array_equal(got[index], expected), f"field {index} of the plan"
@@ -114,7 +118,7 @@ def test_a_ratio_is_rounded_as_options_round_it(monkeypatch: pytest.MonkeyPatch)
     fused, nobody = load().fused(shape), no_slots(16)
     for ratio in (0.1, 0.3, 0.7):
         request = RequestOptions(budget=ratio, sink=0, window=0)
-        row = [MIN_MAX, 0, request.minimum_budget, 0, 0, 0, 0]
+        row = [MIN_MAX, 0, request.minimum_budget, 0, 0, 0, 0, 0]
         fused.buffers.options[0] = torch.tensor(row, dtype=torch.int32, device=DEVICE)
         fused.buffers.ratios[0] = ratio
         fused.begin(

@@ -88,7 +88,7 @@ def test_records_live_and_die_with_their_pages(rows: CodedRows) -> None:
             ends = [int(slots[r, (n + 1) * hand.size - 1]) // PAGE for r, n, _ in jobs]
             want = [hand.reserve(page) for page in ends]
             there = torch.tensor(jobs, dtype=torch.int32, device=DEVICE)
-            rows.build(name, there, table, nothing, nothing, arrays, 16)
+            rows.build(name, there, table, (nothing, nothing), (nothing, nothing), arrays, 16)
             assert there[:, 2].tolist() == want
             held = rows.held
             assert held.page_of[kind, : hand.capacity].tolist() == hand.page_of

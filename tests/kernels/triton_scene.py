@@ -121,7 +121,7 @@ class Step:
         for request, place in zip(scene.requests, scene.places.tolist(), strict=True):
             number = fused.formula(request.formula)
             own = (request.sink, request.window, request.dense_layers, request.finer)
-            row = [number, request.budget, 0, *own]
+            row = [number, request.budget, 0, *own, 0]
             fused.buffers.options[place] = torch.tensor(row, dtype=torch.int32, device=DEVICE)
         fields = {name: tensor.to(DEVICE) for name, tensor in scene.fields.items()}
         return cls(scene, fused, scene.sealed.to(DEVICE), fields)
@@ -141,6 +141,14 @@ class Step:
         scale = batch.q.shape[-1] ** -0.5
         out = self.fused.decode(self.sealed, layer, *parts, self.fields, scale, paged)
         return out.cpu().clone()
+
+    def measure(self, layer: int = 0, rows: list[int] | None = None) -> torch.Tensor:
+        """Behind `decode` of the same: masses `[rows, H, G]` of the layer, on the host."""
+        batch, held = self.scene.batch, self.fused.buffers
+        q = batch.q if rows is None else batch.q[rows]
+        self.fused.measure(layer, q.to(DEVICE), batch.keys.to(DEVICE), q.shape[-1] ** -0.5)
+        nth = layer - self.scene.shape.measured.start
+        return held.masses[: len(q), nth].cpu().clone()
 
     def score(self, layer: int = 0) -> None:
         """The first launch of a layer, for all rows."""

@@ -75,10 +75,10 @@ def keys_of_another_layer(patch: MonkeyPatch) -> None:
     build = TorchFused.build
 
     def turned(self: TorchFused, *args: Any) -> None:
-        keys = self.keys_of
-        self.keys_of = lambda: keys()[::-1]
+        caches = self.caches_of
+        self.caches_of = lambda: caches()[::-1]
         build(self, *args)
-        self.keys_of = keys
+        self.caches_of = caches
 
     patch.setattr(TorchFused, "build", turned)
 

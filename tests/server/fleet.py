@@ -25,7 +25,10 @@ READ_AT_IMPORT = {"SGLANG_PLUGINS", "TRITON_INTERPRET"}
 # An idle scheduler polls without pause and takes a core from the tests unless told to sleep.
 COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-on-idle")
 LEVELS = ("quest_two_level", "quest_two_level_exact")
-INTERPRETED = (*LEVELS, "clusterkv", "full", "oracle", "pqcache", "quest", "shadowkv", "streaming")
+INTERPRETED = (
+    *LEVELS,
+    *("clusterkv", "full", "oracle", "pqcache", "quest", "residual_pq", "shadowkv", "streaming"),
+)
 """Methods of the server whose kernels are interpreted."""
 SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
 """Methods that read segment records, or chunks smaller than a unit."""
@@ -93,10 +96,11 @@ class Fleet:
                         *("--sparsekv-dense-below", "0", "--sparsekv-dense-layers", "0"),
                         *("--sparsekv-budget", "128", "--sparsekv-check", "raise"),
                         *("--sparsekv-reselect-every", "3"),
+                        *("--sparsekv-measure", "true", "--sparsekv-serve-coverage", "true"),
                         *("--sparsekv-methods", ",".join(INTERPRETED)),
                         *("--sparsekv-check-interval", "3", "--dtype", "float32"),
                         *("--context-length", "2048", "--max-total-tokens", "8192"),
-                        *("--chunked-prefill-size", "512", "--max-running-requests", "10"),
+                        *("--chunked-prefill-size", "512", "--max-running-requests", "12"),
                     ),
                     (*STRICT, ("TRITON_INTERPRET", "1")),
                 ),
