@@ -93,8 +93,8 @@ def test_auto_takes_the_kernels_of_the_models_device(sglang: None) -> None:
     assert device_of(ServerOptions(), "cpu").device == "cpu"
     assert device_of(ServerOptions(), "cuda").device == "triton"
     assert device_of(ServerOptions(device="reference"), "cuda").device == "reference"
-    with pytest.raises(ConfigError, match="coverage must be null on device triton"):
-        device_of(parse({"coverage": 0.9}), "cuda")
+    with pytest.raises(ConfigError, match='budget_split must be "even" on device triton'):
+        device_of(parse({"budget_split": "heads"}), "cuda")
 
 
 def test_a_stock_kernel_that_cannot_serve_says_why(sglang: None) -> None:
