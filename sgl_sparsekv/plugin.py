@@ -194,7 +194,7 @@ HOOKS = (
     Hook(
         "sglang.srt.model_executor.model_runner.ModelRunner.forward",
         "after",
-        "backend.device_telemetry:fetch_masses",
+        "backend.host_copies:fetch_copies",
     ),
     Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__",

@@ -331,6 +331,7 @@ class StepShape:
         records: of segments, by which served methods rank.
         measured: numbers of the layers in which it can be told how much of their attention rows
             read; empty: nothing is measured.
+        covered: numbers of the layers in which rows may ask for a coverage; empty: none may.
     """
 
     max_rows: int
@@ -352,6 +353,7 @@ class StepShape:
     finest: int = 0
     records: tuple[RecordShape, ...] = ()
     measured: range = range(0)
+    covered: range = range(0)
 
     @property
     def most_ranked(self) -> int:

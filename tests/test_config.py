@@ -41,7 +41,10 @@ UNABLE = (
     "with method %s, whose scores say nothing about shares of attention: take clusterkv, "
     "mean_std, oracle, pqcache, quest, residual_pq"
 )
-ALIKE = "on device triton, where every KV head of a row reads as much"
+UNTOLD = "coverage must be null on this server: start it with --sparsekv-serve-coverage true"
+SHARED = (
+    "budget_split must be \"even\" on device triton, where KV heads share no budget, got 'heads'"
+)
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"method": "Quest"}, f"method must be one of {METHODS}, got 'Quest'"),
     ({"methods": "quest,best"}, f"methods must be among {METHODS}, got 'best'"),
@@ -69,8 +72,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"budget_split": "heads", "method": "streaming"},
         f'budget_split must be "even" {UNABLE % "streaming"}',
     ),
-    ({"device": "triton", "coverage": 0.9}, f"coverage must be null {ALIKE}"),
-    ({"device": "triton", "budget_split": "heads"}, f'budget_split must be "even" {ALIKE}'),
+    ({"device": "triton", "budget_split": "heads"}, SHARED),
+    ({"device": "triton", "budget_split": "heads", "coverage": 0.9}, SHARED),
+    (
+        {"device": "triton", "coverage": 0.9, "attend": "fa3"},
+        "serve_coverage and coverage must be left out with a stock kernel, which reads as much for "
+        "every KV head: got attend fa3",
+    ),
     ({"share_generated": 1}, "share_generated must be true or false, got 1"),
     ({"unit_size": 2}, f"unit_size {INT} [16, 64], got 2"),
     ({"unit_size": 129}, f"unit_size {INT} [16, 64], got 129"),
@@ -136,6 +144,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"pyramid_beta": 0}, f"pyramid_beta {INT} [1, 1000], got 0"),
     ({"pyramid_beta": 1001}, f"pyramid_beta {INT} [1, 1000], got 1001"),
     ({"pack_views": 1}, "pack_views must be true or false, got 1"),
+    ({"serve_coverage": 1}, "serve_coverage must be true or false, got 1"),
     ({"measure": 1}, "measure must be true or false, got 1"),
     ({"admit_packed": 1}, "admit_packed must be true or false, got 1"),
     (
@@ -183,7 +192,8 @@ def test_a_wrong_value_is_named_with_its_rule(values: dict[str, Any], said: str)
         {"pack_views": True, "admit_packed": True},
         {"device": "triton", "methods": "quest,snapkv"},
         {"device": "triton", "methods": "quest", "attend": "fa2"},
-        {"device": "triton", "measure": True},
+        {"device": "triton", "measure": True, "serve_coverage": True},
+        {"device": "triton", "coverage": 0.9},
         {"device": "cpu", "measure": True, "attend": "fa2"},
         {"device": "cpu", "methods": "quest,snapkv", "admit_packed": True},
     ],
@@ -398,8 +408,8 @@ def test_a_device_that_serves_whole_steps_selects_in_each() -> None:
 @pytest.mark.parametrize(
     ("asked", "rule"),
     [
-        ({"coverage": 0.9}, "coverage must be null"),
-        ({"budget_split": "heads"}, 'budget_split must be "even"'),
+        ({"coverage": 0.9}, UNTOLD),
+        ({"budget_split": "heads"}, SHARED),
     ],
 )
 def test_what_is_read_depends_on_keys_only_where_the_device_counts_by_head(
@@ -408,7 +418,9 @@ def test_what_is_read_depends_on_keys_only_where_the_device_counts_by_head(
     assert parse_request_options(asked, SERVER).adaptive
     with pytest.raises(RequestOptionError) as refused:
         parse_request_options(asked, parse_server_options({"device": "triton"}))
-    assert str(refused.value) == f"sparsekv.{rule} {ALIKE}"
+    assert str(refused.value) == f"sparsekv.{rule}"
+    serving = parse_server_options({"device": "triton", "serve_coverage": True})
+    assert parse_request_options({"coverage": 0.9}, serving).coverage == 0.9
     assert parse_request_options({"reselect_every": 2}, SERVER).reselect_every == 2
 
 

@@ -45,8 +45,8 @@ NO_SLOTS = ("models", "demo")
 """Tools that know documents and no pool: their pages are a way to cut a text."""
 
 SCHEDULER_STATE = {
-    "backend/device_telemetry.py",
     "backend/gate.py",
+    "backend/host_copies.py",
     "backend/request_table.py",
     "backend/sharing.py",
     "backend/views/short_memory.py",

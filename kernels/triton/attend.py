@@ -164,6 +164,7 @@ def attend_kernel(
     views,
     kept,
     queries,
+    chosen,
     scale,
     layer,
     view_layer,
@@ -188,6 +189,7 @@ def attend_kernel(
     UPCAST: tl.constexpr,
     VIEWS: tl.constexpr,
     FINER: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """One split of one row and KV head.
@@ -203,6 +205,7 @@ def attend_kernel(
         out: `[rows, H, G, Dv]` contiguous; lse: float32 `[rows, H, G]`.
         viewed, views, kept, queries: `viewed`, `records`, `kept` and `queries` of
             `buffers.ViewBuffers`; anything where VIEWS is false.
+        chosen: int32 `[rows, H]`, in place of the counts when COVERS.
         view_layer: layer, counted from this rank's first.
         plan_stride: of `viewed`.
         EARLY: see `take_turn`.
@@ -211,7 +214,7 @@ def attend_kernel(
     split, row = tl.program_id(0), tl.program_id(2)
     head = tl.program_id(1).to(tl.int64)
     pair = row.to(tl.int64) * HEADS + head
-    count = tl.load(counts + row)
+    count = tl.load(chosen + pair) if COVERS else tl.load(counts + row)
     units = selected + tl.load(offsets + pair)
     unit_size, tail = UNIT, tl.load(tails + row)
     if FINER:

@@ -8,6 +8,7 @@ import triton
 from sgl_sparsekv.types import StepShape, ViewShape
 
 from .code_ops import least_block
+from .cover_buffers import CoverBuffers, allocate_cover
 from .level_ops import LevelBuffers, allocate_levels
 from .primitives import UNIT_BITS
 from .records import RecordBuffers, allocate_records
@@ -86,6 +87,7 @@ class StepBuffers:
         records: which segments have one; None where no served method reads any.
         levels: of segments; None where no served method looks at those first.
         views: of requests; None where no served method keeps any.
+        cover: of rows that ask for a coverage; None where none may.
     """
 
     options: torch.Tensor
@@ -113,6 +115,7 @@ class StepBuffers:
     records: RecordBuffers | None = None
     levels: LevelBuffers | None = None
     views: ViewBuffers | None = None
+    cover: CoverBuffers | None = None
 
     @property
     def nbytes(self) -> int:
@@ -167,13 +170,19 @@ def allocate(shape: StepShape, score_units: int, watched: bool) -> StepBuffers:
         tickets=zeros(rows, heads),
         out=zeros(rows, heads, group, shape.v_head_dim, dtype=shape.dtype),
         lse=zeros(rows, heads, group, dtype=floats),
-        ranks=zeros(rows, heads, ranked if shape.formulas & RANKED else 0, dtype=floats),
+        ranks=zeros(rows, heads, ranked if leaves_ranks(shape) else 0, dtype=floats),
         sampled=zeros(rows if shape.measured else 0),
         masses=zeros(rows, len(shape.measured), heads, group, dtype=floats),
         records=of_records(shape) if shape.records else None,
         levels=allocate_levels(shape),
         views=None if shape.views is None else allocate_views(shape, shape.views),
+        cover=allocate_cover(shape),
     )
+
+
+def leaves_ranks(shape: StepShape) -> bool:
+    """Whether some rows have final scores of their own when they come to `select`."""
+    return bool(shape.formulas & RANKED or shape.covered)
 
 
 def of_records(shape: StepShape) -> RecordBuffers:

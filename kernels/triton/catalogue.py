@@ -16,6 +16,7 @@ from sgl_sparsekv.summaries import CodeSummary
 from .attend import attend_kernel, merge_kernel
 from .code_ops import code_tuning, empty_index
 from .codes import codes_kernel
+from .cover_buffers import sample_room
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
 from .index import REGISTERS as INDEX_REGISTERS
 from .index import constants_of as index_constants
@@ -31,14 +32,18 @@ from .records import (
     list_records_kernel,
     reserve_records_kernel,
 )
+from .sample import cover_kernel, known_kernel
 from .score import score_kernel
 from .segment_bounds import segment_bounds_kernel
 from .select import select_kernel
 from .share import share_kernel
-from .spec import FORMULAS, SEGMENT
+from .spec import FORMULAS, SAMPLE_TOKENS, SAMPLE_UNITS, SEGMENT
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
+    COVER_CHUNK,
+    COVER_WARPS,
+    MOST_REGISTERS,
     SELECT_CHUNK,
     SELECT_PARTS,
     SELECT_REGISTERS,
@@ -143,8 +148,8 @@ def cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """Kernels of one variant on one architecture; all of them for COMMON."""
     found = [
         *_score(arch, variant), *_select(arch, variant), *_attend(arch, variant),
-        *_mass(arch, variant), *_summarise(variant), *_coded(arch, variant),
-        *_levels(arch, variant),
+        *_mass(arch, variant), *_cover(arch, variant), *_summarise(variant),
+        *_coded(arch, variant), *_levels(arch, variant),
     ]  # fmt: skip
     return found + _others(arch, variant) if variant == COMMON else found
 
@@ -153,7 +158,7 @@ def early_cases(arch: tuple[int, int], variant: Variant = COMMON) -> list[Case]:
     """The launches of a layer as they are where they start early; the widest use of `score`."""
     widest = [
         list(_score(arch, variant))[-1], next(_select(arch, variant)), *_attend(arch, variant),
-        *_mass(arch, variant),
+        *_mass(arch, variant), *_cover(arch, variant),
     ]  # fmt: skip
     return [
         replace(case, name=f"{case.name}, early", constants={**case.constants, "EARLY": True})
@@ -169,15 +174,19 @@ def _ranks(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
 
 
 def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
-    uses = {"quest": (True, False, False), "mean_std": (False, True, False),
-            "quest + oracle": (True, False, True), "shadowkv": (False, False, False)}  # fmt: skip
+    uses = {
+        "quest": (True, False, False), "mean_std": (False, True, False),
+        "quest + oracle": (True, False, True), "shadowkv": (False, False, False),
+        "quest, coverage": (True, False, False), "mean_std, coverage": (False, True, False),
+    }  # fmt: skip
     tuned = variant.tuning(arch)
     for name, (low, std, exact) in uses.items():
         constants = {
             "BLOCK": tuned.score_units, "GROUP": variant.group, "UNIT": variant.unit,
             "DIM": variant.head_dim, "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact,
             "HAS_LANDMARK": name == "shadowkv",
-            "STAGES": tuned.score_stages, "UPCAST": False, "EARLY": False,
+            "STAGES": tuned.score_stages, "UPCAST": False, "COVERS": "coverage" in name,
+            "EARLY": False,
         }  # fmt: skip
         most = rows_together(256, variant.group, tuned.most_lanes)
         for rows in sorted({1, most} if variant == COMMON else {most}):
@@ -191,7 +200,8 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
 def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     """Its own table, the pages of a stock kernel, and with logical units for watched servers."""
     uses = {"": (False, False), ", stock pages": (True, False), ", watched": (False, True),
-            ", finer units": (False, False), ", finer units, codes": (False, False)}  # fmt: skip
+            ", finer units": (False, False), ", finer units, codes": (False, False),
+            ", coverage": (False, False), ", finer units, coverage": (False, False)}  # fmt: skip
     if variant != COMMON:  # the head size does not matter
         uses = {"": (False, False)} if variant.unit == 16 else {", stock pages": (True, True)}
     for name, (dense, logical) in uses.items():
@@ -201,7 +211,8 @@ def _select(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             "COPY_DENSE": dense,
             "LOGICAL": logical,
             "FINER": "finer" in name,
-            "CODED": "codes" in name,
+            "CODED": "codes" in name or "coverage" in name,
+            "COVERS": "coverage" in name,
             "EARLY": False,
         }
         yield Case(
@@ -221,11 +232,12 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     uses = {
         "attend": (False, False), "attend, finer units": (False, True),
         "attend, views": (True, False), "attend, views and finer units": (True, True),
+        "attend, coverage": (False, False), "attend, finer units, coverage": (False, True),
     }  # fmt: skip
     for name, (views, finer) in uses.items():
-        use = {**constants, "VIEWS": views, "FINER": finer}
+        use = {**constants, "VIEWS": views, "FINER": finer, "COVERS": "coverage" in name}
         use["STAGES"] += VIEW_STAGES * views
-        registers = attend_registers(variant.head_dim, views, finer)
+        registers = attend_registers(variant.head_dim, views, finer, "coverage" in name)
         yield Case(name, attend_kernel, use, variant, tuned.attend_warps, registers=registers)
 
 
@@ -238,6 +250,32 @@ def _mass(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     }  # fmt: skip
     for name, finer in (("mass", False), ("mass, finer units", True)):
         yield Case(name, mass_kernel, {**constants, "FINER": finer}, variant, tuned.attend_warps)
+
+
+def _cover(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
+    """Rows that ask for a coverage, in units of the server and in tokens."""
+    tuned = variant.tuning(arch)
+    same = {
+        "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit, "UPCAST": False,
+        "EARLY": False,
+    }  # fmt: skip
+    reads = {**same, "TOKENS": tuned.attend_tokens, "STAGES": tuned.attend_stages}
+    few = {"LEAST_UNITS": SAMPLE_UNITS, "LEAST_TOKENS": SAMPLE_TOKENS}
+    chooses = {
+        **same,
+        **few,
+        "SCORES": tuned.score_units,
+        "PARTS": SELECT_PARTS,
+        "CHUNK": COVER_CHUNK,
+    }
+    for name, finer in (("", False), (", finer units", True)):
+        size = sample_room(1 if finer else variant.unit)
+        use = {**reads, "FINER": finer}
+        yield Case(f"known{name}", known_kernel, use, variant, tuned.attend_warps)
+        use = {**chooses, "FINER": finer, "SIZE": size}
+        yield Case(
+            f"cover{name}", cover_kernel, use, variant, COVER_WARPS, registers=MOST_REGISTERS
+        )
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:
@@ -268,14 +306,14 @@ def _coded(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         q = torch.empty(1, 1, variant.group, variant.head_dim, dtype=dtype, device="meta")
         index = empty_index(summary, variant.head_dim, dtype)
         tuned = code_tuning(q, index)
-        for name, ranks in (("sums", False), ("ranks", True)):
+        for name, ranks in (("sums", False), ("ranks", True), ("ranks, coverage", True)):
             constants = {
                 "RANKS": ranks, "MEAN": variant.mean, "CODED": FORMULAS[summary.name],
                 "GROUP": variant.group, "DIM": variant.head_dim, "UNIT": variant.unit,
                 "SUBSPACES": summary.subspaces, "CODES": summary.codes,
                 "SEGMENT": summary.segment_size, "RUN": tuned.run, "BLOCK": tuned.block,
                 "PIECE": tuned.piece, "PARTS": tuned.parts, "STAGES": tuned.stages,
-                "UPCAST": False, "EARLY": False,
+                "UPCAST": False, "COVERS": "coverage" in name, "EARLY": False,
             }  # fmt: skip
             yield Case(
                 f"{name} of codes, {method}", codes_kernel, constants, variant, tuned.warps,
@@ -319,8 +357,8 @@ def _others(arch: tuple[int, int], variant: Variant) -> list[Case]:
     return [
         Case("merge", merge_kernel, {"VALUE_DIM": variant.head_dim, "BLOCK": 16}, variant),
         Case("share", share_kernel, _ranks(arch, variant), variant, SELECT_WARPS, True),
-        Case("begin", begin_kernel, {**begin, "VIEWS": False}, variant),
-        Case("begin, views", begin_kernel, {**begin, "VIEWS": True}, variant),
+        Case("begin", begin_kernel, {**begin, "VIEWS": False, "COVERS": False}, variant),
+        Case("begin, views", begin_kernel, {**begin, "VIEWS": True, "COVERS": True}, variant),
         Case("forget", forget_kernel, {"PAGE": 64, "BLOCK": FORGET_SLOTS, **page}, variant),
         Case("seal", seal_kernel, {"BLOCK": SEAL_UNITS}, variant),
         Case(

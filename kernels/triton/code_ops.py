@@ -93,6 +93,9 @@ class CodePlan:
     ends: torch.Tensor
     dense_layers: torch.Tensor
     formula: int
+    goals: torch.Tensor | None = None
+    known: torch.Tensor | None = None
+    """Where some rows ask for a coverage, see `cover_kernel`."""
 
 
 def run_codes(
@@ -115,16 +118,17 @@ def run_codes(
     tuned, segments = code_tuning(q, index), index.table.shape[1]
     blocks = triton.cdiv(table.shape[1] * unit_size, tuned.block)
     chunks = score_chunks(rows, heads, blocks, 1, processors())
-    into = parts if ranks is None else ranks
+    into, covers = parts if ranks is None else ranks, plan.goals is not None
+    goals = (plan.goals, plan.known) if covers else (parts, parts)
     codes_kernel[(rows, heads, chunks)](
         q, keys, index.codes, index.codebooks, table, index.table, plan.formulas, plan.begins,
-        plan.ends, plan.dense_layers, parts, into, scale, layer,
+        plan.ends, plan.dense_layers, *goals, parts, into, scale, layer,
         chunks, parts.shape[2], into.shape[2], segments, *q.stride()[:3], *keys.stride()[:2],
         *index.codes.stride()[:2], *index.codebooks.stride()[:2], table.stride(0),
         index.table.stride(0), RANKS=ranks is not None, MEAN=mean, CODED=plan.formula,
         GROUP=group, DIM=dim, UNIT=unit_size, SUBSPACES=index.codes.shape[2], CODES=index.entries,
         SEGMENT=index.segment_size, RUN=tuned.run, BLOCK=tuned.block, PIECE=tuned.piece,
-        PARTS=tuned.parts, STAGES=tuned.stages, UPCAST=interpreted(),
+        PARTS=tuned.parts, STAGES=tuned.stages, UPCAST=interpreted(), COVERS=covers,
         num_warps=tuned.warps, maxnreg=tuned.registers, **early(),
     )  # fmt: skip
 

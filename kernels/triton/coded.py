@@ -115,7 +115,9 @@ class CodedRows:
                 continue
             arrays, table = records[name], self.held.table[kind]
             index = SegmentIndex(arrays["codes"], arrays["codebooks"], table)
-            rows = CodePlan(plan[0], plan[1], plan[2], plan[6], FORMULAS[name])
+            cover = buffers.cover
+            asked = () if cover is None else (cover.goals, cover.known)
+            rows = CodePlan(plan[0], plan[1], plan[2], plan[6], FORMULAS[name], *asked)
             for ranks in (None, buffers.ranks):
                 run_codes(
                     q, keys, buffers.table, index, rows, buffers.parts, ranks, scale, layer,

@@ -18,7 +18,7 @@ and each reads far more. What is written lies at places fixed in the sequence, w
 import triton
 import triton.language as tl
 
-from .primitives import UNIT_BITS, key_rows, load_group, padded, share_of, take_turn
+from .primitives import UNIT_BITS, joined, key_rows, load_group, padded, share_of, take_turn
 from .score import group_dot
 from .select import normalisers
 
@@ -132,7 +132,7 @@ def leave_parts(
 
 @triton.jit
 def leave_ranks(
-    logit, first, there, begin, end, whole, ranks, GROUP: tl.constexpr, MEAN: tl.constexpr
+    logit, first, there, begin, end, whole, ranks, mean, GROUP: tl.constexpr
 ):  # fmt: skip
     """Log of the reduced softmax of candidates, as `select.group_rank` has it.
 
@@ -140,6 +140,7 @@ def leave_ranks(
         logit: `[padded GROUP, tokens]`.
         whole: `[padded GROUP]`, log-sum-exp over all candidates.
         ranks: of the row and KV head.
+        mean: reduction over the group by mean, else by maximum.
     """
     token = first + tl.arange(0, logit.shape[1])
     inside = (token >= begin) & (token < end) & there
@@ -148,7 +149,7 @@ def leave_ranks(
     rank = tl.max(share, 0)
     # Counted in floats: LLVM joins booleans of one thread in memory.
     broken = tl.sum(tl.where(share != share, 1.0, 0.0), 0) > 0
-    if MEAN:
+    if mean:
         sums = tl.sum(tl.where(real, share_of(share, rank[None, :]), 0.0), 0)
         rank += tl.log(sums / GROUP)
     tl.store(ranks + token, tl.where(broken, float("nan"), rank), mask=inside)
@@ -156,12 +157,12 @@ def leave_ranks(
 
 @triton.jit
 def leave(
-    logit, first, there, begin, end, whole, parts, ranks, RANKS: tl.constexpr, MEAN: tl.constexpr,
+    logit, first, there, begin, end, whole, parts, ranks, mean, RANKS: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Whichever of the two this launch is for."""
     if RANKS:
-        leave_ranks(logit, first, there, begin, end, whole, ranks, GROUP, MEAN)
+        leave_ranks(logit, first, there, begin, end, whole, ranks, mean, GROUP)
     else:
         leave_parts(logit, first, there, begin, end, parts, BLOCK, GROUP)
 
@@ -178,6 +179,8 @@ def codes_kernel(
     begins,
     ends,
     dense_layers,
+    goals,
+    known,
     parts,
     ranks,
     scale,
@@ -212,6 +215,7 @@ def codes_kernel(
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """A share of the candidates of one row and KV head: their parts, or when RANKS their ranks.
@@ -225,6 +229,8 @@ def codes_kernel(
             `segments` in a row those are read that begin below `end`.
         formulas, begins, ends, dense_layers: int32 `[rows]`; candidates are tokens here. Rows
             with another formula than CODED, or dense in this layer, are left alone.
+        goals, known: see `cover_kernel`; read when COVERS and RANKS. Ranks of rows with a goal are
+            by mean, and of all attention.
         parts: float32 `[rows, H, blocks, 2, G]`: maximum and sum of each block with candidates,
             written; or read when RANKS.
         ranks: float32 `[rows, H, width]`, written for candidates alone when RANKS, else anything.
@@ -250,9 +256,14 @@ def codes_kernel(
     records += row * stride_records
     parts += pair * blocks * 2 * GROUP
     ranks += pair * width
-    whole = tl.zeros([padded(GROUP)], tl.float32)
+    whole, mean = tl.zeros([padded(GROUP)], tl.float32), MEAN
     if RANKS:
-        whole = normalisers(parts, begin, end, tl.arange(0, padded(GROUP)), BLOCK, GROUP, PARTS)
+        g = tl.arange(0, padded(GROUP))
+        whole = normalisers(parts, begin, end, g, BLOCK, GROUP, PARTS)
+        if COVERS:
+            mean = mean | (tl.load(goals + row) > 0)
+            beside = tl.load(known + pair * GROUP + g, mask=g < GROUP, other=0.0)
+            whole = tl.where(tl.load(goals + row) > 0, joined(whole, beside), whole)
     queries = load_group(q, stride_q_group, GROUP, DIM, UPCAST)
     for block in range(begin // BLOCK + chunk, tl.cdiv(end, BLOCK), chunks):
         segment = block * BLOCK // SEGMENT
@@ -262,8 +273,8 @@ def codes_kernel(
                 GROUP, DIM, UNIT, BLOCK, UPCAST,
             )  # fmt: skip
             leave(
-                logit, block * BLOCK, True, begin, end, whole, parts, ranks,
-                RANKS, MEAN, BLOCK, GROUP,
+                logit, block * BLOCK, True, begin, end, whole, parts, ranks, mean,
+                RANKS, BLOCK, GROUP,
             )  # fmt: skip
     cut = load_parts(q, stride_q_group, GROUP, DIM, SUBSPACES, UPCAST)
     last = tl.cdiv(tl.minimum(end, segments * SEGMENT), RUN)
@@ -275,6 +286,6 @@ def codes_kernel(
             GROUP, DIM, SUBSPACES, CODES, SEGMENT, RUN, PIECE, UPCAST,
         )  # fmt: skip
         leave(
-            logit, run * RUN, record >= 0, begin, end, whole, parts, ranks,
-            RANKS, MEAN, BLOCK, GROUP,
+            logit, run * RUN, record >= 0, begin, end, whole, parts, ranks, mean,
+            RANKS, BLOCK, GROUP,
         )  # fmt: skip

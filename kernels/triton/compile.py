@@ -27,7 +27,7 @@ KV_POINTERS = {
 }  # fmt: skip
 FLOAT_POINTERS = {
     "logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales", "bounds",
-    "masses",
+    "masses", "asked", "goals", "known", "lses", "lowests",
 }  # fmt: skip
 BYTE_POINTERS = {"sealed", "codes", "labels", "centroids"}
 LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots", "key_pointers"}

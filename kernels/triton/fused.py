@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from sgl_sparsekv.routes import PagedAttend
 
 from .attend import attend_kernel
-from .buffers import StepBuffers, allocate, most_scored
+from .buffers import StepBuffers, allocate, leaves_ranks, most_scored
 from .coded import Arrays, CodedRows
+from .cover_ops import CoverRows
 from .cuda.select import constants_for, launch_select
 from .launch import check_shape, early, interpreted, processors, selects_by_cuda, tuning
 from .level_ops import LevelRows
@@ -30,7 +31,7 @@ from .mass import mass_kernel
 from .outliers import outliers_kernel
 from .score import score_kernel
 from .select import select_kernel
-from .spec import FORMULAS, OUTLIER_SHARE, RANKED, SEGMENT_BOUNDS, SPREAD
+from .spec import FORMULAS, OUTLIER_SHARE, SEGMENT_BOUNDS, SPREAD
 from .step import begin_kernel, forget_kernel, seal_kernel
 from .summarise import summarise_kernel
 from .tuning import (
@@ -86,10 +87,12 @@ class FusedDecode:
         self._blocks = self.buffers.parts.shape[2]
         self._scored = triton.cdiv(most_scored(shape), self.tuning.score_units)
         self._finer = shape.most_ranked > shape.max_units
-        self._ranked = bool(shape.formulas & RANKED)
+        self._ranked, self._covers = leaves_ranks(shape), bool(shape.covered)
         held = self.buffers.records
         self.coded = None if held is None else CodedRows(shape, held)
         levels = self.buffers.levels
+        cover = self.buffers.cover
+        self.cover = None if cover is None else CoverRows(shape, self.tuning, cover)
         self.levels = None if levels is None else LevelRows(shape, self.tuning, levels)
 
     @property
@@ -136,10 +139,11 @@ class FusedDecode:
         begin_kernel[(rows, triton.cdiv(self.shape.max_units, BEGIN_UNITS))](
             request_rows, lengths, req_to_token, held.options, held.ratios, held.plan, held.table,
             sealed.view(torch.uint8), held.pending, held.pending_count, held.order, held.shared,
-            *whose, held.table.stride(0), held.pending.numel(), held.plan.stride(0),
+            *whose, *self._cover("asked", "goals"), held.table.stride(0), held.pending.numel(),
+            held.plan.stride(0),
             req_to_token.stride(0), held.options.stride(0), whose[1].stride(0),
             UNIT=self.shape.unit_size, UNITS_PER_PAGE=self._units_per_page, BLOCK=BEGIN_UNITS,
-            ROWS=self._together(rows), VIEWS=views is not None,
+            ROWS=self._together(rows), VIEWS=views is not None, COVERS=self._covers,
         )  # fmt: skip
         if self.coded is not None:
             self.coded.begin(request_rows, lengths, req_to_token)
@@ -182,6 +186,8 @@ class FusedDecode:
         records: Mapping[str, Arrays] = {},
     ) -> torch.Tensor:
         """See `FusedDecode.decode`."""
+        if self.cover is not None:
+            self.cover.know(layer, q, keys, self.buffers, scale)
         if self._scored:
             self._score(sealed, layer, q, keys, fields, scale)
         if "misfit" in fields:
@@ -191,6 +197,8 @@ class FusedDecode:
         if self.levels is not None:
             how = (fields["min_max"], records[SEGMENT_BOUNDS]["planes"], self.buffers, scale)
             self.levels.rank(layer, q, keys, *how)
+        if self.cover is not None:
+            self.cover.choose(layer, q, keys, self.buffers, scale)
         self._select(layer, q.shape[0], paged)
         if paged is not None:
             return paged.run(q.contiguous(), keys, values, scale, lse=False)[0]
@@ -218,6 +226,11 @@ class FusedDecode:
             BLOCK=SEAL_UNITS,
         )  # fmt: skip
 
+    def _cover(self, *names: str) -> list[torch.Tensor]:
+        """Buffers of rows that ask for a coverage; others stand in where none may."""
+        cover = self.buffers.cover
+        return [self.buffers.order if cover is None else getattr(cover, name) for name in names]
+
     def _together(self, rows: int) -> int:
         return rows_together(rows, self.shape.group, self.tuning.most_lanes)
 
@@ -238,12 +251,14 @@ class FusedDecode:
         workers = triton.cdiv(WORKERS, groups) if fields else 0
         score_kernel[(groups, heads, chunks + workers)](
             q, keys, *planes, held.pending, held.pending_count, held.table, held.order,
-            held.shared, held.plan[0], held.plan[1], held.plan[2], held.plan[6], held.logits,
-            held.parts, scale, SPREAD, layer, rows, chunks, self._blocks, held.logits.shape[3],
+            held.shared, held.plan[0], held.plan[1], held.plan[2], held.plan[6],
+            *self._cover("goals"), held.logits, held.parts, scale, SPREAD, layer, rows, chunks,
+            self._blocks, held.logits.shape[3],
             held.pending.numel(), *q.stride()[:3], *keys.stride()[:2], *strides,
             held.table.stride(0), **kinds, HAS_EXACT="exact" in self.shape.formulas,
             ROWS=together, GROUP=group, DIM=dim, UNIT=self.shape.unit_size,
             BLOCK=self.tuning.score_units, STAGES=self.tuning.score_stages, UPCAST=interpreted(),
+            COVERS=self._covers,
             num_warps=self.tuning.score_warps, maxnreg=self.tuning.score_registers, **early(),
         )  # fmt: skip
 
@@ -279,10 +294,10 @@ class FusedDecode:
         chunks = triton.cdiv(shape.most_ranked, SELECT_CHUNK)
         select_kernel[(chunks, shape.heads, rows)](
             *scores, held.ranks, *rows_of, held.plan[7], pages, held.logical, offsets, held.best,
-            held.tickets, *numbers, held.ranks.shape[2], *sizes,
+            held.tickets, *self._cover("goals", "chosen"), *numbers, held.ranks.shape[2], *sizes,
             BLOCK=block, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=shape.group, MEAN=mean,
             REDUCED=False, COPY_DENSE=paged is not None, LOGICAL=self.watched,
-            FINER=self._finer, CODED=self._ranked, num_warps=SELECT_WARPS,
+            FINER=self._finer, CODED=self._ranked, COVERS=self._covers, num_warps=SELECT_WARPS,
             maxnreg=SELECT_REGISTERS, **early(),
         )  # fmt: skip
 
@@ -303,13 +318,16 @@ class FusedDecode:
         attend_kernel[(splits, shape.heads, rows)](
             q, keys, values, held.table, held.selected, held.offsets, held.plan[0], held.plan[3],
             held.plan[4], held.plan[5], held.plan[6], held.plan[7], held.split_out, held.split_lse,
-            held.tickets, held.out, held.lse, *kept, scale, layer, nth, held.plan.stride(0),
-            *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], held.table.stride(0),
-            kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group, DIM=shape.head_dim,
-            VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
+            held.tickets, held.out, held.lse, *kept, *self._cover("chosen"), scale, layer, nth,
+            held.plan.stride(0), *q.stride()[:3], *keys.stride()[:2], *values.stride()[:2],
+            held.table.stride(0), kept[1].stride(0), HEADS=shape.heads, GROUP=shape.group,
+            DIM=shape.head_dim, VALUE_DIM=shape.v_head_dim, UNIT=shape.unit_size, SPLITS=splits,
             TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
-            VIEWS=views is not None, FINER=self._finer, num_warps=self.tuning.attend_warps,
-            maxnreg=attend_registers(shape.head_dim, views is not None, self._finer),
+            VIEWS=views is not None, FINER=self._finer, COVERS=self._covers,
+            num_warps=self.tuning.attend_warps,
+            maxnreg=attend_registers(
+                shape.head_dim, views is not None, self._finer, self._covers
+            ),
             **early(),
         )  # fmt: skip
         return held.out[:rows]

@@ -23,6 +23,7 @@ from sgl_sparsekv.types import (
 from .attend import attend_kernel, merge_kernel
 from .buffers import allocate
 from .code_ops import score_codes
+from .cover_ops import covering, known
 from .cuda.select import constants_for, launch_select
 from .fused import FusedDecode, fields_of
 from .index import SegmentIndexing
@@ -44,7 +45,8 @@ from .tuning import (
 
 SUMMARIES = frozenset({"min_max", "mean_std", "landmark", "misfit"})
 """Page metadata that there are kernels for."""
-NO_SHARES = "coverage and budget_split have no kernels on device triton"
+NO_SHARES = "shares of attention are told by `fused` alone on device triton"
+NO_POOLS = "device triton samples and allots in one, and from no budget that heads share"
 
 
 class TritonOps(SegmentIndexing):
@@ -138,13 +140,14 @@ class TritonOps(SegmentIndexing):
         chunks = score_chunks(rows, heads, blocks, 1, processors()) if rows else 0
         score_kernel[(rows, heads, chunks)](
             q, keys, field, field, field, field, zeros, zeros, candidates.unit_table, zeros, zeros,
-            formulas, candidates.begin, candidates.end, zeros, logits, parts, scale, SPREAD,
+            formulas, candidates.begin, candidates.end, zeros, zeros, logits, parts, scale, SPREAD,
             0, rows, chunks, blocks, width, 0, *q.stride()[:3], *keys.stride()[:2], *strides,
             candidates.unit_table.stride(0), HAS_MIN_MAX=formula == MIN_MAX,
             HAS_MEAN_STD=formula == MEAN_STD, HAS_EXACT=formula == EXACT,
             HAS_LANDMARK=formula == LANDMARK,
             ROWS=1, GROUP=group, DIM=dim, UNIT=unit_size, BLOCK=block, STAGES=tuned.score_stages,
-            UPCAST=interpreted(), num_warps=tuned.score_warps, maxnreg=tuned.score_registers,
+            UPCAST=interpreted(), COVERS=False, num_warps=tuned.score_warps,
+            maxnreg=tuned.score_registers,
         )  # fmt: skip
         share_kernel[(rows, heads, triton.cdiv(width, SELECT_CHUNK))](
             logits, parts, candidates.begin, candidates.end, out, blocks, width,
@@ -178,14 +181,14 @@ class TritonOps(SegmentIndexing):
         scale: float,
         unit_size: int,
     ) -> torch.Tensor:
-        """See `Ops.known`: refused on this device."""
-        raise UnsupportedSetup(NO_SHARES)
+        """See `Ops.known`."""
+        return known(q, keys, kept, tail_lengths, scale, unit_size)
 
     def sample(
         self, scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
     ) -> Ranking:
-        """See `Ops.sample`: refused on this device."""
-        raise UnsupportedSetup(NO_SHARES)
+        """See `Ops.sample`: a part of `cover` here."""
+        raise UnsupportedSetup(NO_POOLS)
 
     def allot(
         self,
@@ -196,12 +199,15 @@ class TritonOps(SegmentIndexing):
         lowest: torch.Tensor,
         pooled: torch.Tensor,
     ) -> torch.Tensor:
-        """See `Ops.allot`: `coverage` and `budget_split` are refused on this device."""
-        raise UnsupportedSetup(NO_SHARES)
+        """See `Ops.allot`: a part of `cover` here."""
+        raise UnsupportedSetup(NO_POOLS)
 
     def cover(self, scores: torch.Tensor, inputs: ScoreInputs, goal: Goal, size: int) -> Selection:
-        """See `Ops.cover`: refused on this device."""
-        raise UnsupportedSetup(NO_SHARES)
+        """See `Ops.cover`; a pool that KV heads share is refused."""
+        if goal.pooled.any():
+            raise UnsupportedSetup(NO_POOLS)
+        counts = covering(scores, inputs, goal.coverage, size).chosen
+        return self.select(scores, inputs.candidates, inputs.num_units, counts)
 
     def select(
         self,
@@ -222,19 +228,20 @@ class TritonOps(SegmentIndexing):
         )  # fmt: skip
         lists = (physical, logical, run_offsets(rows * heads, widest, scores.device))
         numbers, sizes = (0, 0, width), (widest, table.stride(0), 1)
-        chosen = Selection(logical, physical, per_head(counts, heads))
-        if selects_by_cuda(width):
+        chosen, covers = Selection(logical, physical, per_head(counts, heads)), counts.dim() == 2
+        if selects_by_cuda(width) and not covers:
             tensors = (scores.contiguous(), None, *rows_of, *lists)
             launch_select(constants_for(width), heads, rows, tensors, (*numbers, *sizes))
             return chosen
+        zeros = constant(scores, rows, 0)
         room = chunks * SELECT_CHUNK if chunks > 1 else 0
         best = logical.new_empty(rows, heads, 2, room)
         select_kernel[(chunks, heads, rows)](
-            scores.contiguous(), scores, scores, *rows_of, constant(scores, rows, 0), *lists, best,
-            constant(scores, rows * heads, 0), *numbers, 0, *sizes, BLOCK=1,
-            CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
-            COPY_DENSE=False, LOGICAL=True, FINER=False, CODED=False, num_warps=SELECT_WARPS,
-            maxnreg=SELECT_REGISTERS,
+            scores.contiguous(), scores, scores, *rows_of, zeros, *lists, best,
+            constant(scores, rows * heads, 0), zeros, counts.contiguous(), *numbers, 0, *sizes,
+            BLOCK=1, CHUNK=SELECT_CHUNK, PARTS=SELECT_PARTS, GROUP=1, MEAN=False, REDUCED=True,
+            COPY_DENSE=False, LOGICAL=True, FINER=False, CODED=False, COVERS=covers,
+            num_warps=SELECT_WARPS, maxnreg=SELECT_REGISTERS,
         )  # fmt: skip
         return chosen
 
@@ -251,8 +258,7 @@ class TritonOps(SegmentIndexing):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Ops.attend`."""
         rows, heads, group, dim = q.shape
-        if counts.dim() == 2:
-            counts = _alike(counts)
+        chosen, covers = counts.contiguous(), counts.dim() == 2
         vdim, splits, tuned = values.shape[-1], num_splits(heads), tuning(dim, q.dtype)
         out = q.new_empty(rows, heads, group, vdim)
         lse = q.new_empty(rows, heads, group, dtype=torch.float32)
@@ -267,11 +273,11 @@ class TritonOps(SegmentIndexing):
         attend_kernel[(splits, heads, rows)](
             q, keys, values, zeros, table, offsets, constant(q, rows, MIN_MAX), counts, counts,
             tail_lengths, zeros, zeros, parts, part_lse, constant(q, rows * heads, 0), out, lse,
-            zeros, zeros, zeros, zeros, scale, 0, 0, 0, *q.stride()[:3], *keys.stride()[:2],
+            zeros, zeros, zeros, zeros, chosen, scale, 0, 0, 0, *q.stride()[:3], *keys.stride()[:2],
             *values.stride()[:2], 0, 0, HEADS=heads, GROUP=group, DIM=dim, VALUE_DIM=vdim,
             UNIT=unit_size, SPLITS=splits, TOKENS=tuned.attend_tokens,
             STAGES=tuned.attend_stages, UPCAST=interpreted(), VIEWS=False, FINER=False,
-            num_warps=tuned.attend_warps,
+            COVERS=covers, num_warps=tuned.attend_warps,
         )  # fmt: skip
         return out, lse
 
@@ -307,17 +313,6 @@ def _both(
 def _check_unknown(known: torch.Tensor | None) -> None:
     if known is not None:
         raise UnsupportedSetup(NO_SHARES)
-
-
-def _alike(counts: torch.Tensor) -> torch.Tensor:
-    """Counts `[rows]` of `[rows, H]`.
-
-    Raises:
-        UnsupportedSetup: they differ between KV heads.
-    """
-    if not torch.equal(counts, counts[:, :1].expand_as(counts)):
-        raise UnsupportedSetup("counts that differ between KV heads have no kernel on triton")
-    return counts[:, 0].contiguous()
 
 
 def constant(like: torch.Tensor, size: int, value: int) -> torch.Tensor:

@@ -44,6 +44,13 @@ def share_of(x, highest):
 
 
 @triton.jit
+def joined(a, b):
+    """log(exp(a) + exp(b)); of two that are -inf, that."""
+    higher = tl.maximum(a, b)
+    return higher + tl.log(share_of(a, higher) + share_of(b, higher))
+
+
+@triton.jit
 def load_group(q, stride_group, GROUP: tl.constexpr, DIM: tl.constexpr, UPCAST: tl.constexpr):
     """Queries `[16 or more, padded DIM]` of one row and KV head; rows beyond GROUP are 0."""
     g = tl.arange(0, padded(GROUP, 16))

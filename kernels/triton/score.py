@@ -34,15 +34,24 @@ MIN_MAX = tl.constexpr(spec.MIN_MAX)
 MEAN_STD = tl.constexpr(spec.MEAN_STD)
 EXACT = tl.constexpr(spec.EXACT)
 LANDMARK = tl.constexpr(spec.LANDMARK)
+BOX_REACH = tl.constexpr(spec.BOX_REACH)
+SPREAD_REACH = tl.constexpr(spec.SPREAD_REACH)
 MARK_STAGES = tl.constexpr(3)
 """Depth of the pipeline of landmarks: with more in flight, rows that stand together spill."""
 
 
 @triton.jit
-def upper_bound(q, low, high, UPCAST: tl.constexpr):
-    """Quest's bound `[G, units]`: sum over channels of max(q low, q high)."""
+def upper_bound(q, low, high, UPCAST: tl.constexpr, reach=1.0, COVERS: tl.constexpr = False):
+    """Quest's bound `[G, units]`: sum over channels of max(q low, q high).
+
+    With COVERS, from the middle of a unit's box `reach` `[G]` of the way to it.
+    """
     positive = tl.where(q > 0, q, 0.0).to(q.dtype)
     negative = tl.where(q < 0, q, 0.0).to(q.dtype)
+    if COVERS:
+        wide, near = q.to(tl.float32), (1 - reach[:, None]) / 2
+        positive = (wide * tl.where(q > 0, 1 - near, near)).to(q.dtype)
+        negative = (wide * tl.where(q < 0, 1 - near, near)).to(q.dtype)
     if UPCAST:
         low, high = low.to(tl.float32), high.to(tl.float32)
     bound = tl.dot(positive, tl.trans(high), input_precision="ieee")
@@ -51,7 +60,7 @@ def upper_bound(q, low, high, UPCAST: tl.constexpr):
 
 @triton.jit
 def expected_maximum(q, mean, std, spread, UPCAST: tl.constexpr):
-    """Estimate `[G, units]`: mean + spread standard deviations.
+    """Estimate `[G, units]`: mean + spread standard deviations, one number or one of each lane.
 
     The squares are multiplied in TF32 (11 bits) where the stored planes have no more than that.
     """
@@ -90,8 +99,9 @@ def group_dot(q, rows, UPCAST: tl.constexpr):
 
 @triton.jit
 def estimate(
-    q, field, keys, units, known, scale, spread, stride_unit, stride_plane, stride_slot,
+    q, field, keys, units, known, scale, spread, reach, stride_unit, stride_plane, stride_slot,
     FORMULA: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, UPCAST: tl.constexpr,
+    COVERS: tl.constexpr,
 ):  # fmt: skip
     """Scaled estimates `[G, units]` of a block of units; those that are not known are not read."""
     if FORMULA == EXACT:
@@ -101,8 +111,10 @@ def estimate(
     else:
         a, b = load_planes(field, units, known, stride_unit, stride_plane, DIM)
         if FORMULA == MIN_MAX:
-            share = scale * upper_bound(q, a, b, UPCAST)
+            share = scale * upper_bound(q, a, b, UPCAST, reach, COVERS)
         else:
+            if COVERS:
+                spread *= reach[:, None]
             share = scale * expected_maximum(q, a, b, spread, UPCAST)
     return share
 
@@ -110,9 +122,9 @@ def estimate(
 @triton.jit
 def score_blocks(
     q, field, keys, table, logits, parts, pair, g, real, begin, end, low, high, first, step, trust,
-    scale, spread, width, blocks, stride_unit, stride_plane, stride_slot,
+    scale, spread, reach, width, blocks, stride_unit, stride_plane, stride_slot,
     FORMULA: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr, COVERS: tl.constexpr,
 ):  # fmt: skip
     """Score every `step`-th block from block `first` on, of units `[low, high)` of one row.
 
@@ -124,6 +136,7 @@ def score_blocks(
         real: bool `[LANES]`, lanes with a query head.
         begin, end: int32 `[LANES]`, candidates of a lane.
         trust: whether units without a stamp have their fields by now.
+        reach: float32 `[LANES]`, how far estimates go, 1 for ranking; read when COVERS.
 
     Returns:
         int32 `[BLOCK]`, 1 at places of a block where a unit without a stamp was met.
@@ -138,8 +151,8 @@ def score_blocks(
         known = listed & ((entry >= 0) | trust) if FORMULA != EXACT else listed
         physical = (entry & UNIT_BITS).to(tl.int64) * PARTS + unit % PARTS
         logit = estimate(
-            q, field, keys, physical, known, scale, spread,
-            stride_unit, stride_plane, stride_slot, FORMULA, UNIT, DIM, UPCAST,
+            q, field, keys, physical, known, scale, spread, reach,
+            stride_unit, stride_plane, stride_slot, FORMULA, UNIT, DIM, UPCAST, COVERS,
         )  # fmt: skip
         inside = (unit >= begin[:, None]) & (unit < end[:, None]) & listed
         logit = tl.where(inside, logit, float("-inf"))
@@ -183,9 +196,9 @@ def fill_fields(
 @triton.jit
 def walk(
     q, field, misfits, keys, table, logits, parts, pair, heads, g, real, begin, end, low, high,
-    first, step, scale, spread, width, blocks, stride_unit, stride_plane, stride_slot,
+    first, step, scale, spread, reach, width, blocks, stride_unit, stride_plane, stride_slot,
     FORMULA: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr, COVERS: tl.constexpr,
 ):  # fmt: skip
     """`score_blocks`, and once more when units without a stamp have got their fields."""
     first += low // BLOCK
@@ -193,8 +206,8 @@ def walk(
     while again:
         met = score_blocks(
             q, field, keys, table, logits, parts, pair, g, real, begin, end, low, high, first,
-            step, trust, scale, spread, width, blocks, stride_unit, stride_plane, stride_slot,
-            FORMULA, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
+            step, trust, scale, spread, reach, width, blocks, stride_unit, stride_plane,
+            stride_slot, FORMULA, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS,
         )  # fmt: skip
         again = (tl.max(met) > 0) & (trust == 0) & (FORMULA != EXACT)
         if again:
@@ -234,6 +247,7 @@ def score_kernel(
     begins,
     ends,
     dense_layers,
+    goals,
     logits,
     parts,
     scale,
@@ -264,6 +278,7 @@ def score_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Score a share of the blocks of a group of rows, for one KV head, or summarise pending units.
@@ -280,6 +295,7 @@ def score_kernel(
             Read when ROWS > 1, as `shared`.
         shared: int32 `[rows]`, by place: leading units that are those of its group's first row.
         formulas, begins, ends, dense_layers: int32 `[rows]`, by row.
+        goals: float32 `[rows]`, above 0 where estimates are to tell shares; read when COVERS.
         logits: float32 `[rows, H, G, width]`, written for candidates alone.
         parts: float32 `[rows, H, blocks, 2, G]`, written for blocks with candidates.
         chunks: programs of a group of rows, a multiple of ROWS.
@@ -314,6 +330,9 @@ def score_kernel(
     end = tl.load(ends + row, mask=exists, other=0)
     real = exists & (g < GROUP)
     pair = row * heads + head
+    shares = exists
+    if COVERS:
+        shares = tl.load(goals + row, mask=exists, other=0.0) > 0
     own = chunk % ROWS
     mine = group.to(tl.int64)
     if ROWS > 1:
@@ -357,31 +376,33 @@ def score_kernel(
                 if kind == MIN_MAX:
                     walk(
                         queries, min_max, misfits, keys, lists, logits, parts, pair, heads, g,
-                        lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
+                        lanes, begin, end, low, high, first, step, scale, spread,
+                        tl.where(shares, BOX_REACH, 1.0), width, blocks,
                         stride_unit, stride_plane, stride_slot,
-                        MIN_MAX, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
+                        MIN_MAX, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS,
                     )  # fmt: skip
             if HAS_MEAN_STD:  # noqa: SIM102
                 if kind == MEAN_STD:
                     walk(
                         queries, mean_std, misfits, keys, lists, logits, parts, pair, heads, g,
-                        lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
+                        lanes, begin, end, low, high, first, step, scale, spread,
+                        tl.where(shares, SPREAD_REACH, 1.0), width, blocks,
                         stride_unit, stride_plane, stride_slot,
-                        MEAN_STD, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST,
+                        MEAN_STD, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS,
                     )  # fmt: skip
             if HAS_EXACT:  # noqa: SIM102
                 if kind == EXACT:
                     walk(
                         queries, keys, misfits, keys, lists, logits, parts, pair, heads, g,
-                        lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
-                        stride_unit, stride_plane, stride_slot,
-                        EXACT, GROUP, UNIT, DIM, BLOCK, 1, UPCAST,
+                        lanes, begin, end, low, high, first, step, scale, spread, 1.0, width,
+                        blocks, stride_unit, stride_plane, stride_slot,
+                        EXACT, GROUP, UNIT, DIM, BLOCK, 1, UPCAST, False,
                     )  # fmt: skip
             if HAS_LANDMARK:  # noqa: SIM102
                 if kind == LANDMARK:
                     walk(
                         queries, landmarks, misfits, keys, lists, logits, parts, pair, heads, g,
-                        lanes, begin, end, low, high, first, step, scale, spread, width, blocks,
-                        heads * DIM, DIM, stride_slot,
-                        LANDMARK, GROUP, UNIT, DIM, BLOCK, MARK_STAGES, UPCAST,
+                        lanes, begin, end, low, high, first, step, scale, spread, 1.0, width,
+                        blocks, heads * DIM, DIM, stride_slot,
+                        LANDMARK, GROUP, UNIT, DIM, BLOCK, MARK_STAGES, UPCAST, False,
                     )  # fmt: skip

@@ -206,6 +206,8 @@ def select_kernel(
     offsets,
     best,
     tickets,
+    goals,
+    chosen,
     layer,
     blocks,
     width,
@@ -223,6 +225,7 @@ def select_kernel(
     LOGICAL: tl.constexpr,
     FINER: tl.constexpr,
     CODED: tl.constexpr,
+    COVERS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
     """Keep sinks, window and the best candidates of one row and KV head. Grid `[chunks, H, rows]`.
@@ -240,6 +243,8 @@ def select_kernel(
         best: int32 `[rows, H, 2, chunks * CHUNK]`, keys and units that chunks have kept; anything
             where there is one chunk.
         tickets: int32 `[rows, H]`, zero before and after.
+        goals, chosen: see `cover_kernel`; read when COVERS. What is chosen counts then, and rows
+            with a goal have final scores.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
         EARLY: see `take_turn`.
@@ -250,6 +255,10 @@ def select_kernel(
     pair = row.to(tl.int64) * tl.num_programs(1) + head
     formula = tl.load(formulas + row)
     total, count = tl.load(num_units + row), tl.load(counts + row)
+    leaves_ranks = formula >= CLUSTERS
+    if COVERS:
+        count = tl.load(chosen + pair)
+        leaves_ranks = leaves_ranks | (tl.load(goals + row) > 0)
     begin, end = tl.load(begins + row), tl.load(ends + row)
     dense = (formula == NOTHING) | (layer < tl.load(dense_layers + row))
     chunks = tl.cdiv(total, CHUNK)
@@ -278,7 +287,7 @@ def select_kernel(
     if REDUCED:
         rank = tl.load(logits + unit, mask=inside, other=float("-inf"))
     elif CODED:
-        if formula >= CLUSTERS:
+        if leaves_ranks:
             rank = tl.load(ranks + pair * ranked + unit, mask=inside, other=float("-inf"))
         else:
             rank = group_rank(

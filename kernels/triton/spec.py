@@ -32,6 +32,11 @@ CHUNK = 8
 OUTLIER_SHARE = 384 / 2432
 """Tokens that have a landmark, and part of what is kept that outliers take: see
 `sgl_sparsekv.selection.shadowkv`."""
+SAMPLE_UNITS, SAMPLE_TOKENS, SAMPLE_POWER, SAMPLE_BLOCK = 16, 128, 1 / 3, 64
+"""See `sgl_sparsekv.selection.sampling`, and the reference's `sample`."""
+BOX_REACH, SPREAD_REACH = 0.25, 1.5
+"""How far scores go where they are to tell shares: see `sgl_sparsekv.selection.quest` and
+`mean_std`."""
 SEGMENT, OVERSAMPLING, MARGIN = 128, 8, 1e-4
 """See `sgl_sparsekv.selection.two_level`, as is the name of its records."""
 SEGMENT_BOUNDS = "min_max_segment"

@@ -54,6 +54,8 @@ def begin_kernel(
     view_of,
     views,
     viewed,
+    asked,
+    goals,
     width,
     capacity,
     plan_stride,
@@ -65,6 +67,7 @@ def begin_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     VIEWS: tl.constexpr,
+    COVERS: tl.constexpr,
 ):
     """Plan the row at one place and list a block of its units. Grid `[rows, blocks of units]`.
 
@@ -85,6 +88,7 @@ def begin_kernel(
             first of its ROWS rows.
         view_of, views, viewed: `of_request`, `records` and `viewed` of `buffers.ViewBuffers`, the
             last with rows of `plan_stride`; anything where VIEWS is false.
+        asked, goals: of `cover_buffers.CoverBuffers`; anything where COVERS is false.
     """
     place, block = tl.program_id(0), tl.program_id(1)
     row = place
@@ -105,6 +109,8 @@ def begin_kernel(
         tl.store(plan + 5 * plan_stride + row, tail)
         tl.store(plan + 6 * plan_stride + row, dense)
         tl.store(plan + 7 * plan_stride + row, finer)
+        if COVERS:
+            tl.store(goals + row, tl.load(asked + request))
         if VIEWS:
             view = tl.load(view_of + request)
             made = tl.load(views + view * stride_view, mask=view >= 0, other=0)

@@ -25,6 +25,10 @@ SELECT_REGISTERS = 128
 SELECT_PARTS = 128
 """Blocks of scores whose sums `select` adds at a time."""
 
+COVER_CHUNK, COVER_WARPS = 1024, 8
+"""Scores that a program of `cover` looks at in one go, and its warps: with all registers that a
+thread can have, none spills."""
+
 CUDA_SELECT_THREADS = 1024
 """Threads of `cuda/select.cu`, one block per row and KV head."""
 CUDA_SELECT_UNITS = 9 * 1024
@@ -132,12 +136,14 @@ def starts_early(capability: tuple[int, int]) -> bool:
     return known is not None and STARTS_EARLY[known]
 
 
-def attend_registers(head_dim: int, views: bool, finer: bool) -> int | None:
+def attend_registers(head_dim: int, views: bool, finer: bool, covers: bool) -> int | None:
     """Most registers of a thread of `attend`; None: as the compiler likes.
 
-    Left alone with wide heads, views and finer units, it spills to fit a second program.
+    Left alone with wide heads, views and finer units, or with narrow heads, coverage and finer
+    units, it spills to fit another program.
     """
-    return MOST_REGISTERS if head_dim >= WIDE_HEAD and views and finer else None
+    spills = (head_dim >= WIDE_HEAD and views) or (head_dim <= NARROW_HEAD and covers)
+    return MOST_REGISTERS if finer and spills else None
 
 
 def num_splits(heads: int) -> int:

@@ -1,20 +1,18 @@
 """Telemetry of steps that run whole on a device: sampled by the host, measured in a graph.
 
-The host knows which requests of a step are to be sampled. A graph that measures leaves the masses
-of these rows in a buffer. Behind the step they are copied to the host, and the copy keeps whose
-they are, as the next step may be of others. Nothing waits for it: it goes ahead of the tokens that
-the same step gives, so whoever has the last token of a request has its samples too.
+The host knows which requests of a step are to be sampled. A graph that measures leaves the
+attention mass of these rows in a buffer, which is read when it has come to the host.
 """
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 
 from ..fused_ops import FusedDecode
+from .host_copies import HostCopies
 from .layers import ModelLayers
 from .planner import HostPlan
 from .request_table import RequestEntry, RequestTable
@@ -38,26 +36,6 @@ class Sample:
     layers: list[int]
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """What a step measured, on its way to the host.
-
-    Attributes:
-        samples: its rows.
-        masses: float32 `[rows, layers, H, G]`, valid once it has come.
-        arrival: when that is; None: it has.
-    """
-
-    samples: list[Sample]
-    masses: torch.Tensor
-    arrival: "torch.cuda.Event | None"
-
-    @property
-    def has_come(self) -> bool:
-        """Whether the masses can be read."""
-        return self.arrival is None or self.arrival.query()
-
-
 class DeviceTelemetry:
     """Samples the decode steps of requests that ask for telemetry.
 
@@ -65,7 +43,8 @@ class DeviceTelemetry:
         step: what measures.
         table: who asks.
         layers: of the model.
-        covered: hears of a method's selections what masses they held.
+        copies: brings what was measured.
+        covered: hears of a method's selections what attention mass they held.
     """
 
     def __init__(
@@ -73,58 +52,36 @@ class DeviceTelemetry:
         step: FusedDecode,
         table: RequestTable,
         layers: ModelLayers,
+        copies: HostCopies,
         covered: Callable[[str, torch.Tensor], None],
     ) -> None:
-        self._step, self._table, self._layers, self._covered = step, table, layers, covered
-        self._sampled: list[Sample] = []
-        self._fetched: deque[Fetched] = deque()
+        self._step, self._table, self._layers = step, table, layers
+        self._copies, self._covered = copies, covered
 
     def is_due(self, plan: HostPlan) -> bool:
         """Whether some row of a step is to be sampled if it is sparse."""
         selects = ~plan.dense_rows(self._layers.last_ours)
         return any(selects[place] and one.telemetry.is_due for place, one in self._asking(plan))
 
-    def begin_step(self, plan: HostPlan | None, sparse: bool) -> bool:
+    def begin_step(self, plan: HostPlan, sparse: bool) -> bool:
         """Count a step for those of its requests that ask, and tell the device whom to sample.
 
         Args:
-            plan: of its decode rows; None when no row decodes.
+            plan: of its decode rows.
             sparse: rows select, where they do not read everything.
 
         Returns:
             whether the step measures.
         """
-        self.settle()
-        self._sampled = []
-        if plan is None:
-            return False
-        selects = ~plan.dense_rows(self._layers.last_ours) & sparse
+        selects, sampled = ~plan.dense_rows(self._layers.last_ours) & sparse, list[Sample]()
         for place, one in self._asking(plan):
             if one.telemetry.begin_step(bool(selects[place])):
-                self._sampled.append(self._sample(place, one))
-        if self._sampled:
-            self._tell()
-        return bool(self._sampled)
-
-    def fetch(self) -> None:
-        """Behind the step: copy what it measured to the host."""
-        if not self._sampled:
-            return
-        held, arrival = self._step.buffers.masses, None
-        rows = 1 + max(sample.place for sample in self._sampled)
-        masses = held[:rows].to("cpu", non_blocking=True, copy=True)
-        if held.is_cuda:
-            arrival = torch.cuda.Event()
-            arrival.record()
-        self._fetched.append(Fetched(self._sampled, masses, arrival))
-        self._sampled = []
-
-    def settle(self) -> None:
-        """Give the requests what has come."""
-        while self._fetched and self._fetched[0].has_come:
-            fetched = self._fetched.popleft()
-            for sample in fetched.samples:
-                self._add(sample, fetched.masses[sample.place])
+                sampled.append(self._sample(place, one))
+        if not sampled:
+            return False
+        rows = self._mark([sample.place for sample in sampled])
+        self._copies.want(self._step.buffers.masses[:rows], partial(self._measured, sampled))
+        return True
 
     def _asking(self, plan: HostPlan) -> list[tuple[int, RequestEntry]]:
         """Rows whose requests ask, by their places; rows that no request owns ask for nothing."""
@@ -136,31 +93,20 @@ class DeviceTelemetry:
         layers = [n for n in known if n >= options.dense_layers and self._layers.is_ours(n)]
         return Sample(place, entry.telemetry, options.method, layers)
 
-    def _tell(self) -> None:
+    def _mark(self, places: list[int]) -> int:
+        """Tell the device which rows are sampled; gives how many rows hold all of them."""
         sampled = np.zeros(self._step.shape.max_rows, dtype=np.int32)
-        sampled[[sample.place for sample in self._sampled]] = 1
+        sampled[places] = 1
         found = torch.from_numpy(sampled)
         self._step.mark(found.pin_memory() if self._step.buffers.masses.is_cuda else found)
+        return 1 + max(places)
 
-    def _add(self, sample: Sample, masses: torch.Tensor) -> None:
-        """Count what a row read of its attention, `[layers, H, G]`."""
-        first, told = self._step.shape.measured.start, sample.telemetry
-        told.samples += 1
-        for number in sample.layers:
-            told.masses.setdefault(number, LayerMass()).add(masses[number - first])
-        self._covered(sample.method, masses[[number - first for number in sample.layers]])
-
-
-_active: DeviceTelemetry | None = None
-
-
-def activate_telemetry(telemetry: DeviceTelemetry | None) -> None:
-    """Make it the one that hears of this process's steps."""
-    global _active
-    _active = telemetry
-
-
-def fetch_masses(result: object, *args: Any, **kwargs: Any) -> None:
-    """After `ModelRunner.forward`: copy what the step measured to the host, if it did."""
-    if _active is not None:
-        _active.fetch()
+    def _measured(self, sampled: list[Sample], masses: torch.Tensor) -> None:
+        """A step has left attention masses `[rows, layers, H, G]`."""
+        first = self._step.shape.measured.start
+        for sample in sampled:
+            told, own = sample.telemetry, masses[sample.place]
+            told.samples += 1
+            for number in sample.layers:
+                told.masses.setdefault(number, LayerMass()).add(own[number - first])
+            self._covered(sample.method, own[[number - first for number in sample.layers]])

@@ -32,6 +32,7 @@ YES_OR_NO = (
     "pack_views",
     "admit_packed",
     "measure",
+    "serve_coverage",
     "validate_requests",
 )
 _HELP = {
@@ -69,6 +70,7 @@ _HELP = {
     "admit_packed": "admit requests counting on that: true or false",
     "check": "compare sampled page metadata with the keys: off, log or raise",
     "check_interval": "decode steps between two checks",
+    "serve_coverage": "on a GPU, serve requests that ask for a coverage: true or false",
     "measure": "on a GPU, capture graphs that measure what telemetry tells: true or false",
     "validate_requests": "answer 400 to what would end SGLang: true or false",
     "trace": "ZMQ endpoint to publish selections on, e.g. tcp://127.0.0.1:5560",

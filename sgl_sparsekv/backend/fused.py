@@ -22,9 +22,11 @@ from ..selection import load_method
 from ..selection.policy import BoolArray, IntArray
 from ..types import StepShape
 from .attention import SparseKVBackend, host_lengths
+from .device_counts import DeviceCounts
 from .device_records import DeviceRecords
-from .device_telemetry import DeviceTelemetry, activate_telemetry
+from .device_telemetry import DeviceTelemetry
 from .gate import DENSE, MEASURED, SPARSE, BreakEven, Cost, activate_gate, predicted_cost
+from .host_copies import HostCopies, activate_copies
 from .kv_pool import listen_to_allocator
 from .option_table import OptionTable
 from .paged import PagedRoute
@@ -61,7 +63,10 @@ class FusedBackend(SparseKVBackend):
         per_token = shape.heads * (shape.head_dim + shape.v_head_dim) * shape.dtype.itemsize
         cost = predicted_cost(shape.heads, per_token, torch.device(shape.device))
         needed = cost if isinstance(options.dense_below, str) else options.dense_below
-        self.telemetry = self._telemetry()
+        self.copies = HostCopies()
+        activate_copies(self.copies)
+        self.table.settle = self.copies.settle
+        self.telemetry, self.counts = self._telemetry(), self._counts()
         is_due = None if self.telemetry is None else self.telemetry.is_due
         self.gate = BreakEven(self._host_plan, needed, self.max_rows, is_due)
         activate_gate(self.gate)
@@ -81,13 +86,17 @@ class FusedBackend(SparseKVBackend):
 
     def _telemetry(self) -> DeviceTelemetry | None:
         """What samples steps; None: the server was not started so."""
-        telemetry = None
-        if self.step.shape.measured:
-            covered = self.observer.covered
-            telemetry = DeviceTelemetry(self.step, self.table, self.layers, covered)
-            self.table.settle = telemetry.settle
-        activate_telemetry(telemetry)
-        return telemetry
+        if not self.step.shape.measured:
+            return None
+        how = (self.table, self.layers, self.copies)
+        return DeviceTelemetry(self.step, *how, self.observer.covered)
+
+    def _counts(self) -> DeviceCounts | None:
+        """What counts rows that ask for a coverage; None: none may."""
+        if not self.step.shape.covered:
+            return None
+        how = (self.table, self.layers, self.copies)
+        return DeviceCounts(self.step, *how, self.observer.read)
 
     def _views(self, shape: StepShape, scales: dict[int, float]) -> DeviceViews | None:
         """Where requests may keep views; None: no method that is served does."""
@@ -235,11 +244,14 @@ class FusedBackend(SparseKVBackend):
         self._handed_out.clear()
         if self.records is not None:
             self._build_records(plan, prefilled)
-        if self.telemetry is not None and self.telemetry.begin_step(plan, self._sparse):
-            self._measures = True
+        self.copies.begin_step()
         if plan is None:
             self.observer.begin_step(None, filled)
             return
+        if self.telemetry is not None and self.telemetry.begin_step(plan, self._sparse):
+            self._measures = True
+        if self.counts is not None and self._sparse:
+            self.counts.begin_step(plan)
         for row in plan.rows[plan.rows >= 0].tolist():  # below: given back before this late step
             entry = self.table.entry(row)
             self.option_table.bind(row, entry.options)
@@ -457,5 +469,7 @@ class FusedBackend(SparseKVBackend):
         if self._measures:
             self.step.measure(number, grouped, keys, layer.scaling)
         if self.options.trace:
-            self.observer.watched(number, self.step.buffers.logical, self._listed(number))
+            held, cover = self.step.buffers, self.step.buffers.cover
+            chosen = None if cover is None else cover.chosen
+            self.observer.watched(number, held.logical, self._listed(number), chosen)
         return out.reshape(q.shape[0], layer.tp_q_head_num, layer.v_head_dim).to(q.dtype)

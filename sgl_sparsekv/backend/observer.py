@@ -225,17 +225,37 @@ class StepObserver:
         """The row at `place` of the step reads `tokens`, summed over its KV heads, that the plan
         did not know of."""
         assert self._plan is not None
-        self.table.entry(int(self._plan.rows[place])).read(tokens, heads)
+        self.read(self.table.entry(int(self._plan.rows[place])), tokens, heads)
+
+    def read(self, entry: RequestEntry, tokens: int, heads: int) -> None:
+        """A request has read `tokens`, summed over its KV heads, that no plan knew of."""
+        entry.read(tokens, heads)
         self.metrics.read(tokens / heads, 0)
 
-    def watched(self, layer: int, logical: torch.Tensor, listed: Listed | None = None) -> None:
-        """Rows read what a device's own buffers `[rows, H, n]` say, or everything; those that
-        have views what is `listed`."""
+    def watched(
+        self,
+        layer: int,
+        logical: torch.Tensor,
+        listed: Listed | None = None,
+        chosen: torch.Tensor | None = None,
+    ) -> None:
+        """Rows have read a layer.
+
+        Args:
+            layer: its number.
+            logical: int32 `[rows, H, n]`, units that rows which select have read, first `chosen` of
+                each KV head.
+            listed: what rows with views have read in place of that; None: no row has any.
+            chosen: int32 `[rows, H]`; None: as many as the plan says.
+        """
         if self.trace is None or self._plan is None:
             return
         plan, heads = self._plan, self.metadata.layout.num_kv_heads
         unit_size = self.metadata.geometry.unit_size
-        dense, chosen = plan.dense_rows(layer), logical[: len(plan.rows)].cpu().numpy()
+        dense, selected = plan.dense_rows(layer), logical[: len(plan.rows)].cpu().numpy()
+        counts = np.tile(plan.plan.counts[:, None], heads)
+        if chosen is not None:
+            counts = chosen[: len(plan.rows)].cpu().numpy()
         for place, option in enumerate(plan.options):
             view = None
             if listed is not None:
@@ -247,9 +267,8 @@ class StepObserver:
                 units = everything_of(heads, int(-(-plan.lengths[place] // unit_size)))
                 self._publish(layer, place, "full", units, unit_size)
             else:
-                units = chosen[place, :, : int(plan.plan.counts[place])]
-                units = np.ascontiguousarray(units)
-                self._publish(layer, place, option.method, units, unit_size)
+                own = int(plan.plan.unit_size[place])
+                self._publish(layer, place, option.method, cut(selected[place], counts[place]), own)
 
     def _publish(
         self,
@@ -288,6 +307,12 @@ class StepObserver:
 def everything_of(heads: int, count: int) -> "np.ndarray[Any, Any]":
     """Logical units `[H, count]` of a row that reads all of them."""
     return np.tile(np.arange(count, dtype=np.int32), (heads, 1))
+
+
+def cut(units: "np.ndarray[Any, Any]", counts: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """The first `counts` `[H]` of units `[H, n]`, -1 behind the shorter ones."""
+    most = int(counts.max())
+    return np.where(np.arange(most) < counts[:, None], units[:, :most], np.int32(-1))
 
 
 def _name(group: RowGroup) -> str:

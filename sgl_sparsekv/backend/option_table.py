@@ -23,11 +23,16 @@ class OptionTable:
         pinned = options.device.type == "cuda"
         self._options = torch.zeros(options.shape, dtype=options.dtype, pin_memory=pinned)
         self._ratios = torch.zeros(ratios.shape, dtype=ratios.dtype, pin_memory=pinned)
+        cover = step.buffers.cover
+        self._asked = cover if cover is None else torch.zeros_like(cover.asked, pin_memory=pinned)
         self._written: dict[int, RequestOptions] = {}
         self._options[:] = torch.tensor(self._values(default), dtype=torch.int32)
         self._ratios[:] = self._ratio(default)
         options.copy_(self._options)
         ratios.copy_(self._ratios)
+        if self._asked is not None:
+            self._asked[:] = default.coverage or 0.0
+            cover.asked.copy_(self._asked)
 
     def bind(self, row: int, options: RequestOptions) -> None:
         """Give a row the options of the request that owns it now."""
@@ -38,7 +43,11 @@ class OptionTable:
         self._ratios[row] = self._ratio(options)
         device = self._step.buffers
         device.options[row].copy_(self._options[row], non_blocking=True)
-        device.ratios[row : row + 1].copy_(self._ratios[row : row + 1], non_blocking=True)
+        here = slice(row, row + 1)
+        device.ratios[here].copy_(self._ratios[here], non_blocking=True)
+        if self._asked is not None:
+            self._asked[row] = options.coverage or 0.0
+            device.cover.asked[here].copy_(self._asked[here], non_blocking=True)
 
     def _values(self, options: RequestOptions) -> list[int]:
         """formula, budget, least budget, sink, window, dense layers, how fine its units are"""

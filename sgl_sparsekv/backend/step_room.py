@@ -101,6 +101,7 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         finest=finest,
         records=records_of(options, None),
         measured=range(layers if options.measures else 0),
+        covered=range(layers if options.covers else 0),
     )
     return with_views(shape, options, layers, 0)
 
@@ -109,6 +110,7 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
     """Extents of a server's steps; `captured` as of `step_rows`."""
     table, geometry = backend.req_to_token_pool.req_to_token, backend.geometry
     layout, first = backend.metadata.layout, backend.token_to_kv_pool.start_layer
+    every = range(first, first + layout.num_layers)
     group = layer.tp_q_head_num // layer.tp_k_head_num
     units = ceil_div(table.shape[1], geometry.unit_size)
     finest = finest_unit(backend.options)
@@ -131,7 +133,8 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
         reduction=backend.options.reduction,
         finest=finest,
         records=records_of(backend.options, backend.metadata),
-        measured=range(first, first + layout.num_layers if backend.options.measures else first),
+        measured=every if backend.options.measures else range(0),
+        covered=every if backend.options.covers else range(0),
     )
     return with_views(shape, backend.options, layout.num_layers, first)
 

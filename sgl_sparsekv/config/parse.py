@@ -73,7 +73,7 @@ def parse_request_options(raw: object, server: ServerOptions) -> RequestOptions:
         options = replace(server.request, **raw)
     except ValueError as error:
         raise RequestOptionError(f"sparsekv.{error}") from None
-    refusal = unfused(server.device, options)
+    refusal = unfused(server.device, options, server.covers)
     if refusal:
         raise RequestOptionError(f"sparsekv.{refusal}")
     if options.estimates and server.residuals is None:

@@ -10,7 +10,7 @@ from ..selection import METHODS, IndexOptions, load_method, method_names
 from ..summaries import ResidualSummary
 from ..types import Reduction
 from .checks import check_bool, check_choice, check_int, listed
-from .request import SERVER_ONLY, RequestOptions, adaptive_option
+from .request import SERVER_ONLY, RequestOptions
 
 CHECK_MODES = ("off", "log", "raise")
 BREAK_EVENS = ("auto", "predicted")
@@ -38,6 +38,7 @@ class ServerOptions:
         check_interval: steps between two checks.
         measure: on a GPU, capture a third graph of each batch size, which measures what requests
             that ask for telemetry are told.
+        serve_coverage: on a GPU, have kernels for requests that ask for a `coverage`.
         validate_requests: refuse what SGLang itself would end on (`serving/fields.py`).
         trace: ZMQ endpoint to publish selections on, or "" for none.
     """
@@ -54,6 +55,7 @@ class ServerOptions:
     check: str = "off"
     check_interval: int = 50
     measure: bool = False
+    serve_coverage: bool = False
     validate_requests: bool = True
     trace: str = ""
 
@@ -68,7 +70,7 @@ class ServerOptions:
         check_choice("attend", self.attend, ("triton", *sorted(ROUTES)))
         if self.dense_below not in BREAK_EVENS:
             check_int('dense_below must be "auto" or "predicted", or it', self.dense_below, 0)
-        refusal = unfused(self.device, self.request)
+        refusal = unfused(self.device, self.request, self.covers)
         if refusal:
             raise ValueError(refusal)
         if self.device in FUSED_DEVICES and self.reduction is Reduction.MAX:
@@ -84,6 +86,7 @@ class ServerOptions:
         check_choice("check", self.check, CHECK_MODES)
         check_int("check_interval", self.check_interval, 1)
         check_bool("measure", self.measure)
+        check_bool("serve_coverage", self.serve_coverage)
         check_bool("validate_requests", self.validate_requests)
         if self.trace and "://" not in self.trace:
             raise ValueError(
@@ -110,6 +113,11 @@ class ServerOptions:
                 "measure and telemetry must be false with a stock kernel, which does not tell what "
                 f"a selection covers: got attend {self.attend}"
             )
+        if self.covers and self.attend != "triton":
+            raise ValueError(
+                "serve_coverage and coverage must be left out with a stock kernel, which reads as "
+                f"much for every KV head: got attend {self.attend}"
+            )
         if self.admit_packed is True:
             raise ValueError(
                 f"admit_packed must be false on device {self.device}: rows are packed on a CPU only"
@@ -119,6 +127,11 @@ class ServerOptions:
     def measures(self) -> bool:
         """Whether steps of a GPU can measure: it was asked for, or every request asks."""
         return self.measure or self.request.telemetry
+
+    @property
+    def covers(self) -> bool:
+        """Whether steps of a GPU serve `coverage`: it was asked for, or every request asks."""
+        return self.serve_coverage or self.request.coverage is not None
 
     @property
     def residuals(self) -> ResidualSummary | None:
@@ -161,8 +174,14 @@ def _check_index(index: IndexOptions) -> None:
     load_method("clusterkv").segments(index)  # refuses more clusters than codes
 
 
-def unfused(device: str, options: RequestOptions) -> str:
-    """Why a device cannot read as a request asks; "" if it can."""
+def unfused(device: str, options: RequestOptions, covers: bool) -> str:
+    """Why a device cannot read as a request asks; "" if it can.
+
+    Args:
+        device: of the kernels.
+        options: of the request.
+        covers: it was started for requests that ask for a coverage.
+    """
     if device not in FUSED_DEVICES:
         return ""
     every = options.reselect_every
@@ -170,10 +189,11 @@ def unfused(device: str, options: RequestOptions) -> str:
         return (
             f"reselect_every must be 1 on device {device}, which selects in every step, got {every}"
         )
-    if options.adaptive:
-        rule = "null" if options.coverage is not None else '"even"'
+    if options.budget_split != "even":
         return (
-            f"{adaptive_option(options)} must be {rule} on device {device}, where every KV head of "
-            "a row reads as much"
+            f'budget_split must be "even" on device {device}, where KV heads share no budget, got '
+            f"{options.budget_split!r}"
         )
+    if options.coverage is not None and not covers:
+        return "coverage must be null on this server: start it with --sparsekv-serve-coverage true"
     return ""

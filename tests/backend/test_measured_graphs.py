@@ -10,7 +10,7 @@ import torch
 from helpers.fake_graph import Quiet
 from helpers.graph_server import GROUP, HEADS, LAYERS, Inputs, Server, capture, draw
 
-from sgl_sparsekv.backend.device_telemetry import Fetched, fetch_masses
+from sgl_sparsekv.backend.host_copies import Arrival, fetch_copies
 from sgl_sparsekv.backend.telemetry import SAMPLE_EVERY
 from sgl_sparsekv.config import RequestOptions
 
@@ -89,7 +89,7 @@ def test_a_measured_replay_tells_what_dense_attention_gives(pair: Any) -> None:
     assert torch.equal(out, expected), "measuring changes nothing"
     held = graphed.backend.step.buffers.masses
     assert torch.equal(held, eager.backend.step.buffers.masses)
-    graphed.backend.telemetry.fetch()
+    graphed.backend.copies.fetch()
     held.fill_(torch.nan)  # the next step's may lie there by now
     assert not masses_of(graphed, 1), "nothing has come yet, as far as anybody has looked"
     graphed.requests.settle()
@@ -120,7 +120,7 @@ def test_only_steps_in_which_a_sample_is_due_are_measured(pair: Any) -> None:
         seen.append(server.backend.gate.select(inputs.batch))
         assert server.backend.gate.select(inputs.batch) == seen[-1], "SGLang may ask twice"
         server.backend.init_forward_metadata_out_graph(inputs.batch)
-        fetch_masses(None)
+        fetch_copies(None)
     assert seen == [MEASURED, *[SPARSE] * (SAMPLE_EVERY - 1), MEASURED, SPARSE]
     server.requests.settle()
     assert server.requests.entry(3).telemetry.samples == 2
@@ -137,17 +137,17 @@ def test_a_copy_is_of_the_requests_that_the_step_had(
 ) -> None:
     """Rows have other owners by the time it has come, and nobody waits for it."""
     server, inputs, arrived = pair[1], Inputs.of(1), False
-    monkeypatch.setattr(Fetched, "has_come", property(lambda copy: arrived))
+    monkeypatch.setattr(Arrival, "has_come", property(lambda copy: arrived))
     server.launch(inputs, [400], [1], 0)
     first = server.requests.entry(1)
     server.backend.init_forward_metadata(inputs.batch)
     server.step(inputs)
-    fetch_masses(None)
+    fetch_copies(None)
     server.launch(inputs, [300], [1], 0)
     second = server.requests.entry(1)
     server.backend.init_forward_metadata(inputs.batch)
     server.step(inputs)
-    fetch_masses(None)
+    fetch_copies(None)
     assert first.telemetry.samples == second.telemetry.samples == 0
     arrived = True
     assert server.requests.report(second.rid) is not None
@@ -166,7 +166,7 @@ def test_a_server_that_was_not_told_to_captures_two_graphs_and_says_so(
     server.launch(inputs, [400], [1], 0)
     assert server.backend.gate.select(inputs.batch) == SPARSE
     server.backend.init_forward_metadata_out_graph(inputs.batch)
-    fetch_masses(None)
+    fetch_copies(None)
     entry = server.requests.entry(1)
     entry.decode_steps = 1
     told = entry.report()["telemetry"]

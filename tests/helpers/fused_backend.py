@@ -20,6 +20,7 @@ def fused_backend(memory: Any) -> Any:
     """`FusedBackend` as its constructor leaves it, without a model runner."""
     from sgl_sparsekv.backend.fused import FusedBackend
     from sgl_sparsekv.backend.gate import BreakEven
+    from sgl_sparsekv.backend.host_copies import HostCopies, activate_copies
     from sgl_sparsekv.backend.option_table import OptionTable
 
     backend = FusedBackend.__new__(FusedBackend)
@@ -45,7 +46,10 @@ def fused_backend(memory: Any) -> Any:
     backend.views = backend._views(backend.step.shape, dict.fromkeys(range(LAYERS), SCALE))
     backend._readers = {}
     backend.records = backend._records(backend.step.shape)
-    backend.telemetry = backend._telemetry()
+    backend.copies = HostCopies()
+    activate_copies(backend.copies)
+    backend.table.settle = backend.copies.settle
+    backend.telemetry, backend.counts = backend._telemetry(), backend._counts()
     is_due = None if backend.telemetry is None else backend.telemetry.is_due
     backend.gate = BreakEven(backend._host_plan, 0, backend.max_rows, is_due)
     backend.table.orders, backend._order = True, np.arange(backend.max_rows)
@@ -84,6 +88,7 @@ def step_shape(memory: Any) -> StepShape:
         reduction=memory.options.reduction,
         records=records_of(memory.options, memory.metadata),
         measured=range(LAYERS if memory.options.measures else 0),
+        covered=range(LAYERS if memory.options.covers else 0),
     )
     return with_views(shape, memory.options, LAYERS, 0)
 

@@ -60,9 +60,10 @@ class Host(Steps):
         """Options as far as this host serves them."""
         if options.get("method") not in (None, *self.options.methods):
             options = options | {"method": "quest"}
-        if self.kind == "fused":  # it selects anew in every step, as much for every KV head
-            plain = {"coverage": None, "budget_split": "even", "estimate": None}
+        if self.kind == "fused":  # it selects anew in every step, and KV heads share nothing
+            plain = {"budget_split": "even", "estimate": None}
             options = options | {"reselect_every": 1, **plain}
+            options |= {} if self.covers else {"coverage": None}
         return options
 
     def prefill(

@@ -52,7 +52,7 @@ class Memory:
         poison: fill K, V and page metadata of freed pages with NaN.
         kind: "grouped" or "fused", how the backend decodes.
         records: segment records of each kind; None: as many as a server has.
-        measure: the server option.
+        measure, covers: the server options `measure` and `serve_coverage`.
     """
 
     core: str
@@ -64,6 +64,7 @@ class Memory:
     kind: str = "grouped"
     records: int | None = None
     measure: bool = False
+    covers: bool = False
     model: ToyModel = field(init=False)
     fail_next_alloc: bool = False
 
@@ -72,7 +73,12 @@ class Memory:
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 
         self.model = ToyModel(self.dtype)
-        self.options = ServerOptions(methods=self.methods, index=self.index, measure=self.measure)
+        self.options = ServerOptions(
+            methods=self.methods,
+            index=self.index,
+            measure=self.measure,
+            serve_coverage=self.covers,
+        )
         pool_class = kv_pool.pool_class(
             MHATokenToKVPool,
             kv_pool.summaries(self.options),

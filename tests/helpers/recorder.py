@@ -85,6 +85,10 @@ class Recorder:
         """See `StepObserver.read_beside`."""
         self.backend.table.entry(int(self.plan.rows[place])).read(tokens, heads)
 
+    def read(self, entry: Any, tokens: int, heads: int) -> None:
+        """See `StepObserver.read`."""
+        entry.read(tokens, heads)
+
     def covered(self, method: str, mass: torch.Tensor) -> None:
         """See `StepObserver.covered`."""
 

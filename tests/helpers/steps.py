@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sgl_sparsekv.backend.device_telemetry import fetch_masses
+from sgl_sparsekv.backend.host_copies import fetch_copies
 from sgl_sparsekv.backend.request_table import note_batch
 
 from .cold import leaves_out
@@ -141,7 +141,7 @@ class Steps(Memory):
             self.recorder.outputs[layer] = out.view(len(paths), HEADS, GROUP, DIM)
             if layer == die_after:
                 raise StepDied
-        fetch_masses(None)
+        fetch_copies(None)
         self.recorder.done = judged
 
     def _keep_back(

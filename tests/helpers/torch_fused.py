@@ -10,23 +10,38 @@ from typing import Any
 
 import torch
 from sgl_sparsekv.kernels.triton.buffers import VIEW_FIELDS, allocate_views, of_records
+from sgl_sparsekv.kernels.triton.cover_buffers import allocate_cover
 from torch.nn.utils.rnn import pad_sequence
 
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.ops import load_ops
 from sgl_sparsekv.page_metadata.records import write_records
 from sgl_sparsekv.segment_records import SegmentBounds, SegmentIndex
+from sgl_sparsekv.selection.clusterkv import ClusterKV
 from sgl_sparsekv.selection.mean_std import MeanStd
+from sgl_sparsekv.selection.oracle import Oracle
+from sgl_sparsekv.selection.pqcache import PQCache
 from sgl_sparsekv.selection.quest import Quest
+from sgl_sparsekv.selection.sampling import covering_selection
 from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT, ShadowKV
 from sgl_sparsekv.selection.two_level import BOUNDS, SEGMENT, TwoLevel, TwoLevelExact
-from sgl_sparsekv.types import Candidates, ScoreInputs, Selection, StepShape
+from sgl_sparsekv.types import (
+    Candidates,
+    Goal,
+    KeptUnits,
+    Reduction,
+    ScoreInputs,
+    Selection,
+    StepShape,
+)
 
 CODED = ("clusters", "products")
 LEVELS = {method.formula: method for method in (TwoLevel(), TwoLevelExact())}
 FORMULAS = ("nothing", "position", "min_max", "mean_std", "exact", "landmark", *CODED, *LEVELS)
 RECORDS = {name: name for name in CODED} | dict.fromkeys(LEVELS, BOUNDS.name)
 """Records that a formula reads."""
+COVERED = {m.formula: m for m in (Quest(), MeanStd(), Oracle(), ClusterKV(), PQCache())}
+"""Formulas whose scores tell shares."""
 SUMMARIES = {s.name: s for s in (Quest.summary, MeanStd.summary, LANDMARK, MISFIT)}
 
 
@@ -52,6 +67,7 @@ class TorchFused:
             ratios=torch.zeros(shape.requests, dtype=torch.float64),
             views=None if shape.views is None else allocate_views(shape, shape.views),
             records=of_records(shape) if shape.records else None,
+            cover=allocate_cover(shape),
             sampled=torch.zeros(shape.max_rows, dtype=torch.int32),
             masses=torch.full(
                 (shape.max_rows, len(shape.measured), shape.heads, shape.group), torch.nan
@@ -170,6 +186,7 @@ class TorchFused:
             "count": count,
             "tail": tail,
             "dense_layers": dense,
+            "goal": 0.0 if self.buffers.cover is None else float(self.buffers.cover.asked[request]),
         }
 
     def summarise(self, keys: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> None:
@@ -200,6 +217,8 @@ class TorchFused:
                 chosen = self._choose(row, layer, q[i : i + 1], keys, fields, scale, records)
                 unit, tail = row["unit"], row["tail"]
             dense = view is None and self._dense(row, layer)
+            if row["goal"] and not dense and view is None:
+                self.buffers.cover.told[i, layer - self.shape.covered.start] = chosen.counts[0]
             read = row["records"].get(RECORDS.get(row["formula"], ""))
             self.selected(layer, i, chosen, dense, unit, read)
             how = (chosen.physical, chosen.counts, one(tail), scale, unit)
@@ -272,6 +291,8 @@ class TorchFused:
             logical = torch.arange(total, dtype=torch.int32).expand(1, heads, -1)
             return Selection(logical, table[:, None].expand(1, heads, -1), one(total))
         candidates = Candidates(table, one(row["begin"]), one(row["end"]))
+        if row["goal"] and row["formula"] in COVERED:
+            return self._cover(row, candidates, q, keys, fields, scale, records)
         how = (candidates, scale, self.shape.reduction)
         if row["formula"] == "position":
             scores = torch.arange(total).float().expand(1, heads, -1)
@@ -296,6 +317,29 @@ class TorchFused:
             name = row["formula"]
             scores = self.ops.score(SUMMARIES[name], q, fields[name], *how)
         return self.ops.select(scores, candidates, one(total), one(row["count"]))
+
+    def _cover(
+        self,
+        row: dict[str, Any],
+        candidates: Candidates,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        fields: Mapping[str, torch.Tensor],
+        scale: float,
+        records: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> Selection:
+        """What one row with a goal reads."""
+        total, index = one(len(row["units"])), None
+        if row["formula"] in CODED:
+            arrays, table = records[row["formula"]], row["records"][row["formula"]]
+            index = SegmentIndex(arrays["codes"], arrays["codebooks"], table)
+        kept = KeptUnits.of(candidates, total)
+        known = self.ops.known(q, keys, kept, one(row["tail"]), scale, row["unit"])
+        numbers = (total, one(row["count"]), scale, Reduction.MEAN_SOFTMAX, row["unit"])
+        inputs = ScoreInputs(q, keys, fields, index, candidates, *numbers, known)
+        scores = COVERED[row["formula"]].score(self.ops, inputs)
+        goal = Goal(torch.tensor([row["goal"]]), one(0))
+        return covering_selection(self.ops, scores, inputs, goal)
 
 
 def one(value: int) -> torch.Tensor:

@@ -117,8 +117,16 @@ def plan_of(candidates: Candidates) -> CodePlan:
     return moved((zeros + CLUSTERS, candidates.begin, candidates.end, zeros), DEVICE)
 
 
-def run(rows: Rows, scale: float, mean: bool, plan: tuple | None = None, layer: int = 0):
-    """Both launches over memory that is poisoned: parts and ranks."""
+def run(
+    rows: Rows,
+    scale: float,
+    mean: bool,
+    plan: tuple | None = None,
+    layer: int = 0,
+    asked: tuple = (),
+):
+    """Both launches over memory that is poisoned: parts and ranks; `asked` are goals and what is
+    known."""
     batch = rows.batch
     heads, group = batch.q.shape[1:3]
     width = batch.table.shape[1] * batch.unit_size
@@ -127,7 +135,7 @@ def run(rows: Rows, scale: float, mean: bool, plan: tuple | None = None, layer: 
     ranks = torch.full((len(batch.q), heads, width), POISON, device=DEVICE)
     index = SegmentIndex(*moved((rows.index.codes, rows.index.codebooks, rows.index.table), DEVICE))
     tensors = moved((batch.q, batch.keys, batch.table), DEVICE)
-    chosen = CodePlan(*(plan or plan_of(rows.candidates)), CLUSTERS)
+    chosen = CodePlan(*(plan or plan_of(rows.candidates)), CLUSTERS, *moved(asked, DEVICE))
     for found in (None, ranks):
         run_codes(*tensors, index, chosen, parts, found, scale, layer, batch.unit_size, mean)
     return parts.cpu(), ranks.cpu()
@@ -181,6 +189,28 @@ def test_parts_and_ranks(shape: Shape, reduction: Reduction) -> None:
                 assert ((best - own.amax(-1)).abs() <= slack).all()
                 assert ((best + total.log() - own.logsumexp(-1)).abs() <= slack + 2**-20).all()
         assert (parts[row, :, ~written] == POISON).all()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_rows_with_a_goal_have_shares_of_all_attention(reduction: Reduction) -> None:
+    """By the mean over query heads, whatever the server's reduction; others stay, to the bit."""
+    shape = SHAPES[0]
+    rows, mean = make_rows(shape), reduction is Reduction.MEAN_SOFTMAX
+    goals = torch.tensor([0.9 * (row % 2 == 0) for row in range(len(shape.spans))])
+    known = 4 * torch.randn(rows.batch.q.shape[:3])
+    plain, found = (run(rows, 0.3, mean, asked=asked)[1] for asked in ((), (goals, known)))
+    for row, (begin, end) in enumerate(shape.spans):
+        if not goals[row] or begin == end:
+            assert torch.equal(found[row], plain[row])
+            continue
+        exact, low = (
+            reduce_group(
+                logits_in(wide, rows, row, 0.3), Reduction.MEAN_SOFTMAX, known[row].to(wide)
+            )
+            for wide in (torch.float64, torch.float32)
+        )
+        band = allowed_error(exact, low, torch.float32)
+        assert ((found[row, :, begin:end].double() - exact).abs() <= band).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])

@@ -66,7 +66,9 @@ def test_launches_that_start_early_wait_before_they_do_anything(
     """Every way to the end passes the wait; nothing is read, written or let go in front of it."""
     able = [name for name in architectures if name not in ("sm_80", "sm_89")]
     seen = {(name.split(", ")[0], name.split()[-1]) for name in report["early"]}
-    assert able and seen == set(itertools.product(("score", "select", "attend", "mass"), able))
+    assert able and seen == set(
+        itertools.product(("score", "select", "attend", "mass", "known", "cover"), able)
+    )
     for name, too_early in report["early"].items():
         assert too_early == [], name
 

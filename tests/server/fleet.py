@@ -92,7 +92,7 @@ class Fleet:
                         *("--attention-backend", "sparsekv", "--sparsekv-device", "triton"),
                         *("--sparsekv-dense-below", "0", "--sparsekv-dense-layers", "0"),
                         *("--sparsekv-budget", "128", "--sparsekv-check", "raise"),
-                        *("--sparsekv-measure", "true"),
+                        *("--sparsekv-measure", "true", "--sparsekv-serve-coverage", "true"),
                         *("--sparsekv-methods", ",".join(INTERPRETED)),
                         *("--sparsekv-check-interval", "3", "--dtype", "float32"),
                         *("--context-length", "2048", "--max-total-tokens", "8192"),

@@ -42,7 +42,8 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     assert metric(server.url, "batch_steps_total", "sparse") - before == cold.tokens - 1
     summarised = metric(server.url, "units_summarised_total")
     third = {"method": "quest", "budget": 0.3, "dense_layers": 1, "telemetry": True}
-    options = (None, {"method": "full"}, third, *({"method": name} for name in TOLD))
+    covering = {"method": "quest", "coverage": 0.9, "budget": 0.9, "telemetry": True}
+    options = (None, {"method": "full"}, third, covering, *({"method": name} for name in TOLD))
     questions = (document.questions[1:] * 3)[: len(options)]
     asks = [
         ask_for(document, question, option)
@@ -54,8 +55,13 @@ def test_mixed_methods_over_a_shared_prefix(fleet: Fleet, size: Size) -> None:
     told = [one["meta_info"]["sparsekv"]["telemetry"] for one in answers if one]
     check_telemetry(told[2])
     assert told[0] is None, "it did not ask"
+    assert told[3]["sampled_layers"] == 3 and told[3]["attention_mass"]["mean"] > 0.85
     samples = metric(server.url, "attention_mass_samples_total", "quest")
-    assert samples == 2 * 4, "layers that select and query heads of one sampled step"
+    assert samples == (2 + 3) * 4, "layers that select and query heads of sampled steps"
+    read = [one["meta_info"]["sparsekv"] for one in answers[2:4] if one]
+    shares = [report["tokens_attended"] / report["tokens_in_context"] for report in read]
+    assert 0.3 < shares[0] < 0.7, "a layer of three, and 0.3 of the others"
+    assert 0.05 < shares[1] < 0.9, "as much as covers its goal, below its ceiling"
     assert wrong_answers([lost], answers[-1:]), "streaming cannot see the middle of the document"
     assert all(one["meta_info"]["cached_tokens"] >= 512 for one in answers if one)
     new = metric(server.url, "units_summarised_total") - summarised
