@@ -405,7 +405,10 @@ def _clusters(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             f"{name} in open clusters", opened_kernel, {**coded, **parts, **constants}, variant,
             types=types,
         )  # fmt: skip
-    rest = {**coded, "VALUE_DIM": variant.head_dim, "SPLITS": splits, "REST": splits}
+    rest = {
+        **coded, "VALUE_DIM": variant.head_dim, "SPLITS": splits, "REST": splits,
+        "RESIDUALS": RESIDUALS,
+    }  # fmt: skip
     warps = rest_warps(variant.head_dim)
     yield Case("what is not read", rest_kernel, rest, variant, warps, types=types)
     built = {"PARTS": SUBSPACES, "SIZE": SEGMENT_TOKENS, "TILE": RESIDUAL_TOKENS}

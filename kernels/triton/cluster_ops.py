@@ -190,11 +190,12 @@ class ClusterRows:
         parts, before = rest_parts(self.shape), splits(self.shape.heads)
         rest_kernel[(parts, heads, rows)](
             q, *self._coded(arrays), values, table, held.opened, held.logits, held.counts,
-            held.read, plan[9], plan[8], plan[1], plan[2], plan[7], plan[6], buffers.split_out,
-            buffers.split_lse, scale, ResidualSummary.BY_CODE, ResidualSummary.BY_CENTROID, layer,
-            table.shape[1], held.logits.shape[3], *q.stride()[:3], *self._strides(arrays),
-            *values.stride()[:2], table.stride(0), held.opened.stride(1), held.read.stride(1),
-            GROUP=group, DIM=dim, VALUE_DIM=self.shape.v_head_dim, UNIT=self.shape.unit_size,
+            held.read, plan[0], plan[9], plan[8], plan[1], plan[2], plan[7], plan[6],
+            buffers.split_out, buffers.split_lse, scale, ResidualSummary.BY_CODE,
+            ResidualSummary.BY_CENTROID, layer, table.shape[1], held.logits.shape[3],
+            *q.stride()[:3], *self._strides(arrays), *values.stride()[:2], table.stride(0),
+            held.opened.stride(1), held.read.stride(1), RESIDUALS=RESIDUALS, GROUP=group, DIM=dim,
+            VALUE_DIM=self.shape.v_head_dim, UNIT=self.shape.unit_size,
             SUBSPACES=self._kept.subspaces, SEGMENT=self._size, RUN=run_of(self._size),
             SPLITS=before, REST=parts, UPCAST=interpreted(), num_warps=rest_warps(dim), **early(),
         )  # fmt: skip

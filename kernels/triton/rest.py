@@ -97,6 +97,7 @@ def rest_kernel(
     logits,
     counts,
     read,
+    formulas,
     estimates,
     reaches,
     begins,
@@ -129,6 +130,7 @@ def rest_kernel(
     stride_records,
     stride_opened,
     stride_read,
+    RESIDUALS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -148,6 +150,8 @@ def rest_kernel(
             `opened_kernel`.
         values: int8 `[records, H, 16, Dv]`.
         read: uint8 `[rows, H, stride_read]`, of each unit of a row whether it is read.
+        formulas: int32 `[rows]`. Rows with RESIDUALS read nothing of clusters that are shut; others
+            may.
         estimates: int32 `[rows]`, 0 for rows that answer by what they read alone.
         reaches, begins, ends, finers, dense_layers: see `clusters_kernel`.
         parts: float32 `[rows, H, SPLITS + REST, G, Dv]`; part_lse: float32 of base 2 `[rows, H,
@@ -162,6 +166,7 @@ def rest_kernel(
     pair = row * tl.num_programs(1) + head
     begin, end = tokens_of(begins, ends, finers, row, UNIT)
     own = UNIT >> tl.load(finers + row)
+    among_opened = tl.load(formulas + row) == RESIDUALS
     asked = (tl.load(estimates + row) != 0) & (tl.load(reaches + row) > 0)
     if (asked == 0) | (layer < tl.load(dense_layers + row)):
         return
@@ -195,7 +200,7 @@ def rest_kernel(
             means = tl.load(where, mask=(dv < VALUE_DIM)[None, :], other=0).to(cut[0].dtype)
             of_values = tl.load(step + CLUSTERS + c)
             left = tl.load(counts + segment * CLUSTERS + c)
-            if (mask != 0) | (own > 1):
+            if (mask != 0) | (among_opened == 0):
                 left = tl.zeros([CLUSTERS], tl.int32)
                 centroid = centroid_logits(logits, segment, width, GROUP)
                 high = tl.load(cluster_ends + record * stride_end_record + c).to(tl.int32)

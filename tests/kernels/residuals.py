@@ -119,8 +119,9 @@ class Scene:
         blocks = -(-ranked // opened_block(index.segment_size))
         records = torch.full((1, rows, segments + 1), -1, dtype=torch.int32)
         records[0, :, :segments] = index.table
+        plan = self._plan(rows)
         self.buffers = SimpleNamespace(
-            plan=self._plan(rows), table=moved(self.batch.table, DEVICE),
+            plan=plan, formulas=plan[0], table=moved(self.batch.table, DEVICE),
             records=SimpleNamespace(table=moved(records, DEVICE)),
             parts=full(blocks, 2, group), ranks=full(ranked),
             split_out=full(parts, group, dim), split_lse=full(parts, group),

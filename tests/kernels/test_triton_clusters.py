@@ -12,7 +12,7 @@ from residuals import POISON, Scene, make_residual
 from sgl_sparsekv.kernels.reference.clusters import Clusters
 from sgl_sparsekv.kernels.triton import cluster_ops
 from sgl_sparsekv.kernels.triton.launch import splits
-from sgl_sparsekv.kernels.triton.spec import RESIDUALS
+from sgl_sparsekv.kernels.triton.spec import MIN_MAX, NOTHING, RESIDUALS
 from triton_kit import REDUCTIONS, REFERENCE
 
 from sgl_sparsekv.types import Candidates, Reduction, Selection
@@ -88,19 +88,23 @@ def test_of_equal_clusters_the_first_are_opened() -> None:
             assert not opened.all()
 
 
+def ranked_tokens(scene: Scene, dtype: torch.dtype) -> torch.Tensor:
+    """The reference's ranks `[rows, H, tokens]`, -inf where a cluster is shut."""
+    batch = scene.batch
+    begin, end = torch.tensor(scene.spans, dtype=torch.int32).unbind(1)
+    slots = batch.table.long()[:, :, None] * batch.unit_size + torch.arange(batch.unit_size)
+    candidates = Candidates(slots.flatten(1).int(), begin, end)
+    how = (candidates, SCALE, scene.reduction, None, torch.tensor(scene.reaches))
+    return REFERENCE.score_codes(batch.q.to(dtype), batch.keys.to(dtype), scene.index, *how)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("nth", range(len(SCENES)))
 def test_tokens_of_open_clusters_have_ranks(nth: int, reduction: Reduction) -> None:
     scene = make_scene(nth, reduction)
     scene.open(SCALE)
-    ranks, batch = scene.buffers.ranks.cpu(), scene.batch
-    begin, end = torch.tensor(scene.spans, dtype=torch.int32).unbind(1)
-    slots = batch.table.long()[:, :, None] * batch.unit_size + torch.arange(batch.unit_size)
-    candidates = Candidates(slots.flatten(1).int(), begin, end)
-    reach = torch.tensor(scene.reaches)
-    how = (scene.index, candidates, SCALE, reduction, None, reach)
-    want = REFERENCE.score_codes(batch.q, batch.keys, *how)
-    wide = REFERENCE.score_codes(batch.q.double(), batch.keys.double(), *how)
+    ranks = scene.buffers.ranks.cpu()
+    want, wide = ranked_tokens(scene, torch.float32), ranked_tokens(scene, torch.float64)
     for row, (first, last) in enumerate(scene.spans):
         got, expected = ranks[row, :, first:last], want[row, :, first:last]
         assert (ranks[row, :, :first] == POISON).all() and (ranks[row, :, last:] == POISON).all()
@@ -134,14 +138,19 @@ def with_rest(scene: Scene, read: list[torch.Tensor]) -> tuple[torch.Tensor, tor
     return (weight[..., None] * out[:, :, before:]).sum(2), joined
 
 
-@pytest.mark.parametrize("own", (1, 8))
+@pytest.mark.parametrize(("own", "formula"), [(1, RESIDUALS), (1, NOTHING), (8, MIN_MAX)])
 @pytest.mark.parametrize("nth", range(len(SCENES)))
-def test_clusters_answer_for_what_is_not_read(nth: int, own: int) -> None:
-    """Joined with nothing, it is the estimate alone."""
+def test_clusters_answer_for_what_is_not_read(nth: int, own: int, formula: int) -> None:
+    """Joined with nothing, it is the estimate alone. Rows that do not rank by these clusters read in
+    segments of which nothing is open."""
     spans, *how, reaches = SCENES[nth]
     spans = [(a // own * own, b // own * own) for a, b in spans]
-    scene = Scene(*make_residual(*how), spans, reaches, own)
+    reaches = [1] * len(spans) if formula == NOTHING else reaches
+    scene = Scene(*make_residual(*how), spans, reaches, own, formulas=[formula] * len(spans))
     lists = chosen_at_random(scene)
+    if formula == RESIDUALS:
+        may = ranked_tokens(scene, torch.float32) > -torch.inf
+        lists = [read & may[row, :, : read.shape[1]] for row, read in enumerate(lists)]
     out, lse = with_rest(scene, lists)
     begin, end = (x.contiguous() for x in torch.tensor(spans, dtype=torch.int32).unbind(1))
     candidates = Candidates(torch.zeros(len(spans), max(scene.batch.lengths)).int(), begin, end)

@@ -10,7 +10,6 @@ from sgl_sparsekv.models.documents import chain_document
 from .client import ask_for, generate_all, get
 from .fleet import COMMON, ROOMY, Fleet, ServerProcess, ServerSpec
 
-
 LATEST = "sglang:process_cpu_seconds_total"
 """What SGLang counts first five seconds after its start."""
 
