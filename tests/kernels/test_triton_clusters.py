@@ -141,8 +141,8 @@ def with_rest(scene: Scene, read: list[torch.Tensor]) -> tuple[torch.Tensor, tor
 @pytest.mark.parametrize(("own", "formula"), [(1, RESIDUALS), (1, NOTHING), (8, MIN_MAX)])
 @pytest.mark.parametrize("nth", range(len(SCENES)))
 def test_clusters_answer_for_what_is_not_read(nth: int, own: int, formula: int) -> None:
-    """Joined with nothing, it is the estimate alone. Rows that do not rank by these clusters read in
-    segments of which nothing is open."""
+    """Joined with nothing, it is the estimate alone. Rows that do not rank by these clusters read
+    in segments of which nothing is open."""
     spans, *how, reaches = SCENES[nth]
     spans = [(a // own * own, b // own * own) for a, b in spans]
     reaches = [1] * len(spans) if formula == NOTHING else reaches
