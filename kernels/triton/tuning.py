@@ -144,11 +144,12 @@ def starts_early(capability: tuple[int, int]) -> bool:
 def attend_registers(head_dim: int, views: bool, finer: bool, covers: bool) -> int | None:
     """Most registers of a thread of `attend`; None: as the compiler likes.
 
-    Left alone with wide heads, views and finer units, or with narrow heads, coverage and finer
-    units, it spills to fit another program.
+    Left alone with wide heads, views and finer units, with narrow heads, coverage and finer units,
+    or with heads between these, it spills to fit another program.
     """
     spills = (head_dim >= WIDE_HEAD and views) or (head_dim <= NARROW_HEAD and covers)
-    return MOST_REGISTERS if finer and spills else None
+    between = NARROW_HEAD < head_dim < WIDE_HEAD and not (views or covers)
+    return MOST_REGISTERS if (finer and spills) or between else None
 
 
 def select_threads(group: int, mean: bool, counted: bool) -> tuple[int, int | None]:
