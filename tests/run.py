@@ -1,4 +1,4 @@
-"""Every test: parts of this folder in processes of their own, three at a time.
+"""Every test: parts of this folder in processes of their own, four at a time.
 
     python tests/run.py [PYTEST'S ARGUMENTS]
 
@@ -19,7 +19,7 @@ from typing import NoReturn
 
 TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
-AT_ONCE = 3
+AT_ONCE = 4
 NOTHING_FOUND = 5
 """Pytest's exit status where a selection (`-k`) leaves nothing of a part."""
 

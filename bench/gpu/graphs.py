@@ -99,14 +99,14 @@ class Case:
         self.lengths.copy_(lengths)
         self.newest.copy_(slots[torch.arange(rows), lengths - 1])
         self.q.copy_((SHARPNESS * torch.randn(self.q.shape, generator=rng)).to(self.q.dtype))
-        options = torch.full((rows + 2, 7), -1, dtype=torch.int32)
+        options = torch.full_like(self.fused.buffers.options, -1, device="cpu")
         for i, place in enumerate(places.tolist()):
             least = self.extents.sink + self.extents.window + 2 * bucket.unit
             budget = least + int(torch.randint(0, self.extents.budget, (), generator=rng))
             formula = self.fused.formula(FORMULAS[(i + number) % len(FORMULAS)])
-            own = (self.extents.sink, self.extents.window, (i + number) % 2, 0)
-            row = [formula, budget, 0, *own]
-            options[place] = torch.tensor(row, dtype=torch.int32)
+            row = [formula, budget, 0, self.extents.sink, self.extents.window, (i + number) % 2]
+            options[place] = 0
+            options[place, : len(row)] = torch.tensor(row, dtype=torch.int32)
         self.fused.buffers.options.copy_(options)
         stamped = torch.rand(self.sealed.numel(), generator=rng) < 0.5
         self._stamp(stamped.to(self.device))

@@ -144,8 +144,9 @@ def make_step(
     pool_units, units = scene.slots // unit, units or shape.context // unit
     static = static_shape(extents, shape.batch, unit, units, pool_units, device)
     fused = (kernels or load()).fused(static, watched=watched)
-    row = [fused.formula("min_max"), extents.budget, 0, extents.sink, extents.window, 0, 0]
-    fused.buffers.options[:] = torch.tensor(row, dtype=torch.int32, device=device)
+    row = [fused.formula("min_max"), extents.budget, 0, extents.sink, extents.window]
+    fused.buffers.options.zero_()
+    fused.buffers.options[:, : len(row)] = torch.tensor(row, dtype=torch.int32, device=device)
     table = scene.units(unit)
     sealed = torch.zeros(pool_units, dtype=torch.bool, device=device)
     sealed[table.flatten()] = True

@@ -310,7 +310,7 @@ def _attend(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         use = {**constants, "VIEWS": views, "FINER": finer, "REST": rest}
         use["COVERS"] = "coverage" in name
         use["STAGES"] += VIEW_STAGES * views
-        registers = attend_registers(variant.head_dim, views, finer)
+        registers = attend_registers(variant.head_dim, views, finer, "coverage" in name)
         yield Case(name, attend_kernel, use, variant, tuned.attend_warps, registers=registers)
 
 

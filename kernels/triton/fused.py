@@ -358,7 +358,9 @@ class FusedDecode:
             TOKENS=self.tuning.attend_tokens, STAGES=stages, UPCAST=interpreted(),
             VIEWS=views is not None, FINER=self._finer, COVERS=self._covers,
             num_warps=self.tuning.attend_warps,
-            maxnreg=attend_registers(shape.head_dim, views is not None, self._finer),
+            maxnreg=attend_registers(
+                shape.head_dim, views is not None, self._finer, self._covers
+            ),
             **early(),
         )  # fmt: skip
         return held.out[:rows]

@@ -144,12 +144,15 @@ def starts_early(capability: tuple[int, int]) -> bool:
     return known is not None and STARTS_EARLY[known]
 
 
-def attend_registers(head_dim: int, views: bool, finer: bool) -> int | None:
+def attend_registers(head_dim: int, views: bool, finer: bool, covers: bool) -> int | None:
     """Most registers of a thread of `attend`; None: as the compiler likes.
 
-    Left alone with wide heads, views and finer units, it spills to fit a second program.
+    Left alone with wide heads, views and finer units, with narrow heads, coverage and finer units,
+    or with heads between these, it spills to fit another program.
     """
-    return MOST_REGISTERS if head_dim >= WIDE_HEAD and views and finer else None
+    spills = (head_dim >= WIDE_HEAD and views) or (head_dim <= NARROW_HEAD and covers)
+    between = NARROW_HEAD < head_dim < WIDE_HEAD and not (views or covers)
+    return MOST_REGISTERS if (finer and spills) or between else None
 
 
 def select_threads(group: int, mean: bool, counted: bool) -> tuple[int, int]:

@@ -157,8 +157,9 @@ def make_step(scene: Scene) -> FusedDecode:
     )  # fmt: skip
     step = cast(FusedOps, load_ops("triton")).fused(shape, watched=True)
     one = RequestOptions()
-    row = [step.formula("min_max"), BUDGET, 0, one.sink, one.window, 0, 0]
-    step.buffers.options[:] = torch.tensor(row, dtype=torch.int32, device=scene.device)
+    row = [step.formula("min_max"), BUDGET, 0, one.sink, one.window]
+    step.buffers.options.zero_()
+    step.buffers.options[:, : len(row)] = torch.tensor(row, dtype=torch.int32, device=scene.device)
     return step
 
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
 MUTANTS = {
     "score": ("score.py", "tl.where(q > 0, q, 0.0)", "tl.where(q > 1, q, 0.0)"),
-    "select": ("select.py", "bitcast=True) ^ 0x80000000", "bitcast=True) ^ 0x00000000"),
+    "select": ("radix.py", "bitcast=True) ^ 0x80000000", "bitcast=True) ^ 0x00000000"),
     "attend": ("attend.py", "tl.exp2(share - joined[None, :])", "tl.exp2(share)"),
     "plan": ("step.py", "(budget - tail) // own + 1, 1)", "(budget - tail) // UNIT, 1)"),
 }

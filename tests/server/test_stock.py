@@ -1,5 +1,6 @@
 """Installed but not chosen, the package changes nothing."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,19 @@ from sgl_sparsekv.models.documents import chain_document
 from .client import ask_for, generate_all, get
 from .fleet import COMMON, ROOMY, Fleet, ServerProcess, ServerSpec
 
+LATEST = "sglang:process_cpu_seconds_total"
+"""What SGLang counts first five seconds after its start."""
+
 
 def metric_names(url: str) -> set[str]:
-    """Names of all series on `/metrics`."""
-    lines = str(get(f"{url}/metrics")).splitlines()
-    return {line.split("{")[0].split(" ")[0] for line in lines if line and line[0] != "#"}
+    """Names of all series on `/metrics`, once the latest of them is there."""
+    for _ in range(60):
+        lines = str(get(f"{url}/metrics")).splitlines()
+        names = {line.split("{")[0].split(" ")[0] for line in lines if line and line[0] != "#"}
+        if LATEST in names:
+            return names
+        time.sleep(0.5)
+    raise AssertionError(f"no {LATEST} on {url}/metrics")
 
 
 def test_torch_native_is_the_same_with_and_without_the_package(

@@ -74,7 +74,7 @@ def ablations() -> Iterator[Point]:
     yield Point("select", Variant("writes no table", edits=(("select.py", CHOSEN, written),)))
     ranked = ("select.py", NORMALISED, "")
     yield Point("select", Variant("normalises nothing", edits=(ranked,)))
-    joined = ("attend.py", "    if active == 1:\n", "    if active >= 1:\n")
+    joined = ("attend.py", "    if (active == 1) & (", "    if (active >= 1) & (")
     yield Point("attend", Variant("does not join splits", edits=(joined,)))
     stamps = ("score.py", MARKED, "")
     yield Point("score", Variant("looks for no missing stamps", edits=(stamps,)))
