@@ -38,13 +38,15 @@ class Part:
 
 
 PARTS = (
-    Part("servers", ("server",)),
-    Part("documents", ("docs", "package")),
-    Part("backend", ("backend", "page_metadata", "segments", "selection")),
     Part("kernels", ("kernels",)),
-    Part("alone", ("server/alone",)),
+    Part("documents", ("docs", "package")),
+    Part("servers", ("server",)),
+    Part("backend", ("backend",)),
     Part("tools", ("bench", "evaluation", "models", "report")),
+    Part("metadata", ("page_metadata", "segments", "selection")),
+    Part("compiled", ("kernels/compiled",)),
     Part("rest", (".",)),
+    Part("alone", ("server/alone",)),
 )
 """The longest first, so that the two sides end together."""
 

@@ -15,8 +15,6 @@ from bench.gpu.log import Skip
 from bench.gpu.shapes import Extents, Shape
 
 PARITY = "tests/kernels/test_triton_*.py"
-AHEAD_OF_TIME = "compile"
-"""Files of this name compile for other GPUs and tell nothing of this one."""
 KIT = "tests/backend/test_attention_kit.py"
 BUILT_IN = (
     (Extents(8, 4, 64, torch.float16, budget=512), 64),
@@ -36,7 +34,6 @@ def parity(run: Run) -> None:
             run.log.attempt(name, lambda e=extents, u=unit, s=shape: gate(e, s, u, run.device))
         return
     files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(PARITY))
-    files = [path for path in files if AHEAD_OF_TIME not in path]
     arguments = ["--maxfail", "50", *workers()]
     if find_spec("pytest_timeout") is not None:
         arguments += ["--timeout", "60"]

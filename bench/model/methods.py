@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from bench.model.hardware import GPUS, LLAMA_3_1_8B, Model
 from bench.model.kernels import COPY_TB_PER_S, KERNELS, PROCESSORS
+from sgl_sparsekv.selection.sampling import LEAST_TOKENS, LEAST_UNITS
 
 CHUNK = 2048
 """Scores of one program of `select`."""
@@ -22,6 +23,16 @@ RANKED_CLUSTERS, RANK_US, BITS_US = 256, 1.2, 4.0
 sums over its warps."""
 ENTRY_BYTES = 4
 """Of a chosen unit in the list that `attend` reads."""
+OPENED = 8
+"""Times the budget that the best segments hold, where only their units are looked at."""
+COVER_CHUNK, PASSES, PASS_US = 1024, 5, 1.0
+"""Scores that the one program of a row and KV head has at once where coverages are served, how
+often it walks them, and how long it takes for each, the draws among them."""
+PIECE, TOKEN_US, THRESHOLD_US = 16, 0.3, 2.0
+"""Units of a sample that are looked at together; a token of each, three being on their way at a
+time; and the score that follows from all of them."""
+HELD_US = 3.0
+"""Of the launch that chooses among what a request holds."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Choosing:
         launches: beside `select` and `attend`.
         tokens_per_cluster: where clusters are opened by one program of each row and KV head; else
             0.
+        opened_bytes: of metadata per token and KV head that is read of the best segments alone.
     """
 
     unit: int
@@ -42,6 +54,7 @@ class Choosing:
     passes: int
     launches: int
     tokens_per_cluster: int = 0
+    opened_bytes: float = 0.0
 
 
 def choosing(model: Model) -> dict[str, Choosing]:
@@ -49,6 +62,7 @@ def choosing(model: Model) -> dict[str, Choosing]:
     vector = model.head_dim * model.dtype_bytes
     return {
         "quest": Choosing(32, 2 * vector / 32, 1, 1),
+        "quest_two_level": Choosing(32, 2 * vector / 128, 1, 2, opened_bytes=2 * vector / 32),
         "shadowkv": Choosing(8, (vector + model.dtype_bytes) / 8, 1, 2),
         "clusterkv": Choosing(1, 1 + 32 * vector / 512, 2, 2),
         "pqcache": Choosing(1, 4 + 16 * vector / 512, 2, 2),
@@ -100,12 +114,15 @@ def layer(
     """
     card = replace(GPUS[gpu], tb_per_s=COPY_TB_PER_S[gpu])
     how, kernels = choosing(model)[method], KERNELS[-1]
-    metadata = batch * model.kv_heads * context * how.bytes_per_token
+    opened = min(context, OPENED * budget) * how.opened_bytes
+    metadata = batch * model.kv_heads * (context * how.bytes_per_token + opened)
     read = card.us(how.passes * metadata) / kernels.score_share
     choose = how.launches * kernels.score_us + read + _select_us(how, context, batch, budget, model)
     if how.tokens_per_cluster:
         clusters = context / how.tokens_per_cluster
         choose += math.ceil(clusters / RANKED_CLUSTERS) * RANK_US + BITS_US
+    if how.opened_bytes:  # the last program of a row and KV head opens the best segments
+        choose += kernels.select_us
     kept = batch * budget * model.kv_bytes
     listed = batch * model.kv_heads * ENTRY_BYTES * budget
     size = kept + listed / how.unit
@@ -132,3 +149,39 @@ def _select_us(how: Choosing, context: int, batch: int, budget: int, model: Mode
     own = kernels.select_us + rounds * chunk_us * min(1.0, units / CHUNK)
     assert chunks == 1 or chunks * min(count, CHUNK) <= CHUNK, "more than one program can hold"
     return own if chunks == 1 else own + kernels.select_us
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Microseconds of a layer that come on top of, or take the place of, choosing.
+
+    Attributes:
+        telemetry: in a step that is sampled: what dense attention would have covered.
+        coverage: of rows that ask for one: what is read in any case, a sample, and its threshold.
+        held: of choosing in all, in the mean over the steps that one selection serves.
+    """
+
+    telemetry: float
+    coverage: float
+    held: float
+
+
+def beside(
+    gpu: str, method: str, context: int, batch: int, budget: int, every: int = 4,
+    model: Model = LLAMA_3_1_8B,
+) -> Beside:  # fmt: skip
+    """What requests may ask for beside a method; `every`: steps that a selection serves."""
+    card, kernels = replace(GPUS[gpu], tb_per_s=COPY_TB_PER_S[gpu]), KERNELS[-1]
+    how = choosing(model)[method]
+    keys = card.us(batch * context * model.kv_bytes / 2) / kernels.attend_share
+    walked = PASSES * math.ceil(context / how.unit / COVER_CHUNK) * PASS_US
+    size = max(LEAST_UNITS, LEAST_TOKENS // how.unit)
+    looked_at = math.ceil(size / PIECE) * how.unit * TOKEN_US
+    rounds = math.ceil(batch * model.kv_heads / PROCESSORS)
+    cover = kernels.score_us + kernels.select_us + rounds * (walked + looked_at + THRESHOLD_US)
+    choose = layer(gpu, method, context, batch, budget, model).choose
+    launches = how.launches * kernels.score_us + kernels.select_us
+    uses = launches + HELD_US
+    return Beside(
+        kernels.attend_us + keys, cover, (choose + HELD_US + (every - 1) * uses) / every
+    )

@@ -4,7 +4,7 @@ from itertools import product
 
 from bench.model import GPUS, KERNELS, LLAMA_3_1_8B, READINGS, Workload, predict
 from bench.model.kernels import COPY_TB_PER_S, DELEGATED_US, Kernels
-from bench.model.methods import choosing, layer
+from bench.model.methods import beside, choosing, layer
 from bench.tables import number, table, tokens
 from bench.targets import BUDGET, JUDGED, PAGE, TARGETS, Target
 
@@ -34,6 +34,10 @@ what must be read of metadata, K and V over the bandwidth. Predicted as above
 16. Choosing among the single tokens of a long row takes two launches more than among units. Of
 `residual_pq` every segment is looked into, and what the rest weighs is part of choosing; one
 program of each row and KV head opens the clusters, which is most of it at 128k."""
+BESIDE = """\
+What requests may ask for beside that: telemetry, in the steps that it samples; a coverage, whose
+sample is one program's of each row and KV head; and choosing in all, in the mean over four steps,
+where `reselect_every` is 4. Launches stay where a selection is held, only their reading is saved."""
 CONTEXTS, BATCHES = (32_768, 131_072), (1, 8)
 
 
@@ -54,7 +58,20 @@ def _methods() -> str:
             cells = [f"{number(us)} us" for us in times]
             rows.append([name, tokens(context), batch, *cells, f"{number(found.dense / both)}x"])
     head = ["method", "context", "batch", "choosing", "attend", "both", "floor", "dense over both"]
-    return f"{METHODS.format(budget=BUDGET, finer=finer)}\n\n{table(head, rows)}"
+    methods = f"{METHODS.format(budget=BUDGET, finer=finer)}\n\n{table(head, rows)}"
+    return f"{methods}\n\n{_beside()}"
+
+
+def _beside() -> str:
+    """Telemetry, coverage and held selections."""
+    rows = []
+    for name, (context, batch) in product(("quest", "clusterkv"), product(CONTEXTS, BATCHES)):
+        found = beside("h200", name, context, batch, BUDGET)
+        choose = layer("h200", name, context, batch, BUDGET).choose
+        times = (choose, found.held, found.coverage, found.telemetry)
+        rows.append([name, tokens(context), batch, *(f"{number(us)} us" for us in times)])
+    head = ["method", "context", "batch", "choosing", "held", "coverage", "telemetry"]
+    return f"{BESIDE}\n\n{table(head, rows)}"
 
 
 def _dense(unit: int) -> str:

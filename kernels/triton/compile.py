@@ -136,11 +136,14 @@ def compile_all(
 
 
 def compile_early(
-    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = EARLY
+    variants: Iterable[Variant] = VARIANTS,
+    architectures: Iterable[tuple[int, int]] = EARLY,
+    once: bool = False,
 ) -> Iterator[Build]:
-    """The launches of a layer as they are where they start early."""
+    """The launches of a layer as they are where they start early; `once`: one use of each."""
     for variant, arch in product(variants, architectures):
-        for case in early_cases(arch, variant) if arch in EARLY else ():
+        found = early_cases(arch, variant) if arch in EARLY else []
+        for case in {case.kernel: case for case in found}.values() if once else found:
             yield compile_case(case, arch)
 
 

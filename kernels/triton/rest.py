@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .clusters import CLUSTERS, tokens_of
-from .codes import load_parts
+from .codes import entries, load_parts
 from .looked_up import centroid_logits, clusters_of, looked_up
 from .primitives import LOG2E, padded, take_turn
 
@@ -28,25 +28,15 @@ def raised(best, logit, there):
 
 
 @triton.jit
-def columns(x, column):
-    """Of x `[G, n]` these columns."""
-    row = tl.arange(0, x.shape[0])
-    place = row[:, None] * x.shape[1] + column[None, :]
-    flat = tl.reshape(x, [x.shape[0] * x.shape[1]])
-    picked = tl.gather(flat, tl.reshape(place, [x.shape[0] * column.shape[0]]), 0)
-    return tl.reshape(picked, [x.shape[0], column.shape[0]])
-
-
-@triton.jit
-def by_cluster(weight, low, high, start, RUN: tl.constexpr):
-    """Sums over runs of places: weights `[G, RUN]` from place `start` on -> `[G, 16]`.
+def by_cluster(weight, low, high, start, GROUP: tl.constexpr, RUN: tl.constexpr):
+    """Sums of `[padded GROUP, RUN]` over runs of places, from `start` on: `[padded GROUP, 16]`.
 
     Tokens of a cluster stand side by side, so that its sum is a difference of two running ones.
     """
     running = tl.cumsum(weight, 1)
     last, before = tl.minimum(high - start, RUN) - 1, low - start - 1
-    above = columns(running, tl.maximum(last, 0))
-    below = columns(running, tl.minimum(tl.maximum(before, 0), RUN - 1))
+    above = entries(running, tl.maximum(last, 0), GROUP)
+    below = entries(running, tl.minimum(tl.maximum(before, 0), RUN - 1), GROUP)
     sums = tl.where((last >= 0)[None, :], above, 0.0) - tl.where((before >= 0)[None, :], below, 0.0)
     return tl.maximum(tl.where((last > before)[None, :], sums, 0.0), 0.0)
 
@@ -223,7 +213,7 @@ def rest_kernel(
                     best, weight, decay = raised(
                         best, logit + by_code, real & (unread & among)[None, :]
                     )
-                    sums = by_cluster(weight, low, high, start, RUN)
+                    sums = by_cluster(weight, low, high, start, GROUP, RUN)
                     out, total = added(out, total, decay, sums, means, of_values, GROUP)
             where = logits + g[:, None] * width + segment * CLUSTERS + c[None, :]
             shut = real & (left > 0)[None, :] & (((mask >> c) & 1) == 0)[None, :]

@@ -24,6 +24,7 @@ from bench.gpu.harvest.differ import near, same
 from bench.gpu.harvest.drive import Drive, child
 from bench.gpu.harvest.jobs import JOBS, STAGES, Job, Stage
 from bench.gpu.log import FAILED, OK, SKIPPED, Check, Entry, Fact, Log, Measured, read
+from bench.gpu.methods import FEWER
 from bench.gpu.shapes import REHEARSED_ALONE, UNITS
 from bench.gpu.variants import Variant, made
 
@@ -80,7 +81,7 @@ def broken_kernels(*names: str) -> TritonOps:
 @pytest.mark.parametrize("broken", [("score", "plan"), ("select", "attend")], ids=" and ".join)
 def test_a_broken_kernel_is_named(broken: tuple[str, ...], tmp_path: Path) -> None:
     """Two at once: neither hides the other, nor is another launch blamed for what it was given."""
-    others = ("gate", "select-cuda", "views")
+    others = ("gate", "select-cuda", "views", "methods")
     alone = replace(CHECKS, jobs=tuple(job for job in CHECKS.jobs if job.name not in others))
     assert finish.rehearse([alone], tmp_path, None, broken_kernels(*broken)) == 1
     wrong = {
@@ -101,6 +102,26 @@ def test_views_are_read_and_a_broken_read_is_named(tmp_path: Path) -> None:
     assert finish.rehearse([stage], tmp_path, None, broken) == 1
     failed = [e for e in read(tmp_path / "views.jsonl") if is_failed(e)]
     assert failed and "first wrong at " in failed[0].detail
+
+
+READ_WRONG = (
+    ("rest.py", "logit += tl.log(tl.maximum(left, 1).to(tl.float32))[None, :]", "logit += 0.0"),
+    ("outliers.py", "        mark(logits, unit, keep)", "        mark(logits, unit, unit < 0)"),
+    ("levels.py", "bound >= least - MARGIN", "bound >= least + 9"),
+    ("sample.py", "unread = 1 - tl.load(goals + row)", "unread = 1.2 - tl.load(goals + row)"),
+    ("held.py", "tl.where(uses, NOTHING, formula)", "tl.where(uses, formula, NOTHING)"),
+)
+"""A mutant for each reader that is rehearsed, in their order."""
+
+
+def test_methods_are_read_and_each_that_is_broken_is_named(tmp_path: Path) -> None:
+    """All at once: none hides another, and records are not blamed."""
+    stage = replace(CHECKS, jobs=(JOBS["methods"],))
+    broken = made(Variant("methods", edits=READ_WRONG))
+    assert finish.rehearse([stage], tmp_path, None, broken) == 1
+    found = {e.name: e for e in read(tmp_path / "methods.jsonl") if isinstance(e, Check)}
+    assert found.pop("methods").status == OK and len(found) == len(FEWER)
+    assert all(is_failed(one) and "first wrong at " in one.detail for one in found.values())
 
 
 def test_a_broken_candidate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,12 @@
 import pytest
 
 from bench.model.hardware import LLAMA_3_1_8B
-from bench.model.methods import choosing, layer
+from bench.model.methods import beside, choosing, layer
 from sgl_sparsekv.selection import load_method
 
 FLOORS = {
     "quest": 8 * 32_768 * 16,
+    "quest_two_level": 8 * (32_768 * 4 + 8 * 512 * 16),
     "shadowkv": 8 * 4096 * 258,
     "clusterkv": 8 * 64 * (512 + 32 * 256),
     "pqcache": 8 * 64 * (4 * 512 + 16 * 256),
@@ -48,3 +49,30 @@ def test_tokens_are_chosen_in_parallel() -> None:
     assert choose[17] - choose[16] == pytest.approx(2 * read + 3 * 0.5)
     assert choose[16] - choose[11] == pytest.approx(read * (2 - 2**-4) + 4.5 + 2.5 + 2 * 0.5)
     assert layer("h200", "pqcache", 1 << 17, 1, 4096).choose == choose[17]
+
+
+def test_the_best_segments_alone_are_looked_into() -> None:
+    """A context four times as long: bounds of its segments, and as many units as before."""
+    found = [layer("h200", "quest_two_level", n, 1, 512) for n in (1 << 15, 1 << 17)]
+    more = 3 * 32_768 * 4 * 8 / 4.2e6
+    assert found[1].floor - found[0].floor == pytest.approx(more)
+    quest = layer("h200", "quest", 1 << 15, 1, 512)
+    assert found[0].choose - quest.choose > 2.5 - 8 * 32_768 * 16 / 4.2e6
+
+
+def test_what_is_held_saves_reading_and_no_launches() -> None:
+    """At a price of one launch, in every step."""
+    for batch in (1, 8):
+        choose = layer("h200", "quest", 1 << 17, batch, 512).choose
+        held = beside("h200", "quest", 1 << 17, batch, 512, every=4).held
+        assert held == pytest.approx(3 + (choose + 3 * (2.5 + 3)) / 4)
+    assert beside("h200", "quest", 1 << 17, 8, 512).held < choose / 1.5
+
+
+def test_telemetry_reads_all_keys_and_a_sample_is_one_programs() -> None:
+    found = {n: beside("h200", "clusterkv", n, 1, 512) for n in (1 << 15, 1 << 17)}
+    keys = (1 << 15) * 8 * 256 / 4.2e6 / 0.88
+    assert found[1 << 15].telemetry == pytest.approx(3.5 + keys)
+    assert found[1 << 17].telemetry == pytest.approx(3.5 + 4 * keys)
+    assert found[1 << 17].coverage - found[1 << 15].coverage == pytest.approx(5 * 96)
+    assert beside("h200", "quest", 1 << 15, 1, 512).coverage < 25

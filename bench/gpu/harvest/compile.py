@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from bench.gpu.graphs import FORMULAS
+from bench.gpu.harvest.checks import methods
 from bench.gpu.harvest.checks.inputs import server_units, settings
 from bench.gpu.harvest.launches import Launch, recorded
 from bench.gpu.harvest.points import (
@@ -31,9 +32,12 @@ from bench.gpu.harvest.points import (
     narrow,
     sweeps,
 )
+from bench.gpu.harvest.readers import TIMED
 from bench.gpu.harvest.replays import CONTEXT, ROWS
 from bench.gpu.harvest.sweep import LAYER
 from bench.gpu.kernels import Run
+from bench.gpu.methods import BUILT_AT_ONCE, DEFAULT, READERS, Reader, make_method_step
+from bench.gpu.methods import SMALL as SMALL_INDEX
 from bench.gpu.shapes import REHEARSED, SHARED, UNITS, Extents, Scene, Shape
 from bench.gpu.step import SUMMARIES, Step, static_shape
 from bench.gpu.variants import made
@@ -82,6 +86,9 @@ def launches(run: Run) -> list[Launch]:
             launch_all(step, ops)
         for rows in ROWS:
             replayed(run, rows)
+        for shape in (methods.REHEARSED,) if run.rehearse else (methods.SMALL, *TIMED):
+            for reader in READERS:
+                read(run, reader, shape)
     return list({one.key: one for one in found}.values())
 
 
@@ -119,24 +126,46 @@ def hollow_steps(run: Run) -> Iterator[tuple[Step, TritonOps | None]]:
 
 def hollow(kernels: TritonOps, extents: Extents, shape: Shape, unit: int, units: int) -> Step:
     """A step whose tensors have no memory."""
+    scene, batch = hollow_scene(extents, shape), shape.batch
+    pool = scene.slots // unit
+    static = static_shape(extents, batch, unit, units, pool, NOWHERE)
+    fields = [empty(pool, extents.heads, 2, extents.dim, dtype=extents.dtype)]
+    sealed, newest = empty(pool, dtype=torch.bool), empty(batch, dtype=torch.int64)
+    return Step(scene, unit, kernels.fused(static), sealed, fields, newest)
+
+
+def hollow_scene(extents: Extents, shape: Shape) -> Scene:
+    """A batch whose tensors have no memory."""
     rows, pages = (1 if shape.shared else shape.batch), shape.context // extents.page
-    slots = (rows * pages + 4) * extents.page
-
-    def empty(*sizes: int, dtype: torch.dtype = extents.dtype) -> torch.Tensor:
-        return torch.empty(sizes, dtype=dtype, device=NOWHERE)
-
-    long, batch = torch.int64, shape.batch
-    scene = Scene(
-        extents, shape, empty(batch, extents.heads, extents.group, extents.dim),
-        [(empty(slots, extents.heads, extents.dim), empty(slots, extents.heads, extents.dim))],
-        empty(batch, pages, dtype=torch.int32),
-        empty(batch + 1, shape.context, dtype=torch.int32), empty(batch, dtype=long),
-        empty(batch, dtype=long),
+    slots, batch = (rows * pages + 4) * extents.page, shape.batch
+    keys, values = (empty(slots, extents.heads, extents.dim, dtype=extents.dtype) for _ in range(2))
+    return Scene(
+        extents, shape, empty(batch, extents.heads, extents.group, extents.dim, dtype=keys.dtype),
+        [(keys, values)], empty(batch, pages, dtype=torch.int32),
+        empty(batch + 1, shape.context, dtype=torch.int32), empty(batch, dtype=torch.int64),
+        empty(batch, dtype=torch.int64),
     )  # fmt: skip
-    static = static_shape(extents, batch, unit, units, slots // unit, NOWHERE)
-    fields = [empty(slots // unit, extents.heads, 2, extents.dim)]
-    sealed = empty(slots // unit, dtype=torch.bool)
-    return Step(scene, unit, kernels.fused(static), sealed, fields, empty(batch, dtype=long))
+
+
+def empty(*sizes: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor without memory."""
+    return torch.empty(sizes, dtype=dtype, device=NOWHERE)
+
+
+def read(run: Run, reader: Reader, shape: Shape) -> None:
+    """Everything that a step by one reader launches."""
+    scene, unit = hollow_scene(run.extents, shape), methods.UNIT
+    units, small = server_units(run, shape.context // unit, unit), shape not in TIMED
+    how = (units, SMALL_INDEX if small else DEFAULT, small)
+    step = make_method_step(scene, unit, reader, run.kernels or TritonOps(), *how)
+    pointers = empty(1, dtype=torch.int64), empty(1, dtype=torch.int64)
+    for name, held in step.metadata.records.items():
+        jobs = empty(BUILT_AT_ONCE, 3, dtype=torch.int32)
+        arrays = {key: array[:1] for key, array in held.stacked.items()}
+        step.fused.build(name, jobs, scene.req_to_token, scene.kv[0], pointers, arrays, 0)
+    step.begin()
+    step.decode(0)
+    step.end()
 
 
 def launch_all(step: Step, ops: TritonOps | None) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from bench.gpu.harvest import candidates
 from bench.gpu.harvest.checks import (
     attend,
+    methods,
     plan,
     score,
     select,
@@ -23,6 +24,7 @@ from bench.gpu.harvest.dense import dense
 from bench.gpu.harvest.gaps import gaps
 from bench.gpu.harvest.machine import machine
 from bench.gpu.harvest.profile import profile
+from bench.gpu.harvest.readers import readers
 from bench.gpu.harvest.replays import replays
 from bench.gpu.harvest.rows import rows
 from bench.gpu.harvest.sweep import ablated, swept
@@ -68,7 +70,7 @@ def alone(name: str, seconds: int, answers: str, run: Callable[[Run], None]) -> 
 STAGES = (
     alone("machine", 15, "versions, clocks, tools; whether Triton runs anything", machine),
     Stage(
-        "compile", 45, "registers, spills and shared memory of every binary that is used later",
+        "compile", 60, "registers, spills and shared memory of every binary that is used later",
         tuple(Job(f"compile-{i}", partial(compile_share, number=i)) for i in range(PROCESSES)),
     ),
     Stage(
@@ -76,13 +78,14 @@ STAGES = (
         (
             Job("plan", plan.check), Job("summaries", summaries.check), Job("score", score.check),
             Job("select", select.check), Job("attend", attend.check), Job("gate", whole.check),
-            Job("views", views.check), Job("select-cuda", candidates.checked),
-            Job("early", candidates.early),
+            Job("views", views.check), Job("methods", methods.check),
+            Job("select-cuda", candidates.checked), Job("early", candidates.early),
         ),
     ),
     alone("bandwidth", 15, "what memory gives; gaps between launches; idle programs", gaps),
     alone("rows", 60, "selection, attend, attention, shared prefix; in a server's buffers", rows),
     alone("dense", 25, "dense decode by our own kernel and everybody else's", dense),
+    alone("readers", 40, "a layer by methods with records, finer units, held choices", readers),
     alone("sweeps", 45, "other constants of score, select and attend", swept),
     alone(
         "candidates", 20, "what could serve in place of today's kernels and launches",

@@ -16,7 +16,7 @@ import pytest
 from bench.instructions.listing import parse
 from bench.instructions.waits import ahead_of_the_turn
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "results" / "kernels.md"
 COUNTED = ROOT / "docs" / "triton_kernels.md"
 REMEDY = "run `python -m bench.compile_report`"
