@@ -182,6 +182,4 @@ def beside(
     choose = layer(gpu, method, context, batch, budget, model).choose
     launches = how.launches * kernels.score_us + kernels.select_us
     uses = launches + HELD_US
-    return Beside(
-        kernels.attend_us + keys, cover, (choose + HELD_US + (every - 1) * uses) / every
-    )
+    return Beside(kernels.attend_us + keys, cover, (choose + HELD_US + (every - 1) * uses) / every)

@@ -37,7 +37,7 @@ program of each row and KV head opens the clusters, which is most of it at 128k.
 BESIDE = """\
 What requests may ask for beside that: telemetry, in the steps that it samples; a coverage, whose
 sample is one program's of each row and KV head; and choosing in all, in the mean over four steps,
-where `reselect_every` is 4. Launches stay where a selection is held, only their reading is saved."""
+where `reselect_every` is 4: where a selection is held only reading is saved, launches stay."""
 CONTEXTS, BATCHES = (32_768, 131_072), (1, 8)
 
 
