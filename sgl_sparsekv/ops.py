@@ -44,6 +44,11 @@ class Ops(SegmentOps, Protocol):
         """Whether this device has `SegmentOps`."""
         ...
 
+    @property
+    def takes_planes(self) -> bool:
+        """Whether it compiles functions that a summary brings (`PageSummary.kernels`)."""
+        ...
+
     def summarise(
         self, summary: PageSummary, keys: torch.Tensor, fields: torch.Tensor, units: torch.Tensor
     ) -> None:

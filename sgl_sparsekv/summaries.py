@@ -3,6 +3,7 @@
 Shapes use the letters of `types`, and W: channels of a plane.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +21,7 @@ class PageSummary:
     Attributes:
         name: names the field in the pool and the fused kernels of a device.
         planes: one name per vector `[W]` stored for each unit and KV head.
-        summarise: keys `[n, unit, H, D]` -> planes `[n, H, planes, W]` in the keys' dtype.
+        summarise: keys `[n, unit, H, D]` -> planes `[n, H, planes, W]` in their dtype.
         score: float32 q `[..., G, D]`, float32 planes `[..., u, planes, W]` -> `[..., G, u]`,
             an estimate of (or bound on) max q·k over the unit, without the softmax scale; None
             for a field that does not rank.
@@ -30,6 +31,10 @@ class PageSummary:
         width: channels W of a plane; None: those of a key, D.
         reach: how far `score` goes, in parts of the way from the middle of a box to its bound, or
             from a mean to the expected maximum.
+        dtype: element type of the planes; None: that of the keys.
+        spare: channels of a plane beside W.
+        kernels: `module:name` of the functions that device triton compiles for it, a
+            `kernels.triton.planes.Planes`; "": it has them, or none.
         ceiling: float64 q `[..., G, D]` with the softmax scale, planes `[..., u, planes, W]` as
             stored, tokens of the unit -> float64 `[..., G, u]`, at least the log-sum-exp of q·k
             over the unit's keys; None: it says nothing that holds.
@@ -43,7 +48,26 @@ class PageSummary:
     tokens: int | None = None
     width: int | None = None
     reach: float = 1.0
+    dtype: torch.dtype | None = None
+    spare: int = 0
+    kernels: str = ""
     ceiling: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None
+
+    def shape(self, head_dim: int) -> tuple[int, int]:
+        """Planes of a unit and KV head, and channels of each, of keys with `head_dim`."""
+        return len(self.planes), (self.width or head_dim) + self.spare
+
+    @property
+    def poison(self) -> float:
+        """What fields hold that must not be read: NaN, or the largest whole number."""
+        whole = self.dtype is not None and not self.dtype.is_floating_point
+        return torch.iinfo(self.dtype).max if whole else math.nan
+
+    def nbytes(self, head_dim: int, dtype: torch.dtype) -> int:
+        """Bytes of a unit and KV head, of keys in `dtype`."""
+        planes, width = self.shape(head_dim)
+        itemsize: int = (self.dtype or dtype).itemsize
+        return planes * width * itemsize
 
 
 @dataclass(frozen=True)

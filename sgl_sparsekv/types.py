@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import pad
 
 from .segment_records import ResidualIndex, SegmentBounds, SegmentIndex
-from .summaries import SegmentSummary
+from .summaries import PageSummary, SegmentSummary
 
 
 class Reduction(StrEnum):
@@ -352,6 +352,7 @@ class StepShape:
         measured: numbers of the layers in which it can be told how much of their attention rows
             read; empty: nothing is measured.
         covered: numbers of the layers in which rows may ask for a coverage; empty: none may.
+        own: page metadata that a served method brings kernels for; None: none does.
     """
 
     max_rows: int
@@ -376,6 +377,7 @@ class StepShape:
     estimates: bool = False
     measured: range = range(0)
     covered: range = range(0)
+    own: PageSummary | None = None
 
     @property
     def most_ranked(self) -> int:

@@ -27,7 +27,7 @@ from sgl_sparsekv.types import Reduction
 INT = "must be an integer in"
 METHODS = (
     "adakv, clusterkv, full, h2o, kvcompress, mean_std, oracle, pqcache, pyramidkv, quest, "
-    "quest_two_level, quest_two_level_exact, residual_pq, shadowkv, snapkv, streaming"
+    "quest_int8, quest_two_level, quest_two_level_exact, residual_pq, shadowkv, snapkv, streaming"
 )
 BUDGET = (
     "budget must be a number of tokens (integer > 0) or a share of the context (fraction in "

@@ -55,9 +55,10 @@ READERS = (
     Reader("shadowkv"), Reader("quest_two_level"), Reader("quest_two_level_exact"),
     Reader("quest", estimate=True), Reader("quest", coverage=0.9),
     Reader("clusterkv", coverage=0.9), Reader("quest", every=4), Reader("clusterkv", every=4),
+    Reader("quest_int8"),
 )  # fmt: skip
 """The default of a CPU first."""
-FEWER = tuple(READERS[i] for i in (0, 3, 5, 7, 10))
+FEWER = tuple(READERS[i] for i in (0, 3, 5, 7, 10, 11))
 """Those that together launch all there is."""
 
 
@@ -204,6 +205,7 @@ def shape_of(
         ),
         estimates=reader.estimate, covered=range(layers if reader.coverage else 0),
         held=HeldShape(rows, layers, 0, budget) if reader.every > 1 else None,
+        own=next((s for s in metadata.summaries if s.kernels), None),
     )  # fmt: skip
 
 

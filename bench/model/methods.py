@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from bench.model.hardware import GPUS, LLAMA_3_1_8B, Model
 from bench.model.kernels import COPY_TB_PER_S, KERNELS, PROCESSORS
+from sgl_sparsekv.selection.quest_int8 import SPARE
 from sgl_sparsekv.selection.sampling import LEAST_TOKENS, LEAST_UNITS
 
 CHUNK = 2048
@@ -62,6 +63,7 @@ def choosing(model: Model) -> dict[str, Choosing]:
     vector = model.head_dim * model.dtype_bytes
     return {
         "quest": Choosing(32, 2 * vector / 32, 1, 1),
+        "quest_int8": Choosing(32, 2 * (model.head_dim + SPARE) / 32, 1, 1),
         "quest_two_level": Choosing(32, 2 * vector / 128, 1, 2, opened_bytes=2 * vector / 32),
         "shadowkv": Choosing(8, (vector + model.dtype_bytes) / 8, 1, 2),
         "clusterkv": Choosing(1, 1 + 32 * vector / 512, 2, 2),

@@ -50,6 +50,7 @@ class CpuOps(CpuSegmentOps):
 
     name = "cpu"
     has_segments = True
+    takes_planes = False
 
     def __init__(self, level: str | None = None) -> None:
         self._kernels = load_library(level)

@@ -30,6 +30,7 @@ class ReferenceOps:
 
     name = "reference"
     has_segments = True
+    takes_planes = False
 
     def summaries(self) -> frozenset[str] | None:
         """None: every summary, through its torch formula."""

@@ -13,6 +13,7 @@ import torch
 
 from sgl_sparsekv.summaries import CodeSummary
 
+from . import int8_bounds
 from .attend import attend_kernel, merge_kernel
 from .cluster_ops import (
     MOST_OPENED,
@@ -204,10 +205,24 @@ def _ranks(arch: tuple[int, int], variant: Variant) -> dict[str, Any]:
     }  # fmt: skip
 
 
+INT8, OWN_TYPES = "quest_int8", {"own_planes": "*i8"}
+"""A method whose planes are its own, and their type."""
+
+
+def _own(name: str) -> dict[str, Any]:
+    """Of planes that a method brings."""
+    return {"HAS_OWN": name == INT8, "WRITE": int8_bounds.PLANES.write if name == INT8 else None}
+
+
+def _own_estimate(name: str) -> Any:
+    return int8_bounds.PLANES.estimate if name == INT8 else None
+
+
 def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     uses = {
         "quest": (True, False, False), "mean_std": (False, True, False),
         "quest + oracle": (True, False, True), "shadowkv": (False, False, False),
+        INT8: (False, False, False),
         "quest, coverage": (True, False, False), "mean_std, coverage": (False, True, False),
     }  # fmt: skip
     tuned = variant.tuning(arch)
@@ -215,7 +230,7 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         constants = {
             "BLOCK": tuned.score_units, "GROUP": variant.group, "UNIT": variant.unit,
             "DIM": variant.head_dim, "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact,
-            "HAS_LANDMARK": name == "shadowkv",
+            "HAS_LANDMARK": name == "shadowkv", **_own(name), "ESTIMATE": _own_estimate(name),
             "STAGES": tuned.score_stages, "UPCAST": False, "COVERS": "coverage" in name,
             "EARLY": False,
         }  # fmt: skip
@@ -224,7 +239,7 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
             label = f"score, {name}" + (f", {rows} rows" if rows > 1 else "")
             yield Case(
                 label, score_kernel, {**constants, "ROWS": rows}, variant, tuned.score_warps,
-                registers=tuned.score_registers,
+                registers=tuned.score_registers, types=OWN_TYPES if name == INT8 else {},
             )  # fmt: skip
 
 
@@ -352,12 +367,14 @@ def _cover(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:
-    for name in ("quest", "mean_std", "shadowkv"):
+    for name in ("quest", "mean_std", "shadowkv", INT8):
         constants = {
             "UNIT": variant.unit, "DIM": variant.head_dim, "HAS_MIN_MAX": name == "quest",
             "HAS_MEAN_STD": name == "mean_std", "HAS_LANDMARK": name == "shadowkv",
+            **_own(name),
         }  # fmt: skip
-        yield Case(f"summarise, {name}", summarise_kernel, constants, variant)
+        types = OWN_TYPES if name == INT8 else {}
+        yield Case(f"summarise, {name}", summarise_kernel, constants, variant, types=types)
 
 
 def _coded(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:

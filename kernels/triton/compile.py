@@ -23,7 +23,7 @@ from .tuning import CUDA_SELECT_UNITS
 
 KV_POINTERS = {
     "q", "keys", "values", "queries", "min_max", "mean_std", "landmarks", "misfits", "codebooks",
-    "planes", "out", "out_a", "out_b",
+    "planes", "own_planes", "out", "out_a", "out_b",
 }  # fmt: skip
 FLOAT_POINTERS = {
     "logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales", "bounds",

@@ -10,7 +10,7 @@ Nothing here waits for the device or allocates, so all of it can be recorded in 
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,6 +32,7 @@ from .level_ops import LevelRows
 from .mass import mass_kernel
 from .narrow_ops import narrow_and_place
 from .outliers import outliers_kernel
+from .planes import Planes, planes_of
 from .score import score_kernel
 from .select import select_kernel
 from .spec import FORMULAS, OUTLIER_SHARE, SEGMENT_BOUNDS, SPREAD
@@ -49,6 +50,8 @@ from .tuning import (
     select_threads,
 )
 
+BUILT_IN = ("min_max", "mean_std", "landmark", "misfit")
+"""Page metadata that there are kernels for."""
 BEGIN_UNITS = 512
 """Units that one program of `begin_kernel` lists."""
 FORGET_SLOTS = 256
@@ -58,32 +61,43 @@ WORKERS = 16
 
 
 def fields_of(
-    keys: torch.Tensor, fields: Mapping[str, torch.Tensor]
-) -> tuple[tuple[int, ...], dict[str, bool], list[torch.Tensor]]:
+    keys: torch.Tensor, fields: Mapping[str, torch.Tensor], own: Planes | None
+) -> tuple[tuple[int, ...], dict[str, Any], list[torch.Tensor]]:
     """Page metadata as launches take it; K stands in for what is not there.
 
+    Args:
+        keys: `[slots, H, D]`.
+        fields: by name of summary; one that is not built in is that of `own`.
+        own: planes that a method brings.
+
     Returns:
-        strides of units, heads and planes; which fields there are; the fields.
+        strides of units, heads and planes, built in and own; which fields there are, and the
+        functions of own ones; the fields.
     """
-    names = ("min_max", "mean_std", "landmark", "misfit")
-    planes = [fields.get(name, keys) for name in names]
+    brought = [field for name, field in fields.items() if name not in BUILT_IN]
+    planes = [fields.get(name, keys) for name in BUILT_IN]
     wide = fields.get("min_max", fields.get("mean_std"))
     strides = keys[:, :, None].stride() if wide is None else wide.stride()
-    kinds = {f"HAS_{name.upper()}": name in fields for name in names[:3]}
-    return strides[:3], kinds, planes
+    field = brought[0] if brought else keys[:, :, None]
+    kinds: dict[str, Any] = {f"HAS_{name.upper()}": name in fields for name in BUILT_IN[:3]}
+    assert len(brought) == (own is not None), "one summary at most brings its planes"
+    kinds |= {"HAS_OWN": bool(brought), "WRITE": own and own.write}
+    return (*strides[:3], *field.stride()[:3]), kinds, [*planes, field]
 
 
 class FusedDecode:
     """See `sgl_sparsekv.fused_ops.FusedDecode`.
 
     Raises:
-        UnsupportedSetup: head sizes or the cache's type have no kernel.
+        UnsupportedSetup: head sizes or the cache's type have no kernel, or planes that a method
+            brings are not there.
     """
 
     def __init__(self, shape: StepShape, watched: bool = False) -> None:
         check_shape(shape.head_dim, shape.v_head_dim, shape.dtype)
         self.shape = shape
         self.tuning = tuning(shape.head_dim, shape.dtype)
+        self.own = None if shape.own is None else planes_of(shape.own)
         self.buffers: StepBuffers = allocate(shape, self.tuning.score_units, watched)
         self.watched = watched
         self._units_per_page = shape.page_size // shape.unit_size
@@ -161,7 +175,7 @@ class FusedDecode:
         """See `FusedDecode.summarise`."""
         if not fields:
             return
-        held, (strides, kinds, planes) = self.buffers, fields_of(keys, fields)
+        held, (strides, kinds, planes) = self.buffers, fields_of(keys, fields, self.own)
         summarise_kernel[(4 * WORKERS, keys.shape[1])](
             keys, *planes, held.pending, held.pending_count, held.pending.numel(),
             *keys.stride()[:2], *strides, **kinds, UNIT=self.shape.unit_size,
@@ -261,7 +275,7 @@ class FusedDecode:
         fields: Mapping[str, torch.Tensor],
         scale: float,
     ) -> None:
-        held, (strides, kinds, planes) = self.buffers, fields_of(keys, fields)
+        held, (strides, kinds, planes) = self.buffers, fields_of(keys, fields, self.own)
         rows, heads, group, dim = q.shape
         together = self._together(rows)
         groups = triton.cdiv(rows, together)
@@ -274,6 +288,7 @@ class FusedDecode:
             self._blocks, held.logits.shape[3],
             held.pending.numel(), *q.stride()[:3], *keys.stride()[:2], *strides,
             held.table.stride(0), **kinds, HAS_EXACT="exact" in self.shape.formulas,
+            ESTIMATE=self.own and self.own.estimate,
             ROWS=together, GROUP=group, DIM=dim, UNIT=self.shape.unit_size,
             BLOCK=self.tuning.score_units, STAGES=self.tuning.score_stages, UPCAST=interpreted(),
             COVERS=self._covers,

@@ -25,15 +25,16 @@ from .buffers import allocate
 from .code_ops import score_codes
 from .cover_ops import covering, known
 from .cuda.select import constants_for, launch_select
-from .fused import FusedDecode, fields_of
+from .fused import BUILT_IN, FusedDecode, fields_of
 from .launch import interpreted, processors, selects_by_cuda, splits, tuning
 from .narrow_ops import allocate_narrow, is_narrowed, narrow_and_place
+from .planes import Planes, planes_of
 from .primitives import PENDING_BLOCK
 from .residual import SegmentIndexing
 from .score import score_kernel
 from .select import select_kernel
 from .share import share_kernel
-from .spec import EXACT, FORMULAS, LANDMARK, MEAN_STD, MIN_MAX, SPREAD
+from .spec import EXACT, FORMULAS, LANDMARK, MEAN_STD, MIN_MAX, OWN, SPREAD
 from .summarise import summarise_kernel
 from .tuning import (
     SELECT_CHUNK,
@@ -43,8 +44,6 @@ from .tuning import (
     select_threads,
 )
 
-SUMMARIES = frozenset({"min_max", "mean_std", "landmark", "misfit"})
-"""Page metadata that there are kernels for."""
 NO_SHARES = "shares of attention are told by `fused` alone on device triton"
 NO_POOLS = "device triton samples and allots in one, and from no budget that heads share"
 
@@ -54,10 +53,11 @@ class TritonOps(SegmentIndexing):
 
     name = "triton"
     has_segments = True
+    takes_planes = True
 
     def summaries(self) -> frozenset[str] | None:
         """See `Ops.summaries`."""
-        return SUMMARIES
+        return frozenset(BUILT_IN)
 
     def fused(self, shape: StepShape, watched: bool = False) -> FusedDecode:
         """See `FusedOps.fused`."""
@@ -76,7 +76,7 @@ class TritonOps(SegmentIndexing):
         if not units.numel():
             return
         count = torch.full((1,), units.numel(), dtype=torch.int32, device=keys.device)
-        strides, kinds, planes = fields_of(keys, _both(summary, keys, fields))
+        strides, kinds, planes = fields_of(keys, _both(summary, keys, fields), own_of(summary))
         summarise_kernel[(triton.cdiv(units.numel(), PENDING_BLOCK.value), keys.shape[1])](
             keys, *planes, units.int(), count, units.numel(), *keys.stride()[:2], *strides, **kinds,
             UNIT=keys.shape[0] // fields.shape[0], DIM=keys.shape[2],
@@ -97,8 +97,8 @@ class TritonOps(SegmentIndexing):
         self._check(summary, "score")
         assert summary.score is not None, f"{summary.name} does not rank"
         unit = summary.tokens or 1  # the table lists these themselves
-        how = (candidates, scale, reduction, unit)
-        return self._score(FORMULAS[summary.name], q, q, fields, *how)
+        own, how = own_of(summary), (candidates, scale, reduction, unit)
+        return self._score(OWN if own else FORMULAS[summary.name], q, q, fields, *how, own)
 
     def score_exact(
         self,
@@ -124,6 +124,7 @@ class TritonOps(SegmentIndexing):
         scale: float,
         reduction: Reduction,
         unit_size: int,
+        own: Planes | None = None,
     ) -> torch.Tensor:
         if reduction is Reduction.MAX:
             raise UnsupportedSetup("reduction max has no kernels on device triton")
@@ -139,12 +140,13 @@ class TritonOps(SegmentIndexing):
         strides = (0, 0, 0) if fields is None else fields.stride()[:3]
         chunks = score_chunks(rows, heads, blocks, 1, processors()) if rows else 0
         score_kernel[(rows, heads, chunks)](
-            q, keys, field, field, field, field, zeros, zeros, candidates.unit_table, zeros, zeros,
-            formulas, candidates.begin, candidates.end, zeros, zeros, logits, parts, scale, SPREAD,
-            0, rows, chunks, blocks, width, 0, *q.stride()[:3], *keys.stride()[:2], *strides,
+            q, keys, *[field] * 5, zeros, zeros, candidates.unit_table, zeros, zeros, formulas,
+            candidates.begin, candidates.end, zeros, zeros, logits, parts, scale, SPREAD, 0, rows,
+            chunks, blocks, width, 0, *q.stride()[:3], *keys.stride()[:2], *strides, *strides,
             candidates.unit_table.stride(0), HAS_MIN_MAX=formula == MIN_MAX,
             HAS_MEAN_STD=formula == MEAN_STD, HAS_EXACT=formula == EXACT,
-            HAS_LANDMARK=formula == LANDMARK,
+            HAS_LANDMARK=formula == LANDMARK, HAS_OWN=formula == OWN,
+            ESTIMATE=own and own.estimate, WRITE=own and own.write,
             ROWS=1, GROUP=group, DIM=dim, UNIT=unit_size, BLOCK=block, STAGES=tuned.score_stages,
             UPCAST=interpreted(), COVERS=False, num_warps=tuned.score_warps,
             maxnreg=tuned.score_registers,
@@ -305,8 +307,13 @@ class TritonOps(SegmentIndexing):
         return out, lse
 
     def _check(self, summary: PageSummary, op: str) -> None:
-        if summary.name not in SUMMARIES:
+        if summary.name not in BUILT_IN and not summary.kernels:
             raise UnsupportedOnDevice(summary.name, op, self.name)
+
+
+def own_of(summary: PageSummary) -> Planes | None:
+    """Planes that a summary brings, None where it is built in."""
+    return planes_of(summary) if summary.kernels else None
 
 
 def _both(

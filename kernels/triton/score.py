@@ -34,6 +34,7 @@ MIN_MAX = tl.constexpr(spec.MIN_MAX)
 MEAN_STD = tl.constexpr(spec.MEAN_STD)
 EXACT = tl.constexpr(spec.EXACT)
 LANDMARK = tl.constexpr(spec.LANDMARK)
+OWN = tl.constexpr(spec.OWN)
 BOX_REACH = tl.constexpr(spec.BOX_REACH)
 SPREAD_REACH = tl.constexpr(spec.SPREAD_REACH)
 MARK_STAGES = tl.constexpr(3)
@@ -101,13 +102,15 @@ def group_dot(q, rows, UPCAST: tl.constexpr):
 def estimate(
     q, field, keys, units, known, scale, spread, reach, stride_unit, stride_plane, stride_slot,
     FORMULA: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, UPCAST: tl.constexpr,
-    COVERS: tl.constexpr,
+    COVERS: tl.constexpr, ESTIMATE: tl.constexpr,
 ):  # fmt: skip
     """Scaled estimates `[G, units]` of a block of units; those that are not known are not read."""
     if FORMULA == EXACT:
         share = exact_share(q, keys, units, known, stride_slot, scale, UNIT, DIM, UPCAST)
     elif FORMULA == LANDMARK:
         share = scale * group_dot(q, key_rows(field, units, known, 0, stride_unit, 1, DIM), UPCAST)
+    elif FORMULA == OWN:
+        share = scale * ESTIMATE(q, field, units, known, stride_unit, stride_plane, DIM, UPCAST)
     else:
         a, b = load_planes(field, units, known, stride_unit, stride_plane, DIM)
         if FORMULA == MIN_MAX:
@@ -125,6 +128,7 @@ def score_blocks(
     scale, spread, reach, width, blocks, stride_unit, stride_plane, stride_slot,
     FORMULA: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr, COVERS: tl.constexpr,
+    ESTIMATE: tl.constexpr,
 ):  # fmt: skip
     """Score every `step`-th block from block `first` on, of units `[low, high)` of one row.
 
@@ -152,7 +156,7 @@ def score_blocks(
         physical = (entry & UNIT_BITS).to(tl.int64) * PARTS + unit % PARTS
         logit = estimate(
             q, field, keys, physical, known, scale, spread, reach,
-            stride_unit, stride_plane, stride_slot, FORMULA, UNIT, DIM, UPCAST, COVERS,
+            stride_unit, stride_plane, stride_slot, FORMULA, UNIT, DIM, UPCAST, COVERS, ESTIMATE,
         )  # fmt: skip
         inside = (unit >= begin[:, None]) & (unit < end[:, None]) & listed
         logit = tl.where(inside, logit, float("-inf"))
@@ -172,6 +176,7 @@ def fill_fields(
     field, misfits, keys, table, heads, low, high, first, step, stride_unit, stride_plane,
     stride_slot,
     FORMULA: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    WRITE: tl.constexpr,
 ):  # fmt: skip
     """Write the fields of units without a stamp in the blocks that `score_blocks` walks."""
     PARTS: tl.constexpr = UNIT // CHUNK if FORMULA == LANDMARK else 1
@@ -186,6 +191,11 @@ def fill_fields(
                     summarise_landmarks(
                         field, misfits, keys, physical, entry < 0, heads, stride_slot, DIM
                     )
+                elif FORMULA == OWN:
+                    WRITE(
+                        field, keys, physical, entry < 0, stride_unit, stride_plane, stride_slot,
+                        UNIT, DIM,
+                    )  # fmt: skip
                 else:
                     summarise_units(
                         field, keys, physical, entry < 0, stride_unit, stride_plane, stride_slot,
@@ -199,6 +209,7 @@ def walk(
     first, step, scale, spread, reach, width, blocks, stride_unit, stride_plane, stride_slot,
     FORMULA: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr, COVERS: tl.constexpr,
+    ESTIMATE: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
     """`score_blocks`, and once more when units without a stamp have got their fields."""
     first += low // BLOCK
@@ -207,13 +218,13 @@ def walk(
         met = score_blocks(
             q, field, keys, table, logits, parts, pair, g, real, begin, end, low, high, first,
             step, trust, scale, spread, reach, width, blocks, stride_unit, stride_plane,
-            stride_slot, FORMULA, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS,
+            stride_slot, FORMULA, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS, ESTIMATE,
         )  # fmt: skip
         again = (tl.max(met) > 0) & (trust == 0) & (FORMULA != EXACT)
         if again:
             fill_fields(
                 field, misfits, keys, table, heads, low, high, first, step, stride_unit,
-                stride_plane, stride_slot, FORMULA, UNIT, DIM, BLOCK,
+                stride_plane, stride_slot, FORMULA, UNIT, DIM, BLOCK, WRITE,
             )  # fmt: skip
             tl.debug_barrier()  # what was stored is read by other threads, and stored again
             trust = True
@@ -238,6 +249,7 @@ def score_kernel(
     mean_std,
     landmarks,
     misfits,
+    own_planes,
     pending,
     pending_count,
     table,
@@ -266,11 +278,17 @@ def score_kernel(
     stride_unit,
     stride_field_head,
     stride_plane,
+    stride_own_unit,
+    stride_own_head,
+    stride_own_plane,
     stride_table,
     HAS_MIN_MAX: tl.constexpr,
     HAS_MEAN_STD: tl.constexpr,
     HAS_EXACT: tl.constexpr,
     HAS_LANDMARK: tl.constexpr,
+    HAS_OWN: tl.constexpr,
+    ESTIMATE: tl.constexpr,
+    WRITE: tl.constexpr,
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -289,6 +307,8 @@ def score_kernel(
         min_max: `[units, H, 2, D]`, or anything when HAS_MIN_MAX is false; mean_std likewise.
         landmarks: `[chunks, H, 1, D]` in one piece, or anything when HAS_LANDMARK is false;
             misfits, `[chunks, H, 1, 1]`, likewise.
+        own_planes: a method's own, with `ESTIMATE` and `WRITE` of its `planes.Planes`, or anything
+            when HAS_OWN is false.
         pending: int32 `[capacity]`, units to summarise; pending_count: int32 `[1]`.
         table: int32 `[rows, stride_table]`, physical units; negative without a stamp.
         order: int32 `[rows]`, the row at each place; rows of ROWS places in turn stand together.
@@ -310,13 +330,14 @@ def score_kernel(
     mean_std += head * stride_field_head
     landmarks += head * DIM
     misfits += head
+    own_planes += head * stride_own_head
     if chunk >= chunks:
         groups = tl.num_programs(0)
         summarise_pending(
-            keys, min_max, mean_std, landmarks, misfits, heads, pending, pending_count, capacity,
-            (chunk - chunks) * groups + group, (tl.num_programs(2) - chunks) * groups,
-            stride_slot, stride_unit, stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, HAS_LANDMARK,
-            UNIT, DIM,
+            keys, min_max, mean_std, landmarks, misfits, own_planes, heads, pending, pending_count,
+            capacity, (chunk - chunks) * groups + group, (tl.num_programs(2) - chunks) * groups,
+            stride_slot, stride_unit, stride_plane, stride_own_unit, stride_own_plane, HAS_MIN_MAX,
+            HAS_MEAN_STD, HAS_LANDMARK, HAS_OWN, WRITE, UNIT, DIM,
         )  # fmt: skip
         return
     lane = tl.arange(0, padded(ROWS * padded(GROUP), 16))
@@ -338,14 +359,14 @@ def score_kernel(
     if ROWS > 1:
         mine = tl.load(order + tl.minimum(group * ROWS + own, rows - 1)).to(tl.int64)
     formula, lowest = tl.load(formulas + mine), tl.load(begins + mine)
-    ranked = (formula >= MIN_MAX) & (formula <= LANDMARK) & (layer >= tl.load(dense_layers + mine))
+    ranked = (formula >= MIN_MAX) & (formula <= OWN) & (layer >= tl.load(dense_layers + mine))
     ranked = ranked & (group * ROWS + own < rows)
     reach = 0  # units that the rows which stand together have in common, in whole blocks
     together = exists
     if ROWS > 1:
         how = tl.load(formulas + row, mask=exists, other=0)
         ranking = exists & (layer >= tl.load(dense_layers + row, mask=exists, other=0))
-        ranking = ranking & (how <= LANDMARK)
+        ranking = ranking & (how <= OWN)
         leading = tl.max(tl.where(ranking & (how != EXACT), how, 0))
         together = ranking & (how == leading)
         alike = tl.load(shared + place, mask=together, other=2147483647)
@@ -379,7 +400,7 @@ def score_kernel(
                         lanes, begin, end, low, high, first, step, scale, spread,
                         tl.where(shares, BOX_REACH, 1.0), width, blocks,
                         stride_unit, stride_plane, stride_slot,
-                        MIN_MAX, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS,
+                        MIN_MAX, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS, None, None,
                     )  # fmt: skip
             if HAS_MEAN_STD:  # noqa: SIM102
                 if kind == MEAN_STD:
@@ -388,7 +409,7 @@ def score_kernel(
                         lanes, begin, end, low, high, first, step, scale, spread,
                         tl.where(shares, SPREAD_REACH, 1.0), width, blocks,
                         stride_unit, stride_plane, stride_slot,
-                        MEAN_STD, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS,
+                        MEAN_STD, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, COVERS, None, None,
                     )  # fmt: skip
             if HAS_EXACT:  # noqa: SIM102
                 if kind == EXACT:
@@ -396,7 +417,7 @@ def score_kernel(
                         queries, keys, misfits, keys, lists, logits, parts, pair, heads, g,
                         lanes, begin, end, low, high, first, step, scale, spread, 1.0, width,
                         blocks, stride_unit, stride_plane, stride_slot,
-                        EXACT, GROUP, UNIT, DIM, BLOCK, 1, UPCAST, False,
+                        EXACT, GROUP, UNIT, DIM, BLOCK, 1, UPCAST, False, None, None,
                     )  # fmt: skip
             if HAS_LANDMARK:  # noqa: SIM102
                 if kind == LANDMARK:
@@ -404,5 +425,13 @@ def score_kernel(
                         queries, landmarks, misfits, keys, lists, logits, parts, pair, heads, g,
                         lanes, begin, end, low, high, first, step, scale, spread, 1.0, width,
                         blocks, heads * DIM, DIM, stride_slot,
-                        LANDMARK, GROUP, UNIT, DIM, BLOCK, MARK_STAGES, UPCAST, False,
+                        LANDMARK, GROUP, UNIT, DIM, BLOCK, MARK_STAGES, UPCAST, False, None, None,
+                    )  # fmt: skip
+            if HAS_OWN:  # noqa: SIM102
+                if kind == OWN:
+                    walk(
+                        queries, own_planes, misfits, keys, lists, logits, parts, pair, heads, g,
+                        lanes, begin, end, low, high, first, step, scale, spread, 1.0, width,
+                        blocks, stride_own_unit, stride_own_plane, stride_slot,
+                        OWN, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, False, ESTIMATE, WRITE,
                     )  # fmt: skip

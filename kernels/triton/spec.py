@@ -5,8 +5,8 @@ import math
 from sgl_sparsekv.geometry import UNIT_SIZE
 from sgl_sparsekv.summaries import ResidualSummary
 
-NOTHING, POSITION, MIN_MAX, MEAN_STD, EXACT, LANDMARK, TWO_LEVEL = range(7)
-CLUSTERS, PRODUCTS, TWO_LEVEL_EXACT, RESIDUALS = range(7, 11)
+NOTHING, POSITION, MIN_MAX, MEAN_STD, EXACT, LANDMARK, OWN, TWO_LEVEL = range(8)
+CLUSTERS, PRODUCTS, TWO_LEVEL_EXACT, RESIDUALS = range(8, 12)
 """The latter leave final scores of their own; those before them logits, which `select` shares."""
 FORMULAS = {
     "nothing": NOTHING,
@@ -15,6 +15,7 @@ FORMULAS = {
     "mean_std": MEAN_STD,
     "exact": EXACT,
     "landmark": LANDMARK,
+    "own": OWN,
     "two_level": TWO_LEVEL,
     "clusters": CLUSTERS,
     "products": PRODUCTS,
@@ -48,6 +49,8 @@ SAMPLE_UNITS, SAMPLE_TOKENS, SAMPLE_POWER, SAMPLE_BLOCK = 16, 128, 1 / 3, 64
 BOX_REACH, SPREAD_REACH = 0.25, 1.5
 """How far scores go where they are to tell shares: see `sgl_sparsekv.selection.quest` and
 `mean_std`."""
+INT8_MOST, INT8_INVERSE, INT8_LEAST_EXPONENT, INT8_SPARE = 127, (1 / 127) * (1 + 2.0**-21), -120, 16
+"""See `sgl_sparsekv.selection.quest_int8`."""
 SEGMENT, OVERSAMPLING, MARGIN = 128, 8, 1e-4
 """See `sgl_sparsekv.selection.two_level`, as is the name of its records."""
 SEGMENT_BOUNDS = "min_max_segment"

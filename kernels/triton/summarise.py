@@ -39,10 +39,10 @@ def summarise_landmarks(
 
 @triton.jit
 def summarise_pending(
-    keys, min_max, mean_std, landmarks, misfits, heads, pending, pending_count, capacity, worker,
-    workers, stride_slot, stride_unit, stride_plane,
+    keys, min_max, mean_std, landmarks, misfits, own, heads, pending, pending_count, capacity,
+    worker, workers, stride_slot, stride_unit, stride_plane, stride_own_unit, stride_own_plane,
     HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, HAS_LANDMARK: tl.constexpr,
-    UNIT: tl.constexpr, DIM: tl.constexpr,
+    HAS_OWN: tl.constexpr, WRITE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Write the fields of this worker's share of the pending units, for one KV head."""
     count = tl.minimum(tl.load(pending_count), capacity)
@@ -60,6 +60,10 @@ def summarise_pending(
                 mean_std, keys, units, inside, stride_unit, stride_plane, stride_slot,
                 True, UNIT, DIM,
             )  # fmt: skip
+        if HAS_OWN:
+            WRITE(
+                own, keys, units, inside, stride_own_unit, stride_own_plane, stride_slot, UNIT, DIM
+            )
         if HAS_LANDMARK:
             for part in tl.static_range(UNIT // CHUNK):
                 summarise_landmarks(
@@ -70,23 +74,26 @@ def summarise_pending(
 
 @triton.jit
 def summarise_kernel(
-    keys, min_max, mean_std, landmarks, misfits, pending, pending_count, capacity,
-    stride_slot, stride_key_head, stride_unit, stride_field_head, stride_plane,
+    keys, min_max, mean_std, landmarks, misfits, own_planes, pending, pending_count, capacity,
+    stride_slot, stride_key_head, stride_unit, stride_field_head, stride_plane, stride_own_unit,
+    stride_own_head, stride_own_plane,
     HAS_MIN_MAX: tl.constexpr, HAS_MEAN_STD: tl.constexpr, HAS_LANDMARK: tl.constexpr,
-    UNIT: tl.constexpr, DIM: tl.constexpr,
+    HAS_OWN: tl.constexpr, WRITE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Write the fields of all pending units; grid `[workers, H]`.
 
     Args:
         min_max, mean_std: `[units, H, 2, D]`; landmarks: `[chunks, H, 1, D]` and misfits:
-            `[chunks, H, 1, 1]`, both in one piece; anything where there is none.
+            `[chunks, H, 1, 1]`, both in one piece; own_planes: a method's own, written by the
+            `write` of its `planes.Planes`; anything where there is none.
     """
     worker, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     summarise_pending(
         keys + head * stride_key_head,
         min_max + head * stride_field_head,
         mean_std + head * stride_field_head,
-        landmarks + head * DIM, misfits + head, tl.num_programs(1),
-        pending, pending_count, capacity, worker, tl.num_programs(0), stride_slot, stride_unit,
-        stride_plane, HAS_MIN_MAX, HAS_MEAN_STD, HAS_LANDMARK, UNIT, DIM,
+        landmarks + head * DIM, misfits + head, own_planes + head * stride_own_head,
+        tl.num_programs(1), pending, pending_count, capacity, worker, tl.num_programs(0),
+        stride_slot, stride_unit, stride_plane, stride_own_unit, stride_own_plane,
+        HAS_MIN_MAX, HAS_MEAN_STD, HAS_LANDMARK, HAS_OWN, WRITE, UNIT, DIM,
     )  # fmt: skip

@@ -11,12 +11,14 @@ from typing import Any, cast
 import torch
 
 from ..config import FUSED_DEVICES, ServerOptions
+from ..errors import UnsupportedSetup
 from ..fused_ops import FusedOps
 from ..geometry import ceil_div
 from ..ops import load_ops
 from ..page_metadata import PageMetadata
 from ..selection import load_method
 from ..selection.view import ViewMethod
+from ..summaries import PageSummary
 from ..types import HeldShape, RecordShape, StepShape, ViewShape
 from .flags import options_of
 from .resolution import device_of
@@ -105,6 +107,7 @@ def expected_shape(kvc: Any, options: ServerOptions) -> StepShape:
         estimates=options.residuals is not None,
         measured=range(layers if options.measures else 0),
         covered=range(layers if options.covers else 0),
+        own=brought_planes(options),
     )
     return with_held(with_views(shape, options, layers, 0), options, layers, 0)
 
@@ -139,6 +142,7 @@ def step_shape(backend: Any, layer: Any, captured: int | None) -> StepShape:
         estimates=backend.options.residuals is not None,
         measured=every if backend.options.measures else range(0),
         covered=every if backend.options.covers else range(0),
+        own=brought_planes(backend.options),
     )
     shape = with_views(shape, backend.options, layout.num_layers, first)
     return with_held(shape, backend.options, layout.num_layers, first)
@@ -154,6 +158,26 @@ def records_of(options: ServerOptions, metadata: PageMetadata | None) -> tuple[R
     pages = metadata.num_units // metadata.geometry.units_per_page
     held = metadata.records
     return tuple(RecordShape(kind, held[kind.name].capacity, pages) for kind in kinds)
+
+
+def brought_planes(options: ServerOptions) -> PageSummary | None:
+    """Page metadata that a served method brings kernels for.
+
+    Raises:
+        UnsupportedSetup: two of them do.
+    """
+    found = [
+        (name, summary)
+        for name in options.methods
+        for summary in load_method(name).summaries
+        if summary.kernels
+    ]
+    if len({summary for _, summary in found}) > 1:
+        raise UnsupportedSetup(
+            f"methods {found[0][0]} and {found[1][0]} cannot be served together on a GPU: each "
+            "brings kernels for metadata of its own; leave one of them out of --sparsekv-methods"
+        )
+    return found[0][1] if found else None
 
 
 def finest_unit(options: ServerOptions) -> int:

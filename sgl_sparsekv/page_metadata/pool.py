@@ -14,12 +14,11 @@ from .records import SegmentRecords
 
 def bytes_per_unit(layout: KeyLayout, summaries: Sequence[PageSummary], unit_size: int) -> int:
     """Bytes of fields that one physical unit takes over all layers, its stamp included."""
-    channels = sum(
-        len(s.planes) * (s.width or layout.head_dim) * (unit_size // (s.tokens or unit_size))
+    size = sum(
+        s.nbytes(layout.head_dim, layout.dtype) * (unit_size // (s.tokens or unit_size))
         for s in summaries
     )
-    itemsize: int = layout.dtype.itemsize
-    return layout.num_layers * layout.num_kv_heads * channels * itemsize + 1
+    return layout.num_layers * layout.num_kv_heads * size + 1
 
 
 BYTES_PER_SLOT = 4
@@ -73,17 +72,14 @@ class PageMetadata:
             self.budgets = torch.zeros(num_slots, dtype=torch.int32, device=device)
             """By slot of the radix tree: tokens that the step read which made its keys; 0: all."""
         self.poison = False
-        """Fill the fields of units that lose their stamp with NaN, so that a stale read shows."""
+        """Fill the fields of units that lose their stamp with `PageSummary.poison`, so that a stale
+        read shows."""
 
     def _field(self, summary: PageSummary, device: torch.device | str) -> torch.Tensor:
         parts = self.geometry.unit_size // (summary.tokens or self.geometry.unit_size)
-        shape = (
-            self.num_units * parts,
-            self.layout.num_kv_heads,
-            len(summary.planes),
-            summary.width or self.layout.head_dim,
-        )
-        return torch.zeros(shape, dtype=self.layout.dtype, device=device)
+        extents = (self.num_units * parts, self.layout.num_kv_heads)
+        shape = (*extents, *summary.shape(self.layout.head_dim))
+        return torch.zeros(shape, dtype=summary.dtype or self.layout.dtype, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +113,7 @@ class PageMetadata:
             for summary in self.summaries:
                 finer = self.geometry.finer(units, summary.tokens)
                 for field in self._fields[summary.name]:
-                    field[finer] = torch.nan
+                    field[finer] = summary.poison
 
     def seal(self, units: torch.Tensor) -> None:
         """Stamp units `[n]` whose fields are written in every layer."""

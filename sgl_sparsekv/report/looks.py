@@ -6,6 +6,7 @@ from ..tooling.charts import Look
 
 KNOWN = {
     "quest": "#3f7fe8",
+    "quest_int8": "#86aef2",
     "residual_pq": "#7cb518",
     "quest_two_level": "#14a3b8",
     "quest_two_level_exact": "#5bb8c9",

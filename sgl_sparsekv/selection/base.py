@@ -43,7 +43,8 @@ class SelectionMethod(ABC):
         summaries: page metadata the method reads.
         unit_size: tokens of what it selects, a divisor of every server's unit; None: that unit.
         formula: what a device that serves whole steps ranks by: "nothing", "position", the name of
-            a page summary, or "exact"; "" when no such device can serve the method.
+            a page summary, "exact", "own" (the planes that its summary brings kernels for), or the
+            name of segment records; "" when no such device can serve the method.
         dense: True when every unit is read and nothing is scored.
         tells_shares: its scores with `ScoreInputs.known` are estimated shares of attention, so it
             serves `coverage` and `budget_split`.
@@ -101,7 +102,8 @@ class SelectionMethod(ABC):
         """Name of an op this method needs and `ops` lacks, or None."""
         known = ops.summaries()
         for summary in self.summaries:
-            if known is not None and summary.name not in known:
+            brought = bool(summary.kernels) and ops.takes_planes
+            if known is not None and summary.name not in known and not brought:
                 return f"summarise/score[{summary.name}]"
         coded = isinstance(self.segments(IndexOptions()), (CodeSummary, ResidualSummary))
         if coded and not ops.has_segments:

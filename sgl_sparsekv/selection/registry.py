@@ -23,6 +23,7 @@ BUILT_IN = {
     "pqcache": "pqcache:PQCache",
     "pyramidkv": "pyramidkv:PyramidKV",
     "quest": "quest:Quest",
+    "quest_int8": "quest_int8:QuestInt8",
     "quest_two_level": "two_level:TwoLevel",
     "quest_two_level_exact": "two_level:TwoLevelExact",
     "residual_pq": "residual_pq:ResidualPQ",

@@ -131,8 +131,9 @@ def _test_scores(ops: Ops, case: Case, report: DeviceReport) -> None:
     reduction = Reduction.MAX_SOFTMAX
     for summary in {s: None for name in report.methods for s in load_method(name).summaries}:
         finer = UNIT_SIZE // (summary.tokens or UNIT_SIZE)
-        shape = (POOL_UNITS * finer, HEADS, len(summary.planes), summary.width or DIM)
-        fields, expected = torch.zeros(shape), torch.zeros(shape)
+        shape = (POOL_UNITS * finer, HEADS, *summary.shape(DIM))
+        fields = torch.zeros(shape, dtype=summary.dtype or torch.float32)
+        expected = fields.clone()
         units = torch.arange(finer, POOL_UNITS * finer)
         ops.summarise(summary, case.keys, fields, units)
         reference.summarise(summary, case.keys, expected, units)

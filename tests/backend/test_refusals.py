@@ -218,8 +218,8 @@ def test_models_of_other_kinds_are_refused(changes: dict[str, Any], says: str) -
 
 SERVED = {
     *("adakv", "clusterkv", "full", "h2o", "kvcompress", "mean_std", "oracle", "pqcache"),
-    *("pyramidkv", "quest", "quest_two_level", "quest_two_level_exact", "residual_pq", "shadowkv"),
-    *("snapkv", "streaming"),
+    *("pyramidkv", "quest", "quest_int8", "quest_two_level", "quest_two_level_exact"),
+    *("residual_pq", "shadowkv", "snapkv", "streaming"),
 }
 """Methods of a server with a GPU."""
 

@@ -1,13 +1,15 @@
 """Buffers of sparse steps: sized by what can run at once, and inside SGLang's memory budget."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sgl_sparsekv.config import RequestOptions, ServerOptions
-from sgl_sparsekv.selection import load_method
+from sgl_sparsekv.errors import UnsupportedSetup
+from sgl_sparsekv.selection import load_method, registry
 from sgl_sparsekv.types import HeldShape, Reduction, StepShape
 
 
@@ -52,6 +54,21 @@ MODELS = {
     "Qwen2.5-7B-1M": Model(15.2, 28, 4, 7, 128, 1_010_000),
     "Qwen2.5-Coder-0.5B": Model(1.0, 24, 2, 7, 64, 32_768),
 }
+
+
+def test_two_methods_that_bring_planes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sgl_sparsekv.backend.step_room import brought_planes
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers" / "box_middle"))
+    for name, point in registry._brought().items():
+        monkeypatch.setitem(registry.METHODS, name, point)
+    names = ("full", "quest", "quest_int8", "box_middle")
+    assert brought_planes(ServerOptions(methods=names[:2])) is None
+    for name in names[2:]:
+        only = ServerOptions(methods=(*names[:2], name))
+        assert brought_planes(only) is load_method(name).summaries[0]
+    with pytest.raises(UnsupportedSetup, match="quest_int8 and box_middle cannot be served toge"):
+        brought_planes(ServerOptions(methods=names))
 
 
 def shape_of(model: Model, rows: int, unit: int = 16) -> StepShape:

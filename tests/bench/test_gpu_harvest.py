@@ -110,6 +110,7 @@ READ_WRONG = (
     ("levels.py", "bound >= least - MARGIN", "bound >= least + 9"),
     ("sample.py", "unread = 1 - tl.load(goals + row)", "unread = 1.2 - tl.load(goals + row)"),
     ("held.py", "tl.where(uses, NOTHING, formula)", "tl.where(uses, formula, NOTHING)"),
+    ("int8_bounds.py", "high * scale_high[None, :]", "high * scale_low[None, :]"),
 )
 """A mutant for each reader that is rehearsed, in their order."""
 

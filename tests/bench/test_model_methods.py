@@ -8,6 +8,7 @@ from sgl_sparsekv.selection import load_method
 
 FLOORS = {
     "quest": 8 * 32_768 * 16,
+    "quest_int8": 8 * 32_768 * 9,
     "quest_two_level": 8 * (32_768 * 4 + 8 * 512 * 16),
     "shadowkv": 8 * 4096 * 258,
     "clusterkv": 8 * 64 * (512 + 32 * 256),

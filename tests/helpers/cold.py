@@ -167,8 +167,8 @@ class ColdRun:
 
     def _field(self, summary: PageSummary, keys: torch.Tensor, length: int) -> torch.Tensor:
         size = summary.tokens or self.unit
-        planes = (len(summary.planes), summary.width or keys.shape[-1])
-        field = keys.new_full((len(keys) // size, HEADS, *planes), torch.nan)
+        shape = (len(keys) // size, HEADS, *summary.shape(keys.shape[-1]))
+        field = torch.full(shape, summary.poison, dtype=summary.dtype or keys.dtype)
         full = length // self.unit * self.unit // size
         self.ops.summarise(summary, keys, field, torch.arange(full))
         return field

@@ -67,7 +67,7 @@ def fused_backend(memory: Any) -> Any:
 
 def step_shape(memory: Any) -> StepShape:
     """Extents of the toy's steps."""
-    from sgl_sparsekv.backend.step_room import records_of, with_views
+    from sgl_sparsekv.backend.step_room import brought_planes, records_of, with_views
 
     table, geometry = memory.row_pool.req_to_token, memory.geometry
     units = geometry.num_units(table.shape[1])
@@ -92,6 +92,7 @@ def step_shape(memory: Any) -> StepShape:
         estimates=memory.options.residuals is not None,
         measured=range(LAYERS if memory.options.measures else 0),
         covered=range(LAYERS if memory.options.covers else 0),
+        own=brought_planes(memory.options),
     )
     return with_views(shape, memory.options, LAYERS, 0)
 

@@ -38,11 +38,12 @@ ASKED_FINER = (
     RequestOptions("pqcache", 131, dense_layers=0),
     RequestOptions("full"),
 )
-TWO_LEVELS = ("full", "quest", "quest_two_level", "quest_two_level_exact")
+TWO_LEVELS = ("full", "quest", "quest_int8", "quest_two_level", "quest_two_level_exact")
 ASKED_TWO_LEVELS = (
     RequestOptions("quest_two_level", 40, sink=0, window=3, dense_layers=0),
     RequestOptions("quest_two_level_exact", 128, dense_layers=1),
     RequestOptions("quest", 160, dense_layers=0),
+    RequestOptions("quest_int8", 128, dense_layers=1),
     RequestOptions("quest_two_level_exact", 0.4, sink=0, window=3, dense_layers=0),
 )
 ASKED_HELD = (

@@ -33,8 +33,8 @@ from .toy_model import DIM, HEADS, LAYERS, ToyModel, toy_layers
 VIEWS = ("adakv", "h2o", "kvcompress", "pyramidkv", "snapkv")
 METHODS = (
     *VIEWS,
-    *("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "quest_two_level"),
-    *("quest_two_level_exact", "residual_pq", "shadowkv", "streaming"),
+    *("clusterkv", "full", "mean_std", "oracle", "pqcache", "quest", "quest_int8"),
+    *("quest_two_level", "quest_two_level_exact", "residual_pq", "shadowkv", "streaming"),
 )
 MAX_CONTEXT = 1024
 ALLOCATOR = "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator."
@@ -260,7 +260,7 @@ class Memory:
             self.pool.v_buffer[layer][slots] = torch.nan
             for summary in self.metadata.summaries:
                 finer = self.geometry.finer(units, summary.tokens)
-                self.metadata.fields(summary.name, layer)[finer] = torch.nan
+                self.metadata.fields(summary.name, layer)[finer] = summary.poison
 
     def _make_room(self, tokens: int) -> None:
         from sglang.srt.mem_cache.common import evict_from_tree_cache

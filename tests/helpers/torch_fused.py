@@ -22,6 +22,7 @@ from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.oracle import Oracle
 from sgl_sparsekv.selection.pqcache import PQCache
 from sgl_sparsekv.selection.quest import Quest
+from sgl_sparsekv.selection.quest_int8 import QuestInt8
 from sgl_sparsekv.selection.sampling import covering_selection
 from sgl_sparsekv.selection.shadowkv import LANDMARK, MISFIT, ShadowKV
 from sgl_sparsekv.selection.two_level import BOUNDS, SEGMENT, TwoLevel, TwoLevelExact
@@ -39,13 +40,15 @@ from sgl_sparsekv.types import (
 CODED = ("clusters", "products")
 REST = "residuals"
 LEVELS = {method.formula: method for method in (TwoLevel(), TwoLevelExact())}
-PLAIN = ("nothing", "position", "min_max", "mean_std", "exact", "landmark")
+PLAIN = ("nothing", "position", "min_max", "mean_std", "exact", "landmark", "own")
 FORMULAS = (*PLAIN, *CODED, *LEVELS, REST)
 RECORDS = {name: name for name in (*CODED, REST)} | dict.fromkeys(LEVELS, BOUNDS.name)
 """Records that a formula reads."""
 COVERED = {m.formula: m for m in (Quest(), MeanStd(), Oracle(), ClusterKV(), PQCache())}
 """Formulas whose scores tell shares."""
-SUMMARIES = {s.name: s for s in (Quest.summary, MeanStd.summary, LANDMARK, MISFIT)}
+SUMMARIES = {
+    s.name: s for s in (Quest.summary, MeanStd.summary, QuestInt8.summary, LANDMARK, MISFIT)
+}
 
 
 class TorchFused:
@@ -369,7 +372,8 @@ class TorchFused:
             index = SegmentIndex(arrays["codes"], arrays["codebooks"], table)
             scores = self.ops.score_codes(q, keys, index, *how)
         else:
-            name = row["formula"]
+            name, own = row["formula"], self.shape.own
+            name = own.name if own is not None and name == "own" else name
             scores = self.ops.score(SUMMARIES[name], q, fields[name], *how)
         if row["draft"] is not None:
             row["draft"][3][layer] = scores.clone()

@@ -8,7 +8,7 @@ from sgl_sparsekv.kernels.triton.catalogue import DEFAULT_RECORDS
 
 from sgl_sparsekv.config import RequestOptions
 from sgl_sparsekv.segments.landmarks import CHUNK
-from sgl_sparsekv.selection import IndexOptions, load_method, two_level
+from sgl_sparsekv.selection import IndexOptions, load_method, quest_int8, two_level
 from sgl_sparsekv.selection.shadowkv import OUTLIER_SHARE
 
 
@@ -17,6 +17,9 @@ def test_numbers_are_those_of_the_methods() -> None:
     levels = (two_level.SEGMENT, two_level.OVERSAMPLING, two_level.MARGIN)
     assert levels == (spec.SEGMENT, spec.OVERSAMPLING, spec.MARGIN)
     assert two_level.BOUNDS.name == spec.SEGMENT_BOUNDS
+    int8 = (quest_int8.MOST, quest_int8.INVERSE, quest_int8.LEAST_EXPONENT)
+    assert int8 == (spec.INT8_MOST, spec.INT8_INVERSE, spec.INT8_LEAST_EXPONENT)
+    assert spec.INT8_SPARE == quest_int8.SPARE
 
 
 def test_periods_are_no_longer_than_a_request_may_ask_for() -> None:

@@ -7,7 +7,7 @@ scores: nothing chosen lies below its threshold by more than the scores may err.
 import pytest
 import torch
 from sgl_sparsekv.kernels.triton import buffers, fused
-from triton_kit import DEVICE, REFERENCE, SUMMARIES, compare_attention, score_band, scores_in
+from triton_kit import ALL, DEVICE, REFERENCE, compare_attention, score_band, scores_in
 from triton_scene import Request, Scene, Step, make_scene
 
 from sgl_sparsekv.types import Candidates, Reduction
@@ -71,9 +71,10 @@ def check_chosen(scene: Scene, row: int, chosen: torch.Tensor) -> None:
     spans = (torch.tensor([begin]), torch.tensor([end]))
     source = batch.keys
     if request.formula != "exact":
-        source = torch.full_like(scene.fields[request.formula], torch.nan)
+        poison = ALL[request.formula].poison
+        source = torch.full_like(scene.fields[request.formula], poison)
         full = batch.table[row, begin:end].long()
-        REFERENCE.summarise(SUMMARIES[request.formula], batch.keys, source, full)
+        REFERENCE.summarise(ALL[request.formula], batch.keys, source, full)
     q, scale = batch.q[row : row + 1], batch.q.shape[-1] ** -0.5
     args = (request.formula, q, source, Candidates(batch.table[row : row + 1], *spans), scale)
     rest = (scene.shape.reduction, batch.unit_size)
@@ -117,7 +118,7 @@ def check_summaries(scene: Scene, step: Step) -> None:
     for name, fields in step.fields.items():
         got, expected = fields.cpu().double(), want.fields[name].double()
         assert torch.equal(got.isnan(), expected.isnan())
-        ulp = 0 if name == "min_max" else 2.0**-7
+        ulp = 2.0**-7 if ALL[name].ulps else 0
         error = (got - expected).abs().nan_to_num(0)
         assert (error <= ulp * expected.abs().nan_to_num(0) + 1e-6 * (ulp > 0)).all()
 

@@ -24,6 +24,7 @@ from sgl_sparsekv.kernels.triton.spec import SPREAD
 
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
+from sgl_sparsekv.selection.quest_int8 import QuestInt8
 from sgl_sparsekv.types import Candidates, Reduction
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,6 +32,8 @@ REFERENCE = load_reference()
 REDUCTIONS = (Reduction.MAX_SOFTMAX, Reduction.MEAN_SOFTMAX)
 """Those with kernels here."""
 SUMMARIES = {"min_max": Quest.summary, "mean_std": MeanStd.summary}
+ALL = SUMMARIES | {"min_max_int8": QuestInt8.summary}
+"""Those that are built in, and one that brings its planes."""
 SHAPES = [  # lengths, H, G, D, unit size, element type: every value of each, not every product
     ([4097], 2, 4, 128, 16, torch.bfloat16),
     ([511, 17, 1], 1, 8, 64, 32, torch.float16),
@@ -96,13 +99,13 @@ def select_by(who: str, order: int = 0) -> Iterator[None]:
 
 def candidate_fields(batch: Batch, name: str, ops: Any = REFERENCE) -> torch.Tensor:
     """Fields of the candidate units; NaN elsewhere."""
-    units = batch.keys.shape[0] // batch.unit_size
-    shape = (units, batch.keys.shape[1], 2, batch.keys.shape[2])
-    found = torch.full(shape, torch.nan, dtype=batch.keys.dtype)
+    units, summary = batch.keys.shape[0] // batch.unit_size, ALL[name]
+    shape = (units, batch.keys.shape[1], *summary.shape(batch.keys.shape[2]))
+    found = torch.full(shape, summary.poison, dtype=summary.dtype or batch.keys.dtype)
     spans = candidate_spans(batch.candidates)
     listed = [batch.table[row, begin:end] for row, begin, end in spans]
     if listed:
-        ops.summarise(SUMMARIES[name], batch.keys, found, torch.cat(listed).long())
+        ops.summarise(summary, batch.keys, found, torch.cat(listed).long())
     return found
 
 
@@ -131,7 +134,7 @@ def scores_in(
             estimate = logits.logsumexp(-1)
         else:
             planes = source[units].movedim(1, 0).to(wide)
-            estimate = SUMMARIES[name].score(q[row].to(wide), planes) * scale
+            estimate = ALL[name].score(q[row].to(wide), planes) * scale
         scores[row, :, begin:end] = reduce_group(estimate, reduction)
     return scores
 

@@ -7,7 +7,7 @@ import torch
 from cases import Batch, make_batch
 from sgl_sparsekv.kernels.triton import load
 from sgl_sparsekv.kernels.triton.fused import FusedDecode
-from triton_kit import DEVICE, REFERENCE, SUMMARIES
+from triton_kit import ALL, DEVICE, REFERENCE, SUMMARIES
 
 from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.segments.landmarks import CHUNK
@@ -86,7 +86,7 @@ class Scene:
     def seal(self, units: torch.Tensor) -> None:
         """Summarise and stamp units, as earlier steps did."""
         for name, fields in self.fields.items():
-            summary = {**SUMMARIES, **OF_CHUNKS}[name]
+            summary = {**ALL, **OF_CHUNKS}[name]
             finer = self.geometry.finer(units, summary.tokens)
             REFERENCE.summarise(summary, self.batch.keys, fields, finer)
         self.sealed[units] = True
@@ -212,4 +212,9 @@ def make_scene(
     for name, summary in OF_CHUNKS.items() if chunks else ():
         extents = (pool_units * unit // CHUNK, heads, 1, summary.width or dim)
         fields[name] = torch.full(extents, torch.nan, dtype=dtype)
+    if any(request.formula == "own" for request in requests):
+        own = ALL["own"]
+        extents = (pool_units, heads, *own.shape(dim))
+        fields["own"] = torch.full(extents, own.poison, dtype=own.dtype or dtype)
+        shape = replace(shape, own=own, formulas=shape.formulas | {"own"})
     return Scene(requests, batch, shape, places, req_to_token, sealed, fields)

@@ -26,7 +26,7 @@ from sgl_sparsekv.backend.held_places import HeldPlaces
 from sgl_sparsekv.backend.views.store import Runs, ViewPlace, ViewStore
 from sgl_sparsekv.views import RequestView
 
-OPERATIONS = (1400, 12_000)
+OPERATIONS = (1400, 20_000)
 """Operations over the page sizes, and in soak."""
 PAGE_SIZES = (16, 64)
 SCENARIOS = [

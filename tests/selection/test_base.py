@@ -13,8 +13,10 @@ from sgl_sparsekv.selection.quest import Quest
 INDEX = "index_segments/score_codes"
 
 
-def device(known: set[str] | None, has_segments: bool) -> Any:
-    return SimpleNamespace(summaries=lambda: known, has_segments=has_segments)
+def device(known: set[str] | None, has_segments: bool, takes_planes: bool = False) -> Any:
+    return SimpleNamespace(
+        summaries=lambda: known, has_segments=has_segments, takes_planes=takes_planes
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,15 @@ def test_an_op_that_a_device_lacks_is_named(
 ) -> None:
     """`known` None: any summary can be computed; only codes need segments of the device."""
     assert load_method(method).missing_op(device(known, has_segments)) == missing
+
+
+def test_kernels_that_a_summary_brings_are_taken_or_not() -> None:
+    for takes, missing in ((True, None), (False, "summarise/score[min_max_int8]")):
+        where = device({"min_max"}, True, takes)
+        assert load_method("quest_int8").missing_op(where) == missing
+    assert load_method("quest_int8").missing_op(device(None, True)) is None
+    plain = device({"mean_std"}, True, takes_planes=True)
+    assert load_method("quest").missing_op(plain) == "summarise/score[min_max]"
 
 
 def test_a_method_of_one_summary_reads_that_one_and_no_other() -> None:

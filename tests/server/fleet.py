@@ -27,7 +27,8 @@ COMMON = ("--device", "cpu", "--random-seed", "0", "--enable-metrics", "--sleep-
 LEVELS = ("quest_two_level", "quest_two_level_exact")
 INTERPRETED = (
     *LEVELS,
-    *("clusterkv", "full", "oracle", "pqcache", "quest", "residual_pq", "shadowkv", "streaming"),
+    *("clusterkv", "full", "oracle", "pqcache", "quest", "quest_int8", "residual_pq", "shadowkv"),
+    "streaming",
 )
 """Methods of the server whose kernels are interpreted."""
 SEGMENTED = ("clusterkv", "pqcache", "quest_two_level", "residual_pq", "shadowkv")
@@ -100,7 +101,7 @@ class Fleet:
                         *("--sparsekv-methods", ",".join(INTERPRETED)),
                         *("--sparsekv-check-interval", "3", "--dtype", "float32"),
                         *("--context-length", "2048", "--max-total-tokens", "8192"),
-                        *("--chunked-prefill-size", "512", "--max-running-requests", "12"),
+                        *("--chunked-prefill-size", "512", "--max-running-requests", "13"),
                     ),
                     (*STRICT, ("TRITON_INTERPRET", "1")),
                 ),

@@ -14,7 +14,7 @@ from .fleet import LEVELS, Fleet
 
 FINER = ("clusterkv", "pqcache", "residual_pq", "shadowkv")
 """Methods that choose less than whole units."""
-TOLD = (*FINER, *LEVELS)
+TOLD = (*FINER, *LEVELS, "quest_int8")
 """Methods that a request has to name."""
 
 
