@@ -26,12 +26,14 @@ ENTRY_BYTES = 4
 """Of a chosen unit in the list that `attend` reads."""
 OPENED = 8
 """Times the budget that the best segments hold, where only their units are looked at."""
-COVER_CHUNK, PASSES, PASS_US = 1024, 5, 1.0
-"""Scores that the one program of a row and KV head has at once where coverages are served, how
-often it walks them, and how long it takes for each, the draws among them."""
+COVER_CHUNK, PASSES, PASS_US, COVER_RESIDENT = 1024, 3, 1.0, 4
+"""Scores of a chunk where coverages are served, how often a launch walks them, how long a program
+takes for each, and how many of these one multiprocessor holds."""
 PIECE, TOKEN_US, THRESHOLD_US = 16, 0.3, 2.0
 """Units of a sample that are looked at together; a token of each, three being on their way at a
 time; and the score that follows from all of them."""
+COVER_LAUNCHES = 5
+"""Of rows that ask for a coverage."""
 HELD_US = 3.0
 """Of the launch that chooses among what a request holds."""
 
@@ -176,11 +178,11 @@ def beside(
     card, kernels = replace(GPUS[gpu], tb_per_s=COPY_TB_PER_S[gpu]), KERNELS[-1]
     how = choosing(model)[method]
     keys = card.us(batch * context * model.kv_bytes / 2) / kernels.attend_share
-    walked = PASSES * math.ceil(context / how.unit / COVER_CHUNK) * PASS_US
-    size = max(LEAST_UNITS, LEAST_TOKENS // how.unit)
-    looked_at = math.ceil(size / PIECE) * how.unit * TOKEN_US
-    rounds = math.ceil(batch * model.kv_heads / PROCESSORS)
-    cover = kernels.score_us + kernels.select_us + rounds * (walked + looked_at + THRESHOLD_US)
+    chunks, pairs = math.ceil(context / how.unit / COVER_CHUNK), batch * model.kv_heads
+    walked = PASSES * math.ceil(pairs * chunks / (COVER_RESIDENT * PROCESSORS)) * PASS_US
+    pieces = math.ceil(max(LEAST_UNITS, LEAST_TOKENS // how.unit) / PIECE)
+    looked_at = math.ceil(pairs * pieces / PROCESSORS) * how.unit * TOKEN_US
+    cover = COVER_LAUNCHES * kernels.score_us + walked + looked_at + THRESHOLD_US
     choose = layer(gpu, method, context, batch, budget, model).choose
     launches = how.launches * kernels.score_us + kernels.select_us
     uses = launches + HELD_US

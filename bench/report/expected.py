@@ -35,9 +35,9 @@ what must be read of metadata, K and V over the bandwidth. Predicted as above
 `residual_pq` every segment is looked into, and what the rest weighs is part of choosing; one
 program of each row and KV head opens the clusters, which is most of it at 128k."""
 BESIDE = """\
-What requests may ask for beside that: telemetry, in the steps that it samples; a coverage, whose
-sample is one program's of each row and KV head; and choosing in all, in the mean over four steps,
-where `reselect_every` is 4: where a selection is held only reading is saved, launches stay."""
+What requests may ask for beside that: telemetry, in the steps that it samples; a coverage, in five
+launches more, most of whose time is theirs; and choosing in all, in the mean over four steps, where
+`reselect_every` is 4: where a selection is held only reading is saved, launches stay."""
 CONTEXTS, BATCHES = (32_768, 131_072), (1, 8)
 
 

@@ -28,6 +28,7 @@ from .cluster_ops import (
 from .clusters import clusters_kernel
 from .code_ops import code_tuning, empty_index
 from .codes import codes_kernel
+from .cover import count_kernel, draw_kernel, spread_kernel, weigh_kernel
 from .cover_buffers import sample_room
 from .fused import BEGIN_UNITS, FORGET_SLOTS, SEAL_UNITS
 from .held import choose_held_kernel, commit_held_kernel, plan_held_kernel
@@ -51,7 +52,7 @@ from .records import (
 from .residual import TOKENS as RESIDUAL_TOKENS
 from .residual import describe_kernel, pack_kernel
 from .rest import rest_kernel
-from .sample import cover_kernel, known_kernel
+from .sample import known_kernel
 from .score import score_kernel
 from .segment_bounds import segment_bounds_kernel
 from .select import select_kernel
@@ -64,7 +65,6 @@ from .tuning import (
     COVER_WARPS,
     HELD_CHUNK,
     HELD_WARPS,
-    MOST_REGISTERS,
     NARROW_REGISTERS,
     NARROW_WARPS,
     SELECT_CHUNK,
@@ -74,6 +74,7 @@ from .tuning import (
     STARTS_EARLY,
     TUNING,
     VIEW_STAGES,
+    WEIGH_WARPS,
     Tuning,
     attend_registers,
     num_splits,
@@ -227,6 +228,8 @@ def _score(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     }  # fmt: skip
     tuned = variant.tuning(arch)
     for name, (low, std, exact) in uses.items():
+        if name == INT8 and variant.dtype == "fp32":
+            continue
         constants = {
             "BLOCK": tuned.score_units, "GROUP": variant.group, "UNIT": variant.unit,
             "DIM": variant.head_dim, "HAS_MIN_MAX": low, "HAS_MEAN_STD": std, "HAS_EXACT": exact,
@@ -340,6 +343,10 @@ def _mass(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         yield Case(name, mass_kernel, {**constants, "FINER": finer}, variant, tuned.attend_warps)
 
 
+LONGEST = 131_072
+"""Tokens of a row that chooses single ones."""
+
+
 def _cover(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
     """Rows that ask for a coverage, in units of the server and in tokens."""
     tuned = variant.tuning(arch)
@@ -348,22 +355,23 @@ def _cover(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         "EARLY": False,
     }  # fmt: skip
     reads = {**same, "TOKENS": tuned.attend_tokens, "STAGES": tuned.attend_stages}
-    few = {"LEAST_UNITS": SAMPLE_UNITS, "LEAST_TOKENS": SAMPLE_TOKENS}
-    chooses = {
-        **same,
-        **few,
-        "SCORES": tuned.score_units,
-        "PARTS": SELECT_PARTS,
-        "CHUNK": COVER_CHUNK,
-    }
     for name, finer in (("", False), (", finer units", True)):
-        size = sample_room(1 if finer else variant.unit)
         use = {**reads, "FINER": finer}
         yield Case(f"known{name}", known_kernel, use, variant, tuned.attend_warps)
-        use = {**chooses, "FINER": finer, "SIZE": size}
-        yield Case(
-            f"cover{name}", cover_kernel, use, variant, COVER_WARPS, registers=MOST_REGISTERS
-        )
+    chunks = {"CHUNK": COVER_CHUNK, "CHUNKS": LONGEST // COVER_CHUNK}
+    few = {"LEAST_UNITS": SAMPLE_UNITS, "LEAST_TOKENS": SAMPLE_TOKENS}
+    plain = {"CHUNK": COVER_CHUNK, "EARLY": False}
+    spread = {**plain, "SCORES": tuned.score_units, "PARTS": SELECT_PARTS, "GROUP": variant.group}
+    uses: dict[str, tuple[Any, dict[str, Any]]] = {"spread": (spread_kernel, spread)}
+    uses["count"] = (count_kernel, plain)
+    for name, finer in (("", False), (", finer units", True)):
+        size = sample_room(1 if finer else variant.unit)
+        drawn = {**chunks, **few, "UNIT": variant.unit, "SIZE": size, "FINER": finer}
+        uses[f"draw{name}"] = (draw_kernel, {**drawn, "EARLY": False})
+        uses[f"weigh{name}"] = (weigh_kernel, {**same, **drawn})
+    for name, (kernel, constants) in uses.items():
+        warps = WEIGH_WARPS if kernel is weigh_kernel else COVER_WARPS
+        yield Case(name, kernel, constants, variant, warps)
 
 
 def _summarise(variant: Variant) -> Iterator[Case]:

@@ -95,7 +95,7 @@ class CodePlan:
     formula: int
     goals: torch.Tensor | None = None
     known: torch.Tensor | None = None
-    """Where some rows ask for a coverage, see `cover_kernel`."""
+    """Where some rows ask for a coverage, see `cover.spread_kernel`."""
 
 
 def run_codes(

@@ -223,8 +223,8 @@ def codes_kernel(
             `segments` in a row those are read that begin below `end`.
         formulas, begins, ends, dense_layers: int32 `[rows]`; candidates are tokens here. Rows
             with another formula than CODED, or dense in this layer, are left alone.
-        goals, known: see `cover_kernel`; read when COVERS and RANKS. Ranks of rows with a goal are
-            by mean, and of all attention.
+        goals, known: see `cover.spread_kernel`; read when COVERS and RANKS. Ranks of rows with
+            a goal are by mean, and of all attention.
         parts: float32 `[rows, H, blocks, 2, G]`: maximum and sum of each block with candidates,
             written; or read when RANKS.
         ranks: float32 `[rows, H, width]`, written for candidates alone when RANKS, else anything.

@@ -28,10 +28,11 @@ KV_POINTERS = {
 FLOAT_POINTERS = {
     "logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales", "bounds",
     "masses", "asked", "goals", "known", "lses", "lowests",
+    "highests", "thresholds",
 }  # fmt: skip
 BYTE_POINTERS = {"sealed", "codes", "labels", "centroids", "read"}
 LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots", "key_pointers"}
-DOUBLE_POINTERS = {"ratios"}
+DOUBLE_POINTERS = {"ratios", "sums"}
 FLOATS = {"scale", "spread", "share"}
 SCALARS = {
     "layer", "view_layer", "nth", "layers", "width", "widest", "capacity", "entry_scale",

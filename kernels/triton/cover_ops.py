@@ -1,26 +1,25 @@
-"""The launches of `known` and `cover`: of rows that ask for a coverage, and of any batch."""
+"""Launches of `known` and of `cover`: of rows that ask for a coverage, and of any batch."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+import triton
 from sgl_sparsekv.types import KeptUnits, ScoreInputs, StepShape
 
-from .cover_buffers import CoverBuffers
+from .cover import count_kernel, draw_kernel, spread_kernel, weigh_kernel
+from .cover_buffers import CoverBuffers, SampleBuffers, allocate_sample
 from .launch import early, interpreted, tuning
-from .sample import cover_kernel, known_kernel
+from .sample import PIECE, known_kernel
 from .spec import CLUSTERS, SAMPLE_TOKENS, SAMPLE_UNITS
 from .tuning import (
-    COVER_CHUNK,
     COVER_WARPS,
-    MOST_REGISTERS,
     SELECT_PARTS,
+    WEIGH_WARPS,
     Tuning,
     next_power,
 )
-
-FEW = {"LEAST_UNITS": SAMPLE_UNITS, "LEAST_TOKENS": SAMPLE_TOKENS}
 
 
 class CoverRows:
@@ -57,18 +56,99 @@ class CoverRows:
     ) -> None:
         """How much rows read; behind `score` and `codes`, in front of `select`."""
         shape, held, plan = self.shape, self.held, buffers.plan
-        covered = shape.covered
-        cover_kernel[(shape.heads, q.shape[0])](
-            q, keys, buffers.table, buffers.logits, buffers.parts, buffers.ranks, held.known,
-            held.goals, *plan[:4], buffers.counts, *plan[6:8], held.lses, held.lowests,
-            held.chosen, held.told, scale, layer, layer - covered.start, len(covered),
-            buffers.parts.shape[2], buffers.logits.shape[3], buffers.ranks.shape[2],
-            *q.stride()[:3], *keys.stride()[:2], buffers.table.stride(0),
-            GROUP=shape.group, DIM=shape.head_dim, UNIT=shape.unit_size,
-            SCORES=self.tuning.score_units, PARTS=SELECT_PARTS, CHUNK=COVER_CHUNK,
-            SIZE=held.lses.shape[2], **FEW, UPCAST=interpreted(), FINER=self._finer,
-            num_warps=COVER_WARPS, maxnreg=MOST_REGISTERS, **early(),
+        scores = Scores(
+            buffers.logits, buffers.parts, buffers.ranks, held.known, held.goals, plan[0], plan[1],
+            plan[2], plan[3], buffers.counts, plan[6], plan[7],
         )  # fmt: skip
+        how = Sampling(
+            held.sample, self.tuning.score_units, shape.group, shape.unit_size, SAMPLE_UNITS,
+            SAMPLE_TOKENS, self._finer,
+        )  # fmt: skip
+        covered = shape.covered
+        where = (layer, layer - covered.start, len(covered))
+        run_cover(scores, how, q, keys, buffers.table, scale, held.chosen, held.told, where)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some rows, and what is to be read: arguments of `cover`'s launches by name."""
+
+    logits: torch.Tensor
+    parts: torch.Tensor
+    ranks: torch.Tensor
+    known: torch.Tensor
+    goals: torch.Tensor
+    formulas: torch.Tensor
+    begins: torch.Tensor
+    ends: torch.Tensor
+    num_units: torch.Tensor
+    counts: torch.Tensor
+    dense_layers: torch.Tensor
+    finers: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How rows are sampled.
+
+    Attributes:
+        held: between launches.
+        block: units of a block of logits.
+        group: query heads per KV head.
+        unit: tokens per unit of the table.
+        units, tokens: of a sample, at least.
+        finer: whether rows may choose in finer units.
+    """
+
+    held: SampleBuffers
+    block: int
+    group: int
+    unit: int
+    units: int
+    tokens: int
+    finer: bool
+
+
+def run_cover(
+    rows: Scores,
+    how: Sampling,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    table: torch.Tensor,
+    scale: float,
+    chosen: torch.Tensor,
+    told: torch.Tensor,
+    where: tuple[int, int, int],
+) -> None:
+    """The launches of `cover`; `where`: layer, its place in `told`, and how many stand there."""
+    held, (count, heads) = how.held, q.shape[:2]
+    layer, ranked, chunks = where[0], rows.ranks.shape[2], how.held.chunks
+    grid = (held.programs(count), heads, count)
+    asked = (rows.goals, rows.formulas, rows.begins, rows.ends)
+    whole = {"CHUNK": held.chunk, "CHUNKS": next_power(chunks)}
+    least = {"LEAST_UNITS": how.units, "LEAST_TOKENS": how.tokens, "FINER": how.finer}
+    drawn = {"UNIT": how.unit, "SIZE": held.size, **whole, **least}
+    launch = {"num_warps": COVER_WARPS, **early()}
+    spread_kernel[grid](
+        rows.logits, rows.parts, rows.ranks, rows.known, *asked, rows.dense_layers, held.highests,
+        held.lowests, held.sums, layer, rows.parts.shape[2], rows.logits.shape[-1], ranked, chunks,
+        SCORES=how.block, PARTS=SELECT_PARTS, CHUNK=held.chunk, GROUP=how.group, **launch,
+    )  # fmt: skip
+    draw_kernel[grid](
+        rows.ranks, *asked, rows.dense_layers, rows.finers, held.highests, held.sums, held.drawn,
+        layer, ranked, chunks, **drawn, **launch,
+    )  # fmt: skip
+    weigh_kernel[(triton.cdiv(held.size, PIECE.value), heads, count)](
+        q, keys, table, rows.ranks, rows.known, *asked, rows.dense_layers, rows.finers,
+        held.highests, held.lowests, held.sums, held.drawn, held.lses, held.thresholds,
+        held.tickets, scale, layer, ranked, chunks, *q.stride()[:3], *keys.stride()[:2],
+        table.stride(0), GROUP=how.group, DIM=q.shape[3], **drawn, UPCAST=interpreted(),
+        num_warps=WEIGH_WARPS, **early(),
+    )  # fmt: skip
+    count_kernel[grid](
+        rows.ranks, *asked, rows.num_units, rows.counts, rows.dense_layers, held.thresholds,
+        held.above, held.tickets, chosen, told, *where, ranked, CHUNK=held.chunk, **launch,
+    )  # fmt: skip
 
 
 def known(
@@ -110,19 +190,17 @@ def covering(
     scores: torch.Tensor, inputs: ScoreInputs, coverage: torch.Tensor, size: int
 ) -> Covering:
     """See `Ops.cover`; each KV head has a ceiling of its own."""
-    rows, heads, group, dim = inputs.q.shape
+    rows, heads, group, _ = inputs.q.shape
     spans, q, keys = inputs.candidates, inputs.q, inputs.keys
     zeros, scores = torch.zeros_like(inputs.counts), scores.contiguous()
-    room = next_power(max(SAMPLE_UNITS, size))
-    lses = scores.new_empty(rows, heads, room, group)
-    lowest, chosen = scores.new_empty(rows, heads), zeros.new_empty(rows, heads)
-    cover_kernel[(heads, rows)](
-        q, keys, spans.unit_table, scores, scores, scores, inputs.known, coverage,
-        zeros + CLUSTERS, spans.begin, spans.end, inputs.num_units, inputs.counts, zeros, zeros,
-        lses, lowest, chosen, torch.empty_like(chosen), inputs.scale, 0, 0, 1, 0, 0,
-        scores.shape[2], *q.stride()[:3], *keys.stride()[:2], spans.unit_table.stride(0),
-        GROUP=group, DIM=dim, UNIT=inputs.unit_size, SCORES=1, PARTS=SELECT_PARTS,
-        CHUNK=COVER_CHUNK, SIZE=room, LEAST_UNITS=size, LEAST_TOKENS=0, UPCAST=interpreted(),
-        FINER=False, num_warps=COVER_WARPS, maxnreg=MOST_REGISTERS,
+    room, ranked = next_power(max(SAMPLE_UNITS, size)), scores.shape[2]
+    held = allocate_sample(rows, heads, group, ranked, room, scores.device)
+    chosen = zeros.new_empty(rows, heads)
+    given = Scores(
+        scores, scores, scores, inputs.known, coverage, zeros + CLUSTERS, spans.begin, spans.end,
+        inputs.num_units, inputs.counts, zeros, zeros,
     )  # fmt: skip
-    return Covering(lowest, chosen)
+    how = Sampling(held, 1, group, inputs.unit_size, size, 0, False)
+    told, where = torch.empty_like(chosen), (0, 0, 1)
+    run_cover(given, how, q, keys, spans.unit_table, inputs.scale, chosen, told, where)
+    return Covering(held.thresholds, chosen)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import triton
+from sgl_sparsekv.errors import UnsupportedSetup
 from sgl_sparsekv.types import Reduction, StepShape
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ from .tuning import (
     select_threads,
 )
 
+OF_16_BITS = (
+    "methods that bring kernels for page metadata cannot be used with a float32 cache on a GPU: "
+    "their functions are compiled for 16 bits; use --dtype bfloat16 or float16"
+)
 BUILT_IN = ("min_max", "mean_std", "landmark", "misfit")
 """Page metadata that there are kernels for."""
 BEGIN_UNITS = 512
@@ -90,7 +95,7 @@ class FusedDecode:
 
     Raises:
         UnsupportedSetup: head sizes or the cache's type have no kernel, or planes that a method
-            brings are not there.
+            brings are not there, or not for such a cache.
     """
 
     def __init__(self, shape: StepShape, watched: bool = False) -> None:
@@ -98,6 +103,8 @@ class FusedDecode:
         self.shape = shape
         self.tuning = tuning(shape.head_dim, shape.dtype)
         self.own = None if shape.own is None else planes_of(shape.own)
+        if self.own is not None and shape.dtype is torch.float32 and not interpreted():
+            raise UnsupportedSetup(OF_16_BITS)
         self.buffers: StepBuffers = allocate(shape, self.tuning.score_units, watched)
         self.watched = watched
         self._units_per_page = shape.page_size // shape.unit_size

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from . import spec
 from .planes import Planes
-from .primitives import LARGEST, load_planes, min_max_of, padded
+from .primitives import LARGEST, min_max_of, padded
 from .summarise import AHEAD
 
 MOST = tl.constexpr(spec.INT8_MOST)
@@ -58,20 +58,27 @@ def write(
 
 
 @triton.jit
+def scaled_dot(q, field, units, known, stride_unit, DIM: tl.constexpr):
+    """q `[lanes, padded DIM]` times one plane of some units: float32 `[lanes, n]`."""
+    d = tl.arange(0, padded(DIM))
+    rows = field + units * stride_unit
+    mask = known[:, None] & (d < DIM)[None, :]
+    codes = tl.load(rows[:, None] + d[None, :], mask=mask, other=0)
+    scale = scale_of(
+        tl.load(rows + DIM, mask=known, other=0), tl.load(rows + DIM + 1, mask=known, other=0)
+    )
+    return tl.dot(q, tl.trans(codes.to(q.dtype)), input_precision="ieee") * scale[None, :]
+
+
+@triton.jit
 def estimate(
     q, field, units, known, stride_unit, stride_plane, DIM: tl.constexpr, UPCAST: tl.constexpr
 ):
-    """See `planes.Planes`: the sum over channels of max(q low, q high)."""
-    low, high = load_planes(field, units, known, stride_unit, stride_plane, DIM)
-    scales = field + units * stride_unit + DIM
-    scale_low = scale_of(tl.load(scales, mask=known), tl.load(scales + 1, mask=known))
-    scales += stride_plane
-    scale_high = scale_of(tl.load(scales, mask=known), tl.load(scales + 1, mask=known))
-    positive = tl.where(q > 0, q, 0.0).to(q.dtype)
-    negative = tl.where(q < 0, q, 0.0).to(q.dtype)
-    high = tl.dot(positive, tl.trans(high.to(q.dtype)), input_precision="ieee")
-    low = tl.dot(negative, tl.trans(low.to(q.dtype)), input_precision="ieee")
-    return high * scale_high[None, :] + low * scale_low[None, :]
+    """See `planes.Planes`: the sum over channels of max(q low, q high), one plane at a time."""
+    high = tl.where(q > 0, q, 0.0).to(q.dtype)
+    bound = scaled_dot(high, field + stride_plane, units, known, stride_unit, DIM)
+    low = tl.where(q < 0, q, 0.0).to(q.dtype)
+    return bound + scaled_dot(low, field, units, known, stride_unit, DIM)
 
 
 PLANES = Planes(write, estimate)

@@ -1,29 +1,18 @@
-"""How much each KV head of a row must read to cover a share of attention, from a few keys.
+"""What a row has of its attention in any case, and in the units of a sample.
 
-`sgl_sparsekv.selection.sampling` says what is done and why, `kernels/reference/sample.py` is the
-same in torch. Two launches of a layer, for rows that ask for a coverage:
-
-    known    log-sum-exp over sinks, window and tail                        in front of `score`
-    cover    shares of the candidates, a sample of them, and how many to read    behind `score`
-
-A row and KV head are one program's, which goes over its scores in pieces of CHUNK: to turn logits
-into shares, for the highest and the lowest, for the sum of odds, to draw, and to count. Drawing
-needs no order of threads: a unit knows how many points of the sample lie below its end, so a
-histogram of that says how many units lie in front of each point.
+`kernels/reference/sample.py` is the same in torch. `known` is a launch in front of `score`; the
+rest is for those behind it, which choose how much rows read: `cover`.
 """
 
 import triton
 import triton.language as tl
 
 from . import spec
-from .codes import leave_ranks
 from .mass import log_sum
 from .primitives import LARGEST, LN2, finer_units, joined, load_group, padded, share_of, take_turn
 from .score import group_dot
-from .select import normalisers
 
 NOTHING = tl.constexpr(spec.NOTHING)
-CLUSTERS = tl.constexpr(spec.CLUSTERS)
 POWER = tl.constexpr(spec.SAMPLE_POWER)
 BLOCK = tl.constexpr(spec.SAMPLE_BLOCK)
 """Units whose odds the reference adds up first: a point on the end of a block is of its last."""
@@ -109,25 +98,6 @@ def points_below(ends, last, whole, size):
 
 
 @triton.jit
-def draw(ranks, begin, end, highest, size, CHUNK: tl.constexpr, SIZE: tl.constexpr):
-    """Units int32 `[SIZE]`, of which the first `size` are drawn, and the sum of all odds."""
-    whole = tl.zeros([], tl.float64)
-    for first in range(begin // CHUNK * CHUNK, end, CHUNK):
-        odds = odds_of(load_ranks(ranks, first + tl.arange(0, CHUNK), begin, end), highest)
-        whole += tl.sum(odds.to(tl.float64))
-    passed = tl.zeros([], tl.float64)
-    units = tl.zeros([SIZE], tl.int32)
-    for first in range(begin // CHUNK * CHUNK, end, CHUNK):
-        unit = first + tl.arange(0, CHUNK)
-        odds = odds_of(load_ranks(ranks, unit, begin, end), highest).to(tl.float64)
-        below = points_below(passed + tl.cumsum(odds), unit % BLOCK == BLOCK - 1, whole, size)
-        units += tl.histogram(below, SIZE, mask=(below < size) & (unit < end))
-        passed += tl.sum(odds)
-    units = tl.cumsum(units) + begin // CHUNK * CHUNK
-    return tl.minimum(units, end - 1), whole.to(tl.float32)
-
-
-@triton.jit
 def weigh(
     group, keys, table, unit, real, own, finer, scale, stride_slot, DIM: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -181,187 +151,20 @@ def threshold(scores, weights, size, highest, lowest, unread, SIZE: tl.constexpr
 
 
 @triton.jit
-def weights_of(
-    group, keys, table, units, chances, size, lses, beside, own, finer, scale, stride_slot,
-    GROUP: tl.constexpr, DIM: tl.constexpr, SIZE: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+def shares_of(lses, chances, size, beside, GROUP: tl.constexpr, SIZE: tl.constexpr):
     """Shares of all attention `[SIZE]` that each unit of a sample stands for.
 
     Args:
+        lses: float32 `[SIZE, G]`, log-sum-exp of each unit, which other programs wrote.
         chances: `[SIZE]`, logs of how often each is drawn.
-        lses: float32 `[SIZE, G]`, room; keys are read in pieces.
         beside: `[padded GROUP]`, log-sum-exp over what is read in any case.
     """
-    lanes = tl.arange(0, padded(GROUP, 16))
-    for first in range(0, size, PIECE):
-        at = first + tl.arange(0, PIECE)
-        lse = weigh(
-            group, keys, table, tl.gather(units, at, 0), at < size, own, finer, scale,
-            stride_slot, DIM, UPCAST,
-        )  # fmt: skip
-        tl.store(lses + at[None, :] * GROUP + lanes[:, None], lse, mask=(lanes < GROUP)[:, None])
-    tl.debug_barrier()
     i, g = tl.arange(0, SIZE), tl.arange(0, padded(GROUP))
-    there = (g < GROUP)[:, None] & (i < size)[None, :]
-    lse = tl.load(lses + i[None, :] * GROUP + g[:, None], mask=there, other=float("-inf"))
+    there, where = (g < GROUP)[:, None] & (i < size)[None, :], i[None, :] * GROUP + g[:, None]
+    lse = tl.load(lses + where, mask=there, other=float("-inf"), cache_modifier=".cg")
     stands = lse - chances[None, :]
     stands = tl.where(there & (stands == stands), stands, float("-inf"))
     best = tl.max(stands, 1)
     every = joined(best + tl.log(tl.sum(share_of(stands, best[:, None]), 1)), beside)
     shares = tl.where(there, tl.exp(stands - every[:, None]), 0.0)
     return tl.sum(tl.where(shares == shares, shares, 0.0), 0) / GROUP
-
-
-@triton.jit
-def share_out(
-    logits, parts, ranks, beside, begin, end, width,
-    SCORES: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """Logs of shares of all attention, by the mean over query heads, from logits `[G, width]`."""
-    g = tl.arange(0, padded(GROUP))
-    whole = joined(normalisers(parts, begin, end, g, SCORES, GROUP, PARTS), beside)
-    for first in range(begin // CHUNK * CHUNK, end, CHUNK):
-        unit = first + tl.arange(0, CHUNK)
-        there = (g < GROUP)[:, None] & ((unit >= begin) & (unit < end))[None, :]
-        where = logits + g[:, None] * width + unit[None, :]
-        logit = tl.load(where, mask=there, other=float("-inf"))
-        leave_ranks(logit, first, True, begin, end, whole, ranks, True, GROUP)
-    tl.debug_barrier()
-
-
-@triton.jit
-def extremes(ranks, begin, end, CHUNK: tl.constexpr):
-    """Highest and lowest score of the candidates; -inf and inf where none is finite."""
-    highest, lowest = float("-inf"), float("inf")
-    for first in range(begin // CHUNK * CHUNK, end, CHUNK):
-        rank = load_ranks(ranks, first + tl.arange(0, CHUNK), begin, end)
-        highest = tl.maximum(highest, tl.max(rank))
-        lowest = tl.minimum(lowest, tl.min(tl.where(rank == float("-inf"), float("inf"), rank)))
-    return highest, lowest
-
-
-@triton.jit
-def count_above(ranks, begin, end, lowest, CHUNK: tl.constexpr):
-    """Candidates with at least a score; what is not a number has none."""
-    count = 0
-    for first in range(begin // CHUNK * CHUNK, end, CHUNK):
-        unit = first + tl.arange(0, CHUNK)
-        inside = (unit >= begin) & (unit < end)
-        rank = tl.load(ranks + unit, mask=inside, other=float("-inf"))
-        count += tl.sum((inside & (rank >= lowest)).to(tl.int32))
-    return count
-
-
-@triton.jit(do_not_specialize=["layer", "nth", "layers", "blocks"])
-def cover_kernel(
-    q,
-    keys,
-    table,
-    logits,
-    parts,
-    ranks,
-    known,
-    goals,
-    formulas,
-    begins,
-    ends,
-    num_units,
-    counts,
-    dense_layers,
-    finers,
-    lses,
-    lowests,
-    chosen,
-    told,
-    scale,
-    layer,
-    nth,
-    layers,
-    blocks,
-    width,
-    ranked,
-    stride_q_row,
-    stride_q_head,
-    stride_q_group,
-    stride_key_slot,
-    stride_key_head,
-    stride_table,
-    GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    UNIT: tl.constexpr,
-    SCORES: tl.constexpr,
-    PARTS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    SIZE: tl.constexpr,
-    LEAST_UNITS: tl.constexpr,
-    LEAST_TOKENS: tl.constexpr,
-    UPCAST: tl.constexpr,
-    FINER: tl.constexpr,
-    EARLY: tl.constexpr = False,
-):
-    """How many units one row and KV head read. Grid `[H, rows]`.
-
-    Args:
-        q: `[rows, H, G, D]`; keys: `[slots, H, D]`.
-        table: int32 `[rows, stride_table]`, see `begin_kernel`.
-        logits, parts: as `score_kernel` leaves them, in blocks of SCORES.
-        ranks: float32 `[rows, H, ranked]`, logs of shares of all attention: written here for rows
-            with logits, found here for formulas from CLUSTERS on.
-        known: float32 `[rows, H, G]`, see `known_kernel`.
-        goals: float32 `[rows]`, see there.
-        formulas, begins, ends, num_units, counts, dense_layers, finers: int32 `[rows]`, see
-            `select_kernel`; the counts of rows with a goal are ceilings.
-        lses: float32 `[rows, H, SIZE, G]`, see `weights_of`.
-        lowests: float32 `[rows, H]`, score below which nothing is read, written for rows with a
-            goal.
-        chosen: int32 `[rows, H]`, units to read: of rows without a goal their counts.
-        told: int32 `[rows, layers, H]`, the same by layer, at `nth`.
-        SIZE: units of the largest sample.
-        EARLY: see `take_turn`.
-    """
-    take_turn(EARLY)
-    head, row = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    heads = tl.num_programs(0)
-    pair = row * heads + head
-    chosen += pair
-    told += (row * layers + nth) * heads + head
-    ceiling, begin, end = tl.load(counts + row), tl.load(begins + row), tl.load(ends + row)
-    if not covers(goals, formulas, dense_layers, row, layer):
-        tl.store(chosen, ceiling)
-        return
-    always, room = tl.load(num_units + row) - (end - begin), end - begin
-    ranks += pair * ranked
-    g = tl.arange(0, padded(GROUP))
-    beside = tl.load(known + pair * GROUP + g, mask=g < GROUP, other=0.0)
-    if (tl.load(formulas + row) < CLUSTERS) & (begin < end):
-        share_out(
-            logits + pair * GROUP * width, parts + pair * blocks * 2 * GROUP, ranks, beside,
-            begin, end, width, SCORES, PARTS, CHUNK, GROUP,
-        )  # fmt: skip
-    highest, lowest = extremes(ranks, begin, end, CHUNK)
-    if highest == float("-inf"):
-        tl.store(lowests + pair, float("inf"))
-        tl.store(chosen, always)
-        tl.store(told, always)
-        return
-    finer = tl.load(finers + row) if FINER else 0
-    own = UNIT >> finer
-    size = tl.maximum(LEAST_UNITS, LEAST_TOKENS // own)
-    units, odds = draw(ranks, begin, end, highest, size, CHUNK, SIZE)
-    drawn = load_ranks(ranks, units, begin, end)
-    chances = tl.log(odds_of(drawn, highest) / odds) + tl.log(size.to(tl.float32))
-    group = load_group(
-        q + row * stride_q_row + head * stride_q_head, stride_q_group, GROUP, DIM, UPCAST
-    )
-    weights = weights_of(
-        group, keys + head * stride_key_head, table + row * stride_table, units, chances, size,
-        lses + pair * SIZE * GROUP, beside, own, finer, scale, stride_key_slot,
-        GROUP, DIM, SIZE, UPCAST,
-    )  # fmt: skip
-    unread = 1 - tl.load(goals + row)
-    found = threshold(drawn, weights, size, highest, lowest, unread, SIZE)
-    room = tl.minimum(tl.maximum(ceiling - always, 0), room)
-    count = always + tl.minimum(room, count_above(ranks, begin, end, found, CHUNK))
-    tl.store(lowests + pair, found)
-    tl.store(chosen, count)
-    tl.store(told, count)

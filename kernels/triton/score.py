@@ -37,8 +37,9 @@ LANDMARK = tl.constexpr(spec.LANDMARK)
 OWN = tl.constexpr(spec.OWN)
 BOX_REACH = tl.constexpr(spec.BOX_REACH)
 SPREAD_REACH = tl.constexpr(spec.SPREAD_REACH)
-MARK_STAGES = tl.constexpr(3)
-"""Depth of the pipeline of landmarks: with more in flight, rows that stand together spill."""
+MARK_STAGES, OWN_STAGES = tl.constexpr(3), tl.constexpr(2)
+"""Depth of the pipeline of landmarks, and of planes that a method brings: with more in flight, rows
+that stand together spill."""
 
 
 @triton.jit
@@ -433,5 +434,5 @@ def score_kernel(
                         queries, own_planes, misfits, keys, lists, logits, parts, pair, heads, g,
                         lanes, begin, end, low, high, first, step, scale, spread, 1.0, width,
                         blocks, stride_own_unit, stride_own_plane, stride_slot,
-                        OWN, GROUP, UNIT, DIM, BLOCK, STAGES, UPCAST, False, ESTIMATE, WRITE,
+                        OWN, GROUP, UNIT, DIM, BLOCK, OWN_STAGES, UPCAST, False, ESTIMATE, WRITE,
                     )  # fmt: skip

@@ -260,8 +260,8 @@ def select_kernel(
         read: uint8 `[rows, H, stride_read]`, whether a unit of a row that is not dense is kept;
             written when MARKED, but not of rows that are left to `narrow_kernel`.
         tickets: int32 `[rows, H]`, zero before and after.
-        goals, chosen: see `cover_kernel`; read when COVERS. What is chosen counts then, and rows
-            with a goal have final scores.
+        goals, chosen: see `cover.count_kernel`; read when COVERS. What is chosen counts then, and
+            rows with a goal have final scores.
         CHUNK: scores of one program.
         PARTS: blocks of scores whose sums are added at a time.
         does: int32 `[rows]`, see `plan_held_kernel`; read when HELD. A row that HOLDS gets logical

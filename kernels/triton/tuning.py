@@ -33,9 +33,9 @@ HELD_CHUNK, HELD_WARPS = 2048, 8
 SELECT_PARTS = 128
 """Blocks of scores whose sums `select` adds at a time."""
 
-COVER_CHUNK, COVER_WARPS = 1024, 8
-"""Scores that a program of `cover` looks at in one go, and its warps: with all registers that a
-thread can have, none spills."""
+COVER_CHUNK, COVER_WARPS, COVER_RESIDENT, WEIGH_WARPS = 1024, 4, 4, 8
+"""Scores that programs of `cover` look at in one go, their warps, how many of them one
+multiprocessor holds, and the warps of those that weigh a sample: with fewer, they spill."""
 
 CUDA_SELECT_THREADS = 1024
 """Threads of `cuda/select.cu`, one block per row and KV head."""

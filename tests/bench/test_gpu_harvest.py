@@ -108,9 +108,9 @@ READ_WRONG = (
     ("rest.py", "logit += tl.log(tl.maximum(left, 1).to(tl.float32))[None, :]", "logit += 0.0"),
     ("outliers.py", "        mark(logits, unit, keep)", "        mark(logits, unit, unit < 0)"),
     ("levels.py", "bound >= least - MARGIN", "bound >= least + 9"),
-    ("sample.py", "unread = 1 - tl.load(goals + row)", "unread = 1.2 - tl.load(goals + row)"),
+    ("cover.py", "unread = 1 - tl.load(goals + row)", "unread = 1.2 - tl.load(goals + row)"),
     ("held.py", "tl.where(uses, NOTHING, formula)", "tl.where(uses, formula, NOTHING)"),
-    ("int8_bounds.py", "high * scale_high[None, :]", "high * scale_low[None, :]"),
+    ("int8_bounds.py", "field + stride_plane, units, known", "field, units, known"),
 )
 """A mutant for each reader that is rehearsed, in their order."""
 

@@ -70,10 +70,12 @@ def test_what_is_held_saves_reading_and_no_launches() -> None:
     assert beside("h200", "quest", 1 << 17, 8, 512).held < choose / 1.5
 
 
-def test_telemetry_reads_all_keys_and_a_sample_is_one_programs() -> None:
+def test_telemetry_reads_all_keys_and_a_coverage_looks_at_chunks_in_parallel() -> None:
     found = {n: beside("h200", "clusterkv", n, 1, 512) for n in (1 << 15, 1 << 17)}
     keys = (1 << 15) * 8 * 256 / 4.2e6 / 0.88
     assert found[1 << 15].telemetry == pytest.approx(3.5 + keys)
     assert found[1 << 17].telemetry == pytest.approx(3.5 + 4 * keys)
-    assert found[1 << 17].coverage - found[1 << 15].coverage == pytest.approx(5 * 96)
-    assert beside("h200", "quest", 1 << 15, 1, 512).coverage < 25
+    assert found[1 << 15].coverage == pytest.approx(5 * 2.5 + 3 + 0.3 + 2)
+    assert found[1 << 17].coverage == pytest.approx(5 * 2.5 + 3 * 2 + 0.3 + 2), "1,024 chunks"
+    quest = beside("h200", "quest", 1 << 15, 1, 512).coverage
+    assert quest == pytest.approx(5 * 2.5 + 3 + 32 * 0.3 + 2), "units of 32 tokens, one by one"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import make_batch
-from sgl_sparsekv.kernels.triton import load
+from sgl_sparsekv.kernels.triton import fused, load
 from test_triton_parity import compare_scores
 from test_triton_step import check_layer, check_summaries
 from triton_kit import ALL, REDUCTIONS, HostOps, candidate_fields
@@ -110,6 +110,17 @@ def test_planes_that_are_not_there_are_named(kernels: str, why: str) -> None:
     with pytest.raises(UnsupportedSetup) as error:
         load().fused(replace(scene.shape, own=brought))
     assert why in str(error.value) and "\n" not in str(error.value)
+
+
+def test_planes_of_a_method_are_for_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But in the interpreter."""
+    scene = make_scene([Request(300, budget=96)], dtype=torch.float32)
+    shape = replace(scene.shape, own=QuestInt8.summary)
+    load().fused(shape)
+    monkeypatch.setattr(fused, "interpreted", lambda: False)
+    with pytest.raises(UnsupportedSetup, match="cannot be used with a float32 cache on a GPU"):
+        load().fused(shape)
+    load().fused(replace(scene.shape))
 
 
 def test_the_page_shows_a_package_that_works() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from sgl_sparsekv.kernels.reference import sample as reference
-from sgl_sparsekv.kernels.triton import cover_ops, spec
+from sgl_sparsekv.kernels.triton import cover_buffers, spec
 from sgl_sparsekv.kernels.triton.cover_ops import covering, known
 from test_cpu_sample import scene
 from triton_kit import DEVICE, REFERENCE, moved
@@ -49,11 +49,31 @@ def test_it_is_as_the_reference_says(
     dtype: torch.dtype, unit: int, group: int, dim: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of one piece and of many; with room for all that is chosen, and with too little."""
-    monkeypatch.setattr(cover_ops, "COVER_CHUNK", chunk)
+    monkeypatch.setattr(cover_buffers, "COVER_CHUNK", chunk)
     for seed in range(0, 14, 2 if chunk > 64 else 5):
         scores, inputs = scene(seed, dtype, unit, group, dim)
         check(scores, inputs, 16)
         check(scores, replace(inputs, counts=inputs.counts - 4 - 3 * seed), 16)
+
+
+def test_any_number_of_programs_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes over all chunks of a row, several, and one for each."""
+    monkeypatch.setattr(cover_buffers, "COVER_CHUNK", 64)
+    found = []
+    for programs in (1, 3, 100):
+        monkeypatch.setattr(cover_buffers.SampleBuffers, "programs", lambda *_, n=programs: n)
+        for seed in (0, 5):
+            scores, inputs = scene(seed, torch.float32, 16, 3, 64)
+            got = covering(scores.to(DEVICE), on_device(inputs), ASKED.to(DEVICE), 16)
+            found.append((got.lowest.cpu(), got.chosen.cpu()))
+    for got, want in zip(found[2:], found[:2] * 2, strict=True):
+        assert all(map(torch.equal, got, want))
+
+
+def test_as_many_programs_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cover_buffers, "processors", lambda: 100)
+    held = cover_buffers.allocate_sample(4, 8, 1, 9 * 1024 + 1, 16, torch.device("cpu"))
+    assert held.chunks == 10 and [held.programs(rows) for rows in (1, 8, 1000)] == [10, 6, 1]
 
 
 def test_samples_of_tokens_are_larger() -> None:

@@ -67,7 +67,7 @@ def test_launches_that_start_early_wait_before_they_do_anything(
     able = [name for name in architectures if name not in ("sm_80", "sm_89")]
     seen = {(name.split(", ")[0], name.split()[-1]) for name in report["early"]}
     launches = ("score", "select", "narrow", "place", "choose held", "attend", "mass")
-    launches += ("known", "cover")
+    launches += ("known", "spread", "draw", "weigh", "count")
     assert able and seen == set(itertools.product(launches, able))
     for name, too_early in report["early"].items():
         assert too_early == [], name
