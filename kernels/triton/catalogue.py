@@ -74,13 +74,13 @@ from .tuning import (
     STARTS_EARLY,
     TUNING,
     VIEW_STAGES,
-    WEIGH_WARPS,
     Tuning,
     attend_registers,
     num_splits,
     rows_together,
     select_threads,
     tuning_for,
+    weigh_warps,
 )
 
 ARCHITECTURES = tuple(sorted(TUNING))
@@ -370,7 +370,7 @@ def _cover(arch: tuple[int, int], variant: Variant) -> Iterator[Case]:
         uses[f"draw{name}"] = (draw_kernel, {**drawn, "EARLY": False})
         uses[f"weigh{name}"] = (weigh_kernel, {**same, **drawn})
     for name, (kernel, constants) in uses.items():
-        warps = WEIGH_WARPS if kernel is weigh_kernel else COVER_WARPS
+        warps = weigh_warps(constants["SIZE"]) if kernel is weigh_kernel else COVER_WARPS
         yield Case(name, kernel, constants, variant, warps)
 
 

@@ -28,7 +28,7 @@ KV_POINTERS = {
 FLOAT_POINTERS = {
     "logits", "parts", "part_lse", "lse", "lse_a", "lse_b", "ranks", "scales", "bounds",
     "masses", "asked", "goals", "known", "lses", "lowests",
-    "highests", "thresholds",
+    "highests", "thresholds", "shares",
 }  # fmt: skip
 BYTE_POINTERS = {"sealed", "codes", "labels", "centroids", "read"}
 LONG_POINTERS = {"offsets", "request_rows", "lengths", "slots", "key_pointers"}

@@ -220,6 +220,7 @@ def weigh_kernel(
     sums,
     drawn,
     lses,
+    shares,
     thresholds,
     tickets,
     scale,
@@ -250,6 +251,7 @@ def weigh_kernel(
         q: `[rows, H, G, D]`; keys: `[slots, H, D]`.
         table: int32 `[rows, stride_table]`, see `begin_kernel`.
         lses: float32 `[rows, H, SIZE, G]`, log-sum-exp of scaled q·k over each unit of a sample.
+        shares: float32 `[rows, H, 2, SIZE]`, room: see `sample.threshold`.
         thresholds: float32 `[rows, H]`, score below which nothing is read, written for rows with a
             goal.
         tickets: int32 `[rows, H]`, zero before and after.
@@ -296,7 +298,8 @@ def weigh_kernel(
         weights = shares_of(lses, chances, size, beside, GROUP, SIZE)
         least = over_chunks(lowests + held, begin, end, float("inf"), CHUNK, CHUNKS)
         unread = 1 - tl.load(goals + row)
-        lowest = threshold(rank, weights, size, highest, tl.min(least), unread, SIZE)
+        room = shares + pair * 2 * SIZE
+        lowest = threshold(rank, weights, size, highest, tl.min(least), unread, room, SIZE)
         tl.store(thresholds + pair, lowest)
 
 

@@ -51,6 +51,7 @@ class SampleBuffers:
         sums: float64 `[rows, H, chunks]`.
         drawn: int32 `[rows, H, SIZE]`.
         lses: float32 `[rows, H, SIZE, G]`.
+        shares: float32 `[rows, H, 2, SIZE]`.
         thresholds: float32 `[rows, H]`.
         above, tickets: int32 `[rows, H]`, zero between launches.
         chunk: units of a chunk.
@@ -61,6 +62,7 @@ class SampleBuffers:
     sums: torch.Tensor
     drawn: torch.Tensor
     lses: torch.Tensor
+    shares: torch.Tensor
     thresholds: torch.Tensor
     above: torch.Tensor
     tickets: torch.Tensor
@@ -100,7 +102,8 @@ def allocate_sample(
     whole = torch.int32
     return SampleBuffers(
         zeros(chunks), zeros(chunks), zeros(chunks, dtype=torch.float64), zeros(size, dtype=whole),
-        zeros(size, group), zeros(), zeros(dtype=whole), zeros(dtype=whole), COVER_CHUNK,
+        zeros(size, group), zeros(2, size), zeros(), zeros(dtype=whole), zeros(dtype=whole),
+        COVER_CHUNK,
     )  # fmt: skip
 
 

@@ -16,9 +16,9 @@ from .spec import CLUSTERS, SAMPLE_TOKENS, SAMPLE_UNITS
 from .tuning import (
     COVER_WARPS,
     SELECT_PARTS,
-    WEIGH_WARPS,
     Tuning,
     next_power,
+    weigh_warps,
 )
 
 
@@ -140,10 +140,10 @@ def run_cover(
     )  # fmt: skip
     weigh_kernel[(triton.cdiv(held.size, PIECE.value), heads, count)](
         q, keys, table, rows.ranks, rows.known, *asked, rows.dense_layers, rows.finers,
-        held.highests, held.lowests, held.sums, held.drawn, held.lses, held.thresholds,
-        held.tickets, scale, layer, ranked, chunks, *q.stride()[:3], *keys.stride()[:2],
-        table.stride(0), GROUP=how.group, DIM=q.shape[3], **drawn, UPCAST=interpreted(),
-        num_warps=WEIGH_WARPS, **early(),
+        held.highests, held.lowests, held.sums, held.drawn, held.lses, held.shares,
+        held.thresholds, held.tickets, scale, layer, ranked, chunks, *q.stride()[:3],
+        *keys.stride()[:2], table.stride(0), GROUP=how.group, DIM=q.shape[3], **drawn,
+        UPCAST=interpreted(), num_warps=weigh_warps(held.size), **early(),
     )  # fmt: skip
     count_kernel[grid](
         rows.ranks, *asked, rows.num_units, rows.counts, rows.dense_layers, held.thresholds,

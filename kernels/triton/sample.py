@@ -120,7 +120,9 @@ def weigh(
 
 
 @triton.jit
-def threshold(scores, weights, size, highest, lowest, unread, SIZE: tl.constexpr):
+def threshold(
+    scores, weights, size, highest, lowest, unread, room, SIZE: tl.constexpr
+):  # fmt: skip
     """The score below which as much attention lies as may be left unread.
 
     Args:
@@ -128,15 +130,25 @@ def threshold(scores, weights, size, highest, lowest, unread, SIZE: tl.constexpr
             unit stands for.
         highest, lowest: scores of all candidates.
         unread: share of attention.
+        room: float32 `[2, SIZE]`, for both: all pairs of a sample are too many for registers.
     """
     i = tl.arange(0, SIZE)
     real = i < size
-    other, one = scores[None, :], scores[:, None]
-    tie = (other == one) & (i[None, :] < i[:, None])
-    ahead = ((other > one) | tie) & real[None, :]
-    place = tl.sum(ahead.to(tl.int32), 1)
-    behind = (ahead == 0) & (i[None, :] != i[:, None]) & real[None, :]
-    below = tl.sum(tl.where(behind, weights[None, :], 0.0), 1) + weights / 2
+    tl.store(room + i, scores)
+    tl.store(room + SIZE + i, weights)
+    tl.debug_barrier()
+    place = tl.zeros([SIZE], tl.int32)
+    below = weights / 2
+    for first in range(0, SIZE, PIECE):
+        j = first + tl.arange(0, PIECE)
+        other, one = tl.load(room + j)[None, :], scores[:, None]
+        tie = (other == one) & (j[None, :] < i[:, None])
+        there = (j < size)[None, :]
+        ahead = ((other > one) | tie) & there
+        behind = (ahead == 0) & (j[None, :] != i[:, None]) & there
+        share = tl.load(room + SIZE + j)[None, :]
+        place += tl.sum(ahead.to(tl.int32), 1)
+        below += tl.sum(tl.where(behind, share, 0.0), 1)
     mass = tl.sum(weights)
     right = 1 + tl.sum((real & (below > unread)).to(tl.int32))
     left = real & (place == right - 2)

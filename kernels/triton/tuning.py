@@ -33,9 +33,9 @@ HELD_CHUNK, HELD_WARPS = 2048, 8
 SELECT_PARTS = 128
 """Blocks of scores whose sums `select` adds at a time."""
 
-COVER_CHUNK, COVER_WARPS, COVER_RESIDENT, WEIGH_WARPS = 1024, 4, 4, 8
-"""Scores that programs of `cover` look at in one go, their warps, how many of them one
-multiprocessor holds, and the warps of those that weigh a sample: with fewer, they spill."""
+COVER_CHUNK, COVER_WARPS, COVER_RESIDENT = 1024, 4, 4
+"""Scores that programs of `cover` look at in one go, their warps, and how many of them one
+multiprocessor holds."""
 
 CUDA_SELECT_THREADS = 1024
 """Threads of `cuda/select.cu`, one block per row and KV head."""
@@ -205,3 +205,8 @@ def score_chunks(rows: int, heads: int, blocks: int, together: int, processors: 
 def next_power(count: int) -> int:
     """Smallest power of two that is not below `count`."""
     return 1 << max(0, count - 1).bit_length()
+
+
+def weigh_warps(size: int) -> int:
+    """Of a program that weighs a piece of a sample of `size`."""
+    return 8 if size > 32 else 4
