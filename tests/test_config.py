@@ -422,6 +422,8 @@ def test_a_device_that_serves_whole_steps_holds_what_it_was_started_for() -> Non
     server = parse_server_options({"device": "triton", "reselect_every": 4, "budget": 0.25})
     assert parse_request_options({"budget": 0.25}, server).reselect_every == 4
     assert parse_request_options({"budget": 0.5}, server).reselect_every == 1
+    own = {"budget": 0.5, "reselect_every": 1}
+    assert parse_request_options(own, server).reselect_every == 1, "it may say so itself"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ REASONS = (
     Reason("*certificate.py:lse_of_read", r"device=q\.device", ON_A_GPU),
     Reason("*indexing.py:StepIndex.*", r"\.to\(None\)", ON_A_GPU),
     Reason("*residual.py:*", r"device=\w+\.device|skips\.to\(", ON_A_GPU),
+    Reason("*quest_int8.py:min_max_int8", r"device=keys\.device", ON_A_GPU),
+    Reason("*quest_int8.py:min_max_int8", r"/ signs$", "times and over 1 and -1 are the same"),
     Reason(
         "*selection/apportion.py:*",
         r"device=\w+\.device.* -> (?!.*device=\w+\.device)",

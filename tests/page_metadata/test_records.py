@@ -1,5 +1,6 @@
 """Segment records by themselves: whose memory they are, and who gives way when it is short."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sgl_sparsekv.page_metadata.records import (
     record_capacity,
     write_records,
 )
+from sgl_sparsekv.segments.residual import residuals
 from sgl_sparsekv.selection.quest import Quest
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary, SegmentSummary
 
@@ -171,6 +173,19 @@ def test_bounds_of_a_segment_are_those_of_one_large_unit() -> None:
     for record, rows in ((3, keys[:64]), (1, keys[99:163])):
         assert torch.equal(planes[record], torch.stack((rows.amin(0), rows.amax(0)), 1))
     assert not planes[[0, 2]].any()
+
+
+def test_clusters_are_written_by_the_device() -> None:
+    """Where it is told to."""
+    given: list[Any] = []
+    ops: Any = SimpleNamespace(index_residuals=lambda *args: given.extend(args))
+    summary, keys = residuals(64, 2), torch.randn(200, HEADS, DIM)
+    slots, skips, into = torch.zeros(2, 64), torch.tensor([16, 0]), {"codes": keys}
+    targets = torch.tensor([1, 0])
+    write_records(ops, summary, (keys, keys), slots, skips, into, targets)
+    wanted = (summary, slots, skips, into, targets)
+    assert all(one is other for one, other in zip((given[0], *given[2:]), wanted, strict=True))
+    assert [part is keys for part in given[1]] == [True, True]
 
 
 def test_codes_are_written_by_the_device() -> None:

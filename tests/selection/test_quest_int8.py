@@ -7,7 +7,14 @@ import torch
 
 from sgl_sparsekv.selection import load_method
 from sgl_sparsekv.selection.quest import min_max
-from sgl_sparsekv.selection.quest_int8 import LEAST_EXPONENT, MOST, decoded, scales
+from sgl_sparsekv.selection.quest_int8 import (
+    INVERSE,
+    LEAST_EXPONENT,
+    MOST,
+    decoded,
+    rounded_down,
+    scales,
+)
 
 SUMMARY = load_method("quest_int8").summaries[0]
 QUEST = load_method("quest").summaries[0]
@@ -96,3 +103,44 @@ def test_the_ceiling_is_above_what_a_unit_weighs() -> None:
 def test_it_takes_nine_sixteenths_of_the_bytes() -> None:
     assert SUMMARY.nbytes(128, torch.bfloat16) * 16 == QUEST.nbytes(128, torch.bfloat16) * 9
     assert SUMMARY.shape(128) == (2, 144) and QUEST.shape(64) == (2, 64)
+
+
+def test_codes_are_the_whole_numbers_below() -> None:
+    """Of numbers on both sides of every multiple of a scale: no quotient is rounded across one."""
+    m, n = torch.meshgrid(torch.arange(64, 128), torch.arange(-126, 127), indexing="ij")
+    scale = torch.ldexp(m.float(), torch.tensor(-9))
+    exact = n * scale
+    for x in (exact, torch.nextafter(exact, exact - 1), torch.nextafter(exact, exact + 1)):
+        code = rounded_down(x, scale)
+        low, high = (c.double() * scale.double() for c in (code, code + 1))
+        assert ((low <= x.double()) & (x.double() < high)).all()
+
+
+def test_a_scale_is_the_least_that_is_enough() -> None:
+    """Also where the quotient needs no rounding, and at the smallest exponent."""
+    for e in (0, LEAST_EXPONENT):
+        for wanted in range(65, 128):
+            quotient = torch.tensor(math.ldexp(wanted, e))
+            near = quotient / INVERSE
+            around = (near, torch.nextafter(near, near * 2), torch.nextafter(near, near / 2))
+            (largest, *_) = [x for x in around if x * INVERSE == quotient] or [None]
+            if largest is not None:
+                assert [int(x) for x in scales(largest)] == [wanted, e]
+            m, exponent = scales(near * (1 - 2**-10))
+            assert (int(m), int(exponent)) == (wanted, e)
+
+
+@pytest.mark.parametrize("wrong", (math.nan, math.inf))
+def test_a_plane_with_a_key_that_is_no_number_is_as_wide_as_can_be(wrong: float) -> None:
+    """In every channel, and on the side that it is on."""
+    keys = make_keys(torch.float32, 1.0, units=1)
+    keys[0, 3, 1, 7] = wrong
+    planes = SUMMARY.summarise(keys)
+    high = planes[0, 1, 1]
+    assert (high[:96] == MOST).all() and high[96:98].tolist() == [MOST, MOST]
+    low = planes[0, 1, 0]
+    if math.isnan(wrong):
+        assert (low[:96] == -MOST).all() and low[96:98].tolist() == [MOST, MOST]
+    else:
+        assert (low[:96] > -MOST).any() and low[97] < MOST
+    assert (planes[0, 0, :, 97] < 0).all(), "the other head's is as ever"
