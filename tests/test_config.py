@@ -79,6 +79,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "serve_coverage and coverage must be left out with a stock kernel, which reads as much for "
         "every KV head: got attend fa3",
     ),
+    (
+        {"device": "triton", "measure": True, "attend": "fa3"},
+        "measure and telemetry must be false with a stock kernel, which does not tell what a "
+        "selection covers: got attend fa3",
+    ),
     ({"share_generated": 1}, "share_generated must be true or false, got 1"),
     ({"unit_size": 2}, f"unit_size {INT} [16, 64], got 2"),
     ({"unit_size": 129}, f"unit_size {INT} [16, 64], got 129"),

@@ -120,10 +120,13 @@ class Memory:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods that can be had: pages of 4 hold no chunk of 8, and some have no GPU kernels."""
+        """Methods that can be had: pages of 4 hold no chunk of 8, some have no GPU kernels, and a
+        CPU takes none that bring their own."""
         served = [load_method(name) for name in METHODS]
         if self.kind == "fused":
             served = [method for method in served if method.formula]
+        else:
+            served = [m for m in served if not any(s.kernels for s in m.summaries)]
         return tuple(m.name for m in served if self.page_size % (m.unit_size or 1) == 0)
 
     @property

@@ -39,6 +39,7 @@ LAST_OF_TWO = "the last of two dimensions"
 THIRD_OF_FOUR = "the third of four dimensions either way"
 ZERO = "None is 0 to `nan_to_num`"
 AMPLE = "what it gives back is many times what rounding takes"
+UNPOOLED = "the one method whose sums go on pools nothing"
 IN_ORDER = "torch leaves equals in their order on a CPU in any case; on a GPU it does not"
 
 REASONS = (
@@ -56,7 +57,7 @@ REASONS = (
     Reason("*indexing.py:StepIndex.*", r"\.to\(None\)", ON_A_GPU),
     Reason("*residual.py:*", r"device=\w+\.device|skips\.to\(", ON_A_GPU),
     Reason("*quest_int8.py:min_max_int8", r"device=keys\.device", ON_A_GPU),
-    Reason("*quest_int8.py:min_max_int8", r"/ signs$", "times and over 1 and -1 are the same"),
+    Reason("*quest_int8.py:min_max_int8", r"/ signs( |$)", "times and over 1 and -1 are the same"),
     Reason(
         "*selection/apportion.py:*",
         r"device=\w+\.device.* -> (?!.*device=\w+\.device)",
@@ -101,6 +102,8 @@ REASONS = (
         "*views/queries.py:LastQueries.add", r"end \+ begin == 1", "the other branch does the same"
     ),
     Reason("*views/request_view.py:RequestView.__init__", r"self\._length = ", REPLACED),
+    Reason("*views/request_view.py:RequestView.weigh", r"known, None, length", UNPOOLED),
+    Reason("*views/request_view.py:RequestView._scored", r"pooling = 1 if .*False", UNPOOLED),
     Reason("*views/request_view.py:RequestView.settle", r"strict=", "lists of equal length"),
     Reason("*views/stretches.py:*", r"dtype=bool|np\.zeros\(total, \)|astype", WHOLE),
     Reason("*planner.py:HostPlan.__init__", r"np\.array\(narrowed", "numpy makes bools of bools"),

@@ -53,6 +53,18 @@ def kept(view: LayerView, head: int) -> list[int]:
     return found
 
 
+def test_a_share_of_the_context_is_due_as_so_many_tokens_are() -> None:
+    for budget in (60, 0.6):
+        view = RequestView.of(replace(OPTIONS, budget=budget), MADE, PAGE)
+        assert view is not None and not view.is_due(MADE)
+        view.observe(5, Q[:MADE], 0)
+        assert view.is_due(MADE)
+    whole = RequestView.of(replace(OPTIONS, budget=1.0), MADE, PAGE)
+    assert whole is not None
+    whole.observe(5, Q[:MADE], 0)
+    assert not whole.is_due(MADE), "all of it is within the budget"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_how_much_of_its_attention_a_view_kept_is_told(method: str) -> None:
     """Of the last queries, over all that they could attend to."""
@@ -71,9 +83,11 @@ def test_how_much_of_its_attention_a_view_kept_is_told(method: str) -> None:
     assert made(method, kept_map=False).told()["mass"] is None
 
 
-def test_sums_go_on_where_a_method_has_them_and_begin_anew_where_not() -> None:
-    """`h2o` adds the queries since its view was made, each for itself and not spread."""
-    view = made("h2o")
+@pytest.mark.parametrize("window", (4, 8))
+def test_sums_go_on_where_a_method_has_them_and_begin_anew_where_not(window: int) -> None:
+    """`h2o` adds the queries since its view was made, each for itself and not spread, and none
+    before, though its window is longer."""
+    view = made("h2o", observation_window=window)
     before = view.layers[5]
     assert before.scores is not None
     listed = [kept(before, head) + list(range(MADE, LENGTH)) for head in range(HEADS)]
