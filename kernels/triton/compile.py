@@ -128,11 +128,14 @@ def compile_case(case: Case, arch: tuple[int, int]) -> Build:
 
 
 def compile_all(
-    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = ARCHITECTURES
+    variants: Iterable[Variant] = VARIANTS,
+    architectures: Iterable[tuple[int, int]] = ARCHITECTURES,
+    once: bool = False,
 ) -> Iterator[Build]:
-    """Every case of some variants on some architectures."""
+    """Every case of some variants on some architectures; `once`: one use of each kernel."""
     for variant, arch in product(variants, architectures):
-        for case in cases(arch, variant):
+        found = cases(arch, variant)
+        for case in {case.kernel: case for case in found}.values() if once else found:
             yield compile_case(case, arch)
 
 
