@@ -1,7 +1,7 @@
 """What every kernel needs on every architecture, from the compiler: no GPU is needed.
 
 python -m bench.compile_report           writes docs/results/kernels.md (a few minutes)
-python -m bench.compile_report --common [sm_90 ...] [--once]
+python -m bench.compile_report --common [sm_90 ...]
                                          prints what tests compare with it, as JSON
 """
 
@@ -89,11 +89,11 @@ def builds_of(
     """Kernels in Triton, as they are where launches start early, then that in CUDA C++.
 
     Args:
-        once: one use of each kernel.
+        once: of those that start early, one use of each.
     """
     return [
-        *compile_all(variants, architectures, once),
-        *compile_early(variants, architectures, once), *compile_cuda(variants, architectures),
+        *compile_all(variants, architectures), *compile_early(variants, architectures, once),
+        *compile_cuda(variants, architectures),
     ]  # fmt: skip
 
 
@@ -117,16 +117,14 @@ def main() -> None:
     told = "print the common variant's builds on these (default: all) architectures"
     known = [named(arch) for arch in ARCHITECTURES]
     parser.add_argument("--common", nargs="*", choices=known, metavar="sm_NN", help=told)
-    parser.add_argument("--once", action="store_true", help="of these, one use of each kernel")
-    args = parser.parse_args()
-    wanted: list[str] | None = args.common
+    wanted: list[str] | None = parser.parse_args().common
     if wanted is None:
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(page(builds_of(VARIANTS)))
         print(PAGE)
         return
     chosen = [arch for arch in ARCHITECTURES if named(arch) in (wanted or known)]
-    builds = builds_of([COMMON], chosen, args.once)
+    builds = builds_of([COMMON], chosen, once=True)
     found = {
         "triton": triton.__version__,
         "hash": source_hash(),

@@ -128,14 +128,11 @@ def compile_case(case: Case, arch: tuple[int, int]) -> Build:
 
 
 def compile_all(
-    variants: Iterable[Variant] = VARIANTS,
-    architectures: Iterable[tuple[int, int]] = ARCHITECTURES,
-    once: bool = False,
+    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = ARCHITECTURES
 ) -> Iterator[Build]:
-    """Every case of some variants on some architectures; `once`: one use of each kernel."""
+    """Every case of some variants on some architectures."""
     for variant, arch in product(variants, architectures):
-        found = cases(arch, variant)
-        for case in {case.kernel: case for case in found}.values() if once else found:
+        for case in cases(arch, variant):
             yield compile_case(case, arch)
 
 

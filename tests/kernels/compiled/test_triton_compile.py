@@ -37,11 +37,10 @@ def report(
 ) -> dict[str, Any]:
     """What the compiler says now of the common variant."""
     # SGLang's imports name another assembler for Triton; the page is made with Triton's own.
-    once = [] if architectures == ALL else ["--once"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     done = subprocess.run(
-        [sys.executable, "-m", "bench.compile_report", "--common", *architectures, *once],
+        [sys.executable, "-m", "bench.compile_report", "--common", *architectures],
         capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
