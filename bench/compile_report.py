@@ -82,17 +82,11 @@ def rows(builds: Iterable[Build], architectures: Sequence[tuple[int, int]]) -> d
 
 
 def builds_of(
-    variants: Sequence[Variant],
-    architectures: Sequence[tuple[int, int]] = ARCHITECTURES,
-    once: bool = False,
+    variants: Sequence[Variant], architectures: Sequence[tuple[int, int]] = ARCHITECTURES
 ) -> list[Build]:
-    """Kernels in Triton, as they are where launches start early, then that in CUDA C++.
-
-    Args:
-        once: of those that start early, one use of each.
-    """
+    """Kernels in Triton, as they are where launches start early, then that in CUDA C++."""
     return [
-        *compile_all(variants, architectures), *compile_early(variants, architectures, once),
+        *compile_all(variants, architectures), *compile_early(variants, architectures),
         *compile_cuda(variants, architectures),
     ]  # fmt: skip
 
@@ -124,7 +118,7 @@ def main() -> None:
         print(PAGE)
         return
     chosen = [arch for arch in ARCHITECTURES if named(arch) in (wanted or known)]
-    builds = builds_of([COMMON], chosen, once=True)
+    builds = builds_of([COMMON], chosen)
     found = {
         "triton": triton.__version__,
         "hash": source_hash(),

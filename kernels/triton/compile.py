@@ -137,14 +137,11 @@ def compile_all(
 
 
 def compile_early(
-    variants: Iterable[Variant] = VARIANTS,
-    architectures: Iterable[tuple[int, int]] = EARLY,
-    once: bool = False,
+    variants: Iterable[Variant] = VARIANTS, architectures: Iterable[tuple[int, int]] = EARLY
 ) -> Iterator[Build]:
-    """The launches of a layer as they are where they start early; `once`: one use of each."""
+    """The launches of a layer as they are where they start early."""
     for variant, arch in product(variants, architectures):
-        found = early_cases(arch, variant) if arch in EARLY else []
-        for case in {case.kernel: case for case in found}.values() if once else found:
+        for case in early_cases(arch, variant) if arch in EARLY else ():
             yield compile_case(case, arch)
 
 

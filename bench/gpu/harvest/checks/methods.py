@@ -5,15 +5,14 @@ what comes of it are judged by the reference, by the records as they lie there. 
 host, from a copy of what one row can see.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from bench.gpu.gate import EPS
 from bench.gpu.harvest.checks.inputs import LESS, server_units
+from bench.gpu.harvest.checks.seen import Row, records_of, seen
 from bench.gpu.harvest.checks.select import kept_best
 from bench.gpu.harvest.differ import near, same
 from bench.gpu.kernels import Run
@@ -30,11 +29,9 @@ from bench.gpu.methods import (
 from bench.gpu.methods import SMALL as SMALL_INDEX
 from bench.gpu.shapes import K, Shape, fits, make_scene
 from sgl_sparsekv.backend.gpu_defaults import UNIT_SIZE as UNIT
-from sgl_sparsekv.geometry import Geometry
 from sgl_sparsekv.ops import load_ops
-from sgl_sparsekv.page_metadata.records import SegmentRecords, write_records
-from sgl_sparsekv.segment_records import ResidualIndex, SegmentBounds, SegmentIndex
-from sgl_sparsekv.selection.policy import RowOptions, RowPlan, plan_rows
+from sgl_sparsekv.page_metadata.records import write_records
+from sgl_sparsekv.segment_records import ResidualIndex, SegmentIndex
 from sgl_sparsekv.selection.sampling import covering_selection
 from sgl_sparsekv.summaries import BoundSummary, CodeSummary, ResidualSummary, SegmentSummary
 from sgl_sparsekv.types import (
@@ -56,7 +53,6 @@ WORSE = 1.02
 ALIKE = 0.02
 """Part by which what a coverage takes may differ from the reference's: samples are few."""
 AXES = ("head", "query", "channel")
-Index = SegmentIndex | ResidualIndex | SegmentBounds | None
 
 
 def check(run: Run) -> None:
@@ -82,16 +78,16 @@ def layer(run: Run, reader: Reader, shape: Shape) -> str:
     if reader.every > 1:
         step.end()
         step.begin(later=1)
-        drafts = chosen
+        held = [one.rank for one in chosen]
         step.scene.q.neg_()  # other scores: what is held must not depend on them
         step.decode(0)
-        chosen = [judge_choice(step, row, draft) for row, draft in drafts_of(step, drafts)]
+        chosen = [judge_choice(step, *one) for one in zip(rows_of(step), held, strict=True)]
     hide_unread(step)
     out = step.decode(0)
     for row, one in zip(rows_of(step), chosen, strict=True):
         judge_result(step, one, out[row])
-    held = step.fused.buffers
-    same("tickets", held.tickets, torch.zeros_like(held.tickets), ("row", "head"))
+    tickets = step.fused.buffers.tickets
+    same("tickets", tickets, torch.zeros_like(tickets), ("row", "head"))
     return f"{len(chosen)} of {step.scene.shape.batch} rows{counted}"
 
 
@@ -126,23 +122,6 @@ def rows_of(step: MethodStep) -> list[int]:
 
 
 @dataclass
-class Row:
-    """What one row can see, on the host, in its own order.
-
-    Attributes:
-        inputs: of scoring: tables count from 0.
-        values: `[slots, H, Dv]`.
-        plan: of the host.
-        rest: clusters that answer for what is not read, or None.
-    """
-
-    inputs: ScoreInputs
-    values: torch.Tensor
-    plan: RowPlan
-    rest: ResidualIndex | None
-
-
-@dataclass
 class Chosen:
     """What a row read.
 
@@ -156,73 +135,6 @@ class Chosen:
     logical: torch.Tensor
     counts: torch.Tensor
     rank: torch.Tensor
-
-
-def seen(step: MethodStep, row: int, later: int = 0) -> Row:
-    """Copy what a row can see of the first layer."""
-    scene, made, unit, own = step.scene, step.metadata, step.unit, step.own
-    slots = scene.req_to_token[scene.places[row]].long()
-    units = slots[::unit] // unit
-    keys, values = (pool[slots].cpu() for pool in scene.kv[0])
-    fields = {
-        s.name: made.fields(s.name, 0)[made.geometry.finer(units, s.tokens)].cpu()
-        for s in made.summaries
-    }  # fmt: skip
-    plan = host_plan(step, row, later)
-    counts = [torch.tensor(x, dtype=torch.int32) for x in (plan.num_units, plan.counts)]
-    begin, end = (torch.tensor(x, dtype=torch.int32) for x in (plan.begin, plan.end))
-    table = torch.arange(len(slots) // own, dtype=torch.int32)[None]
-    indexes = {name: copied(step, held, row) for name, held in made.records.items()}
-    kinds = [held.summary for held in made.records.values()]
-    ranks = step.method.segments(DEFAULT) is not None
-    index = indexes[kinds[0].name] if ranks else None
-    rests = [i for i in indexes.values() if isinstance(i, ResidualIndex)]
-    inputs = ScoreInputs(
-        scene.q[row : row + 1].cpu(), keys, fields, index, Candidates(table, begin, end), *counts,
-        scene.extents.scale, step.fused.shape.reduction, own,
-    )  # fmt: skip
-    return Row(inputs, values, plan, rests[0] if step.reader.estimate else None)
-
-
-def host_plan(step: MethodStep, row: int, later: int = 0) -> RowPlan:
-    """The plan of one row as the host makes it."""
-    one, length = step.scene.extents, int(step.scene.lengths[row]) + later
-    columns = (np.full(1, n, dtype=np.int64) for n in (one.budget, one.sink, one.window))
-    units = np.full(1, step.own, dtype=np.int64)
-    geometry = Geometry(one.page, step.unit)
-    return plan_rows(np.array([length], dtype=np.int64), RowOptions(*columns), geometry, units)
-
-
-def copied(step: MethodStep, held: SegmentRecords, row: int) -> Index:
-    """Records that a row reads, counted from 0."""
-    summary, size = held.summary, held.summary.segment_size
-    found = records_of(step, held.summary, row)
-    arrays = {name: array[found.clamp(min=0)].cpu() for name, array in held.arrays[0].items()}
-    table = torch.arange(len(found), device=found.device).masked_fill(found < 0, -1)
-    table = table[None].int().cpu()
-    if isinstance(summary, BoundSummary):
-        return SegmentBounds(arrays["planes"], table, size)
-    if isinstance(summary, CodeSummary):
-        return SegmentIndex(arrays["codes"], arrays["codebooks"], table)
-    return ResidualIndex(**arrays, table=table)
-
-
-def records_of(step: MethodStep, summary: SegmentSummary, row: int) -> torch.Tensor:
-    """Record of every whole segment of a row, int64, -1 for none.
-
-    Raises:
-        AssertionError: others than every third have none.
-    """
-    scene, buffers = step.scene, step.fused.buffers
-    assert buffers.records is not None
-    kind = [k.summary.name for k in step.fused.shape.records].index(summary.name)
-    whole = int(scene.lengths[row]) // summary.segment_size
-    slots = scene.req_to_token[scene.places[row]].long()
-    last = slots[summary.segment_size - 1 :: summary.segment_size][:whole]
-    found = buffers.records.of_page[kind, last // scene.extents.page].long()
-    built = torch.arange(whole, device=found.device) % 3 != 1
-    same(f"{summary.name}: records of row {row}", found >= 0, built, ("segment",))
-    return found
 
 
 def judge_records(step: MethodStep) -> str:
@@ -262,12 +174,6 @@ def decoded(summary: SegmentSummary, arrays: dict[str, torch.Tensor]) -> torch.T
         return SegmentIndex(arrays["codes"], arrays["codebooks"], table).decoded(0)
     assert isinstance(summary, ResidualSummary)
     return ResidualIndex(**arrays, table=table).decoded(0)
-
-
-def drafts_of(step: MethodStep, drafts: list[Chosen]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Scores that rows hold."""
-    for row, draft in zip(rows_of(step), drafts, strict=True):
-        yield row, draft.rank
 
 
 def judge_choice(step: MethodStep, row: int, held: torch.Tensor | None = None) -> Chosen:
