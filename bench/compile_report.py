@@ -50,7 +50,7 @@ of them (programmatic dependent launch), which older architectures do not know.
 """
 
 
-NOT_COMPILED = ("__init__.py", "interpreter.py")
+NOT_COMPILED = ("__init__.py", "interpreter/*.py")
 """Files of that folder which no build depends on."""
 
 
@@ -58,7 +58,7 @@ def source_hash() -> str:
     """Hash of the kernels' sources, names and contents."""
     digest = hashlib.sha256()
     found = {path for kind in ("*.py", "*.cu") for path in SOURCES.rglob(kind)}
-    for path in sorted(path for path in found if path.name not in NOT_COMPILED):
+    for path in sorted(path for path in found if not any(map(path.match, NOT_COMPILED))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -1,12 +1,6 @@
-"""Triton's interpreter, spared what it repeats at every call inside a kernel.
-
-It replaces the functions of `triton.language` when a launch begins, and then once more whenever the
-kernel calls a function, which takes far longer than most of these functions do; and it makes a
-table of all types whenever it wants to know one. What it computes stays the same.
-"""
+"""The functions of `triton.language`, replaced once in a launch instead of at every call."""
 
 import inspect
-from collections.abc import Callable
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -14,25 +8,7 @@ from typing import Any
 import triton.language as tl
 from triton.runtime import interpreter
 
-
-def quicken() -> None:
-    """Replace the language once per launch; nothing happens where Triton is made another way."""
-    whole = getattr(interpreter, "_LangPatchScope", None)
-    if whole is None or isinstance(interpreter._patch_lang, Replacement):
-        return
-    interpreter._patch_lang = Replacement(interpreter._patch_lang, whole)
-    interpreter._get_np_dtype = remembered(interpreter._get_np_dtype)
-
-
-def remembered(numpy_type: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same function of a type, whose table is made once for each type of elements."""
-    scalar = cache(numpy_type)
-
-    def found(kind: Any) -> Any:
-        element = kind.element_ty if isinstance(kind, tl.block_type) else kind
-        return numpy_type(element) if isinstance(element, tl.pointer_type) else scalar(element)
-
-    return found
+from .kinds import Kinds
 
 
 class Replacement:
@@ -43,6 +19,7 @@ class Replacement:
         self._whole, self._scope = whole, scope
         self._done: set[Any] = set()
         self._seen = cache(language_of)
+        self._kinds = Kinds()
 
     def __call__(self, function: FunctionType) -> Any:
         """Replace what a function sees of the language; returns what takes it back."""
@@ -52,6 +29,8 @@ class Replacement:
         scope, first = self._whole(function), not self._done
         self._done |= seen
         if first:  # the launch, which alone takes its replacements back
+            scope.set_attr(tl.block_type, "__init__", self._kinds.block)
+            scope.set_attr(tl.tensor, "__init__", self._kinds.tensor)
             restore = scope.restore
             scope.restore = lambda: (self._done.clear(), restore())
         return scope
@@ -61,3 +40,21 @@ def language_of(function: FunctionType) -> frozenset[Any]:
     """The modules of the language that a function names."""
     named = [value for value in function.__globals__.values() if inspect.ismodule(value)]
     return frozenset(value for value in named if value in (tl, tl.core))
+
+
+_WRAPPER = tl.core.builtin(lambda: None).__code__
+
+
+def member_of_the_language(owner: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+    """The interpreter's `_patch_attr`: a function of the language that is told how to act here.
+
+    The wrapper that only checks that it was told is left out.
+    """
+    semantic = interpreter.interpreter_semantic
+    plain = member.__wrapped__ if getattr(member, "__code__", None) is _WRAPPER else member
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        kwargs["_semantic"] = semantic
+        return plain(*args, **kwargs)
+
+    scope.set_attr(owner, name, called)
