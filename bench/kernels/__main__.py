@@ -4,7 +4,8 @@
 
 One layer of Llama-3.1-8B: 32 query and 8 KV heads of 128, bfloat16, page 16, budget 2048. Several
 layers' buffers take turns and another buffer is read before each call, so that no read comes from a
-cache. `ms` is the least of the repeats and `median_ms` their median; all methods, the peer and the
+cache. Rows on one prefix, with 512 tokens of their own each, are timed together and one after the
+other. `ms` is the least of the repeats and `median_ms` their median; all methods, the peer and the
 memory's bandwidth take turns in one run. `ratio` is the median over the turns of a step's time over
 that of the step it must not be slower than; keys and queries are the same in every run.
 `floor_ms` is the bytes that must be read over the best bandwidth of summing a large buffer.
@@ -38,6 +39,7 @@ from .decode import decode_rows
 from .layers import DIM, GROUP, HEADS
 from .prefill import prefill_rows
 from .rows import Row
+from .shared import shared_rows
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,12 +84,16 @@ def measure(
     args: argparse.Namespace, ops: Ops, speed: Callable[[], float], journal: Journal
 ) -> list[Row]:
     """Rows of every shape; those that the journal has are not measured again."""
-    journal.expect(len(args.batches) * len(args.contexts) + (args.prefill > 0))
+    on_prefix = [(n, tokens) for tokens in args.shared if tokens for n in args.shared_rows]
+    journal.expect(len(args.batches) * len(args.contexts) + len(on_prefix) + (args.prefill > 0))
     shapes: dict[str, Callable[[float], list[Row]]] = {}
     for batch in args.batches:
         for context in args.contexts:
             time_shape = partial(decode_rows, ops, context, batch, args.repeats)
             shapes[f"decode of {batch} x {context:,}"] = time_shape
+    for batch, context in on_prefix:
+        time_shape = partial(shared_rows, ops, context, batch, max(3, args.repeats // 8))
+        shapes[f"decode of {batch} rows on one prefix of {context:,}"] = time_shape
     if args.prefill:
         time_shape = partial(prefill_rows, ops, args.prefill, args.chunk, args.prefill_repeats)
         shapes[f"prefill of {args.prefill:,}"] = time_shape
@@ -130,6 +136,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(GO_ON, action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--contexts", type=numbers, default=[4096, 8192, 32768, 131072])
     parser.add_argument("--batches", type=numbers, default=[1, 4])
+    told = "tokens of a prefix that rows share; 0: none"
+    parser.add_argument("--shared", type=numbers, default=[32768, 131072], help=told)
+    parser.add_argument("--shared-rows", type=numbers, default=[4, 32], help="rows on a prefix")
     parser.add_argument("--repeats", type=int, default=96, help="timed runs of each decode op")
     parser.add_argument("--prefill", type=int, default=16384, help="prompt tokens; 0: none")
     parser.add_argument("--chunk", type=int, default=2048, help="prompt tokens per chunk")

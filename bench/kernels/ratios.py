@@ -6,8 +6,12 @@ from typing import Any
 
 Key = tuple[str, str]
 """Op and method."""
-SAME = {"decode_covering": "same_bytes", "decode_view": "same_tokens"}
-"""Op -> one of the same method that reads as much."""
+SAME = {
+    "decode_covering": "same_bytes",
+    "decode_view": "same_tokens",
+    **{f"shared_{op}": f"alone_{op}" for op in ("sparse", "dense", "score", "attend")},
+}
+"""Op -> one of the same method that reads as much, or does as much for each row by itself."""
 
 
 def peer_of(key: Key) -> Key | None:

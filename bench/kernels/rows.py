@@ -18,7 +18,8 @@ class Row:
         op: op; `decode_sparse` for score + select + attend with everything around them;
             `decode_covering` where a share of attention says how much is read, and `same_bytes`
             for a fixed budget that reads as many bytes; `decode_view` for what a view lists, and
-            `same_tokens` for a dense step over as many.
+            `same_tokens` for a dense step over as many; `shared_*` for rows on one prefix, whose
+            distinct bytes count, and `alone_*` for the same rows one after the other.
         method: `quest`, `quest_two_level`, `clusterkv`, `pqcache`, `residual_pq`, `snapkv` or
             `dense`.
         context: tokens of each row.

@@ -4,11 +4,13 @@
 // online softmax in base 2, and the chunks of a (row, KV head) are merged at the end. Nothing of
 // this depends on the batch, the threads, or on whether the KV heads share one list; sharing only
 // changes the order of the walk (all heads of a tile, then the next tile), which then follows
-// memory: slots hold the rows of all heads side by side.
+// memory: slots hold the rows of all heads side by side. Nor does it depend on who shares a prefix:
+// rows that read everything and begin alike take turns at each tile of what they have in common.
 
 #include "args.h"
 #include "dot.h"
 #include "parallel.h"
+#include "runs.h"
 
 namespace {
 
@@ -47,10 +49,20 @@ Query<T>* queries_of(const AttendArgs& a, int64_t row, int64_t head) {
   return reinterpret_cast<Query<T>*>(a.scratch + states) + index;
 }
 
-// States, queries, and where the chunks of each list begin.
+// Lists of a row, each of so many KV heads.
+int64_t heads_of(const AttendArgs& a) { return a.t_head == 0 ? a.heads : 1; }
+int64_t lists_of(const AttendArgs& a) { return a.heads / heads_of(a); }
+
+// Behind the queries what a row has in common with the row before it, and the runs of each list.
+int32_t* common_of(const AttendArgs& a) {
+  int64_t row = chunks_of(a, a.width) * state_size(a) + a.group * padded(a.dim);
+  return reinterpret_cast<int32_t*>(a.scratch + a.rows * a.heads * row);
+}
+
 int64_t floats_of(const AttendArgs& a) {
-  int64_t list = chunks_of(a, a.width) * state_size(a) + a.group * padded(a.dim);
-  return a.rows * a.heads * (list + 1) + 1;
+  int64_t chunks = chunks_of(a, a.width), runs = lists_of(a) * chunks;
+  int64_t row = a.heads * (chunks * state_size(a) + a.group * padded(a.dim));
+  return a.rows * (row + 1 + runs * static_cast<int64_t>(sizeof(Run) / sizeof(float)));
 }
 
 // Slots of a tile; from `count` on the last one repeats, so that whole vectors can be computed.
@@ -60,9 +72,9 @@ struct Tile {
   int64_t head;  // the first KV head it is for
 };
 
-// The chunk `chunk` of a row, for the KV heads [head, last) that share its list.
+// The chunk `chunk` of the rows [row, end), for the KV heads [head, last) that share its list.
 struct Task {
-  int64_t row, chunk, head, last;
+  int64_t row, end, chunk, head, last;
 };
 
 int64_t count_of(const AttendArgs& a, int64_t row, int64_t head) {
@@ -72,6 +84,18 @@ int64_t count_of(const AttendArgs& a, int64_t row, int64_t head) {
 int64_t tokens_of(const AttendArgs& a, const Task& task) {
   int64_t tail = a.lists ? 1 : a.tails[task.row];
   return (count_of(a, task.row, task.head) - 1) * a.unit + tail;
+}
+
+// Chunks that a row has whole and in common with the row before it, which has them whole too; all
+// heads share one list.
+int32_t whole_chunks_in_common(const AttendArgs& a, int64_t row) {
+  const int32_t* table = a.table + row * a.t_row;
+  int64_t tokens = in_common(table - a.t_row, table, a.width) * a.unit;
+  for (int64_t r = row - 1; r <= row; ++r) {
+    int64_t own = tokens_of(a, {r, r + 1, 0, 0, a.heads});
+    tokens = own < tokens ? own : tokens;
+  }
+  return static_cast<int32_t>(tokens / (units_per_chunk(a) * a.unit));
 }
 
 // The tile of a task that begins at token `first` of the row, within the task's chunk.
@@ -221,8 +245,10 @@ void attend_chunk(const AttendArgs& a, const Task& task, const Task* next) {
   int64_t span = units_per_chunk(a) * a.unit, first = task.chunk * span;
   int64_t tokens = tokens_of(a, task);
   int64_t end = first + span < tokens ? first + span : tokens;
-  for (int64_t h = task.head; h < task.last; ++h) {
-    clear_state(a, state_of(a, task.row, task.chunk, h));
+  for (int64_t row = task.row; row < task.end; ++row) {
+    for (int64_t h = task.head; h < task.last; ++h) {
+      clear_state(a, state_of(a, row, task.chunk, h));
+    }
   }
   Tile tiles[2];
   tiles[0] = make_tile(a, task, first);
@@ -239,10 +265,13 @@ void attend_chunk(const AttendArgs& a, const Task& task, const Task* next) {
     for (int64_t h = task.head; h < task.last; ++h) {
       const T* keys = static_cast<const T*>(a.keys) + h * a.k_head;
       const T* values = static_cast<const T*>(a.values) + h * a.v_head;
-      for_query_blocks(a.group, [&]<int G>(int64_t g) {
-        attend_tile<T, G>(state_of(a, task.row, task.chunk, h), g,
-                          queries_of<T>(a, task.row, h), keys, values, a, tile, ahead);
-      });
+      for (int64_t row = task.row; row < task.end; ++row) {
+        const Tile* unasked = row == task.row ? ahead : nullptr;
+        for_query_blocks(a.group, [&]<int G>(int64_t g) {
+          attend_tile<T, G>(state_of(a, row, task.chunk, h), g, queries_of<T>(a, row, h), keys,
+                            values, a, tile, unasked);
+        });
+      }
     }
   }
 }
@@ -281,44 +310,35 @@ void merge_chunks(const AttendArgs& a, int64_t row, int64_t head) {
   }
 }
 
-// The chunks of all lists, one list after the other: those of list i begin at begins[i].
-struct Tasks {
-  int64_t lists, heads;  // lists of a row, KV heads that share one
-  int32_t* begins;       // behind the queries
-
-  explicit Tasks(const AttendArgs& a) {
-    heads = a.t_head == 0 ? a.heads : 1;
-    lists = a.heads / heads;
-    begins = reinterpret_cast<int32_t*>(a.scratch + floats_of(a) - (a.rows * a.heads + 1));
-    begins[0] = 0;
-    for (int64_t i = 0; i < a.rows * lists; ++i) {
-      int64_t chunks = chunks_of(a, count_of(a, i / lists, i % lists * heads));
-      begins[i + 1] = begins[i] + static_cast<int32_t>(chunks);
-    }
-  }
-  Task at(int64_t i, int64_t rows) const {
-    int64_t low = 0, high = rows * lists;  // the list lies in [low, high)
-    while (high - low > 1) {
-      int64_t middle = (low + high) / 2;
-      (begins[middle] <= i ? low : high) = middle;
-    }
-    int64_t head = low % lists * heads;
-    return {low / lists, i - begins[low], head, head + heads};
-  }
-};
-
+// The runs of all lists, list by list; of one list, a chunk of every row before the next chunk, so
+// that what several rows read of one region is read at about the same time.
 template <typename T>
 void attend(const AttendArgs& a) {
-  Tasks tasks(a);
-  int64_t count = tasks.begins[a.rows * tasks.lists];
+  int64_t heads = heads_of(a), span = units_per_chunk(a), count = 0;
+  int32_t* common = common_of(a);
+  Run* runs = reinterpret_cast<Run*>(common + a.rows);
+  bool alike = lists_of(a) == 1 && !a.lists;
+  parallel_for(a.rows, a.threads, [&](int64_t row, int64_t) {
+    common[row] = row && alike ? whole_chunks_in_common(a, row) : 0;
+  });
+  for (int64_t list = 0; list < lists_of(a); ++list) {
+    auto has = [&](int64_t row, int64_t b) { return b * span < count_of(a, row, list * heads); };
+    count += find_runs(runs + count, a.rows, chunks_of(a, a.width), list, a.threads, has,
+                       [&](int64_t row) { return common[row]; });
+  }
+  auto task = [&](int64_t i) {
+    const Run& run = runs[i];
+    int64_t head = run.list * heads;
+    return Task{run.row, run.row + run.rows, run.block, head, head + heads};
+  };
   parallel_for(a.rows * a.heads, 1, [&](int64_t i, int64_t) {
     int64_t row = i / a.heads, head = i % a.heads;
     const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.q_head;
     copy_queries(queries_of<T>(a, row, head), q, a.group, a.q_group, a.dim);
   });
   parallel_for(count, a.threads, [&](int64_t i, int64_t after) {
-    Task task = tasks.at(i, a.rows), next = tasks.at(after < count ? after : i, a.rows);
-    attend_chunk<T>(a, task, after < count ? &next : nullptr);
+    Task next = task(after < count ? after : i);
+    attend_chunk<T>(a, task(i), after < count ? &next : nullptr);
   });
   parallel_for(a.rows * a.heads, a.threads,
                [&](int64_t i, int64_t) { merge_chunks<T>(a, i / a.heads, i % a.heads); });

@@ -73,6 +73,32 @@ INLINE void dot_rows(VecF (&acc)[LANES], const BF16* q, int64_t q_stride,
     }
   }
 }
+
+// acc[g * rows + j] += sum over d of q[g][d] * (q[g][d] < 0 ? low[j][d] : high[j][d]).
+template <int G>
+INLINE void dot_bounds(VecF (&acc)[LANES], const BF16* q, int64_t q_stride,
+                       const BF16* const (&low)[LANES / G], const BF16* const (&high)[LANES / G],
+                       int64_t dim) {
+  constexpr int kRows = LANES / G;
+  for (int64_t d = 0; d < dim; d += 2 * LANES) {
+    __mmask32 mask = dim - d >= 2 * LANES ? ~0u : (1u << (dim - d)) - 1;
+    __m512bh below[kRows], above[kRows];
+    UNROLL for (int j = 0; j < kRows; ++j) {
+      below[j] = load_pairs(low[j] + d, mask);
+      above[j] = load_pairs(high[j] + d, mask);
+    }
+    UNROLL for (int g = 0; g < G; ++g) {
+      __m512bh qg = load_pairs(q + g * q_stride + d, mask);
+      __mmask32 negative = _mm512_movepi16_mask(reinterpret_cast<__m512i>(qg));
+      UNROLL for (int j = 0; j < kRows; ++j) {
+        __m512i x = _mm512_mask_blend_epi16(negative, reinterpret_cast<__m512i>(above[j]),
+                                            reinterpret_cast<__m512i>(below[j]));
+        int i = g * kRows + j;
+        acc[i] = _mm512_dpbf16_ps(acc[i], reinterpret_cast<__m512bh>(x), qg);
+      }
+    }
+  }
+}
 #endif
 
 // LANES elements from p, or the first n of them and zeros.

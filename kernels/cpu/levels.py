@@ -16,8 +16,8 @@ SOURCES = (
 HEADERS = (
     *("allot.h", "args.h", "cluster_scene.h", "cluster_steps.h", "cluster_tables.h"),
     *("cluster_weights.h", "code_keys.h", "code_scene.h", "code_tables.h", "dot.h", "exact.h"),
-    *("kmeans.h", "lookup.h", "order.h", "parallel.h", "permute.h", "sample.h", "select.h"),
-    *("shares.h", "simd.h"),
+    *("kmeans.h", "lookup.h", "order.h", "parallel.h", "permute.h", "runs.h", "sample.h"),
+    *("select.h", "shares.h", "simd.h"),
 )
 FLAGS = (
     *("-std=c++20", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra"),

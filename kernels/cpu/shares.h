@@ -14,6 +14,12 @@ INLINE void put_logits(float* logits, int64_t stride, int64_t count, VecF sums) 
   constexpr int kRows = LANES / G;
   float lane[LANES];
   store(lane, sums);
+  if (count >= kRows) {
+    for (int g = 0; g < G; ++g) {
+      __builtin_memcpy(logits + g * stride, lane + g * kRows, kRows * sizeof(float));
+    }
+    return;
+  }
   for (int g = 0; g < G; ++g) {
     for (int64_t j = 0; j < (count < kRows ? count : kRows); ++j) {
       logits[g * stride + j] = lane[g * kRows + j];

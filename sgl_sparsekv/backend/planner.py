@@ -13,6 +13,7 @@ from ..selection import SelectionMethod, load_method
 from ..selection.policy import BoolArray, IntArray, RowOptions, RowPlan, plan_rows
 from ..types import Candidates, Goal, KeptUnits
 from .layers import ModelLayers
+from .prefix_order import together
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class RowGroup:
     Attributes:
         method: how units are ranked, or None to read every unit.
         unit_size: tokens per unit, here and in all that follows.
-        index: int64 `[rows]`, positions of the rows in the step.
+        index: int64 `[rows]`, positions of the rows in the step; on a host rows that begin with
+            the same pages are neighbours, so that ops read what they have in common once.
         candidates: what the method may rank.
         num_units: int32 `[rows]`.
         counts: int32 `[rows]`, units kept; with a goal the most that are, of a pool on the mean.
@@ -172,6 +174,13 @@ class StepPlan(HostPlan):
             self._groups[key] = self._split(dense)
         return self._groups[key]
 
+    @cached_property
+    def _order(self) -> IntArray:
+        """In which the rows of a group stand."""
+        if self._device.type != "cpu":
+            return np.arange(len(self.rows))
+        return together(self.unit_table.numpy())
+
     def needed_units(self) -> torch.Tensor:
         """Full physical units that some row's method may score, `[m]`, repeats allowed."""
         plan, whole = self.plan, self.geometry.unit_size
@@ -201,7 +210,8 @@ class StepPlan(HostPlan):
 
     def _split(self, dense: BoolArray) -> list[RowGroup]:
         alike: dict[tuple[str | None, bool, bool], list[int]] = {}
-        for i, option in enumerate(self.options):
+        for i in self._order.tolist():
+            option = self.options[i]
             how = (option.method, option.estimates, option.adaptive)
             alike.setdefault((None, False, False) if dense[i] else how, []).append(i)
         groups = []
@@ -222,7 +232,7 @@ class StepPlan(HostPlan):
         return replace(group, goal=goal, kept=KeptUnits.of(group.candidates, group.num_units))
 
     def _group(self, name: str | None, estimates: bool, index: IntArray) -> RowGroup:
-        whole = len(index) == len(self.rows)
+        whole = np.array_equal(index, np.arange(len(self.rows)))
         where = torch.from_numpy(index).to(self._device)
         method = None if name is None else load_method(name)
         unit_size = (method.unit_size if method else None) or self.geometry.unit_size

@@ -1,4 +1,4 @@
-"""A row gives the same bits alone, in any batch, and with any number of threads."""
+"""A row gives the same bits alone, in any batch, whoever shares its prefix, on any threads."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,7 @@ from sgl_sparsekv.kernels.cpu.ops import CpuOps
 
 from sgl_sparsekv.selection.mean_std import MeanStd
 from sgl_sparsekv.selection.quest import Quest
+from sgl_sparsekv.selection.shadowkv import LANDMARK
 from sgl_sparsekv.types import Reduction
 
 
@@ -42,6 +43,39 @@ def decode(ops: CpuOps, batch: Batch) -> list[torch.Tensor]:
     return [*results, *ops.attend(batch.q, batch.keys, batch.values, *args)]
 
 
+def sharing(batch: Batch, parents: dict[int, tuple[int, int]]) -> Batch:
+    """The batch with rows that begin with units of another: row -> its parent, and how many.
+
+    What is nobody's afterwards is NaN.
+    """
+    for row, (parent, units) in parents.items():
+        batch.table[row, :units] = batch.table[parent, :units]
+    owned = [batch.table[row, :count] for row, count in enumerate(batch.num_units.tolist())]
+    spare = torch.ones(batch.keys.shape[0] // 16, dtype=torch.bool)
+    spare[torch.cat(owned).long()] = False
+    for pool in (batch.keys, batch.values):
+        pool[spare.repeat_interleave(16)] = torch.nan
+    return batch
+
+
+def everything_that_is_ranked(ops: CpuOps, batch: Batch) -> list[torch.Tensor]:
+    """Scores by every formula, and attention over all."""
+    results = []
+    heads, dim = batch.keys.shape[1:]
+    full = [batch.table[r, : n // 16] for r, n in enumerate(batch.lengths)]
+    args = (batch.candidates, 0.09, Reduction.MAX_SOFTMAX)
+    for summary in (Quest.summary, Quest.shares, MeanStd.summary, LANDMARK):
+        planes = len(summary.planes)
+        fields = torch.full((len(batch.keys) // 16, heads, planes, dim), torch.nan)
+        fields = fields.to(batch.q.dtype)
+        ops.summarise(summary, batch.keys, fields, torch.cat(full).long())
+        results.append(ops.score(summary, batch.q, fields, *args))
+    results.append(ops.score_exact(batch.q, batch.keys, *args, 16))
+    shared = batch.table[:, None].expand(-1, heads, -1)
+    tail = (batch.num_units, batch.tails, 0.09, 16)
+    return [*results, *ops.attend(batch.q, batch.keys, batch.values, shared, *tail)]
+
+
 def same_bits(row: torch.Tensor, alone: torch.Tensor) -> bool:
     """Equal up to the width of the batch's widest row."""
     if row.shape != alone.shape:  # the wider batch pads the last dimension
@@ -62,6 +96,45 @@ def test_bits_do_not_depend_on_batch_or_threads(ops: CpuOps, dtype: torch.dtype,
     for row in range(len(batch.lengths)):
         for one, other in zip(together, decode(ops, batch.alone(row)), strict=True):
             assert same_bits(one[row], other[0])
+
+
+PREFIXES = {
+    "branches": {1: (0, 150), 2: (1, 33), 3: (2, 2), 5: (0, 163)},
+    "one prefix": dict.fromkeys((1, 2, 5), (0, 66)),
+    "a chain": {1: (0, 64), 2: (1, 69), 5: (2, 65)},
+    "rows apart": {2: (0, 60), 5: (1, 128)},
+}
+"""Row -> whom it shares with, and how many units: whole blocks and parts, all that a row has (with
+its last page), branches of branches, and rows between which others stand."""
+
+
+@pytest.mark.parametrize("parents", PREFIXES.values(), ids=PREFIXES)
+@pytest.mark.parametrize(
+    ("dtype", "group"), [(torch.bfloat16, 4), (torch.float16, 7), (torch.float32, 1)], ids=str
+)
+def test_bits_do_not_depend_on_who_shares_a_prefix(
+    ops: CpuOps,
+    dtype: torch.dtype,
+    group: int,
+    parents: dict[int, tuple[int, int]],
+    threads: int,
+) -> None:
+    """In the batch's order and in another, where other rows are neighbours."""
+    lengths = [2600, 2900, 1111, 40, 1, 2600]
+    batch = sharing(make_batch(lengths, 2, group, 64, dtype), parents)
+    order = torch.tensor([5, 3, 0, 4, 2, 1])
+    again = Batch(
+        *(batch.q[order], batch.keys, batch.values, [lengths[row] for row in order.tolist()]),
+        *(batch.table[order], 16),
+    )
+    alone = [everything_that_is_ranked(ops, batch.alone(row)) for row in range(len(lengths))]
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        together, reordered = (everything_that_is_ranked(ops, one) for one in (batch, again))
+        for place, row in enumerate(order.tolist()):
+            for one, other, expected in zip(together, reordered, alone[row], strict=True):
+                assert same_bits(one[row], expected[0])
+                assert same_bits(other[place], expected[0])
 
 
 def test_empty_inputs(ops: CpuOps):
