@@ -1,4 +1,4 @@
-"""Every test: parts of this folder in processes of their own, four at a time.
+"""Every test: parts of this folder in processes of their own, five at a time.
 
     python tests/run.py [PYTEST'S ARGUMENTS]
 
@@ -19,7 +19,7 @@ from typing import NoReturn
 
 TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
-AT_ONCE = 4
+AT_ONCE = 5
 NOTHING_FOUND = 5
 """Pytest's exit status where a selection (`-k`) leaves nothing of a part."""
 
@@ -38,13 +38,13 @@ class Part:
 
 
 PARTS = (
-    Part("kernels", ("kernels",)),
     Part("documents", ("docs", "package")),
+    Part("kernels", ("kernels",)),
     Part("servers", ("server",)),
-    Part("backend", ("backend",)),
-    Part("tools", ("bench", "evaluation", "models", "report")),
     Part("metadata", ("page_metadata", "segments", "selection")),
     Part("compiled", ("kernels/compiled",)),
+    Part("tools", ("bench", "evaluation", "models", "report")),
+    Part("backend", ("backend",)),
     Part("rest", (".",)),
     Part("alone", ("server/alone",)),
 )
