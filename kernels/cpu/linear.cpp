@@ -10,8 +10,8 @@
 
 namespace {
 
-constexpr int64_t kRun = 128;      // outputs of a task
-constexpr int64_t kAhead = 16384;  // bytes: by then they have come
+constexpr int64_t kTasks = 8;  // of a thread, so that none waits long for another
+constexpr int64_t kRun = 512;  // most outputs of a task
 
 template <typename T>
 Query<T>* rows_of(const LinearArgs& a) {
@@ -33,8 +33,9 @@ INLINE void multiply(const LinearArgs& a, int64_t row, int64_t first) {
       lines[j] = weight + line * a.w_row;
     }
     VecF acc[LANES] = {};
-    // What the first rows have fetched lies in a cache for the others.
-    dot_rows<T, G>(acc, x, padded(a.inputs), lines, a.inputs, row ? 0 : kAhead);
+    // The next lines. What the first rows have fetched lies in a cache for the others.
+    int64_t ahead = row ? 0 : LANES * a.w_row * static_cast<int64_t>(sizeof(T));
+    dot_rows<T, G>(acc, x, padded(a.inputs), lines, a.inputs, ahead);
     UNROLL for (int g = 0; g < G; ++g) {
       UNROLL for (int j = 0; j < kRows; ++j) sums[g][some + j] = acc[g * kRows + j];
     }
@@ -55,9 +56,11 @@ INLINE void multiply(const LinearArgs& a, int64_t row, int64_t first) {
 template <typename T>
 void linear(const LinearArgs& a) {
   copy_queries<T>(rows_of<T>(a), static_cast<const T*>(a.x), a.rows, a.x_row, a.inputs);
-  parallel_for((a.outputs + kRun - 1) / kRun, a.threads, [&](int64_t task, int64_t) {
-    int64_t end = (task + 1) * kRun < a.outputs ? (task + 1) * kRun : a.outputs;
-    for (int64_t first = task * kRun; first < end; first += LANES) {
+  int64_t run = a.outputs / (kTasks * a.threads) / LANES * LANES;
+  run = run < LANES ? LANES : run > kRun ? kRun : run;
+  parallel_for((a.outputs + run - 1) / run, a.threads, [&](int64_t task, int64_t) {
+    int64_t end = (task + 1) * run < a.outputs ? (task + 1) * run : a.outputs;
+    for (int64_t first = task * run; first < end; first += LANES) {
       for_query_blocks(a.rows, [&]<int G>(int64_t row) { multiply<T, G>(a, row, first); });
     }
   });
