@@ -21,6 +21,7 @@ ALLOWED = {
     "types": {"segment_records", "summaries"},
     "summaries": set(),
     "routes": {"types"},
+    "layer_ops": set(),
     "segment_ops": {"types", "segment_records", "summaries"},
     "ops": {"types", "segment_ops", "summaries"},
     "fused_ops": {"types", "routes", "ops"},

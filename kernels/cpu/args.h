@@ -176,3 +176,31 @@ struct IndexArgs : Memory {
   int64_t capacity;  // most tokens of a cluster; 0: no bound
   int64_t dtype, threads, k_slot, k_head;
 };
+
+// Of whole layers. Strides x_row, ... are of rows; what is written is contiguous, in the inputs' dtype.
+
+struct LinearArgs : Memory {
+  const void *x, *weight, *bias;  // [rows, K]; [N, K]; [N] contiguous, or null
+  void* out;                      // [rows, N]
+  int64_t rows, inputs, outputs, dtype, threads, x_row, w_row;
+};
+
+struct NormArgs : Memory {
+  const void *x, *residual, *weight;  // [rows, D]; the same, or null; [D] contiguous
+  void *out, *sum;                    // [rows, D]; x + residual, where there is one
+  int64_t rows, dim, dtype, threads, x_row, r_row;
+  double epsilon;
+};
+
+struct GateArgs : Memory {
+  const void* x;  // [rows, 2 D]: gate, then what it lets through
+  void* out;      // [rows, D]
+  int64_t rows, dim, dtype, threads, x_row;
+};
+
+struct RotateArgs : Memory {
+  const void *q, *k, *table;  // [rows, q_heads, D]; [rows, k_heads, D]; [positions, 2 half]
+  const int64_t* positions;   // [rows]
+  void *q_out, *k_out;        // as q and k
+  int64_t rows, q_heads, k_heads, dim, half, dtype, threads, q_row, k_row, t_row;
+};

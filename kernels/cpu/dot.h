@@ -23,16 +23,23 @@ struct QueryOf<BF16> {
 template <typename T>
 using Query = typename QueryOf<T>::Type;
 
+template <typename T>
+INLINE void fetch(const T* p, int64_t ahead) {
+  if (ahead) __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead, 0, 2);
+}
+
 // acc[g * rows + j] += q[g] . row[j], lane by lane, for G queries and LANES / G rows.
-// q: [G, q_stride], zero from dim to padded(dim). Square: row elements are squared.
+// q: [G, q_stride], zero from dim to padded(dim). Square: row elements are squared. What lies
+// `ahead` bytes behind what is read is fetched beside it.
 template <typename T, int G, bool Square = false>
 INLINE void dot_rows(VecF (&acc)[LANES], const float* q, int64_t q_stride,
-                     const T* const (&row)[LANES / G], int64_t dim) {
+                     const T* const (&row)[LANES / G], int64_t dim, int64_t ahead = 0) {
   constexpr int kRows = LANES / G;
   int64_t d = 0;
   for (; d + LANES <= dim; d += LANES) {
     VecF x[kRows];
     UNROLL for (int j = 0; j < kRows; ++j) {
+      fetch(row[j] + d, ahead);
       x[j] = load(row[j] + d);
       if (Square) x[j] *= x[j];
     }
@@ -58,12 +65,15 @@ INLINE __m512bh load_pairs(const BF16* p, __mmask32 mask) {
 // As above, two products per lane and instruction; products of bfloat16 are exact in float32.
 template <typename T, int G>
 INLINE void dot_rows(VecF (&acc)[LANES], const BF16* q, int64_t q_stride,
-                     const BF16* const (&row)[LANES / G], int64_t dim) {
+                     const BF16* const (&row)[LANES / G], int64_t dim, int64_t ahead = 0) {
   constexpr int kRows = LANES / G;
   for (int64_t d = 0; d < dim; d += 2 * LANES) {
     __mmask32 mask = dim - d >= 2 * LANES ? ~0u : (1u << (dim - d)) - 1;
     __m512bh x[kRows];
-    UNROLL for (int j = 0; j < kRows; ++j) x[j] = load_pairs(row[j] + d, mask);
+    UNROLL for (int j = 0; j < kRows; ++j) {
+      fetch(row[j] + d, ahead);
+      x[j] = load_pairs(row[j] + d, mask);
+    }
     UNROLL for (int g = 0; g < G; ++g) {
       __m512bh qg = load_pairs(q + g * q_stride + d, mask);
       UNROLL for (int j = 0; j < kRows; ++j) {

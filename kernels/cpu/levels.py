@@ -10,8 +10,8 @@ GLIBC = "2.17"
 """The oldest C library that the kernels run on."""
 SOURCES = (
     *("allot.cpp", "attend.cpp", "choose.cpp", "clusters.cpp", "codes.cpp", "cover.cpp"),
-    *("estimate.cpp", "index.cpp", "known.cpp", "sample.cpp", "score.cpp", "select.cpp"),
-    *("summarise.cpp", "weigh.cpp"),
+    *("estimate.cpp", "index.cpp", "known.cpp", "layers.cpp", "linear.cpp", "sample.cpp"),
+    *("score.cpp", "select.cpp", "summarise.cpp", "weigh.cpp"),
 )
 HEADERS = (
     *("allot.h", "args.h", "cluster_scene.h", "cluster_steps.h", "cluster_tables.h"),

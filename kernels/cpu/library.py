@@ -51,9 +51,14 @@ FIELDS = {
     "index_segments": "keys slots skips records codes codebooks "
     "count heads dim segment subspaces entries cosine iterations capacity "
     "dtype threads k_slot k_head",
+    "linear": "x weight bias out rows inputs outputs dtype threads x_row w_row",
+    "norm": "x residual weight out sum rows dim dtype threads x_row r_row epsilon",
+    "gate": "x out rows dim dtype threads x_row",
+    "rotate": "q k table positions q_out k_out rows q_heads k_heads dim half dtype threads "
+    "q_row k_row t_row",
 }
 """Kernel -> fields of its arguments in args.h, behind `Memory`."""
-REAL = frozenset({"scale", "spread", "least", "by_code", "by_centroid"})
+REAL = frozenset({"scale", "spread", "least", "by_code", "by_centroid", "epsilon"})
 """Fields that are doubles; the others are whole numbers or addresses, 0 for none."""
 
 
@@ -114,6 +119,10 @@ class Library:
         self.known = Kernel(library, "known", scratch)
         self.summarise = Kernel(library, "summarise", scratch)
         self.index_segments = Kernel(library, "index_segments", scratch)
+        self.linear = Kernel(library, "linear", scratch)
+        self.norm = Kernel(library, "norm", scratch)
+        self.gate = Kernel(library, "gate", scratch)
+        self.rotate = Kernel(library, "rotate", scratch)
 
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

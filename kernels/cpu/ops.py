@@ -24,6 +24,7 @@ from sgl_sparsekv.types import (
 )
 
 from .arguments import REDUCTIONS, address, attend_args, dtype_of, sample_args, strides_of
+from .layers import CpuLayerOps
 from .library import DTYPES, load_library
 from .prefill import merge, prefill
 from .segments import CpuSegmentOps
@@ -45,7 +46,7 @@ class _Formula(NamedTuple):
     spread: float
 
 
-class CpuOps(CpuSegmentOps):
+class CpuOps(CpuSegmentOps, CpuLayerOps):
     """Fused kernels of one instruction set."""
 
     name = "cpu"

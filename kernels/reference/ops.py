@@ -21,11 +21,12 @@ from sgl_sparsekv.types import (
 
 from .allot import LARGEST, shared
 from .clusters import Clusters
+from .layers import ReferenceLayerOps
 from .rows import candidate_spans, known_of, reduce_group, unit_rows
 from .sample import sample
 
 
-class ReferenceOps:
+class ReferenceOps(ReferenceLayerOps):
     """Plain torch; any method runs here, from the formula in its own file."""
 
     name = "reference"

@@ -5,9 +5,11 @@ from typing import Any, cast
 
 from ..config import FUSED_DEVICES
 from ..fused_ops import FusedOps
+from ..layer_ops import LayerOps
 from ..ops import load_ops
 from ..serving.room import Room
 from .attention import SparseKVBackend
+from .cpu_layers import serve_layers
 from .flags import options_of
 from .fused import FusedBackend
 from .grouped import GroupedBackend
@@ -26,4 +28,6 @@ def create_backend(runner: Any) -> SparseKVBackend:
     logger.info("sparsekv: %s", room.told())
     if options.device in FUSED_DEVICES:
         return FusedBackend(runner, options, cast(FusedOps, ops))
+    if options.device == "cpu":
+        serve_layers(runner.model, cast(LayerOps, ops), room.context)
     return GroupedBackend(runner, options, ops)

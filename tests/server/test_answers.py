@@ -59,6 +59,13 @@ def test_reading_everything_gives_the_tokens_of_torch_native(
     assert [a["output_ids"] for a in mine if a] == [a["output_ids"] for a in stock if a]
 
 
+def test_layers_are_ours_where_the_backend_is(ours: ServerProcess, fleet: Fleet) -> None:
+    """The tokens above and the logprobs below are those of our matrices against torch's."""
+    told = "matrices are read by our kernels"
+    assert told in ours.log.read_text()
+    assert told not in fleet.get("native").log.read_text()
+
+
 def test_logprobs_stay_within_the_rounding_of_bf16(ours: ServerProcess, fleet: Fleet) -> None:
     """Random prompts: every candidate token's logprob, against torch_native."""
     native, rng = fleet.get("native"), random.Random(0)
