@@ -5,8 +5,10 @@ build. A library's name holds the hash of its sources, its options and the compi
 one that exists is not built again, and those of other sources are removed.
 """
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -54,12 +56,13 @@ def build_level(level: Level, folder: Path = FOLDER) -> Path:
 
 
 def main() -> None:
-    """Build every level of this machine and print where each lies."""
+    """Build every level of this machine, one on each core, and print where each lies."""
     levels = machine_levels()
     if not levels:
         raise SystemExit("there are no CPU kernels for this machine")
-    for level in levels:
-        print(build_level(level))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path in pool.map(build_level, levels):
+            print(path)
 
 
 if __name__ == "__main__":
