@@ -25,6 +25,14 @@ OP_NAMES = {
     "same_bytes": "decode, as many bytes",
     "decode_view": "decode, a view",
     "same_tokens": "decode dense, as many tokens",
+    "shared_sparse": "decode, on one prefix",
+    "alone_sparse": "decode, row by row",
+    "shared_dense": "decode dense, on one prefix",
+    "alone_dense": "decode dense, row by row",
+    "shared_score": "score, on one prefix",
+    "alone_score": "score, row by row",
+    "shared_attend": "attend, on one prefix",
+    "alone_attend": "attend, row by row",
     "summarise": "summarise that prompt",
     "index": "index that prompt",
 }
@@ -37,11 +45,12 @@ class Bound:
     Attributes:
         op: op that is judged.
         field: `speedup` (over the peer), `of_floor`, `of_prefill` (a share), `of_quest`,
-            `of_same_bytes` (of a fixed budget), `of_same_tokens` (of a dense step over as many)
-            or `of_32k` (its own time at 32k).
+            `of_same_bytes` (of a fixed budget), `of_same_tokens` (of a dense step over as many),
+            `of_alone` (of the same rows one after the other) or `of_32k` (its own time at 32k).
         limit: the bound; `speedup` is at least that, the others at most.
         contexts: contexts that are judged, from the first to the last.
         method: the only method that is judged; None: any.
+        batch: the only number of rows that is judged; None: any.
     """
 
     op: str
@@ -49,6 +58,7 @@ class Bound:
     limit: float
     contexts: tuple[int, int] = (0, 1 << 30)
     method: str | None = None
+    batch: int | None = None
 
     @property
     def words(self) -> str:
@@ -61,6 +71,8 @@ class Bound:
             return f"<= {self.limit:g} times a fixed budget of as many bytes"
         if self.field == "of_same_tokens":
             return f"<= {self.limit:g} times a dense step over as many tokens"
+        if self.field == "of_alone":
+            return f"<= {self.limit:g} times the same rows one after the other"
         if self.field == "of_32k":
             return f"<= {self.limit:g} times its time at 32k"
         if self.field == "speedup":
@@ -70,7 +82,8 @@ class Bound:
     def judges(self, row: Result) -> bool:
         """Whether a row is one of those it bounds."""
         inside = self.contexts[0] <= row["context"] <= self.contexts[1]
-        return inside and row["op"] == self.op and self.method in (None, row["method"])
+        alike = self.method in (None, row["method"]) and self.batch in (None, row["batch"])
+        return inside and alike and row["op"] == self.op
 
     def met(self, value: float) -> bool:
         """Whether the bound is reached."""
@@ -88,6 +101,8 @@ BOUNDS = (
     Bound("decode_sparse", "of_32k", 1.5, (128 * K, 1 << 30), "quest_two_level"),
     Bound("decode_covering", "of_same_bytes", 1.1, (32 * K, 1 << 30)),
     Bound("decode_view", "of_same_tokens", 1.3, (32 * K, 32 * K)),
+    Bound("shared_sparse", "of_alone", 1 / 4, (128 * K, 128 * K), batch=32),
+    Bound("shared_dense", "of_alone", 1 / 8, (128 * K, 128 * K), batch=32),
     Bound("decode_dense", "of_floor", 2),
     Bound("prefill", "speedup", 3),
     Bound("summarise", "of_prefill", 0.03),
@@ -144,7 +159,8 @@ def _value(field: str, row: Result, rows: list[Result]) -> float | None:
 
     That is the median over the turns where the run kept it, else the least over the least.
     """
-    if field in ("of_quest", "of_same_bytes", "of_same_tokens") and row.get("ratio"):
+    told = ("of_quest", "of_same_bytes", "of_same_tokens", "of_alone")
+    if field in told and row.get("ratio"):
         ratio: float = row["ratio"]
         return ratio
     shape = {key: row[key] for key in ("op", "method", "context", "batch")}
@@ -202,7 +218,8 @@ def _served(name: str, result: Result) -> str:
             for line, row in zip(rows, result["rows"], strict=True)
         ]
     where = (
-        f"{_environment(result['environment'])}. {result['layers']} layers, "
+        f"{_environment(result['environment'])}. {result['layers']} layers of "
+        f"{result.get('shape', 'qwen2.5-0.5b')}'s shape, "
         f"{result['context']:,} tokens of context, budget {result['budget']:,}; tokens/s and step "
         "are medians."
     )

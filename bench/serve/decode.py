@@ -2,10 +2,12 @@
 
     python -m bench.serve.decode --device cpu --json FILE
 
-The model has Qwen2.5-0.5B's shape (24 layers, 14 query and 2 KV heads of 64) and random weights:
-what is measured does not depend on what the weights say. Both servers get the same flags but for
-the backend; both read the prompt in one prefill chunk, because `torch_native` computes a chunk's
-whole prefix anew. Repeats alternate between the servers, and the one that waits sleeps.
+The model has Qwen2.5-0.5B's shape (24 layers, 14 query and 2 KV heads of 64) or Llama-3.2-1B's (16
+layers, 32 query and 8 KV heads of 64), whole or its first layers, and random weights: what is
+measured does not depend on what the weights say. `--batch` requests on one prefix run together too.
+Both servers get the same flags but for the backend; both read the prompt in one prefill chunk,
+because `torch_native` computes a chunk's whole prefix anew. Repeats alternate between the servers,
+and the one that waits sleeps.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from bench.serve.client import Generation
-from bench.serve.model import QWEN
+from bench.serve.model import SHAPES
 from bench.serve.timing import Timing, Variants
 from sgl_sparsekv.errors import SparseKVError
 from sgl_sparsekv.tooling.environment import environment
@@ -31,7 +33,7 @@ from sgl_sparsekv.tooling.servers import ServerSpec, serve
 
 PAGE_SIZE = 64
 TARGET = 4.0
-ASKED = ("context", "tokens", "repeats", "batch", "budget", "layers", "seed")
+ASKED = ("context", "tokens", "repeats", "batch", "budget", "shape", "layers", "seed")
 """Arguments that a run which goes on must share with the one before."""
 DENSE, SPARSE = "torch_native", "sparsekv"
 
@@ -100,12 +102,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace, progress: Progress, journal: Journal) -> dict[str, Any]:
     """Start both servers, time what the journal lacks of every variant, stop them."""
+    shape = SHAPES[args.shape]
+    quest = {"budget": args.budget, "dense_layers": shape.dense_layers(args.layers)}
     variants: Variants = {
         "torch_native": (DENSE, None),
         "full": (SPARSE, {"method": "full"}),
-        "quest": (SPARSE, {"method": "quest", "budget": args.budget}),
+        "quest": (SPARSE, {"method": "quest", **quest}),
     }
-    ids = random.Random(args.seed).choices(range(QWEN["vocab_size"] - 1000), k=args.context)
+    words = shape.cut(args.layers)["vocab_size"]
+    ids = random.Random(args.seed).choices(range(1000, words), k=args.context)
     folder = Path(tempfile.mkdtemp(prefix="bench-serve-"))
     progress.say(f"logs are in {folder}")
     flags = server_flags(folder, args)
@@ -131,6 +136,7 @@ def measure(args: argparse.Namespace, progress: Progress, journal: Journal) -> d
         "context": args.context,
         "tokens": args.tokens,
         "budget": args.budget,
+        "shape": args.shape,
         "layers": args.layers,
         "batch": args.batch,
         "prefill_s": prefill,
@@ -145,8 +151,7 @@ def server_flags(folder: Path, args: argparse.Namespace) -> tuple[str, ...]:
     """What both servers share; writes the model's configuration to `folder`."""
     model = folder / "model"
     model.mkdir()
-    config = {**QWEN, "num_hidden_layers": args.layers}
-    (model / "config.json").write_text(json.dumps(config))
+    (model / "config.json").write_text(json.dumps(SHAPES[args.shape].cut(args.layers)))
     prompt = args.context + PAGE_SIZE
     held = args.context + (args.batch + 1) * (args.tokens + 3 * PAGE_SIZE)
     return (
@@ -179,7 +184,7 @@ def _header(result: dict[str, Any]) -> str:
     return (
         f"\n{where['machine']}, {where['threads'] or 'default'} threads; SGLang {where['sglang']}, "
         f"torch {where['torch']}, commit {where['commit']}, {where['when']}\n"
-        f"{result['layers']} layers of Qwen2.5-0.5B's shape, bf16, random weights; "
+        f"{result['layers']} layers of {result['shape']}'s shape, bf16, random weights; "
         f"{result['context']:,} tokens of context, {result['tokens']} generated; prefill "
         f"{result['prefill_s'][DENSE]:.0f} s (torch_native), {result['prefill_s'][SPARSE]:.0f} s "
         "(sparsekv), one chunk\n"
@@ -212,9 +217,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1, help="also run so many requests together")
     parser.add_argument("--budget", type=int, default=2048, help="tokens quest reads per KV head")
-    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b", help="of the model")
+    parser.add_argument("--layers", type=int, help="first layers of it; default: all")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    whole = SHAPES[args.shape].layers
+    args.layers = whole if args.layers is None else args.layers
+    if not 1 <= args.layers <= whole:
+        parser.error(f"--layers must be in [1, {whole}], got {args.layers}")
+    return args
 
 
 if __name__ == "__main__":

@@ -28,10 +28,64 @@ QWEN: dict[str, Any] = {
     "eos_token_id": 151_645,
 }
 QWEN_LAYERS = 24
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128_256,
+    "max_position_embeddings": 131_072,
+    "rope_theta": 500_000.0,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 128_000,
+    "eos_token_id": 128_001,
+}
+LLAMA_LAYERS = 16
 POSITIONS = 262_144
 """So that an answer fits behind 128k tokens; a longer table of positions costs no time."""
 DENSE_LAYERS = 2
 """Of a whole model, by default: the server option of that name."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's shape, whole or cut.
+
+    Attributes:
+        name: of the model.
+        config: its `config.json`, but for the number of layers.
+        layers: of the whole model.
+    """
+
+    name: str
+    config: dict[str, Any]
+    layers: int
+
+    def cut(self, layers: int) -> dict[str, Any]:
+        """`config.json` with fewer layers, and as few of the words: attention keeps its share."""
+        words = self.config["vocab_size"] * layers // self.layers // 32 * 32
+        ends = {"bos_token_id": 0, "eos_token_id": 1} if layers < self.layers else {}
+        return {**self.config, "num_hidden_layers": layers, "vocab_size": words, **ends}
+
+    def dense_layers(self, layers: int) -> int:
+        """First layers of a cut model that sparse requests read in full."""
+        return -(-DENSE_LAYERS * layers // self.layers)
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("qwen2.5-0.5b", QWEN, QWEN_LAYERS),
+        Shape("llama-3.2-1b", LLAMA, LLAMA_LAYERS),
+    )
+}
+"""2 KV heads of 64, and 8."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +136,10 @@ def write_model(folder: Path, layers: int) -> Model:
         raise ValueError(f"layers must be in [1, {QWEN_LAYERS}], got {layers}")
     from sgl_sparsekv.models.tokenizer import SPECIALS, build_tokenizer
 
-    vocabulary = QWEN["vocab_size"] * layers // QWEN_LAYERS // 32 * 32
+    shape = SHAPES["qwen2.5-0.5b"]
+    config = shape.cut(layers)
+    vocabulary = config["vocab_size"]
     words = [*SPECIALS, *(f"w{i}" for i in range(len(SPECIALS), vocabulary))]
-    config = {**QWEN, "num_hidden_layers": layers, "vocab_size": vocabulary}
     config |= {"bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": POSITIONS}
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True)
@@ -98,5 +153,5 @@ def write_model(folder: Path, layers: int) -> Model:
         ("--load-format", "dummy"),
         POSITIONS,
         # Two of so few layers would be more of the model than two are of a whole one.
-        -(-DENSE_LAYERS * layers // QWEN_LAYERS),
+        shape.dense_layers(layers),
     )

@@ -75,13 +75,28 @@ def test_the_target_decides_the_exit_code(tmp_path, monkeypatch, capsys, ratio, 
         "passed": row.ratio >= serve.TARGET,
         "prefill_s": {"torch_native": 1.0, "sparsekv": 1.0},
         "environment": serve.environment(),
-        **dict.fromkeys(("layers", "context", "tokens"), 1),
+        **dict.fromkeys(("shape", "layers", "context", "tokens"), 1),
     }
     monkeypatch.setattr(serve, "measure", lambda *args: result)
     path = tmp_path / "results" / "found.json"
     assert serve.main(["--json", str(path)]) == status
     assert json.loads(path.read_text())["ratio"] == pytest.approx(ratio)
     assert f"{ratio:.2f}x" in capsys.readouterr().out
+
+
+def test_a_shape_with_eight_kv_heads_is_cut_with_its_words(tmp_path, capsys):
+    args = serve._arguments(["--shape", "llama-3.2-1b", "--layers", "4"])
+    serve.server_flags(tmp_path, args)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 4 and config["num_key_value_heads"] == 8
+    assert config["vocab_size"] == 128_256 // 4
+    assert serve.SHAPES[args.shape].dense_layers(4) == 1
+    whole = serve._arguments(["--shape", "llama-3.2-1b"])
+    assert whole.layers == 16 and serve.SHAPES[whole.shape].dense_layers(16) == 2
+    assert serve.SHAPES[whole.shape].cut(16)["vocab_size"] == 128_256
+    with pytest.raises(SystemExit):
+        serve._arguments(["--layers", "25"])
+    assert "--layers must be in [1, 24], got 25" in capsys.readouterr().err
 
 
 def test_both_servers_get_a_model_of_the_named_shape(tmp_path):
