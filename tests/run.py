@@ -21,8 +21,8 @@ TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
 AT_ONCE = 4
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GC_THRESHOLD": "100000 50 100"}
-"""Of every process: two thread pools on few cores cost far more than they give, and collecting garbage
-takes a quarter of the time in which SGLang starts."""
+"""Of every process: two thread pools on few cores cost far more than they give, and collecting
+garbage takes a quarter of the time in which SGLang starts."""
 NOTHING_FOUND = 5
 """Pytest's exit status where a selection (`-k`) leaves nothing of a part."""
 
