@@ -169,6 +169,7 @@ INLINE void estimate_step(const ScoreArgs& a, const Place<T>& place, const Step<
                   estimate<T, G, P>(a, place, g, unit));
   });
 }
+
 // All heads of a step before the next step, which follows memory; where several rows have the block
 // in common, all steps of a head, some rows at a time: the block stays in the L2 cache.
 template <typename T, Planes P>
